@@ -1,0 +1,278 @@
+"""A tokenizer and a model, at a precision, on a device or a device map, with an adapter. Names are hub names or folders."""
+
+import json
+import logging
+import os
+import threading
+import warnings
+from pathlib import Path
+
+import utils
+from utils import UserError
+
+PRECISIONS = ("fp32", "fp16", "bf16", "int8", "nf4")
+HEADS = ("classifier", "pre_classifier", "score", "lm_head")  # never quantized: a head is trained, or decides the label
+
+# the projections that LoRA (Hu et al. 2022) adapts by default, query and value, under the names that architectures give them
+ATTENTION_PROJECTIONS = (("q_proj", "v_proj"), ("query", "value"), ("q_lin", "v_lin"), ("q", "v"), ("query_proj", "value_proj"),
+                         ("c_attn",), ("query_key_value",), ("qkv_proj",), ("Wqkv",), ("qkv",))  # fmt: skip
+
+
+# ------------------------------------------------------------------------------------------------------------ hub or folder
+
+
+def _hub_answers(seconds=5.0):
+    """Does the hub's endpoint answer at all? Asked from a thread, since a name look-up cannot be given a time limit."""
+    import urllib.error
+    import urllib.request
+
+    answered = threading.Event()
+
+    def ask():
+        request = urllib.request.Request(os.environ.get("HF_ENDPOINT", "https://huggingface.co"), method="HEAD")
+        try:
+            urllib.request.urlopen(request, timeout=seconds)
+        except urllib.error.HTTPError as error:
+            if error.code in (403, 407, 502, 503, 504):  # a proxy's refusal
+                return
+        except (OSError, ValueError):
+            return
+        answered.set()
+
+    threading.Thread(target=ask, daemon=True).start()
+    return answered.wait(seconds)
+
+
+def check_names(models=None, datasets=None):
+    """Check, before anything heavy is imported, that each name is a local path, is cached, or that the hub can be reached.
+
+    models, datasets: {flag: name or path}; None values are passed over. Where the hub does not answer, the Hugging Face
+    libraries are put in offline mode, so that what is cached loads at once. Raises UserError with the offline way out.
+    """
+    remote = []
+    for flag, name in {**(models or {}), **(datasets or {})}.items():
+        if name is None or Path(name).expanduser().exists():
+            continue
+        if name.startswith((".", "/", "~", "assets/")) or name.count("/") > 1 or not name.strip():
+            hint = "; run `python prepare_data.py demo` first" if name.startswith("assets/") else ""
+            raise UserError(f"{flag} {name}: no such file or folder{hint}")
+        remote.append(flag)
+    if not remote:
+        return
+    if os.environ.get("HF_HUB_OFFLINE", "0").upper() not in ("1", "TRUE", "YES", "ON"):
+        if _hub_answers():
+            return
+        os.environ["HF_HUB_OFFLINE"] = "1"  # the libraries read it when they are imported, that is, later
+    os.environ["HF_DATASETS_OFFLINE"] = "1"
+    from huggingface_hub import try_to_load_from_cache
+
+    for flag in remote:
+        name = (models or {}).get(flag)
+        if name is None:
+            continue  # the datasets library answers for its own cache
+        aliases = (name, f"sentence-transformers/{name}")
+        if not any(isinstance(try_to_load_from_cache(alias, "config.json"), str) for alias in aliases):
+            raise UserError(
+                f"{flag} {name}: the hub cannot be reached and this name is not in the cache; give a local folder, or run "
+                "`python prepare_data.py demo` and use assets/models/SmolLM2-135M-Instruct or assets/models/all-MiniLM-L6-v2"
+            )
+
+
+# ------------------------------------------------------------------------------------------------------------------ loading
+
+
+def quiet():
+    """Leave the libraries' warnings that a person cannot act on out of the output (bitsandbytes prints one a call)."""
+    from transformers.utils import logging as hf_logging
+
+    warnings.filterwarnings("ignore", message=".*MatMul8bitLt.*")
+    warnings.filterwarnings("ignore", message=".*fan_in_fan_out.*")
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    hf_logging.set_verbosity_error()
+    hf_logging.disable_progress_bar()
+
+
+def model_kind(name, trust_remote_code=False):
+    """'causal', 'seq2seq', 'classifier' or 'encoder', from the model's configuration."""
+    from transformers import AutoConfig
+
+    try:
+        config = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError) as error:
+        raise UserError(f"no model can be loaded from {name}: {str(error).splitlines()[0]}") from None
+    architectures = " ".join(config.architectures or [])
+    if "ForSequenceClassification" in architectures:
+        return "classifier"
+    if config.is_encoder_decoder:
+        return "seq2seq"
+    return "causal" if "CausalLM" in architectures or "LMHead" in architectures else "encoder"
+
+
+def quantization_config(precision, device, compute_dtype=None, double_quant=True):
+    """The BitsAndBytesConfig of int8 (Dettmers et al. 2022) or nf4 (Dettmers et al. 2023); None for the plain precisions.
+
+    compute_dtype of nf4: bf16 on a GPU, fp32 on a CPU, where bf16 products are slow, unless given.
+    """
+    if precision not in ("int8", "nf4"):
+        return None
+    import torch
+    from transformers import BitsAndBytesConfig
+
+    if precision == "int8":
+        return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=list(HEADS))
+    default = "bf16" if device == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
+    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=double_quant,
+                              bnb_4bit_compute_dtype=torch_dtype(compute_dtype or default),
+                              llm_int8_skip_modules=list(HEADS))  # fmt: skip
+
+
+def torch_dtype(precision):
+    """The dtype of the weights that are not quantized."""
+    import torch
+
+    return {"fp16": torch.float16, "bf16": torch.bfloat16}.get(precision, torch.float32)
+
+
+def check_precision(precision, device):
+    """UserError for a precision that this device cannot run."""
+    if precision == "fp16" and device == "cpu":
+        raise UserError("fp16 needs a CUDA GPU; on a CPU use fp32 or bf16 (or int8, nf4)")
+
+
+def load_model(name, kind="auto", *, precision="fp32", device="cpu", device_map=None, labels=None, adapter=None,
+               compute_dtype=None, double_quant=True, trainable_adapter=False, trust_remote_code=False):  # fmt: skip
+    """Load a model in eval mode. Returns the model, a PeftModel where there is an adapter.
+
+    kind: causal, seq2seq, classifier, or auto (by the configuration); labels: class names of a classification head, which
+    is new where the checkpoint has none; device_map: as accelerate's (auto, cpu, ...), instead of one device.
+    Raises UserError for names that cannot be loaded, precisions that the device lacks, adapters of another base.
+    """
+    from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoModelForSequenceClassification
+
+    quiet()
+    check_precision(precision, device)
+    found = model_kind(name, trust_remote_code)
+    kind = found if kind == "auto" else kind
+    if kind == "encoder":
+        raise UserError(f"{name} is an encoder without a language-model head and cannot be prompted; train it with finetune.py or "
+                        "peft_finetune.py, or give a causal or seq2seq model")  # fmt: skip
+    loader = {"causal": AutoModelForCausalLM, "seq2seq": AutoModelForSeq2SeqLM,
+              "classifier": AutoModelForSequenceClassification}[kind]  # fmt: skip
+    options = {"dtype": torch_dtype(precision), "trust_remote_code": trust_remote_code}
+    config = quantization_config(precision, device, compute_dtype, double_quant)
+    if config is not None:
+        options.update(quantization_config=config, device_map=device_map or {"": device})
+        if precision == "nf4":
+            options["dtype"] = config.bnb_4bit_compute_dtype
+    elif device_map:
+        options["device_map"] = device_map
+    if kind == "classifier":
+        options.update(num_labels=len(labels), id2label=dict(enumerate(labels)), label2id={n: i for i, n in enumerate(labels)})
+    try:
+        model = loader.from_pretrained(name, use_safetensors=True, **options)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{name} cannot be loaded as a {kind} model: {str(error).splitlines()[0]}") from None
+    except RuntimeError as error:  # a head of another size
+        if "size mismatch" not in str(error) and "mismatched" not in str(error):
+            raise
+        raise UserError(f"{name} was trained for other labels than {', '.join(labels)}") from None
+    if config is None and not device_map:
+        model.to(device)
+    if kind == "classifier" and model.config.pad_token_id is None:
+        model.config.pad_token_id = model.config.eos_token_id
+    if adapter:
+        model = load_adapter(model, adapter, trainable_adapter)
+    return model.eval()
+
+
+def adapter_config(adapter):
+    """The adapter's adapter_config.json as a dict; UserError where there is none."""
+    path = Path(adapter).expanduser() / "adapter_config.json"
+    if not path.is_file():
+        raise UserError(f"--adapter {adapter}: no adapter_config.json there; give the folder that peft saved")
+    return json.loads(path.read_text())
+
+
+def is_classifier(name, adapter=None, trust_remote_code=False):
+    """Does this checkpoint, or this adapter, bring a classification head?"""
+    if adapter:
+        return adapter_config(adapter).get("task_type") == "SEQ_CLS"
+    return model_kind(name, trust_remote_code) == "classifier"
+
+
+def uses_chat(prompt_format, tokenizer, scoring=False):
+    """Shall prompts be written in the tokenizer's chat template? UserError where it is asked for and there is none.
+
+    scoring: label words are scored rather than answers generated; there `auto` stays with plain text, which continues into a
+    label word more naturally.
+    """
+    if prompt_format == "chat" and not tokenizer.chat_template:
+        raise UserError("--prompt_format chat: this tokenizer has no chat template; use plain")
+    return prompt_format == "chat" or (prompt_format == "auto" and bool(tokenizer.chat_template) and not scoring)
+
+
+def load_adapter(model, adapter, trainable=False):
+    """Put a saved peft adapter on a loaded base; UserError unless every weight of the one has its place in the other."""
+    from peft import PeftModel, get_peft_model_state_dict
+    from safetensors import safe_open
+
+    base = adapter_config(adapter).get("base_model_name_or_path")
+    wrong = f"--adapter {adapter} was made for another base ({base}) than {model.config._name_or_path}"
+    weights = Path(adapter).expanduser() / "adapter_model.safetensors"
+    if not weights.is_file():
+        raise UserError(f"--adapter {adapter}: no adapter_model.safetensors there (pickled adapters are not read)")
+    try:
+        adapted = PeftModel.from_pretrained(model, adapter, is_trainable=trainable)
+    except (ValueError, RuntimeError) as error:
+        if utils.is_out_of_memory(error):
+            raise
+        raise UserError(f"{wrong}: {str(error).splitlines()[0]}") from None
+    with safe_open(weights, "pt") as file:
+        saved = set(file.keys())
+    wanted = set(get_peft_model_state_dict(adapted))
+    if saved != wanted:
+        raise UserError(f"{wrong}: {len(saved - wanted)} of its weights have no place here, {len(wanted - saved)} are missing")
+    return adapted
+
+
+# ------------------------------------------------------------------------------------------------------------------- counts
+
+
+def size_columns(model):
+    """The size cells of a results row. Quantized weights are packed two to a byte and more; bitsandbytes' own count is used."""
+    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    return {"trainable_params": trainable, "total_params": model.num_parameters(), "model_gb": base.get_memory_footprint() / utils.GB}
+
+
+def context_length(model):
+    """The most tokens the model takes at once; None where its configuration sets no limit (T5's relative positions)."""
+    config = model.config.get_text_config() if hasattr(model.config, "get_text_config") else model.config
+    return getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
+
+
+def linear_names(model):
+    """The last parts of the names of the model's linear layers (Linear, GPT-2's Conv1D, bitsandbytes'), heads left out, sorted."""
+    import torch
+    from transformers.pytorch_utils import Conv1D
+
+    names = {name.split(".")[-1] for name, module in model.named_modules() if isinstance(module, (torch.nn.Linear, Conv1D))}
+    return sorted(names - set(HEADS))
+
+
+def target_modules(model, wanted="auto"):
+    """What LoRA adapts: 'auto' looks for the model's attention projections, 'all-linear' is peft's own, else a list of names.
+
+    Raises UserError, listing the names there are, where a name matches no linear layer.
+    """
+    if wanted == "all-linear":
+        return wanted
+    there = linear_names(model)
+    if wanted == "auto":
+        found = next((names for names in ATTENTION_PROJECTIONS if set(names) <= set(there)), None)
+        return list(found) if found else "all-linear"
+    names = [name.strip() for name in wanted.split(",")]
+    lost = [name for name in names if name not in there]
+    if lost:
+        raise UserError(f"--target_modules {','.join(lost)}: no such linear layer; {model.config.model_type} has {', '.join(there)}")
+    return names

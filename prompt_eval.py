@@ -1,0 +1,184 @@
+"""Prompting: zero-shot and k-shot, for causal and seq2seq models, plain or chat; also scores a checkpoint or an adapter.
+
+Classification takes the label whose words are likeliest after the prompt (--scoring likelihood), or reads a free answer
+(--scoring generate); question answering generates. The k demonstrations are the k training examples that finetune.py
+--max_train_samples k sees with the same --data_seed. A language model's preference for some label words can be divided out:
+--calibrate contextual (Zhao et al. 2021) by what it answers to empty inputs, --calibrate batch (Zhou et al. 2024) by its mean
+answer over the evaluation inputs, whose labels it does not see.
+
+    # on a CPU, offline (after `python prepare_data.py demo`): under a minute each
+    python prompt_eval.py --model assets/models/SmolLM2-135M-Instruct --max_eval_samples 200
+    python prompt_eval.py --model assets/models/SmolLM2-135M-Instruct --max_eval_samples 200 --k_shots 8 --calibrate batch
+    # on a GPU, from the hub
+    python prompt_eval.py --model google/flan-t5-base --dataset glue --subset sst2 --n_examples 20
+    # an adapter that peft_finetune.py saved
+    python prompt_eval.py --model assets/models/all-MiniLM-L6-v2 --adapter runs/RUN_ID/adapter
+"""
+
+import numpy as np
+
+import evaluation
+import models
+import tasks
+import utils
+
+CONTENT_FREE = ("N/A", "", "[MASK]")  # the inputs of contextual calibration, as in its paper
+
+
+def parse_args(argv=None):
+    parser = utils.ArgumentParser(__doc__)
+    parser.add_argument("--model", default="assets/models/SmolLM2-135M-Instruct", help="hub name or folder (default: %(default)s)")
+    parser.add_argument("--adapter", metavar="DIR", help="a peft adapter to put on the model")
+    parser.add_argument("--precision", choices=models.PRECISIONS, default="fp32", help="of the weights (default: %(default)s)")
+    group = parser.add_argument_group("prompt")
+    group.add_argument("--k_shots", type=utils.whole_number, default=0, metavar="K", help="demonstrations in the prompt (default: %(default)s)")
+    group.add_argument("--prompt_format", choices=("plain", "chat", "auto"), default="auto",
+                       help="chat uses the tokenizer's template; auto is chat for generated answers of models that have one, "
+                       "plain where labels are scored (default: %(default)s)")  # fmt: skip
+    group.add_argument("--scoring", choices=("likelihood", "generate"), default="likelihood", help="of classes (default: %(default)s)")
+    group.add_argument("--calibrate", choices=("none", "contextual", "batch"), default="none", help="divide out the label prior")
+    group.add_argument("--normalise", choices=("sum", "mean"), default="sum",
+                       help="a label's log-probability: over its tokens, or per token (default: %(default)s)")  # fmt: skip
+    group.add_argument("--max_new_tokens", type=utils.positive_int, default=32, help="of a generated answer (default: %(default)s)")
+    tasks.add_data_args(parser)
+    utils.add_common_args(parser)
+    args = parser.parse_args(argv)
+    if args.calibrate != "none" and args.scoring == "generate":
+        parser.error("--calibrate works on label likelihoods; leave out --scoring generate")
+    return args
+
+
+# ----------------------------------------------------------------------------------------------------------- the technique
+
+
+def log_normalise(scores):
+    """Log-scores [N, L] -> log-probabilities that sum to one over the labels."""
+    from scipy.special import logsumexp
+
+    return scores - logsumexp(scores, axis=1, keepdims=True)
+
+
+def contextual_prior(score, task):
+    """Log label prior [L]: the mean probability of each label after inputs without content (Zhao et al. 2021)."""
+    blank = [tasks.Example("content-free", text, text if task.evaluation[0].text_pair is not None else None) for text in CONTENT_FREE]
+    return np.log(np.exp(score(blank)[0]).mean(axis=0))
+
+
+def batch_prior(log_probs):
+    """Log label prior [L]: the mean probability of each label over the evaluation inputs (Zhou et al. 2024)."""
+    return np.log(np.exp(log_probs).mean(axis=0))
+
+
+def read_label(answer, words):
+    """The index of the one label word that stands in a free answer, None where there is none or more than one."""
+    padded = " " + " ".join("".join(ch if ch.isalnum() else " " for ch in answer.lower()).split()) + " "
+    found = [i for i, word in enumerate(words) if f" {' '.join(word.lower().split())} " in padded]
+    return found[0] if len(found) == 1 else None
+
+
+def evaluate_labels(model, tokenizer, task, demonstrations, chat, args, run):
+    """Classification by label likelihood, with the label prior divided out where asked for."""
+    import inference
+
+    def score(examples, batch_size=args.batch_size):  # -> log-probabilities [N, L], LabelScores
+        rendered = [tasks.render(task, ex, demonstrations, tokenizer if chat else None) for ex in examples]
+        labels = [rendered[0][1] + word for word in task.words]
+        found = inference.score_labels(model, tokenizer, [prompt for prompt, _ in rendered], labels, batch_size, not chat,
+                                       "scoring" if len(examples) > 1 else None)  # fmt: skip
+        return log_normalise(found.mean if args.normalise == "mean" else found.total), found
+
+    with utils.measure() as spent:
+        raw, found = score(task.evaluation)
+        prior = {"none": lambda: 0.0, "contextual": lambda: contextual_prior(score, task), "batch": lambda: batch_prior(raw)}
+        prior = prior[args.calibrate]()
+        log_probs = log_normalise(raw - prior)
+    latencies = utils.time_requests(lambda ex: score([ex], 1)[0] - prior, task.evaluation[: args.latency_runs])
+    predictions = [int(i) for i in log_probs.argmax(axis=1)]
+    extras = [{"log_probs_sum": list(map(float, t)), "log_probs_mean": list(map(float, m))} for t, m in zip(found.total, found.mean)]
+    evaluation.record_classification(run, task, predictions, log_probs, spent, latencies, extras)
+    run.row.update(prompt_tokens=found.prompt_tokens, generated_tokens=0)
+    note_truncation(run, found.truncated)
+
+
+def evaluate_answers(model, tokenizer, task, demonstrations, chat, args, run):
+    """Generated answers: question answering, instructions, or classification with --scoring generate."""
+    import inference
+
+    prompts = [tasks.render(task, ex, demonstrations, tokenizer if chat else None)[0] for ex in task.evaluation]
+    stop = () if chat or model.config.is_encoder_decoder else ("\n",)  # a plain prompt's answer is one line
+
+    def answer(some, batch_size, progress=None):
+        return inference.generate(model, tokenizer, some, args.max_new_tokens, batch_size, stop, not chat, progress)
+
+    with utils.measure() as spent:
+        answers, counts, prompt_tokens, truncated = answer(prompts, args.batch_size, "generating")
+    latencies = utils.time_requests(lambda prompt: answer([prompt], 1), prompts[: args.latency_runs])
+    if task.kind == "classification":
+        predictions = [read_label(text, task.words) for text in answers]
+        evaluation.record_classification(run, task, predictions, None, spent, latencies, [{"answer": text} for text in answers])
+    else:
+        evaluation.record_answers(run, task, answers, spent, latencies)
+    run.row.update(prompt_tokens=prompt_tokens, generated_tokens=sum(counts), tokens_per_s=sum(counts) / spent.seconds)
+    note_truncation(run, truncated)
+
+
+def note_truncation(run, truncated):
+    if truncated:
+        run.note(f"{truncated} prompts were cut on the left to fit the model's context")
+
+
+def variant(args, kind, adapted):
+    """What the row calls this run: 8_shot_batch_calibrated, 0_shot_generated, ..."""
+    parts = [f"{args.k_shots}_shot"]
+    if args.calibrate != "none":
+        parts.append(f"{args.calibrate}_calibrated")
+    if kind == "classification" and args.scoring == "generate":
+        parts.append("generated")
+    return "_".join([*parts, "adapter"] if adapted else parts)
+
+
+@utils.clean_exit(tasks.DataError)
+def main(argv=None):
+    # 1. settings
+    args = parse_args(argv)
+    models.check_names({"--model": args.model}, {"--dataset": tasks.source(args)})
+    run = utils.Run(args, __file__, "prompting")
+
+    with run:
+        # 2. seed and device
+        utils.set_seed(args.seed)
+        device = utils.pick_device(args.device)
+        run.row.update(model=args.model, data_seed=args.data_seed, device=device, device_name=utils.device_name(device),
+                       precision=args.precision, k_shots=args.k_shots, variant=variant(args, args.kind, args.adapter))  # fmt: skip
+
+        # 3. data
+        task = tasks.from_args(args)
+        demonstrations = tasks.draw(task.train, args.k_shots, args.data_seed)
+        run.row.update(task.row(), variant=variant(args, task.kind, args.adapter), n_train=args.k_shots)
+
+        # 4. model
+        tokenizer = utils.load_tokenizer(args.model, args.trust_remote_code)
+        classifier = models.is_classifier(args.model, args.adapter, args.trust_remote_code)
+        with utils.measure() as loading:
+            model = models.load_model(args.model, "classifier" if classifier else "auto", precision=args.precision, device=device,
+                                      labels=task.labels, adapter=args.adapter, trust_remote_code=args.trust_remote_code)  # fmt: skip
+        run.row.update(load_seconds=loading.seconds, **models.size_columns(model))
+
+        # 5. adapt: nothing to train; the demonstrations are in the prompt
+        chat = models.uses_chat(args.prompt_format, tokenizer, scoring=task.kind == "classification" and args.scoring == "likelihood")
+
+        # 6. evaluate
+        if classifier:
+            tasks.require_kind(task, "classification", "a model with a classification head")
+            run.row.update(strategy="peft" if args.adapter else "full_finetuning", variant="checkpoint", k_shots=None, n_train=None)
+            evaluation.evaluate_classifier(model, tokenizer, task, run, args.batch_size, args.latency_runs)
+        elif task.kind == "classification" and args.scoring == "likelihood":
+            evaluate_labels(model, tokenizer, task, demonstrations, chat, args, run)
+        else:
+            evaluate_answers(model, tokenizer, task, demonstrations, chat, args, run)
+
+        # 7. row and report: written by leaving the block
+
+
+if __name__ == "__main__":
+    main()

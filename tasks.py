@@ -1,0 +1,524 @@
+"""A data set -> examples of one shape, fixed splits, and prompts.
+
+Kinds: classification (one or two texts, labels with words), qa (question, optional context and options, reference answers),
+instruction (instruction, optional context, response). The kind is recognised from the columns; flags force it.
+Local files are read with pandas, hub names with `datasets`. This module imports no other helper.
+"""
+
+import ast
+import hashlib
+import json
+import random
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+EVAL_SEED = 20240229  # chooses the evaluation examples; a constant, so that every strategy and every --data_seed meets the same ones
+VALIDATION_CAP = 1000  # examples that choose the best checkpoint; more only costs time
+FORMATS = ("jsonl", "json", "csv", "tsv", "parquet")
+SPLIT_NAMES = {"train": "train", "validation": "validation", "valid": "validation", "val": "validation", "dev": "validation",
+               "test": "test", "validation_matched": "validation", "dev_matched": "validation"}  # fmt: skip
+
+# column names in the wild, the first match wins
+TEXT = ("sentence", "text", "premise", "sentence1", "question1", "review", "snippet", "content")
+PAIR = ("hypothesis", "sentence2", "question2")
+LABEL = ("label", "labels", "gold_label", "sentiment", "class")
+QUESTION, CONTEXT = ("question", "query"), ("context", "passage", "support", "input")
+ANSWER, OPTIONS = ("answers", "answer"), ("options", "choices")
+RESPONSE = ("output", "response", "completion")
+
+# label names -> (instruction, template, words in the order of the sorted names); words are what a language model reads and says
+TEMPLATES = {
+    # chosen on training examples: SmolLM2-135M is better off with the quotation marks and without an instruction
+    ("negative", "positive"): ("", 'Review: "{text}"\nSentiment:', ("negative", "positive")),
+    ("contradiction", "entailment", "neutral"): ("Does the premise imply the hypothesis? Answer yes, no or maybe.",
+                                                 "Premise: {text}\nHypothesis: {text_pair}\nAnswer:", ("no", "yes", "maybe")),
+    ("entailment", "not_entailment"): ("Does the first text imply or answer the second? Answer yes or no.",
+                                       "First: {text}\nSecond: {text_pair}\nAnswer:", ("yes", "no")),
+    ("entailment", "non-entailment"): ("Does the premise imply the hypothesis? Answer yes or no.",
+                                       "Premise: {text}\nHypothesis: {text_pair}\nAnswer:", ("yes", "no")),
+    ("equivalent", "not_equivalent"): ("Do the two sentences mean the same? Answer yes or no.",
+                                       "First: {text}\nSecond: {text_pair}\nAnswer:", ("yes", "no")),
+    ("duplicate", "not_duplicate"): ("Do the two questions ask the same? Answer yes or no.",
+                                     "First: {text}\nSecond: {text_pair}\nAnswer:", ("yes", "no")),
+    ("acceptable", "unacceptable"): ("Is the sentence grammatical? Answer yes or no.",
+                                     "Sentence: {text}\nAnswer:", ("yes", "no")),
+    ("no", "yes"): ("Answer the question about the passage with yes or no.",
+                    "Passage: {text}\nQuestion: {text_pair}\nAnswer:", ("no", "yes")),
+}  # fmt: skip
+QA_INSTRUCTION = "Answer the question with a few words."
+QA_CONTEXT_INSTRUCTION = "Answer the question with a few words from the passage."
+QA_TEMPLATE = "Question: {text}\nAnswer:"
+
+
+class DataError(ValueError):
+    """The data or a data flag cannot be used; the message says what was given and what is allowed."""
+
+
+@dataclass(frozen=True)
+class Example:
+    """One example. `label` is an index into Task.labels (classification); `references` are the accepted answers (qa, instruction)."""
+
+    id: str
+    text: str
+    text_pair: str | None = None
+    context: str | None = None
+    options: tuple = ()
+    label: int | None = None
+    references: tuple = ()
+
+    def key(self):
+        """What makes two examples the same input, whatever their case and white space."""
+        parts = (self.text, self.text_pair, self.context, *self.options)
+        return tuple(None if part is None else " ".join(part.lower().split()) for part in parts)
+
+
+@dataclass
+class Task:
+    """A data set ready for use: `train` is what --data_seed drew, `validation` chooses checkpoints, `evaluation` gives the score."""
+
+    name: str
+    subset: str | None
+    kind: str
+    labels: tuple = ()
+    words: tuple = ()
+    instruction: str = ""
+    template: str = ""
+    train: list = field(default_factory=list)
+    validation: list = field(default_factory=list)
+    evaluation: list = field(default_factory=list)
+    eval_split: str = "test"
+    notes: list = field(default_factory=list)
+
+    @property
+    def eval_id(self):
+        """12 hex digits over the contents of the evaluation examples: rows are comparable only where it is equal."""
+        contents = sorted(json.dumps([*ex.key(), ex.label, *ex.references]) for ex in self.evaluation)
+        return hashlib.sha256("\n".join(contents).encode()).hexdigest()[:12]
+
+    def target(self, example):
+        """The text that a perfect answer is: the label's word, or the first reference."""
+        return self.words[example.label] if self.kind == "classification" else example.references[0]
+
+    def row(self):
+        """The data cells of a results row."""
+        cells = {"dataset": self.name, "subset": self.subset, "split": self.eval_split, "eval_id": self.eval_id,
+                 "n_eval": len(self.evaluation), "note": "; ".join(self.notes) or None}  # fmt: skip
+        if self.kind == "classification":
+            counts = [sum(ex.label == i for ex in self.evaluation) for i in range(len(self.labels))]
+            cells["majority_baseline"] = max(counts) / len(self.evaluation)
+        return cells
+
+
+# ----------------------------------------------------------------------------------------------------------------- reading
+
+
+def read_table(path, columns=None):
+    """Rows of one local file as dicts. TSV is read without quoting, as SST-2, MNLI and UnifiedQA are written."""
+    import pandas as pd
+
+    path = Path(path)
+    kind = path.suffix.lstrip(".").lower()
+    if kind not in FORMATS:
+        raise DataError(f"{path}: unknown file type; known are {', '.join(FORMATS)}")
+    if not path.is_file():
+        raise DataError(f"{path}: no such file")
+    try:
+        if kind in ("csv", "tsv"):
+            options = {"sep": "\t", "quoting": 3} if kind == "tsv" else {}
+            header = None if columns or not _has_header(path, options.get("sep", ",")) else 0
+            frame = pd.read_csv(path, dtype=str, keep_default_na=False, header=header, encoding="utf-8-sig", **options)
+            if header is None:
+                names = columns or _guess_columns(frame, path)
+                if len(names) != frame.shape[1]:
+                    raise DataError(f"{path} has {frame.shape[1]} columns, --columns names {len(names)}: {','.join(names)}")
+                frame.columns = names
+            return frame.to_dict("records")
+        if kind == "parquet":
+            return pd.read_parquet(path).to_dict("records")
+        text = path.read_text(encoding="utf-8-sig")
+        rows = json.loads(text) if kind == "json" else [json.loads(line) for line in text.split("\n") if line.strip()]
+    except (ValueError, OSError) as error:  # pandas' parser errors and json's are ValueErrors
+        if isinstance(error, DataError):
+            raise
+        raise DataError(f"{path} cannot be read as {kind}: {str(error).splitlines()[0]}") from None
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise DataError(f"{path}: a list of JSON objects is wanted")
+    return rows
+
+
+def _has_header(path, separator):
+    """Does the first line hold a column name that this module knows?"""
+    with open(path, encoding="utf-8-sig") as file:
+        cells = file.readline().rstrip("\r\n").split(separator)
+    return any(cell.strip().strip('"').lower() in (*TEXT, *LABEL, *QUESTION, *ANSWER, "instruction") for cell in cells)
+
+
+def _guess_columns(frame, path):
+    """Names for a file without a header line: `text, label` where the second column holds whole numbers, else UnifiedQA's pair."""
+    if frame.shape[1] == 2:
+        return ["text", "label"] if frame[1].str.fullmatch(r"-?\d+").all() else ["question", "answer"]
+    raise DataError(f"{path}: no header line with a known column name, and {frame.shape[1]} columns; name them with --columns")
+
+
+def _local_files(folder):
+    """{split: path} of a folder: train|validation|test.*, also as a word of the name (sent_dev.tsv)."""
+    files = [f for f in sorted(folder.iterdir()) if f.suffix.lstrip(".").lower() in FORMATS]
+    found = {}
+    for file in files:
+        stem = file.stem.lower()
+        words = [stem, *stem.replace("-", "_").replace(".", "_").split("_")]
+        split = next((SPLIT_NAMES[word] for word in words if word in SPLIT_NAMES), None)
+        if split and split in found:
+            raise DataError(f"{folder}: both {found[split].name} and {file.name} look like the {split} split; use --{split}_file")
+        if split:
+            found[split] = file
+    if not found:
+        names = ", ".join(f.name for f in files) or "no data files"
+        raise DataError(f"{folder}: no train|validation|test.({'|'.join(FORMATS)}) in this folder, it has {names}")
+    return found
+
+
+def _read_splits(dataset, subset, files, columns):
+    """{split: rows} and the label names that the hub declares, if it does."""
+    if files:
+        return {split: read_table(path, columns) for split, path in files.items()}, None
+    path = Path(dataset).expanduser()
+    if path.is_dir() and subset and (path / subset).is_dir():
+        path = path / subset
+    if path.is_dir():
+        return {split: read_table(file, columns) for split, file in _local_files(path).items()}, None
+    if path.is_file():
+        return {"all": read_table(path, columns)}, None
+
+    from datasets import ClassLabel, load_dataset
+
+    try:
+        loaded = load_dataset(dataset, subset)
+    except (OSError, ValueError, RuntimeError) as error:  # unknown name or subset, no connection, no cache
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise DataError(f"--dataset {dataset} {subset or ''}: not a local path and not to be had from the hub ({reason}); "
+                        "give a folder or file, or run `python prepare_data.py demo` for assets/data/movie_reviews") from None  # fmt: skip
+    features = next(iter(loaded.values())).features
+    names = next((f.names for name, f in features.items() if name in LABEL and isinstance(f, ClassLabel)), None)
+    splits = {SPLIT_NAMES[split]: list(rows) for split, rows in loaded.items() if split in SPLIT_NAMES}
+    return splits, names
+
+
+# ----------------------------------------------------------------------------------------------------- columns -> examples
+
+
+def _pick(row, names, forced=None, flag=None):
+    """The first of `names` that is a column of `row`; a forced name must be there."""
+    if forced:
+        if forced not in row:
+            raise DataError(f"{flag} {forced}: no such column; there are {', '.join(row)}")
+        return forced
+    lower = {name.lower(): name for name in row}
+    return next((lower[name] for name in names if name in lower), None)
+
+
+def _recognise(rows, options):
+    """(kind, {role: column}) from the column names of the first row and the flags."""
+    first, kind = rows[0], options["kind"]
+    columns = {
+        "text": _pick(first, TEXT, options["text_column"], "--text_column"),
+        "text_pair": _pick(first, PAIR, options["text_pair_column"], "--text_pair_column"),
+        "label": _pick(first, LABEL, options["label_column"], "--label_column"),
+        "question": _pick(first, QUESTION), "context": _pick(first, CONTEXT), "options": _pick(first, OPTIONS),
+        "answer": _pick(first, ANSWER), "instruction": _pick(first, ("instruction",)), "response": _pick(first, RESPONSE),
+    }  # fmt: skip
+    if kind == "auto":
+        boolean = columns["answer"] and all(str(row[columns["answer"]]).lower() in ("true", "false", "yes", "no") for row in rows)
+        if columns["instruction"] and columns["response"]:
+            kind = "instruction"
+        elif columns["label"] and (columns["text"] or columns["question"]):
+            kind = "classification"
+        elif columns["question"] and columns["answer"]:
+            kind = "classification" if boolean and columns["context"] else "qa"
+    needed = {"instruction": ("instruction", "response"), "qa": ("question", "answer"), "classification": ()}.get(kind)
+    if kind == "classification" and not columns["label"] and columns["answer"]:  # BoolQ: passage, question -> yes or no
+        columns.update(text=columns["context"], text_pair=columns["question"], label=columns["answer"])
+    if kind == "classification" and columns["question"] and columns["label"] and columns["text"] and not columns["text_pair"]:
+        columns.update(text=columns["question"], text_pair=columns["text"])  # QNLI: question, sentence
+    if kind == "classification" and not (columns["text"] and columns["label"]):
+        needed = ("text", "label")
+    if needed is None or any(columns[role] is None for role in needed):
+        raise DataError(f"the columns {', '.join(first)} are not recognised as classification (text, label), qa (question, answer) "
+                        "or instruction (instruction, output); name them with --text_column, --label_column, or --columns")  # fmt: skip
+    return kind, columns
+
+
+def _strings(value):
+    """One answer, a list of answers, SQuAD's {'text': [...]}, or a list written as text -> a tuple of strings."""
+    if isinstance(value, dict):
+        value = value.get("text", [])
+    if isinstance(value, str) and value.startswith("[") and value.endswith("]"):
+        try:
+            value = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            pass
+    values = [value] if isinstance(value, (str, int, float, bool)) else list(value)
+    return tuple(str(v).strip() for v in values if str(v).strip())
+
+
+def _split_unifiedqa(text):
+    """UnifiedQA's `question \\n (a) .. (b) .. \\n context`, with the two characters backslash and n, -> question, options, context."""
+    question, *rest = [part.strip() for part in text.split("\\n")]
+    options = ()
+    if rest and rest[0].startswith("(a)"):
+        listed = rest.pop(0)
+        options = tuple(" ".join(part.split()[1:]) for part in (" " + listed).split(" (")[1:])
+    return question, options, " ".join(rest) or None
+
+
+def _to_examples(rows, split, kind, columns, label_index):
+    """Rows -> examples of one kind; rows without a label or an answer are left out."""
+    examples = []
+    for number, row in enumerate(rows):
+        where = f"{split}-{number}"
+        if kind == "classification":
+            label = _label_name(row[columns["label"]])
+            if label in ("-1", "-", ""):  # unlabelled, as in GLUE's test splits, or without a majority, as in MNLI
+                continue
+            if label not in label_index:
+                raise DataError(f"{split} row {number}: label {label!r} is not in the label set {list(label_index)}")
+            pair = columns["text_pair"]
+            example = Example(where, str(row[columns["text"]]), str(row[pair]) if pair else None, label=label_index[label])
+        elif kind == "qa":
+            question, options, context = str(row[columns["question"]]), (), None
+            if "\\n" in question:
+                question, options, context = _split_unifiedqa(question)
+            if columns["options"]:
+                listed = row[columns["options"]]
+                options = tuple(str(listed).split("\n")) if isinstance(listed, str) else _strings(listed)
+            if columns["context"]:
+                context = str(row[columns["context"]])
+            example = Example(where, question, None, context, options, references=_strings(row[columns["answer"]]))
+        else:
+            context = str(row[columns["context"]]) if columns["context"] else None
+            example = Example(where, str(row[columns["instruction"]]), None, context or None,
+                              references=_strings(str(row[columns["response"]])))  # fmt: skip
+        if example.text.strip() and (kind == "classification" or example.references):
+            examples.append(example)
+    return examples
+
+
+def _label_name(value):
+    """A label as text: 1, 1.0, '1' and True-like answers each have one spelling."""
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    text = str(value).strip()
+    return {"true": "yes", "false": "no"}.get(text.lower(), text)
+
+
+def _label_names(splits, column, declared):
+    """The label set: what the hub declares, else what the training split holds (the others, where there is none)."""
+    if declared:
+        return declared, {str(i): i for i in range(len(declared))}
+    source = "train" if splits.get("train") else next(iter(splits))
+    names = {_label_name(row[column]) for row in splits[source]} - {"-1", "-", ""}
+    if len(names) > 200 or any("." in name and name.replace(".", "").isdigit() for name in names):
+        raise DataError(f"--label_column {column} holds {len(names)} different values, numbers among them; a class label is wanted")
+    ordered = sorted(names, key=lambda name: (0, int(name), "") if name.lstrip("-").isdigit() else (1, 0, name))
+    return ordered, {name: i for i, name in enumerate(ordered)}
+
+
+# ------------------------------------------------------------------------------------------------------------------ splits
+
+
+def draw(examples, k, seed):
+    """k examples by `seed`, classes in turn so that they are as balanced as the data allow; the whole list for k=None."""
+    if k is None:
+        return list(examples)
+    if k > len(examples):
+        raise DataError(f"{k} training examples or demonstrations are asked for, the data have {len(examples)}")
+    shuffled = list(examples)
+    random.Random(seed).shuffle(shuffled)
+    by_label = {}
+    for example in shuffled:
+        by_label.setdefault(example.label, []).append(example)
+    turns = [(turn, example) for group in by_label.values() for turn, example in enumerate(group)]
+    return [example for _, example in sorted(turns, key=lambda pair: pair[0])[:k]]
+
+
+def _make_splits(found, data_seed):
+    """{split: examples} -> train, validation, evaluation, name of the evaluation split, notes.
+
+    The evaluation examples are the test split, where it has labels, else validation, else a tenth chosen by EVAL_SEED.
+    What is in the evaluation split is taken out of the other two, and what is in validation out of train.
+    """
+    found = {split: examples for split, examples in found.items() if examples}
+    train = found.get("train", found.get("all", []))
+    eval_split = next((split for split in ("test", "validation") if split in found), None)
+    if eval_split is None:
+        shuffled = list(train)
+        random.Random(EVAL_SEED).shuffle(shuffled)
+        n = max(1, len(shuffled) // 10)
+        evaluation, train, eval_split = shuffled[:n], sorted(shuffled[n:], key=lambda ex: int(ex.id.split("-")[-1])), "held_out"
+    else:
+        evaluation = found[eval_split]
+    validation = found.get("validation", []) if eval_split == "test" else []
+    if not validation and len(train) > 1:
+        shuffled = list(train)
+        random.Random(data_seed).shuffle(shuffled)
+        n = max(1, min(VALIDATION_CAP, len(shuffled) // 10))
+        validation, train = shuffled[:n], shuffled[n:]
+    seen = {ex.key() for ex in evaluation}
+    kept_validation = [ex for ex in validation if ex.key() not in seen]
+    seen |= {ex.key() for ex in kept_validation}
+    kept_train = [ex for ex in train if ex.key() not in seen]
+    dropped = len(validation) - len(kept_validation) + len(train) - len(kept_train)
+    notes = [f"{dropped} examples left out of training because they are in an evaluation split"] if dropped else []
+    return kept_train, kept_validation, evaluation, eval_split, notes
+
+
+def load_task(dataset, subset=None, *, files=None, columns=None, kind="auto", text_column=None, text_pair_column=None,
+              label_column=None, label_words=None, instruction=None, template=None, max_train_samples=None,
+              max_eval_samples=None, data_seed=0):  # fmt: skip
+    """Read a data set (hub name, folder or file), recognise its kind, make its splits. Raises DataError.
+
+    files: {split: path} instead of a data set; columns: names for files without a header line.
+    max_train_samples: examples drawn by data_seed, balanced over the classes; max_eval_samples: the first of a fixed order.
+    """
+    splits, declared = _read_splits(dataset, subset, files, columns)
+    splits = {split: rows for split, rows in splits.items() if rows}
+    if not splits:
+        raise DataError(f"{dataset or files}: every split is empty")
+    first = splits.get("train") or next(iter(splits.values()))
+    kind, roles = _recognise(first, {"kind": kind, "text_column": text_column, "text_pair_column": text_pair_column,
+                                     "label_column": label_column})  # fmt: skip
+    labels, index = _label_names(splits, roles["label"], declared) if kind == "classification" else ((), {})
+    found = {split: _to_examples(rows, split, kind, roles, index) for split, rows in splits.items()}
+    train, validation, evaluation, eval_split, notes = _make_splits(found, data_seed)
+    if not evaluation:
+        raise DataError(f"{dataset or files}: no example with a label or answer to evaluate on")
+    shuffled = list(evaluation)
+    random.Random(EVAL_SEED).shuffle(shuffled)
+    name = dataset or str(Path(next(iter(files.values()))).parent)
+    task = Task(name, subset, kind, tuple(labels), train=draw(train, max_train_samples, data_seed),
+                validation=validation[:VALIDATION_CAP], evaluation=shuffled[:max_eval_samples], eval_split=eval_split, notes=notes)  # fmt: skip
+    return _with_prompt(task, label_words, instruction, template)
+
+
+# ----------------------------------------------------------------------------------------------------------------- prompts
+
+
+def _with_prompt(task, label_words, instruction, template):
+    """Fill in the instruction, the template and the label words: the flags', else those of TEMPLATES, else plain ones."""
+    if task.kind == "classification":
+        pair = any(ex.text_pair is not None for ex in task.evaluation)
+        order = sorted(range(len(task.labels)), key=lambda i: task.labels[i])
+        names = tuple(task.labels[i] for i in order)
+        known = TEMPLATES.get(tuple(sorted(label_words)) if label_words else names)
+        words = list(task.labels)
+        if known and not label_words:
+            for position, i in enumerate(order):
+                words[i] = known[2][position]
+        if label_words:
+            words = list(label_words)
+        if len(words) != len(task.labels):
+            raise DataError(f"--label_words names {len(words)} words for the {len(task.labels)} labels {', '.join(task.labels)}")
+        default = (f"Classify the text. Answer with one of: {', '.join(words)}.",
+                   "Text: {text}\nSecond text: {text_pair}\nLabel:" if pair else "Text: {text}\nLabel:")  # fmt: skip
+        task.words = tuple(words)
+        task.instruction, task.template = (known or default)[:2]
+    elif task.kind == "qa":
+        has_context = any(ex.context for ex in task.evaluation)
+        task.instruction, task.template = QA_CONTEXT_INSTRUCTION if has_context else QA_INSTRUCTION, QA_TEMPLATE
+    else:
+        task.instruction, task.template = "", "{text}\n"
+    task = replace(task, instruction=task.instruction if instruction is None else instruction, template=template or task.template)
+    if "{text}" not in task.template:
+        raise DataError(f"--template {task.template!r} has no {{text}} in it")
+    return task
+
+
+def fill(task, example):
+    """The example's own part of a prompt: passage and options where there are any, then the template."""
+    body = task.template.replace("{text_pair}", example.text_pair or "").replace("{text}", example.text)
+    if example.options:
+        head, _, tail = body.rpartition("\n")
+        body = "\n".join(filter(None, [head, *example.options, tail]))
+    return f"Passage: {example.context}\n{body}" if example.context else body
+
+
+def render(task, example, demonstrations=(), tokenizer=None):
+    """(prompt, separator): the text before the answer, and what stands between it and the answer.
+
+    With a tokenizer the prompt is a chat in the tokenizer's own template, a turn for each demonstration, and the separator
+    is empty; without one it is plain text. The instruction and the demonstrations come first and are the same for every
+    example, so that their key-value cache can be shared.
+    """
+    if tokenizer is None:
+        blocks = [task.instruction] if task.instruction else []
+        blocks += [f"{fill(task, demo)} {task.target(demo)}" for demo in demonstrations]
+        return "\n\n".join([*blocks, fill(task, example)]), " "
+    messages = []
+    for demo in demonstrations:
+        messages += [{"role": "user", "content": fill(task, demo)}, {"role": "assistant", "content": task.target(demo)}]
+    messages.append({"role": "user", "content": fill(task, example)})
+    if task.instruction:
+        messages[0] = {"role": "user", "content": f"{task.instruction}\n\n{messages[0]['content']}"}
+    return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True), ""
+
+
+# ------------------------------------------------------------------------------------------------------------------- flags
+
+
+def add_data_args(parser, dataset="assets/data/movie_reviews"):
+    """The data flags that every script shares."""
+    group = parser.add_argument_group("data")
+    group.add_argument("--dataset", default=dataset, help="hub name, folder with train|validation|test files, or one file "
+                       "(default: %(default)s)")  # fmt: skip
+    group.add_argument("--subset", help="hub configuration or subfolder, such as sst2")
+    for split in ("train", "validation", "test"):
+        group.add_argument(f"--{split}_file", metavar="FILE", help=f"the {split} split, instead of --dataset")
+    group.add_argument("--columns", type=_comma_list, metavar="A,B,..", help="column names of a CSV or TSV without a header line")
+    group.add_argument("--kind", choices=("auto", "classification", "qa", "instruction"), default="auto",
+                       help="recognised from the columns unless forced")  # fmt: skip
+    for role in ("text", "text_pair", "label"):
+        group.add_argument(f"--{role}_column", metavar="NAME", help=f"the column with the {role.replace('_', ' ')}")
+    group.add_argument("--label_words", type=_comma_list, metavar="A,B,..", help="a word for each label, in label order")
+    group.add_argument("--instruction", help="the line that opens the prompt")
+    group.add_argument("--template", help="the prompt of one example, with {text} and {text_pair}; \\n is a line break")
+    group.add_argument("--max_train_samples", type=_count, metavar="K", help="training examples, drawn by --data_seed (default: all)")
+    group.add_argument("--max_eval_samples", "--n_examples", type=_count, metavar="N",
+                       help="evaluation examples, the first N of a fixed order (default: all)")  # fmt: skip
+    group.add_argument("--data_seed", type=int, default=0, help="draws training examples and demonstrations (default: %(default)s)")
+
+
+def _comma_list(text):
+    return [part.strip() for part in text.split(",")]
+
+
+def _count(text):
+    if int(text) < 1:
+        raise ValueError
+    return int(text)
+
+
+def from_args(args):
+    """The Task that the data flags of `args` describe."""
+    files = {s: getattr(args, f"{s}_file") for s in ("train", "validation", "test") if getattr(args, f"{s}_file")}
+    template = args.template.replace("\\n", "\n") if args.template else None
+    return load_task(None if files else args.dataset, None if files else args.subset, files=files, columns=args.columns, kind=args.kind,
+                     text_column=args.text_column, text_pair_column=args.text_pair_column, label_column=args.label_column,
+                     label_words=args.label_words, instruction=args.instruction, template=template,
+                     max_train_samples=args.max_train_samples, max_eval_samples=args.max_eval_samples,
+                     data_seed=args.data_seed)  # fmt: skip
+
+
+def source(args):
+    """The data set's name where the hub may be asked for it, None where files are named by flags."""
+    return None if args.train_file or args.validation_file or args.test_file else args.dataset
+
+
+def with_instruction(task, instruction):
+    """The task with another instruction; its own where a person chose one."""
+    return task if task.instruction not in ("", QA_INSTRUCTION, QA_CONTEXT_INSTRUCTION) else replace(task, instruction=instruction)
+
+
+def require_kind(task, kind, what):
+    """DataError where a script cannot use this kind of data."""
+    if task.kind != kind:
+        raise DataError(f"{what} here is for {kind} data; {task.name} was recognised as {task.kind}")

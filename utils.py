@@ -1,0 +1,510 @@
+"""What makes rows comparable: the clock, the memory meter, seeds, provenance and the results CSV.
+
+Units everywhere: seconds for long spans, milliseconds for latencies, GB = 2**30 bytes, MB = 2**20 bytes.
+Heavy libraries (torch, transformers) are imported inside the functions that need them, so that `--help` is immediate.
+"""
+
+import argparse
+import contextlib
+import csv
+import functools
+import io
+import json
+import math
+import os
+import platform
+import random
+import secrets
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from importlib import metadata
+from pathlib import Path
+
+from filelock import FileLock
+
+GB, MB = 2**30, 2**20
+
+# the contract of the results CSV, in groups; a file with another header is refused, so a change here is a new file for users
+RESULT_COLUMNS = (
+    "run_id created_at script strategy variant model dataset subset split "
+    "n_train n_eval k_shots seed data_seed eval_id "
+    "precision device device_name batch_size world_size "
+    "metric score score_low score_high accuracy macro_f1 exact_match token_f1 jaccard rouge_l perplexity "
+    "calibration_error invalid_rate majority_baseline score_ood "
+    "recall_at_k mrr ndcg_at_10 "
+    "latency_ms_mean latency_ms_p50 latency_ms_p95 latency_ms_p99 ttft_ms tokens_per_s examples_per_s "
+    "train_seconds eval_seconds load_seconds "
+    "peak_gpu_gb peak_gpu_reserved_gb gpu_used_gb peak_rss_gb model_gb artifact_mb predicted_gb "
+    "trainable_params total_params prompt_tokens generated_tokens "
+    "status note "
+    "git_commit git_dirty versions args run_dir"
+).split()
+
+STATUSES = ("ok", "oom", "failed", "degenerate")
+OOM_EXIT_CODE = 3
+
+
+class UserError(ValueError):
+    """Something the person can put right: one line on stderr and exit code 2, never a traceback."""
+
+
+# ---------------------------------------------------------------------------------------------------------------- errors
+
+
+def clean_exit(*error_types):
+    """Decorate a script's `main`: a UserError, or one of `error_types`, becomes one line on stderr and exit code 2."""
+
+    def decorate(main):
+        @functools.wraps(main)
+        def wrapper(argv=None):
+            try:
+                return main(argv)
+            except (UserError, *error_types) as error:
+                message = " ".join(str(error).split())
+            print(f"{Path(main.__code__.co_filename).name}: error: {message}", file=sys.stderr)
+            raise SystemExit(2)
+
+        return wrapper
+
+    return decorate
+
+
+def is_out_of_memory(error):
+    """True for CUDA's OutOfMemoryError and for the ways in which a CPU allocation fails (MemoryError, bad_alloc, mmap)."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    text = str(error).lower()
+    marks = ("out of memory", "can't allocate memory", "cannot allocate memory", "bad_alloc", "failed to allocate")
+    return isinstance(error, (RuntimeError, OSError)) and any(mark in text for mark in marks)
+
+
+# ------------------------------------------------------------------------------------------------------- the results CSV
+
+
+def _cell(value):
+    """One CSV cell: unknown (None, NaN) is empty; line breaks become spaces, so that a row is a line."""
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return ""
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    return " ".join(str(value).splitlines())
+
+
+def _check_header(path):
+    with open(path, newline="", encoding="utf-8") as file:
+        header = next(csv.reader(file), [])
+    if header != list(RESULT_COLUMNS):
+        missing = [name for name in RESULT_COLUMNS if name not in header]
+        extra = [name for name in header if name not in RESULT_COLUMNS]
+        detail = f"missing {missing}, unexpected {extra}" if missing or extra else "the same columns in another order"
+        raise UserError(f"{path} has another header than this version writes: {detail}; move it away or pass --results")
+
+
+def check_results_file(path):
+    """Raise UserError now, before hours of work, if a row could not be appended to `path` later."""
+    path = Path(path)
+    if path.is_dir():
+        raise UserError(f"--results {path} is a folder; give a CSV file")
+    if not path.parent.is_dir():
+        raise UserError(f"--results {path}: there is no folder {path.parent}")
+    if not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise UserError(f"--results {path} cannot be written")
+    if path.exists() and path.stat().st_size:
+        read_results(path)
+
+
+def append_result(path, row):
+    """Append one row, whole or not at all: under a lock, a copy with the row replaces the file (`os.replace` is atomic).
+
+    A process killed at any moment leaves the old file or the new one, never half a row.
+    row: dict with keys from RESULT_COLUMNS; what is missing or None becomes an empty cell.
+    Raises UserError where the file has another header, ValueError for an unknown column.
+    """
+    unknown = [name for name in row if name not in RESULT_COLUMNS]
+    if unknown:
+        raise ValueError(f"not in RESULT_COLUMNS: {unknown}")
+    path = Path(os.path.realpath(path))
+    line = io.StringIO()
+    csv.writer(line).writerow([_cell(row.get(name)) for name in RESULT_COLUMNS])
+    with FileLock(f"{path}.lock"):
+        temporary = path.with_name(path.name + ".tmp")
+        if path.exists() and path.stat().st_size:
+            _check_header(path)
+            shutil.copy(path, temporary)
+        else:
+            header = io.StringIO()
+            csv.writer(header).writerow(RESULT_COLUMNS)
+            temporary.write_text(header.getvalue(), encoding="utf-8", newline="")
+        with open(temporary, "rb+") as file:
+            file.seek(0, os.SEEK_END)
+            if file.tell():  # a file edited by hand may lack its last line break
+                file.seek(-1, os.SEEK_END)
+                if file.read(1) not in (b"\n", b"\r"):
+                    file.write(b"\r\n")
+            file.write(line.getvalue().encode("utf-8"))
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+
+
+def read_results(path):
+    """Rows of a results CSV as a list of dicts of strings (unknown = ""). UserError for a missing, foreign or broken file."""
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"there is no results file {path}; run a script first, or pass --results")
+    if path.stat().st_size == 0:
+        raise UserError(f"{path} is empty; delete it and run a script to begin a new one")
+    try:
+        _check_header(path)
+        with open(path, newline="", encoding="utf-8") as file:
+            reader = csv.reader(file, strict=True)
+            next(reader)
+            rows = []
+            for cells in reader:
+                if len(cells) != len(RESULT_COLUMNS):
+                    raise UserError(f"{path}, line {reader.line_num}: {len(cells)} cells where {len(RESULT_COLUMNS)} belong")
+                rows.append(dict(zip(RESULT_COLUMNS, cells)))
+            return rows
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{path} cannot be read as a results CSV: {error}") from None
+
+
+# --------------------------------------------------------------------------------------------------------- clock, memory
+
+
+def synchronize():
+    """Wait for the GPU's queued work, where there is a GPU; without it a clock reads only the launch."""
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def latency_summary(milliseconds):
+    """mean, p50, p95, p99 (linear interpolation, as numpy.percentile) of a list of milliseconds."""
+    import numpy as np
+
+    values = np.asarray(milliseconds, dtype=float)
+    p50, p95, p99 = np.percentile(values, [50, 95, 99])
+    return {"mean": float(values.mean()), "p50": float(p50), "p95": float(p95), "p99": float(p99)}
+
+
+def time_requests(func, inputs, n_warmup=2):
+    """Milliseconds of `func(x)` for each x of `inputs`, one after the other, device synchronised, after `n_warmup` calls."""
+    inputs = list(inputs)
+    for x in inputs[:n_warmup]:
+        func(x)
+    milliseconds = []
+    for x in inputs:
+        synchronize()
+        start = time.perf_counter()
+        func(x)
+        synchronize()
+        milliseconds.append(1000 * (time.perf_counter() - start))
+    return milliseconds
+
+
+def measure_latency(func, *args, n_runs=20, **kwargs):
+    """Call `func(*args, **kwargs)` n_runs times after warm-up; a dict with mean, p50, p95, p99 in milliseconds."""
+    if n_runs < 1:
+        raise ValueError(f"n_runs must be at least 1, not {n_runs}")
+    return latency_summary(time_requests(lambda _: func(*args, **kwargs), range(n_runs)))
+
+
+def latency_columns(milliseconds):
+    """The latency cells of a results row; empty where nothing was timed."""
+    if not milliseconds:
+        return {}
+    return {f"latency_ms_{name}": value for name, value in latency_summary(milliseconds).items()}
+
+
+def gpu_memory_used(device=0):
+    """GB that this process' tensors hold on a CUDA device now (torch's allocator); 0.0 without CUDA."""
+    import torch
+
+    return torch.cuda.memory_allocated(device) / GB if torch.cuda.is_available() else 0.0
+
+
+def _card_memory_used():
+    """Bytes in use on the whole card by all processes, from NVML (as nvidia-smi shows); None where it cannot be read."""
+    import torch
+
+    try:
+        return torch.cuda.device_memory_used()
+    except (ImportError, RuntimeError):  # no nvidia-ml-py, or a driver without NVML
+        return None
+
+
+@dataclass
+class Measurement:
+    """What `measure()` saw. Memory figures in GB, None where unknown; the seconds include nothing but the block."""
+
+    seconds: float = None
+    peak_gpu_gb: float = None
+    peak_gpu_reserved_gb: float = None
+    gpu_used_gb: float = None
+    peak_rss_gb: float = None
+    start_rss_gb: float = None
+
+    def memory_columns(self):
+        """The memory cells of a results row."""
+        names = ("peak_gpu_gb", "peak_gpu_reserved_gb", "gpu_used_gb", "peak_rss_gb")
+        return {name: getattr(self, name) for name in names}
+
+
+@contextlib.contextmanager
+def measure(interval=0.01):
+    """Measure the block: `with measure() as m: ...`, then read `m.seconds`, `m.peak_rss_gb`, `m.peak_gpu_gb`, ...
+
+    A thread samples this process' resident memory (and the card's, through NVML) each `interval` seconds, because the
+    kernel only keeps the peak since the process began. Blocks must not be nested: CUDA's peak counter is reset at the start.
+    """
+    import psutil
+
+    cuda = None
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available():
+        cuda = torch.cuda
+        cuda.synchronize()
+        cuda.reset_peak_memory_stats()
+    process, stop = psutil.Process(), threading.Event()
+    peaks = {"rss": process.memory_info().rss, "card": _card_memory_used() if cuda else None}
+    result = Measurement(start_rss_gb=peaks["rss"] / GB)
+
+    def sample():
+        peaks["rss"] = max(peaks["rss"], process.memory_info().rss)
+        if peaks["card"] is not None:
+            peaks["card"] = max(peaks["card"], _card_memory_used() or 0)
+
+    def loop():
+        while not stop.wait(interval):
+            sample()
+
+    thread = threading.Thread(target=loop, daemon=True)
+    thread.start()
+    start = time.perf_counter()
+    try:
+        yield result
+    finally:
+        synchronize()
+        result.seconds = time.perf_counter() - start
+        stop.set()
+        thread.join()
+        sample()
+        result.peak_rss_gb = peaks["rss"] / GB
+        if cuda:
+            result.peak_gpu_gb = cuda.max_memory_allocated() / GB
+            result.peak_gpu_reserved_gb = cuda.max_memory_reserved() / GB
+            result.gpu_used_gb = None if peaks["card"] is None else peaks["card"] / GB
+
+
+# ---------------------------------------------------------------------------------------- flags, seeds, device, provenance
+
+
+class ArgumentParser(argparse.ArgumentParser):
+    """argparse's parser with the script's docstring as its manual page, and one line for a wrong flag."""
+
+    def __init__(self, description, **kwargs):
+        super().__init__(description=description, formatter_class=argparse.RawDescriptionHelpFormatter, **kwargs)
+
+    def error(self, message):
+        self.exit(2, f"{self.prog}: error: {' '.join(message.split())} (--help lists the flags)\n")
+
+
+def add_common_args(parser):
+    """The flags that every measuring script shares; call last, after the strategy's own."""
+    group = parser.add_argument_group("run")
+    group.add_argument("--batch_size", type=positive_int, default=16, help="examples per batch (default: %(default)s)")
+    group.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto takes a CUDA GPU where there is one")
+    group.add_argument("--seed", type=int, default=0, help="initialisation and shuffling (default: %(default)s)")
+    group.add_argument("--latency_runs", type=int, default=20, metavar="N",
+                       help="requests timed one at a time; 0 skips (default: %(default)s)")
+    group.add_argument("--trust_remote_code", action="store_true", help="run code that a model repository ships (off by default)")
+    group.add_argument("--results", default="results.csv", help="the CSV that gets this run's row (default: %(default)s)")
+    group.add_argument("--runs_dir", default="runs", help="where the run's folder is made (default: %(default)s)")
+
+
+def positive_int(text):
+    """An argparse type: a whole number of at least 1."""
+    if int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, not {text}")
+    return int(text)
+
+
+def whole_number(text):
+    """An argparse type: a whole number of at least 0."""
+    if int(text) < 0:
+        raise argparse.ArgumentTypeError(f"must be at least 0, not {text}")
+    return int(text)
+
+
+def fraction(text):
+    """An argparse type: a number from 0 up to, but not including, 1."""
+    if not 0 <= float(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be in [0, 1), not {text}")
+    return float(text)
+
+
+def set_seed(seed):
+    """Seed Python, numpy and torch."""
+    import numpy as np
+    import torch
+
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)  # seeds every CUDA device as well
+
+
+def pick_device(name):
+    """'auto', 'cpu' or 'cuda' -> 'cpu' or 'cuda'; UserError for cuda where there is none."""
+    import torch
+
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device cuda: torch sees no CUDA GPU here; use --device cpu or auto")
+    return "cuda" if name != "cpu" and torch.cuda.is_available() else "cpu"
+
+
+def device_name(device):
+    """The GPU's name, or the processor's with the cores this process may use."""
+    if device == "cuda":
+        import torch
+
+        return torch.cuda.get_device_name()
+    name = platform.processor() or platform.machine()
+    with contextlib.suppress(OSError):
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        name = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), name)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return f"{name}, {cores} cores"
+
+
+def folder_mb(folder, pattern="*"):
+    """MB of the files of a folder whose names match."""
+    return sum(file.stat().st_size for file in Path(folder).rglob(pattern) if file.is_file()) / MB
+
+
+def provenance():
+    """git_commit, git_dirty and versions (JSON) of this checkout and environment; empty where unknown."""
+
+    def git(*command):
+        try:
+            done = subprocess.run(("git", *command), cwd=Path(__file__).parent, capture_output=True, text=True, timeout=10)
+        except (OSError, subprocess.TimeoutExpired):
+            return None
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    versions = {"python": platform.python_version()}
+    for name in ("torch", "transformers", "peft", "datasets", "accelerate", "bitsandbytes", "sentence-transformers", "faiss-cpu"):
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            versions[name] = metadata.version(name)
+    status = git("status", "--porcelain", "--untracked-files=no")
+    return {
+        "git_commit": git("rev-parse", "HEAD"),
+        "git_dirty": None if status is None else bool(status),
+        "versions": json.dumps(versions),
+    }
+
+
+def load_tokenizer(model_name, trust_remote_code=False):
+    """The model's tokenizer, with a padding token (its end-of-sequence token where it brings none) and no length warning."""
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(model_name, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError) as error:
+        raise UserError(f"no tokenizer can be loaded from {model_name}: {str(error).splitlines()[0]}") from None
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+# -------------------------------------------------------------------------------------------------------------------- a run
+
+
+class Run:
+    """One run: an id, a folder made when it is first needed, and exactly one row of the results CSV at the end.
+
+    with utils.Run(args, __file__, "prompting") as run:
+        run.row.update(...)          # whatever is known, as soon as it is known: an out-of-memory row keeps it
+        run.write_jsonl("predictions.jsonl", records)
+
+    Leaving the block appends the row. Out of memory: a row with status oom and exit code 3. A UserError: nothing is
+    written. Any other exception: a row with status failed, and the exception goes on with its traceback.
+    """
+
+    def __init__(self, args, script, strategy, folder=None):
+        now = datetime.now(timezone.utc)
+        script, self.resumed = Path(script).name, folder is not None
+        self.id = Path(folder).name if folder else f"{now:%Y%m%d-%H%M%S}-{Path(script).stem}-{secrets.token_hex(3)}"
+        self.dir = Path(folder) if folder else Path(args.runs_dir) / self.id
+        self.args = vars(args).copy()
+        self.results = args.results
+        self.headline = ""  # the strategy's own words for the summary line
+        self.row = {
+            "run_id": self.id, "created_at": f"{now:%Y-%m-%dT%H:%M:%SZ}", "script": script, "strategy": strategy,
+            "seed": args.seed, "batch_size": args.batch_size, "world_size": 1, **provenance(),
+            "args": json.dumps(self.args), "run_dir": str(self.dir),
+        }  # fmt: skip
+        check_results_file(self.results)
+
+    def path(self, name):
+        """A path in the run folder, which is made here with its args.json."""
+        if not self.dir.exists() or not (self.dir / "args.json").exists():
+            self.dir.mkdir(parents=True, exist_ok=True)
+            (self.dir / "args.json").write_text(json.dumps(self.args, indent=2) + "\n")
+        return self.dir / name
+
+    def write_jsonl(self, name, records):
+        """Write dicts as JSON lines into the run folder."""
+        with open(self.path(name), "w", encoding="utf-8") as file:
+            for record in records:
+                file.write(json.dumps(record, ensure_ascii=False) + "\n")
+
+    def note(self, text):
+        """Add a remark to the row's note."""
+        self.row["note"] = "; ".join(filter(None, [self.row.get("note"), text]))
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, error, traceback):
+        if isinstance(error, (KeyboardInterrupt, SystemExit)):
+            return
+        if isinstance(error, UserError):
+            if self.dir.exists() and not self.resumed:
+                shutil.rmtree(self.dir)
+            return
+        if error is not None:
+            self.row["status"] = "oom" if is_out_of_memory(error) else "failed"
+            self.note(f"{kind.__name__}: {str(error).splitlines()[0] if str(error) else ''}")
+        self.row.setdefault("status", "ok")
+        self.path("row.json").write_text(json.dumps(self.row, indent=2) + "\n")
+        append_result(self.results, self.row)
+        if self.row["status"] == "oom":
+            print(f"{self.row['script']}: out of memory, recorded in {self.results}: {error}".splitlines()[0], file=sys.stderr)
+            raise SystemExit(OOM_EXIT_CODE)
+        if error is None:
+            self.report()
+
+    def report(self):
+        """The last lines printed: score with interval, latency, memory; then the two paths."""
+        row, parts = self.row, [f"{self.row['strategy']} {self.row.get('variant', '')}".strip()]
+        if row.get("score") is not None:
+            interval = f" [{row['score_low']:.3f}, {row['score_high']:.3f}]" if row.get("score_low") is not None else ""
+            parts.append(f"{row['metric']} {row['score']:.3f}{interval} on {row['n_eval']} examples")
+        if self.headline:
+            parts.append(self.headline)
+        if row.get("latency_ms_p50") is not None:
+            parts.append(f"{row['latency_ms_p50']:.0f} ms a request (p50)")
+        if row.get("peak_gpu_gb") is not None:
+            parts.append(f"{row['peak_gpu_gb']:.2f} GB GPU peak")
+        elif row.get("peak_rss_gb") is not None:
+            parts.append(f"{row['peak_rss_gb']:.2f} GB resident peak")
+        if row["status"] != "ok":
+            parts.append(f"{row['status'].upper()}: {row.get('note', '')}")
+        print(", ".join(parts))
+        print(f"row in {self.results}, run folder {self.dir}")
