@@ -6,6 +6,7 @@ A row's quality can always be computed again from predictions.jsonl. Imports not
 import numpy as np
 
 import metrics
+import tasks
 import utils
 
 
@@ -45,7 +46,13 @@ def record_retrieval(run, task, judged, spent, latencies, extras):
     values = [scores["ndcg_at_10"] for scores in judged]
     low, high = metrics.bootstrap_interval(values)
     run.row.update(metric="ndcg_at_10", score=float(np.mean(values)), score_low=low, score_high=high)
-    _finish(run, [{"id": ex.id, **extra} for ex, extra in zip(task.evaluation, extras)], [ex.id for ex in task.evaluation], spent, latencies)
+    _finish(
+        run,
+        [{"id": ex.id, **extra} for ex, extra in zip(task.evaluation, extras)],
+        [ex.id for ex in task.evaluation],
+        spent,
+        latencies,
+    )
 
 
 def _finish(run, records, predictions, spent, latencies, n_labels=None):
@@ -76,3 +83,62 @@ def evaluate_classifier(model, tokenizer, task, run, batch_size, latency_runs, m
     latencies = utils.time_requests(answer, range(min(latency_runs, len(texts))))
     record_classification(run, task, [int(i) for i in log_probs.argmax(axis=1)], log_probs, spent, latencies)
     return log_probs
+
+
+def evaluate_labels(
+    model, tokenizer, task, run, batch_size, latency_runs, chat, demonstrations=(), prior=None, per_token=False
+):
+    """Classification by label likelihood.
+
+    prior: None, or a function of (examples -> log-probabilities, the evaluation log-probabilities [N, L]) that gives the
+    log label prior [L] to divide out; per_token: compare a label's mean log-probability per token instead of the sum.
+    """
+    import inference
+
+    def score(examples, size=batch_size, progress=None):
+        rendered = [tasks.render(task, ex, demonstrations, tokenizer if chat else None) for ex in examples]
+        labels = [rendered[0][1] + word for word in task.words]
+        return inference.score_labels(model, tokenizer, [prompt for prompt, _ in rendered], labels, size, not chat, progress)
+
+    def normalised(scores):
+        return metrics.log_normalise(scores.mean if per_token else scores.total)
+
+    with utils.measure() as spent:
+        scores = score(task.evaluation, progress="scoring")
+        raw = normalised(scores)
+        shift = 0.0 if prior is None else prior(lambda examples: normalised(score(examples)), raw)
+        log_probs = metrics.log_normalise(raw - shift)
+    latencies = utils.time_requests(lambda ex: normalised(score([ex], 1)) - shift, task.evaluation[:latency_runs])
+    extras = [
+        {"log_probs_sum": list(map(float, t)), "log_probs_mean": list(map(float, m))} for t, m in zip(scores.total, scores.mean)
+    ]
+    record_classification(run, task, [int(i) for i in log_probs.argmax(axis=1)], log_probs, spent, latencies, extras)
+    run.row.update(prompt_tokens=scores.prompt_tokens, generated_tokens=0)
+    _note_truncation(run, scores.truncated)
+
+
+def evaluate_answers(model, tokenizer, task, run, batch_size, latency_runs, chat, max_new_tokens, demonstrations=(), read=None):
+    """Generated answers: question answering, instructions, or classification where `read(answer, words)` finds the label's index."""
+    import inference
+
+    prompts = [tasks.render(task, ex, demonstrations, tokenizer if chat else None)[0] for ex in task.evaluation]
+    stop = () if chat or model.config.is_encoder_decoder else ("\n",)  # a plain prompt's answer is one line
+
+    def answer(some, size, progress=None):
+        return inference.generate(model, tokenizer, some, max_new_tokens, size, stop, not chat, progress)
+
+    with utils.measure() as spent:
+        answers, counts, prompt_tokens, truncated = answer(prompts, batch_size, "generating")
+    latencies = utils.time_requests(lambda prompt: answer([prompt], 1), prompts[:latency_runs])
+    if task.kind == "classification":
+        predictions = [read(text, task.words) for text in answers]
+        record_classification(run, task, predictions, None, spent, latencies, [{"answer": text} for text in answers])
+    else:
+        record_answers(run, task, answers, spent, latencies)
+    run.row.update(prompt_tokens=prompt_tokens, generated_tokens=sum(counts), tokens_per_s=sum(counts) / spent.seconds)
+    _note_truncation(run, truncated)
+
+
+def _note_truncation(run, truncated):
+    if truncated:
+        run.note(f"{truncated} prompts were cut on the left to fit the model's context")

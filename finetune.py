@@ -33,7 +33,7 @@ def parse_args(argv=None):
     return args
 
 
-@utils.clean_exit(tasks.DataError)
+@utils.clean_exit
 def main(argv=None):
     # 1. settings
     args = parse_args(argv)

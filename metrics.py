@@ -82,6 +82,13 @@ def perplexity(total_nll, n_tokens):
     return float(np.exp(total_nll / n_tokens))
 
 
+def log_normalise(scores):
+    """Log-scores [N, L] -> log-probabilities that sum to one over the labels."""
+    from scipy.special import logsumexp
+
+    return scores - logsumexp(scores, axis=1, keepdims=True)
+
+
 def calibration_error(probabilities, targets, n_bins=10):
     """Expected calibration error (Guo et al. 2017): |accuracy - confidence| over equal-width bins, weighted by their size.
 
@@ -111,8 +118,8 @@ def ndcg_at_k(ranked, relevant, k=10):
     """nDCG@k with linear gain and log2 discount (scikit-learn; the same as trec_eval's ndcg_cut). relevant: {id: grade}."""
     from sklearn.metrics import ndcg_score
 
-    # the documents that were not retrieved follow the retrieved ones; one filler, since ndcg_score wants two documents or more
-    order = [*ranked, *(doc for doc in relevant if doc not in ranked), None]
+    # k fillers keep the relevant documents that were not retrieved out of the first k ranks; they only count in the ideal order
+    order = [*ranked, *[None] * k, *(doc for doc in relevant if doc not in ranked)]
     gains = [[relevant.get(doc, 0) for doc in order]]
     return float(ndcg_score(gains, [list(range(len(order), 0, -1))], k=k, ignore_ties=True))
 

@@ -26,21 +26,23 @@ def _hub_answers(seconds=5.0):
     import urllib.error
     import urllib.request
 
-    answered = threading.Event()
+    answered, done = [], threading.Event()
 
     def ask():
         request = urllib.request.Request(os.environ.get("HF_ENDPOINT", "https://huggingface.co"), method="HEAD")
         try:
             urllib.request.urlopen(request, timeout=seconds)
+            answered.append(True)
         except urllib.error.HTTPError as error:
-            if error.code in (403, 407, 502, 503, 504):  # a proxy's refusal
-                return
+            if error.code not in (403, 407, 502, 503, 504):  # a proxy's refusal is no answer
+                answered.append(True)
         except (OSError, ValueError):
-            return
-        answered.set()
+            pass
+        done.set()
 
     threading.Thread(target=ask, daemon=True).start()
-    return answered.wait(seconds)
+    done.wait(seconds)
+    return bool(answered)
 
 
 def check_names(models=None, datasets=None):
@@ -70,7 +72,7 @@ def check_names(models=None, datasets=None):
         name = (models or {}).get(flag)
         if name is None:
             continue  # the datasets library answers for its own cache
-        aliases = (name, f"sentence-transformers/{name}")
+        aliases = (name,) if "/" in name else (name, f"sentence-transformers/{name}")
         if not any(isinstance(try_to_load_from_cache(alias, "config.json"), str) for alias in aliases):
             raise UserError(
                 f"{flag} {name}: the hub cannot be reached and this name is not in the cache; give a local folder, or run "
@@ -242,7 +244,11 @@ def size_columns(model):
     """The size cells of a results row. Quantized weights are packed two to a byte and more; bitsandbytes' own count is used."""
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
-    return {"trainable_params": trainable, "total_params": model.num_parameters(), "model_gb": base.get_memory_footprint() / utils.GB}
+    return {
+        "trainable_params": trainable,
+        "total_params": model.num_parameters(),
+        "model_gb": base.get_memory_footprint() / utils.GB,
+    }
 
 
 def context_length(model):
@@ -274,5 +280,7 @@ def target_modules(model, wanted="auto"):
     names = [name.strip() for name in wanted.split(",")]
     lost = [name for name in names if name not in there]
     if lost:
-        raise UserError(f"--target_modules {','.join(lost)}: no such linear layer; {model.config.model_type} has {', '.join(there)}")
+        raise UserError(
+            f"--target_modules {','.join(lost)}: no such linear layer; {model.config.model_type} has {', '.join(there)}"
+        )
     return names

@@ -19,7 +19,9 @@ import tasks
 import training
 import utils
 
-LEARNING_RATE = 2e-3  # LoRA wants ten times the rate of full fine-tuning, or more; chosen on MiniLM, models above 1B want 1e-4 to 5e-4
+LEARNING_RATE = (
+    2e-3  # LoRA wants ten times the rate of full fine-tuning, or more; chosen on MiniLM, models above 1B want 1e-4 to 5e-4
+)
 
 
 def parse_args(argv=None):
@@ -31,7 +33,9 @@ def parse_args(argv=None):
     group.add_argument("--dropout", type=utils.fraction, default=0.05, help="on the adapter's input (default: %(default)s)")
     group.add_argument("--target_modules", default="auto", metavar="auto|all-linear|A,B,..",
                        help="the linear layers to adapt; auto finds the query and value projections (default: %(default)s)")  # fmt: skip
-    group.add_argument("--quantize", choices=("none", "int8", "nf4"), default="none", help="the frozen base's weights (default: %(default)s)")
+    group.add_argument(
+        "--quantize", choices=("none", "int8", "nf4"), default="none", help="the frozen base's weights (default: %(default)s)"
+    )
     training.add_training_args(parser, LEARNING_RATE)
     tasks.add_data_args(parser)
     utils.add_common_args(parser)
@@ -52,7 +56,7 @@ def add_lora(model, args):
     return peft.get_peft_model(model, config)
 
 
-@utils.clean_exit(tasks.DataError)
+@utils.clean_exit
 def main(argv=None):
     # 1. settings
     args = parse_args(argv)

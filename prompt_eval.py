@@ -27,19 +27,29 @@ CONTENT_FREE = ("N/A", "", "[MASK]")  # the inputs of contextual calibration, as
 
 def parse_args(argv=None):
     parser = utils.ArgumentParser(__doc__)
-    parser.add_argument("--model", default="assets/models/SmolLM2-135M-Instruct", help="hub name or folder (default: %(default)s)")
+    parser.add_argument(
+        "--model", default="assets/models/SmolLM2-135M-Instruct", help="hub name or folder (default: %(default)s)"
+    )
     parser.add_argument("--adapter", metavar="DIR", help="a peft adapter to put on the model")
     parser.add_argument("--precision", choices=models.PRECISIONS, default="fp32", help="of the weights (default: %(default)s)")
     group = parser.add_argument_group("prompt")
-    group.add_argument("--k_shots", type=utils.whole_number, default=0, metavar="K", help="demonstrations in the prompt (default: %(default)s)")
+    group.add_argument(
+        "--k_shots", type=utils.whole_number, default=0, metavar="K", help="demonstrations in the prompt (default: %(default)s)"
+    )
     group.add_argument("--prompt_format", choices=("plain", "chat", "auto"), default="auto",
                        help="chat uses the tokenizer's template; auto is chat for generated answers of models that have one, "
                        "plain where labels are scored (default: %(default)s)")  # fmt: skip
-    group.add_argument("--scoring", choices=("likelihood", "generate"), default="likelihood", help="of classes (default: %(default)s)")
-    group.add_argument("--calibrate", choices=("none", "contextual", "batch"), default="none", help="divide out the label prior")
+    group.add_argument(
+        "--scoring", choices=("likelihood", "generate"), default="likelihood", help="of classes (default: %(default)s)"
+    )
+    group.add_argument(
+        "--calibrate", choices=("none", "contextual", "batch"), default="none", help="divide out the label prior"
+    )
     group.add_argument("--normalise", choices=("sum", "mean"), default="sum",
                        help="a label's log-probability: over its tokens, or per token (default: %(default)s)")  # fmt: skip
-    group.add_argument("--max_new_tokens", type=utils.positive_int, default=32, help="of a generated answer (default: %(default)s)")
+    group.add_argument(
+        "--max_new_tokens", type=utils.positive_int, default=32, help="of a generated answer (default: %(default)s)"
+    )
     tasks.add_data_args(parser)
     utils.add_common_args(parser)
     args = parser.parse_args(argv)
@@ -51,17 +61,15 @@ def parse_args(argv=None):
 # ----------------------------------------------------------------------------------------------------------- the technique
 
 
-def log_normalise(scores):
-    """Log-scores [N, L] -> log-probabilities that sum to one over the labels."""
-    from scipy.special import logsumexp
+def contextual_prior(task, score):
+    """Log label prior [L]: the mean probability of each label after inputs without content (Zhao et al. 2021).
 
-    return scores - logsumexp(scores, axis=1, keepdims=True)
-
-
-def contextual_prior(score, task):
-    """Log label prior [L]: the mean probability of each label after inputs without content (Zhao et al. 2021)."""
-    blank = [tasks.Example("content-free", text, text if task.evaluation[0].text_pair is not None else None) for text in CONTENT_FREE]
-    return np.log(np.exp(score(blank)[0]).mean(axis=0))
+    score: examples -> log-probabilities [N, L].
+    """
+    blank = [
+        tasks.Example("content-free", text, text if task.evaluation[0].text_pair is not None else None) for text in CONTENT_FREE
+    ]
+    return np.log(np.exp(score(blank)).mean(axis=0))
 
 
 def batch_prior(log_probs):
@@ -76,57 +84,6 @@ def read_label(answer, words):
     return found[0] if len(found) == 1 else None
 
 
-def evaluate_labels(model, tokenizer, task, demonstrations, chat, args, run):
-    """Classification by label likelihood, with the label prior divided out where asked for."""
-    import inference
-
-    def score(examples, batch_size=args.batch_size):  # -> log-probabilities [N, L], LabelScores
-        rendered = [tasks.render(task, ex, demonstrations, tokenizer if chat else None) for ex in examples]
-        labels = [rendered[0][1] + word for word in task.words]
-        found = inference.score_labels(model, tokenizer, [prompt for prompt, _ in rendered], labels, batch_size, not chat,
-                                       "scoring" if len(examples) > 1 else None)  # fmt: skip
-        return log_normalise(found.mean if args.normalise == "mean" else found.total), found
-
-    with utils.measure() as spent:
-        raw, found = score(task.evaluation)
-        prior = {"none": lambda: 0.0, "contextual": lambda: contextual_prior(score, task), "batch": lambda: batch_prior(raw)}
-        prior = prior[args.calibrate]()
-        log_probs = log_normalise(raw - prior)
-    latencies = utils.time_requests(lambda ex: score([ex], 1)[0] - prior, task.evaluation[: args.latency_runs])
-    predictions = [int(i) for i in log_probs.argmax(axis=1)]
-    extras = [{"log_probs_sum": list(map(float, t)), "log_probs_mean": list(map(float, m))} for t, m in zip(found.total, found.mean)]
-    evaluation.record_classification(run, task, predictions, log_probs, spent, latencies, extras)
-    run.row.update(prompt_tokens=found.prompt_tokens, generated_tokens=0)
-    note_truncation(run, found.truncated)
-
-
-def evaluate_answers(model, tokenizer, task, demonstrations, chat, args, run):
-    """Generated answers: question answering, instructions, or classification with --scoring generate."""
-    import inference
-
-    prompts = [tasks.render(task, ex, demonstrations, tokenizer if chat else None)[0] for ex in task.evaluation]
-    stop = () if chat or model.config.is_encoder_decoder else ("\n",)  # a plain prompt's answer is one line
-
-    def answer(some, batch_size, progress=None):
-        return inference.generate(model, tokenizer, some, args.max_new_tokens, batch_size, stop, not chat, progress)
-
-    with utils.measure() as spent:
-        answers, counts, prompt_tokens, truncated = answer(prompts, args.batch_size, "generating")
-    latencies = utils.time_requests(lambda prompt: answer([prompt], 1), prompts[: args.latency_runs])
-    if task.kind == "classification":
-        predictions = [read_label(text, task.words) for text in answers]
-        evaluation.record_classification(run, task, predictions, None, spent, latencies, [{"answer": text} for text in answers])
-    else:
-        evaluation.record_answers(run, task, answers, spent, latencies)
-    run.row.update(prompt_tokens=prompt_tokens, generated_tokens=sum(counts), tokens_per_s=sum(counts) / spent.seconds)
-    note_truncation(run, truncated)
-
-
-def note_truncation(run, truncated):
-    if truncated:
-        run.note(f"{truncated} prompts were cut on the left to fit the model's context")
-
-
 def variant(args, kind, adapted):
     """What the row calls this run: 8_shot_batch_calibrated, 0_shot_generated, ..."""
     parts = [f"{args.k_shots}_shot"]
@@ -137,7 +94,7 @@ def variant(args, kind, adapted):
     return "_".join([*parts, "adapter"] if adapted else parts)
 
 
-@utils.clean_exit(tasks.DataError)
+@utils.clean_exit
 def main(argv=None):
     # 1. settings
     args = parse_args(argv)
@@ -165,17 +122,27 @@ def main(argv=None):
         run.row.update(load_seconds=loading.seconds, **models.size_columns(model))
 
         # 5. adapt: nothing to train; the demonstrations are in the prompt
-        chat = models.uses_chat(args.prompt_format, tokenizer, scoring=task.kind == "classification" and args.scoring == "likelihood")
+        chat = models.uses_chat(
+            args.prompt_format, tokenizer, scoring=task.kind == "classification" and args.scoring == "likelihood"
+        )
 
         # 6. evaluate
+        common = {"batch_size": args.batch_size, "latency_runs": args.latency_runs}
+        prompted = {**common, "demonstrations": demonstrations, "chat": chat}
         if classifier:
             tasks.require_kind(task, "classification", "a model with a classification head")
-            run.row.update(strategy="peft" if args.adapter else "full_finetuning", variant="checkpoint", k_shots=None, n_train=None)
-            evaluation.evaluate_classifier(model, tokenizer, task, run, args.batch_size, args.latency_runs)
+            run.row.update(
+                strategy="peft" if args.adapter else "full_finetuning", variant="checkpoint", k_shots=None, n_train=None
+            )
+            evaluation.evaluate_classifier(model, tokenizer, task, run, **common)
         elif task.kind == "classification" and args.scoring == "likelihood":
-            evaluate_labels(model, tokenizer, task, demonstrations, chat, args, run)
+            prior = {"none": None, "contextual": lambda score, _: contextual_prior(task, score),
+                     "batch": lambda _, log_probs: batch_prior(log_probs)}[args.calibrate]  # fmt: skip
+            evaluation.evaluate_labels(model, tokenizer, task, run, **prompted, prior=prior, per_token=args.normalise == "mean")
         else:
-            evaluate_answers(model, tokenizer, task, demonstrations, chat, args, run)
+            evaluation.evaluate_answers(
+                model, tokenizer, task, run, **prompted, max_new_tokens=args.max_new_tokens, read=read_label
+            )
 
         # 7. row and report: written by leaving the block
 

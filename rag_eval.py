@@ -12,7 +12,6 @@ without retrieval. A BEIR folder (corpus.jsonl, queries.jsonl, qrels/) as --data
     python rag_eval.py --interactive --docs notes/
 """
 
-import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,20 +30,46 @@ HELP = "ask a question, or: add TEXT, add PATH, quit"
 
 def parse_args(argv=None):
     parser = utils.ArgumentParser(__doc__)
-    parser.add_argument("--embed_model", default="assets/models/all-MiniLM-L6-v2", help="sentence-transformers name or folder (default: %(default)s)")
-    parser.add_argument("--gen_model", default="assets/models/SmolLM2-135M-Instruct", help="hub name or folder (default: %(default)s)")
-    parser.add_argument("--precision", choices=models.PRECISIONS, default="fp32", help="of the generator (default: %(default)s)")
+    parser.add_argument(
+        "--embed_model",
+        default="assets/models/all-MiniLM-L6-v2",
+        help="sentence-transformers name or folder (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--gen_model", default="assets/models/SmolLM2-135M-Instruct", help="hub name or folder (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--precision", choices=models.PRECISIONS, default="fp32", help="of the generator (default: %(default)s)"
+    )
     group = parser.add_argument_group("retrieval")
     group.add_argument("--docs", metavar="PATH", help="documents: a .txt, .md or .jsonl file, or a folder "
                        "(default: the data set's corpus.jsonl, else its passages)")  # fmt: skip
-    group.add_argument("--k", type=utils.whole_number, default=4, help="chunks in the prompt; 0 is no retrieval (default: %(default)s)")
-    group.add_argument("--chunk_tokens", type=utils.positive_int, metavar="N", help="tokens of the embedder per chunk (default: what it takes at once)")
-    group.add_argument("--chunk_overlap", type=utils.whole_number, default=32, metavar="N", help="tokens that neighbours share (default: %(default)s)")
+    group.add_argument(
+        "--k", type=utils.whole_number, default=4, help="chunks in the prompt; 0 is no retrieval (default: %(default)s)"
+    )
+    group.add_argument(
+        "--chunk_tokens",
+        type=utils.positive_int,
+        metavar="N",
+        help="tokens of the embedder per chunk (default: what it takes at once)",
+    )
+    group.add_argument(
+        "--chunk_overlap",
+        type=utils.whole_number,
+        default=32,
+        metavar="N",
+        help="tokens that neighbours share (default: %(default)s)",
+    )
     group.add_argument("--whole_documents", action="store_true", help="one chunk a document, cut to what the embedder takes")
     group.add_argument("--retrieval_only", action="store_true", help="measure the retrieval and generate nothing")
     group.add_argument("--interactive", action="store_true", help=f"{HELP}; no row is written")
     group = parser.add_argument_group("generation")
-    group.add_argument("--prompt_format", choices=("plain", "chat", "auto"), default="auto", help="auto is chat where the tokenizer has a template")
+    group.add_argument(
+        "--prompt_format",
+        choices=("plain", "chat", "auto"),
+        default="auto",
+        help="auto is chat where the tokenizer has a template",
+    )
     group.add_argument("--max_new_tokens", type=utils.positive_int, default=24, help="of an answer (default: %(default)s)")
     tasks.add_data_args(parser, dataset="assets/data/disfl_qa")
     utils.add_common_args(parser)
@@ -86,7 +111,9 @@ def read_documents(path):
         rows = tasks.read_table(path)
         if rows and "text" not in rows[0]:
             raise tasks.DataError(f"{path}: documents want a column text (and _id, title), it has {', '.join(rows[0])}")
-        found = [Document(str(row.get("_id", f"{path.stem}-{i}")), row.get("title") or "", row["text"]) for i, row in enumerate(rows)]
+        found = [
+            Document(str(row.get("_id", f"{path.stem}-{i}")), row.get("title") or "", row["text"]) for i, row in enumerate(rows)
+        ]
     elif path.suffix in (".txt", ".md"):
         try:
             found = [Document(str(path), "", path.read_text(encoding="utf-8"))]
@@ -104,7 +131,9 @@ def split_into_chunks(documents, tokenizer, size, overlap):
         if size is None:
             chunks.append(Chunk(doc.id, 0, f"{doc.title} {doc.text}".strip()))
             continue
-        spans = tokenizer(doc.text, add_special_tokens=False, return_offsets_mapping=True, truncation=False, verbose=False).offset_mapping
+        spans = tokenizer(
+            doc.text, add_special_tokens=False, return_offsets_mapping=True, truncation=False, verbose=False
+        ).offset_mapping
         head = f"{doc.title} " if doc.title else ""
         for start in range(0, max(len(spans) - overlap, 1), size - overlap):
             window = spans[start : start + size]
@@ -156,7 +185,9 @@ class Retriever:
         """Chunk, embed and index documents; returns the number of chunks."""
         chunks = split_into_chunks(documents, self.embedder.tokenizer, self.size, self.overlap)
         if chunks:
-            self.index.add(np.ascontiguousarray(self.embed([chunk.text for chunk in chunks], len(chunks) > 200), dtype=np.float32))
+            self.index.add(
+                np.ascontiguousarray(self.embed([chunk.text for chunk in chunks], len(chunks) > 200), dtype=np.float32)
+            )
             self.chunks += chunks
         return len(chunks)
 
@@ -188,9 +219,12 @@ def relevant_documents(task, documents):
 
 
 def build_prompt(task, question, passages, tokenizer, chat, room):
-    """The prompt with as many of the passages as fit into `room` tokens, the nearest first. Returns (prompt, passages left out)."""
+    """The prompt with as many of the passages (nearest first) as fit into `room` tokens. Returns (prompt, passages left out).
+
+    The nearest passage stands last, beside the question: small models read what is near (Liu et al. 2024, lost in the middle).
+    """
     for n in range(len(passages), -1, -1):
-        context = "\n\n".join(passages[:n])
+        context = "\n\n".join(reversed(passages[:n]))
         instruction = tasks.QA_CONTEXT_INSTRUCTION if n else tasks.QA_INSTRUCTION
         example = tasks.Example("question", question, context=context or None)
         prompt, _ = tasks.render(tasks.with_instruction(task, instruction), example, (), tokenizer if chat else None)
@@ -206,7 +240,9 @@ class Reader:
         self.args, self.task = args, task
         self.tokenizer = utils.load_tokenizer(args.gen_model, args.trust_remote_code)
         self.chat = models.uses_chat(args.prompt_format, self.tokenizer)
-        self.model = models.load_model(args.gen_model, precision=args.precision, device=device, trust_remote_code=args.trust_remote_code)
+        self.model = models.load_model(
+            args.gen_model, precision=args.precision, device=device, trust_remote_code=args.trust_remote_code
+        )
         limit = models.context_length(self.model)
         self.room = limit and limit - (0 if self.model.config.is_encoder_decoder else args.max_new_tokens)
 
@@ -232,7 +268,9 @@ def interact(retriever, reader, k):
         try:
             if line.startswith("add "):
                 what = line[4:].strip()
-                documents = read_documents(what) if Path(what).exists() else [Document(f"typed-{len(retriever.chunks)}", "", what)]
+                documents = (
+                    read_documents(what) if Path(what).exists() else [Document(f"typed-{len(retriever.chunks)}", "", what)]
+                )
                 print(f"{retriever.add(documents)} chunks added, {len(retriever.chunks)} in all", flush=True)
             elif line in ("", "help", "add"):
                 print(HELP, flush=True)
@@ -245,7 +283,7 @@ def interact(retriever, reader, k):
             print(f"that did not work: {error}", flush=True)
 
 
-@utils.clean_exit(tasks.DataError)
+@utils.clean_exit
 def main(argv=None):
     # 1. settings
     args = parse_args(argv)
@@ -298,7 +336,9 @@ def main(argv=None):
         with utils.measure() as spent:
             ranked = retriever.search(questions, max(RANKED, args.k)) if retriever else [[] for _ in questions]
             if reader:
-                answers, new, prompt_tokens, left_out = reader.answer(questions, [hits[: args.k] for hits in ranked], args.batch_size, "answering")
+                answers, new, prompt_tokens, left_out = reader.answer(
+                    questions, [hits[: args.k] for hits in ranked], args.batch_size, "answering"
+                )
         judged = [retrieval_scores(hits, rel, args.k) if rel and retriever else {} for hits, rel in zip(ranked, relevant)]
         known = [scores for scores in judged if scores]
         if known:

@@ -18,9 +18,13 @@ def add_training_args(parser, learning_rate):
     group.add_argument("--epochs", type=float, default=3, help="passes over the training examples (default: %(default)s)")
     group.add_argument("--max_steps", type=utils.positive_int, help="stop after so many optimizer steps, instead of --epochs")
     group.add_argument("--learning_rate", type=float, default=learning_rate, help="peak learning rate (default: %(default)s)")
-    group.add_argument("--warmup", type=utils.fraction, default=0.06, help="share of the steps that warm up (default: %(default)s)")
+    group.add_argument(
+        "--warmup", type=utils.fraction, default=0.06, help="share of the steps that warm up (default: %(default)s)"
+    )
     group.add_argument("--weight_decay", type=float, default=0.01, help="of AdamW (default: %(default)s)")
-    group.add_argument("--max_length", type=utils.positive_int, help="tokens an input is cut to (default: the model's limit, at most 512)")
+    group.add_argument(
+        "--max_length", type=utils.positive_int, help="tokens an input is cut to (default: the model's limit, at most 512)"
+    )
     mixed = group.add_mutually_exclusive_group()
     mixed.add_argument("--fp16", action="store_true", help="mixed precision with float16 (CUDA only)")
     mixed.add_argument("--bf16", action="store_true", help="mixed precision with bfloat16")
@@ -122,7 +126,9 @@ def train_classifier(model, tokenizer, task, args, run, device):
     with utils.measure() as spent:
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     history = trainer.state.log_history
-    evaluating = sum(entry.get("eval_runtime", 0.0) for entry in history if entry["step"] > (0 if not checkpoint else step_of(checkpoint)))
+    evaluating = sum(
+        entry.get("eval_runtime", 0.0) for entry in history if entry["step"] > (0 if not checkpoint else step_of(checkpoint))
+    )
     run.row.update(n_train=len(task.train), train_seconds=spent.seconds - evaluating, **spent.memory_columns())
     save_history(run, history)
     return model.eval()

@@ -21,29 +21,17 @@ import sys
 import threading
 import time
 from dataclasses import dataclass
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 
 from filelock import FileLock
 
 GB, MB = 2**30, 2**20
+csv.field_size_limit(2**31 - 1)  # a cell may be longer than the csv module's 128 kB
 
 # the contract of the results CSV, in groups; a file with another header is refused, so a change here is a new file for users
-RESULT_COLUMNS = (
-    "run_id created_at script strategy variant model dataset subset split "
-    "n_train n_eval k_shots seed data_seed eval_id "
-    "precision device device_name batch_size world_size "
-    "metric score score_low score_high accuracy macro_f1 exact_match token_f1 jaccard rouge_l perplexity "
-    "calibration_error invalid_rate majority_baseline score_ood "
-    "recall_at_k mrr ndcg_at_10 "
-    "latency_ms_mean latency_ms_p50 latency_ms_p95 latency_ms_p99 ttft_ms tokens_per_s examples_per_s "
-    "train_seconds eval_seconds load_seconds "
-    "peak_gpu_gb peak_gpu_reserved_gb gpu_used_gb peak_rss_gb model_gb artifact_mb predicted_gb "
-    "trainable_params total_params prompt_tokens generated_tokens "
-    "status note "
-    "git_commit git_dirty versions args run_dir"
-).split()
+RESULT_COLUMNS = ["run_id", "created_at", "script", "strategy", "variant", "model", "dataset", "subset", "split", "n_train", "n_eval", "k_shots", "seed", "data_seed", "eval_id", "precision", "device", "device_name", "batch_size", "world_size", "metric", "score", "score_low", "score_high", "accuracy", "macro_f1", "exact_match", "token_f1", "jaccard", "rouge_l", "perplexity", "calibration_error", "invalid_rate", "majority_baseline", "score_ood", "recall_at_k", "mrr", "ndcg_at_10", "latency_ms_mean", "latency_ms_p50", "latency_ms_p95", "latency_ms_p99", "ttft_ms", "tokens_per_s", "examples_per_s", "train_seconds", "eval_seconds", "load_seconds", "peak_gpu_gb", "peak_gpu_reserved_gb", "gpu_used_gb", "peak_rss_gb", "model_gb", "artifact_mb", "predicted_gb", "trainable_params", "total_params", "prompt_tokens", "generated_tokens", "status", "note", "git_commit", "git_dirty", "versions", "args", "run_dir"]
 
 STATUSES = ("ok", "oom", "failed", "degenerate")
 OOM_EXIT_CODE = 3
@@ -52,26 +40,32 @@ OOM_EXIT_CODE = 3
 class UserError(ValueError):
     """Something the person can put right: one line on stderr and exit code 2, never a traceback."""
 
+    one_line = True  # tasks.DataError carries the same mark, since tasks.py imports no other helper
+
+
+def is_user_error(error):
+    """Is it a UserError, or an error of another helper with the same mark?"""
+    return getattr(error, "one_line", False)
+
 
 # ---------------------------------------------------------------------------------------------------------------- errors
 
 
-def clean_exit(*error_types):
-    """Decorate a script's `main`: a UserError, or one of `error_types`, becomes one line on stderr and exit code 2."""
+def clean_exit(main):
+    """Decorate a script's `main`: a user error becomes one line on stderr and exit code 2."""
 
-    def decorate(main):
-        @functools.wraps(main)
-        def wrapper(argv=None):
-            try:
-                return main(argv)
-            except (UserError, *error_types) as error:
-                message = " ".join(str(error).split())
-            print(f"{Path(main.__code__.co_filename).name}: error: {message}", file=sys.stderr)
-            raise SystemExit(2)
+    @functools.wraps(main)
+    def wrapper(argv=None):
+        try:
+            return main(argv)
+        except ValueError as error:
+            if not is_user_error(error):
+                raise
+            message = " ".join(str(error).split())
+        print(f"{Path(main.__code__.co_filename).name}: error: {message}", file=sys.stderr)
+        raise SystemExit(2)
 
-        return wrapper
-
-    return decorate
+    return wrapper
 
 
 def is_out_of_memory(error):
@@ -319,11 +313,16 @@ def add_common_args(parser):
     """The flags that every measuring script shares; call last, after the strategy's own."""
     group = parser.add_argument_group("run")
     group.add_argument("--batch_size", type=positive_int, default=16, help="examples per batch (default: %(default)s)")
-    group.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto takes a CUDA GPU where there is one")
+    group.add_argument(
+        "--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto takes a CUDA GPU where there is one"
+    )
     group.add_argument("--seed", type=int, default=0, help="initialisation and shuffling (default: %(default)s)")
-    group.add_argument("--latency_runs", type=int, default=20, metavar="N",
-                       help="requests timed one at a time; 0 skips (default: %(default)s)")
-    group.add_argument("--trust_remote_code", action="store_true", help="run code that a model repository ships (off by default)")
+    group.add_argument(
+        "--latency_runs", type=int, default=20, metavar="N", help="requests timed one at a time; 0 skips (default: %(default)s)"
+    )
+    group.add_argument(
+        "--trust_remote_code", action="store_true", help="run code that a model repository ships (off by default)"
+    )
     group.add_argument("--results", default="results.csv", help="the CSV that gets this run's row (default: %(default)s)")
     group.add_argument("--runs_dir", default="runs", help="where the run's folder is made (default: %(default)s)")
 
@@ -398,7 +397,16 @@ def provenance():
         return done.stdout.strip() if done.returncode == 0 else None
 
     versions = {"python": platform.python_version()}
-    for name in ("torch", "transformers", "peft", "datasets", "accelerate", "bitsandbytes", "sentence-transformers", "faiss-cpu"):
+    for name in (
+        "torch",
+        "transformers",
+        "peft",
+        "datasets",
+        "accelerate",
+        "bitsandbytes",
+        "sentence-transformers",
+        "faiss-cpu",
+    ):
         with contextlib.suppress(metadata.PackageNotFoundError):
             versions[name] = metadata.version(name)
     status = git("status", "--porcelain", "--untracked-files=no")
@@ -437,7 +445,7 @@ class Run:
     """
 
     def __init__(self, args, script, strategy, folder=None):
-        now = datetime.now(timezone.utc)
+        now = datetime.now(UTC)
         script, self.resumed = Path(script).name, folder is not None
         self.id = Path(folder).name if folder else f"{now:%Y%m%d-%H%M%S}-{Path(script).stem}-{secrets.token_hex(3)}"
         self.dir = Path(folder) if folder else Path(args.runs_dir) / self.id
@@ -474,7 +482,7 @@ class Run:
     def __exit__(self, kind, error, traceback):
         if isinstance(error, (KeyboardInterrupt, SystemExit)):
             return
-        if isinstance(error, UserError):
+        if is_user_error(error):
             if self.dir.exists() and not self.resumed:
                 shutil.rmtree(self.dir)
             return

@@ -1,0 +1,428 @@
+"""Every script through main([...]): the row, the files, and the numbers computed again from predictions.jsonl."""
+
+import contextlib
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import ROOT, predictions, reviews, write_jsonl
+
+import finetune
+import metrics
+import peft_finetune
+import prompt_eval
+import quantize_and_parallel
+import rag_eval
+import tasks
+import utils
+
+FAST = ["--epochs", "6", "--batch_size", "16", "--learning_rate", "2e-3", "--max_train_samples", "128"]
+
+
+def check_classification(row, n):
+    """The row's quality is what predictions.jsonl gives."""
+    found = predictions(row)
+    assert len(found) == int(row["n_eval"]) == n and len({p["id"] for p in found}) == n
+    right = sum(p["target"] == p["prediction"] for p in found)
+    assert float(row["score"]) == float(row["accuracy"]) == pytest.approx(right / n, abs=1e-5)
+    assert (float(row["score_low"]), float(row["score_high"])) == pytest.approx(metrics.wilson_interval(right, n), abs=1e-5)
+    cells = metrics.classification_scores([p["prediction_index"] for p in found], [p["target_index"] for p in found], 2)
+    assert float(row["macro_f1"]) == pytest.approx(cells["macro_f1"], abs=1e-5)
+    assert sum(p["latency_ms"] is not None for p in found) == 3
+    timed = [p["latency_ms"] for p in found if p["latency_ms"]]
+    assert float(row["latency_ms_p50"]) == pytest.approx(np.median(timed), rel=1e-4)
+    for name in (
+        "eval_id",
+        "device_name",
+        "eval_seconds",
+        "examples_per_s",
+        "peak_rss_gb",
+        "model_gb",
+        "total_params",
+        "versions",
+    ):
+        assert row[name], name
+    return found
+
+
+def test_finetune(sentiment, tiny_bert, out, only_row, capsys):
+    finetune.main(["--model", tiny_bert, "--dataset", sentiment, *FAST, *out])
+    row = only_row()
+    check_classification(row, 60)
+    assert (row["strategy"], row["variant"], row["status"], row["n_train"], row["precision"]) == (
+        "full_finetuning",
+        "full",
+        "ok",
+        "128",
+        "fp32",
+    )
+    assert float(row["score"]) >= 0.9 and float(row["majority_baseline"]) == 0.5
+    assert row["trainable_params"] == row["total_params"] and float(row["train_seconds"]) > 0
+    folder = Path(row["run_dir"])
+    history = json.loads((folder / "training_history.json").read_text())
+    losses = [entry["loss"] for entry in history if "loss" in entry]
+    assert losses[-1] < losses[0] and sum("eval_accuracy" in entry for entry in history) == 6
+    assert (folder / "training_curves.png").stat().st_size > 5000 and (folder / "model" / "model.safetensors").is_file()
+    assert json.loads((folder / "args.json").read_text())["max_train_samples"] == 128 and not (folder / "checkpoints").exists()
+    last = capsys.readouterr().out.strip().splitlines()[-2:]
+    assert f"accuracy {float(row['score']):.3f} [" in last[0] and "results.csv" in last[1] and str(folder) in last[1]
+
+
+def test_the_best_checkpoint_by_validation_is_kept(sentiment, tiny_bert, out, only_row):
+    """The saved model's validation accuracy is the best of the history, not the last."""
+    import inference
+    import models
+
+    finetune.main(["--model", tiny_bert, "--dataset", sentiment, *FAST, "--learning_rate", "2e-2", *out])
+    folder = Path(only_row()["run_dir"])
+    history = json.loads((folder / "training_history.json").read_text())
+    seen = [entry["eval_accuracy"] for entry in history if "eval_accuracy" in entry]
+    task = tasks.load_task(sentiment)
+    model = models.load_model(str(folder / "model"), labels=task.labels)
+    found = inference.classify(model, utils.load_tokenizer(str(folder / "model")), [ex.text for ex in task.validation]).argmax(
+        1
+    )
+    assert np.mean(found == [ex.label for ex in task.validation]) == pytest.approx(max(seen))
+
+
+def test_finetune_on_pairs_with_three_labels(tiny_bert, tmp_path, out, only_row):
+    rng = np.random.default_rng(0)
+    names = ["contradiction", "entailment", "neutral"]
+    rows = [{"premise": f"the film was {a}", "hypothesis": f"the cast is {b}", "gold_label": names[("good", "bad", "fine").index(a)]}
+            for a, b in zip(rng.choice(["good", "bad", "fine"], 300), rng.choice(["great", "dull", "weak", "poor"], 300))]  # fmt: skip
+    rows = [{**row, "hypothesis": f"{row['hypothesis']} {i}"} for i, row in enumerate(rows)]
+    write_jsonl(tmp_path / "train.jsonl", rows[:240])
+    write_jsonl(tmp_path / "test.jsonl", rows[240:])
+    finetune.main(["--model", tiny_bert, "--dataset", str(tmp_path), *FAST, *out])
+    row = only_row()
+    assert float(row["score"]) > 0.8 and {p["target"] for p in predictions(row)} == set(names)
+
+
+@pytest.mark.parametrize("quantize", ["none", "int8", "nf4"])
+def test_peft_and_the_saved_adapter(sentiment, tiny_bert, tmp_path, out, only_row, quantize):
+    peft_finetune.main(
+        ["--model", tiny_bert, "--dataset", sentiment, *FAST, "--learning_rate", "1e-2", "--quantize", quantize, *out]
+    )
+    row = only_row()
+    found = check_classification(row, 60)
+    assert row["variant"] == ("lora_r8" if quantize == "none" else f"lora_r8_{quantize}") and row["strategy"] == "peft"
+    assert row["precision"] == ("fp32" if quantize == "none" else quantize)
+    # two layers, query and value, rank 8: 2 * 2 * (64 + 64) * 8 and the head of 64 * 2 + 2
+    assert int(row["trainable_params"]) == 2 * 2 * 128 * 8 + 130
+    if quantize == "none":
+        assert float(row["score"]) >= 0.9
+    adapter = Path(row["run_dir"]) / "adapter"
+    assert json.loads((adapter / "adapter_config.json").read_text())["target_modules"] in (
+        ["query", "value"],
+        ["value", "query"],
+    )
+    assert float(row["artifact_mb"]) == pytest.approx((adapter / "adapter_model.safetensors").stat().st_size / 2**20, rel=1e-4)
+    again = ["--results", str(tmp_path / "again.csv"), "--precision", "fp32" if quantize == "none" else quantize]
+    prompt_eval.main(
+        ["--model", tiny_bert, "--adapter", str(adapter), "--dataset", sentiment, "--batch_size", "16", *out, *again]
+    )
+    (other,) = utils.read_results(tmp_path / "again.csv")
+    assert other["strategy"] == "peft" and other["eval_id"] == row["eval_id"]
+    scores = [[p["scores"]["positive"] for p in predictions(r)] for r in (row, other)]
+    assert scores[0] == scores[1] if quantize == "none" else np.allclose(*scores, atol=2e-2)
+    assert [p["prediction"] for p in predictions(other)] == [p["prediction"] for p in found]
+
+
+def test_a_fine_tuned_checkpoint_is_scored_again(sentiment, tiny_bert, tmp_path, out, only_row):
+    finetune.main(["--model", tiny_bert, "--dataset", sentiment, *FAST, *out])
+    row = only_row()
+    again = ["--results", str(tmp_path / "again.csv")]
+    prompt_eval.main(["--model", f"{row['run_dir']}/model", "--dataset", sentiment, "--batch_size", "16", *out, *again])
+    (other,) = utils.read_results(tmp_path / "again.csv")
+    assert [p["scores"] for p in predictions(other)] == [p["scores"] for p in predictions(row)]
+
+
+@pytest.mark.parametrize("name", ["tiny_llama", "tiny_gpt2", "tiny_t5"])
+@pytest.mark.parametrize("k, calibrate", [(0, "none"), (4, "batch"), (4, "contextual")])
+def test_prompting_by_likelihood(sentiment, out, only_row, request, name, k, calibrate):
+    model = request.getfixturevalue(name)
+    prompt_eval.main(
+        [
+            "--model",
+            model,
+            "--dataset",
+            sentiment,
+            "--k_shots",
+            str(k),
+            "--calibrate",
+            calibrate,
+            "--max_eval_samples",
+            "30",
+            *out,
+        ]
+    )
+    row = only_row()
+    found = check_classification(row, 30)
+    assert row["variant"] == f"{k}_shot" + ("" if calibrate == "none" else f"_{calibrate}_calibrated") and row[
+        "k_shots"
+    ] == str(k)
+    assert int(row["prompt_tokens"]) > 30 * 10 * (k + 1) * 0.5 and row["generated_tokens"] == "0"
+    raw = np.array([p["log_probs_sum"] for p in found])
+    raw = raw - np.log(np.exp(raw).sum(1, keepdims=True))
+    final = np.array([[p["scores"]["negative"], p["scores"]["positive"]] for p in found])
+    shift = raw - final
+    shift = shift[:, 0] - shift[:, 1]
+    if calibrate == "none":
+        assert np.abs(shift).max() < 1e-9
+    if calibrate == "batch":
+        prior = np.exp(raw).mean(0)
+        assert shift == pytest.approx(np.log(prior[0]) - np.log(prior[1]))
+    if calibrate == "contextual":
+        assert np.ptp(shift) < 1e-9 and abs(shift[0]) > 1e-4
+
+
+def test_contextual_calibration_is_the_papers_formula(sentiment):
+    """W = diag(p_cf)^-1: the calibrated probability is proportional to p / p_cf (Zhao et al. 2021)."""
+    task = tasks.load_task(sentiment)
+    answers = {"N/A": [0.9, 0.1], "": [0.7, 0.3], "[MASK]": [0.8, 0.2]}
+    prior = prompt_eval.contextual_prior(task, lambda examples: np.log([answers[ex.text] for ex in examples]))
+    assert np.exp(prior) == pytest.approx([0.8, 0.2])
+
+
+def test_free_answers_are_read_or_counted_as_invalid():
+    words = ("negative", "positive", "very positive")
+    assert prompt_eval.read_label("The sentiment is NEGATIVE.", words) == 0
+    assert prompt_eval.read_label("positively bad", words) is None
+    assert prompt_eval.read_label("negative or positive?", words) is None
+    assert prompt_eval.read_label("", words) is None
+
+
+def test_prompting_by_generation_counts_unreadable_answers(sentiment, tiny_llama, out, only_row):
+    prompt_eval.main(
+        [
+            "--model",
+            tiny_llama,
+            "--dataset",
+            sentiment,
+            "--scoring",
+            "generate",
+            "--max_new_tokens",
+            "6",
+            "--max_eval_samples",
+            "20",
+            *out,
+        ]
+    )
+    row = only_row()
+    found = predictions(row)
+    invalid = [p for p in found if p["prediction"] is None]
+    assert float(row["invalid_rate"]) == len(invalid) / 20 and len(invalid) > 10  # a random model
+    assert row["status"] == "degenerate" and "could not be read" in row["note"]
+    assert float(row["accuracy"]) == sum(p["target"] == p["prediction"] for p in found) / 20
+    assert all("answer" in p for p in found) and int(row["generated_tokens"]) > 20
+
+
+def test_question_answering_by_generation(questions, tiny_llama, out, only_row):
+    prompt_eval.main(["--model", tiny_llama, "--dataset", questions, "--k_shots", "1", "--max_new_tokens", "5", *out])
+    row = only_row()
+    found = predictions(row)
+    f1 = [metrics.token_f1(p["prediction"], p["target"]) for p in found]
+    assert (row["metric"], len(found)) == ("token_f1", 20) and float(row["score"]) == pytest.approx(np.mean(f1), abs=1e-5)
+    assert float(row["exact_match"]) == pytest.approx(
+        np.mean([metrics.exact_match(p["prediction"], p["target"]) for p in found]), abs=1e-5
+    )
+
+
+def test_rag_and_the_same_questions_without_retrieval(questions, tiny_llama, tiny_embedder, tmp_path, out, only_row):
+    common = ["--embed_model", tiny_embedder, "--gen_model", tiny_llama, "--dataset", questions, "--max_new_tokens", "5", *out]
+    rag_eval.main([*common, "--k", "3"])
+    row = only_row()
+    found = predictions(row)
+    assert (row["strategy"], row["variant"], row["metric"], row["n_eval"]) == ("rag", "k3_flat", "token_f1", "20")
+    assert all(len(p["retrieved"]) == 3 for p in found)
+    assert all(p["retrieved"][0]["distance"] <= p["retrieved"][-1]["distance"] for p in found)
+    task = tasks.load_task(questions)
+    passages = {ex.id: ex.context for ex in task.evaluation}
+    hits = [passages[p["id"]] in [hit["text"] for hit in p["retrieved"]] for p in found]
+    assert (
+        float(row["recall_at_k"]) == pytest.approx(np.mean(hits), abs=1e-5) and np.mean(hits) > 0.3
+    )  # 3 of 40 by chance: 0.075
+    assert float(row["score"]) == pytest.approx(
+        np.mean([metrics.token_f1(p["prediction"], p["target"]) for p in found]), abs=1e-5
+    )
+    assert "40 documents in 40 chunks" in row["note"]
+    rag_eval.main([*common, "--k", "0", "--results", str(tmp_path / "without.csv")])
+    (without,) = utils.read_results(tmp_path / "without.csv")
+    assert (without["variant"], without["recall_at_k"], without["eval_id"]) == ("no_retrieval", "", row["eval_id"])
+    assert int(without["prompt_tokens"]) < int(row["prompt_tokens"]) and predictions(without)[0]["retrieved"] == []
+
+
+def test_exact_search_is_exact(tiny_embedder, questions):
+    """Against the matrix product of the same embeddings."""
+    args = rag_eval.parse_args(["--embed_model", tiny_embedder])
+    retriever = rag_eval.Retriever(tiny_embedder, "cpu", args)
+    task = tasks.load_task(questions)
+    documents = [rag_eval.Document(f"d{i}", "", ex.context) for i, ex in enumerate(task.evaluation)]
+    assert retriever.add(documents[:12]) == 12 and retriever.add(documents[12:]) == 8
+    asked = [ex.text for ex in task.evaluation[:6]]
+    similarity = retriever.embed(asked) @ retriever.embed([doc.text for doc in documents]).T
+    for row, hits in zip(similarity, retriever.search(asked, 5)):
+        assert [1 - d for _, d in hits] == pytest.approx(sorted(row, reverse=True)[:5], abs=1e-5)
+        assert [row[int(c.document[1:])] for c, _ in hits] == pytest.approx(sorted(row, reverse=True)[:5], abs=1e-5)
+    assert len(retriever.search(asked, 99)[0]) == 20
+
+
+def test_chunks_cover_the_text_and_overlap(tiny_bert):
+    tokenizer = utils.load_tokenizer(tiny_bert)
+    text = "the good film was dull and very fine " * 8
+    chunks = rag_eval.split_into_chunks([rag_eval.Document("d", "Title", text)], tokenizer, 10, 3)
+    bodies = [chunk.text.removeprefix("Title ") for chunk in chunks]
+    words = text.split()
+    starts = [len(text[: chunk.position].split()) for chunk in chunks]
+    assert starts == list(range(0, 7 * len(chunks), 7))
+    assert all(body.split() == words[start : start + 10] for body, start in zip(bodies, starts))
+    assert starts[-1] + len(bodies[-1].split()) == len(words)
+    whole = rag_eval.split_into_chunks([rag_eval.Document("d", "", text)], tokenizer, None, 3)
+    assert len(whole) == 1 and whole[0].text == text.strip()
+
+
+def test_a_beir_folder_measures_the_retrieval(tmp_path, tiny_embedder, out, only_row):
+    folder = tmp_path / "beir"
+    (folder / "qrels").mkdir(parents=True)
+    write_jsonl(
+        folder / "corpus.jsonl", [{"_id": f"d{i}", "title": "", "text": row["text"]} for i, row in enumerate(reviews(1, 30))]
+    )
+    write_jsonl(folder / "queries.jsonl", [{"_id": f"q{i}", "text": row["text"]} for i, row in enumerate(reviews(1, 30))])
+    (folder / "qrels" / "test.tsv").write_text(
+        "query-id\tcorpus-id\tscore\n" + "".join(f"q{i}\td{i}\t1\n" for i in range(10)) + "q11\td1\t0\n"
+    )
+    rag_eval.main(["--embed_model", tiny_embedder, "--dataset", str(folder), *out])
+    row = only_row()
+    assert (row["metric"], row["n_eval"], row["score"], row["mrr"]) == ("ndcg_at_10", "10", "1", "1")  # each text finds itself
+    assert row["token_f1"] == "" and row["status"] == "ok"
+
+
+def test_interactive_adds_answers_and_survives_bad_lines(tiny_llama, tiny_embedder, tmp_path, monkeypatch, capsys):
+    (tmp_path / "note.txt").write_text("the dull plot is rome .")
+    (tmp_path / "bad.txt").write_bytes(b"\xff\xfe\xff")
+    lines = ["", "what is the dull plot ?", "add the good film is paris .", f"add {tmp_path / 'note.txt'}", f"add {tmp_path / 'bad.txt'}",
+             "what is the dull plot ?", "help", "quit", "never read"]  # fmt: skip
+    monkeypatch.setattr(sys, "stdin", io.StringIO("\n".join(lines)))
+    rag_eval.main(
+        ["--interactive", "--embed_model", tiny_embedder, "--gen_model", tiny_llama, "--max_new_tokens", "3", "--k", "2"]
+    )
+    printed = capsys.readouterr().out
+    assert "1 chunks added, 1 in all" in printed and "1 chunks added, 2 in all" in printed
+    assert "that did not work" in printed and "bad.txt" in printed
+    assert "note.txt" in printed and "never read" not in printed
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "int8", "nf4"])
+def test_precisions_are_measured_with_their_quality(sentiment, tiny_llama, out, only_row, precision):
+    quantize_and_parallel.main(["--model", tiny_llama, "--dataset", sentiment, f"--{precision}", "--max_eval_samples", "20", "--new_tokens", "6",
+                                "--prompt_tokens", "40", *out])  # fmt: skip
+    row = only_row()
+    check_classification(row, 20)
+    assert (row["strategy"], row["variant"], row["precision"]) == ("quantized", precision, precision)
+    for name in ("ttft_ms", "tokens_per_s", "load_seconds", "perplexity", "model_gb"):
+        assert float(row[name]) > 0, name
+    assert row["generated_tokens"] == "6" and 30 <= int(row["prompt_tokens"]) <= 60 and "prefill" in row["note"]
+
+
+def test_perplexity_in_the_row_is_that_of_the_evaluation_texts(sentiment, tiny_llama, out, only_row):
+    import inference
+    import models
+
+    quantize_and_parallel.main(["--model", tiny_llama, "--dataset", sentiment, "--max_eval_samples", "10", *out])
+    task = tasks.load_task(sentiment, max_eval_samples=10)
+    nll, n = inference.perplexity(
+        models.load_model(tiny_llama), utils.load_tokenizer(tiny_llama), [ex.text for ex in task.evaluation]
+    )
+    assert float(only_row()["perplexity"]) == pytest.approx(np.exp(nll / n), rel=1e-4)
+
+
+def test_a_device_map_and_an_encoder_decoder(sentiment, tiny_t5, out, only_row):
+    quantize_and_parallel.main(
+        ["--model", tiny_t5, "--dataset", sentiment, "--device_map", "cpu", "--max_eval_samples", "10", *out]
+    )
+    row = only_row()
+    assert row["perplexity"] == "" and float(row["tokens_per_s"]) > 0 and row["status"] in ("ok", "degenerate")
+
+
+def test_all_strategies_meet_the_same_examples(sentiment, tiny_bert, tiny_llama, tmp_path, out):
+    """And no evaluation example is trained on or shown as a demonstration."""
+    k = ["--dataset", sentiment, "--max_eval_samples", "25", "--data_seed", "3", *out]
+    finetune.main(["--model", tiny_bert, "--max_train_samples", "4", "--max_steps", "1", *k])
+    peft_finetune.main(["--model", tiny_bert, "--max_train_samples", "4", "--max_steps", "1", *k])
+    prompt_eval.main(["--model", tiny_llama, "--k_shots", "4", *k])
+    quantize_and_parallel.main(["--model", tiny_llama, "--int8", "--new_tokens", "2", *k])
+    rows = utils.read_results(tmp_path / "results.csv")
+    assert len(rows) == 4 and len({row["eval_id"] for row in rows}) == 1
+    assert len({tuple(p["id"] for p in predictions(row)) for row in rows}) == 1
+    assert [row["n_train"] for row in rows[:3]] == ["4", "4", "4"]
+
+
+def test_out_of_memory_in_training_is_an_oom_row(sentiment, tiny_bert, out, only_row, monkeypatch):
+    import torch
+    import transformers
+
+    def step(*args, **kwargs):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
+
+    monkeypatch.setattr(transformers.Trainer, "training_step", step)
+    with pytest.raises(SystemExit) as exit_:
+        finetune.main(["--model", tiny_bert, "--dataset", sentiment, *FAST, *out])
+    row = only_row()
+    assert exit_.value.code == utils.OOM_EXIT_CODE
+    assert (
+        (row["status"], row["script"], row["n_eval"]) == ("oom", "finetune.py", "60")
+        and "20.00 GiB" in row["note"]
+        and row["score"] == ""
+    )
+
+
+def test_a_degenerate_run_is_marked(sentiment, tiny_bert, out, only_row):
+    finetune.main(
+        [
+            "--model",
+            tiny_bert,
+            "--dataset",
+            sentiment,
+            "--max_train_samples",
+            "8",
+            "--max_steps",
+            "1",
+            "--learning_rate",
+            "1e-12",
+            *out,
+        ]
+    )
+    row = only_row()
+    one_class = len({p["prediction"] for p in predictions(row)}) == 1
+    assert one_class and row["status"] == "degenerate" and "predictions are class" in row["note"]
+
+
+def test_resume_goes_on_from_the_last_checkpoint(sentiment, tiny_bert, tmp_path, out, only_row):
+    """Killed with SIGKILL after its second checkpoint; resumed, it ends with the weights of an uninterrupted run."""
+    from safetensors.torch import load_file
+
+    flags = ["--model", tiny_bert, "--dataset", sentiment, *FAST]
+    killed = ("import os, signal, sys, transformers, finetune\n"
+              "save = transformers.Trainer._save_checkpoint\n"
+              "def save_and_die(self, *args, **kwargs):\n"
+              "    save(self, *args, **kwargs)\n"
+              "    if self.state.epoch >= 2: os.kill(os.getpid(), signal.SIGKILL)\n"
+              "transformers.Trainer._save_checkpoint = save_and_die\n"
+              "finetune.main(sys.argv[1:])\n")  # fmt: skip
+    done = subprocess.run([sys.executable, "-c", killed, *flags, *out], cwd=ROOT, capture_output=True)
+    assert done.returncode == -9 and not (tmp_path / "results.csv").exists()
+    (folder,) = (tmp_path / "runs").iterdir()
+    finetune.main([*flags, *out, "--resume"])
+    row = only_row()
+    assert Path(row["run_dir"]) == folder and "resumed from checkpoint-" in row["note"]
+    finetune.main([*flags, *out, "--results", str(tmp_path / "whole.csv")])
+    (whole,) = utils.read_results(tmp_path / "whole.csv")
+    resumed, uninterrupted = (load_file(Path(r["run_dir"]) / "model" / "model.safetensors") for r in (row, whole))
+    assert all((resumed[name] == uninterrupted[name]).all() for name in uninterrupted)
+    with pytest.raises(SystemExit) as exit_, contextlib.redirect_stderr(io.StringIO()) as said:
+        finetune.main([*flags, *out, "--resume"])
+    assert exit_.value.code == 2 and "no unfinished run with these flags" in said.getvalue()
