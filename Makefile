@@ -37,7 +37,7 @@ demo/eight_shot.done: | assets
 	@touch $@
 
 demo/rag.done: | assets
-	$(PY) rag_eval.py $(QUESTIONS) --k 4 $(TO)
+	$(PY) rag_eval.py $(QUESTIONS) --k 4 --chunk_tokens 64 --chunk_overlap 16 $(TO)
 	@touch $@
 
 demo/no_retrieval.done: | assets

@@ -149,9 +149,7 @@ def command(strategy, args):
 def best_row(rows, strategy):
     """The row with the highest accuracy among the ok rows that measure a strategy, None where there is none."""
     name, mark = ROWS[strategy]
-    fits = [
-        row for row in rows if row["strategy"] == name and mark in row["variant"] and row["status"] == "ok" and row["score"]
-    ]
+    fits = [row for row in rows if row["strategy"] == name and mark in row["variant"] and row["status"] == "ok" and row["score"]]
     return max(fits, key=lambda row: float(row["score"]), default=None)
 
 
@@ -177,9 +175,7 @@ def main(argv=None):
         nearest = min(against, key=lambda name: max(over for over, _ in against[name]))
     choice, _, reasons = ranked[0] if ranked else (None, 0, [])
     runner_up = ranked[1][0] if len(ranked) > 1 else None
-    measured = {
-        name: describe(best_row(rows, name), path) if path else "no results file yet" for name in (choice, runner_up) if name
-    }
+    measured = {name: describe(best_row(rows, name), path) if path else "no results file yet" for name in (choice, runner_up) if name}
 
     # 3. report
     if args.json:

@@ -85,9 +85,7 @@ def evaluate_classifier(model, tokenizer, task, run, batch_size, latency_runs, m
     return log_probs
 
 
-def evaluate_labels(
-    model, tokenizer, task, run, batch_size, latency_runs, chat, demonstrations=(), prior=None, per_token=False
-):
+def evaluate_labels(model, tokenizer, task, run, batch_size, latency_runs, chat, demonstrations=(), prior=None, per_token=False):
     """Classification by label likelihood.
 
     prior: None, or a function of (examples -> log-probabilities, the evaluation log-probabilities [N, L]) that gives the
@@ -109,9 +107,7 @@ def evaluate_labels(
         shift = 0.0 if prior is None else prior(lambda examples: normalised(score(examples)), raw)
         log_probs = metrics.log_normalise(raw - shift)
     latencies = utils.time_requests(lambda ex: normalised(score([ex], 1)) - shift, task.evaluation[:latency_runs])
-    extras = [
-        {"log_probs_sum": list(map(float, t)), "log_probs_mean": list(map(float, m))} for t, m in zip(scores.total, scores.mean)
-    ]
+    extras = [{"log_probs_sum": list(map(float, t)), "log_probs_mean": list(map(float, m))} for t, m in zip(scores.total, scores.mean)]
     record_classification(run, task, [int(i) for i in log_probs.argmax(axis=1)], log_probs, spent, latencies, extras)
     run.row.update(prompt_tokens=scores.prompt_tokens, generated_tokens=0)
     _note_truncation(run, scores.truncated)

@@ -172,9 +172,7 @@ def generate(model, tokenizer, prompts, max_new_tokens=32, batch_size=16, stop=(
     texts, counts = [None] * len(rows), [0] * len(rows)
     extra = {"stop_strings": list(stop), "tokenizer": tokenizer} if stop else {}
     for batch in _batches([len(row) for row in rows], batch_size, progress):
-        ids, mask = _pad(
-            [rows[i] for i in batch], tokenizer.pad_token_id, model.device, left=not model.config.is_encoder_decoder
-        )
+        ids, mask = _pad([rows[i] for i in batch], tokenizer.pad_token_id, model.device, left=not model.config.is_encoder_decoder)
         out = model.generate(input_ids=ids, attention_mask=mask, max_new_tokens=max_new_tokens, do_sample=False,
                              pad_token_id=tokenizer.pad_token_id, **extra)  # fmt: skip
         new = out[:, 1:] if model.config.is_encoder_decoder else out[:, ids.shape[1] :]

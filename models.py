@@ -280,7 +280,5 @@ def target_modules(model, wanted="auto"):
     names = [name.strip() for name in wanted.split(",")]
     lost = [name for name in names if name not in there]
     if lost:
-        raise UserError(
-            f"--target_modules {','.join(lost)}: no such linear layer; {model.config.model_type} has {', '.join(there)}"
-        )
+        raise UserError(f"--target_modules {','.join(lost)}: no such linear layer; {model.config.model_type} has {', '.join(there)}")
     return names

@@ -146,18 +146,14 @@ def make_movie_reviews(package, made):
     with tarfile.open(package) as outer:
         inner = outer.extractfile("vaderSentiment-3.2.1/additional_resources/hutto_ICWSM_2014.tar.gz")
         with tarfile.open(fileobj=inner) as archive:
-            lines = (
-                archive.extractfile("hutto_ICWSM_2014/movieReviewSnippets_GroundTruth.txt").read().decode("utf-8").splitlines()
-            )
+            lines = archive.extractfile("hutto_ICWSM_2014/movieReviewSnippets_GroundTruth.txt").read().decode("utf-8").splitlines()
     rows, seen = [], set()
     for line in lines:
         _, rating, text = line.split("\t")
         key = " ".join(text.lower().split())
         if float(rating) != 0 and key not in seen:
             seen.add(key)
-            rows.append(
-                {"text": text, "label": "positive" if float(rating) > 0 else "negative", "rating": round(float(rating), 4)}
-            )
+            rows.append({"text": text, "label": "positive" if float(rating) > 0 else "negative", "rating": round(float(rating), 4)})
     random.Random(SPLIT_SEED).shuffle(rows)
     cut = len(rows) - TEST_REVIEWS
     splits = {"train": rows[: cut - VALIDATION_REVIEWS], "validation": rows[cut - VALIDATION_REVIEWS : cut], "test": rows[cut:]}

@@ -27,9 +27,7 @@ CONTENT_FREE = ("N/A", "", "[MASK]")  # the inputs of contextual calibration, as
 
 def parse_args(argv=None):
     parser = utils.ArgumentParser(__doc__)
-    parser.add_argument(
-        "--model", default="assets/models/SmolLM2-135M-Instruct", help="hub name or folder (default: %(default)s)"
-    )
+    parser.add_argument("--model", default="assets/models/SmolLM2-135M-Instruct", help="hub name or folder (default: %(default)s)")
     parser.add_argument("--adapter", metavar="DIR", help="a peft adapter to put on the model")
     parser.add_argument("--precision", choices=models.PRECISIONS, default="fp32", help="of the weights (default: %(default)s)")
     group = parser.add_argument_group("prompt")
@@ -39,17 +37,11 @@ def parse_args(argv=None):
     group.add_argument("--prompt_format", choices=("plain", "chat", "auto"), default="auto",
                        help="chat uses the tokenizer's template; auto is chat for generated answers of models that have one, "
                        "plain where labels are scored (default: %(default)s)")  # fmt: skip
-    group.add_argument(
-        "--scoring", choices=("likelihood", "generate"), default="likelihood", help="of classes (default: %(default)s)"
-    )
-    group.add_argument(
-        "--calibrate", choices=("none", "contextual", "batch"), default="none", help="divide out the label prior"
-    )
+    group.add_argument("--scoring", choices=("likelihood", "generate"), default="likelihood", help="of classes (default: %(default)s)")
+    group.add_argument("--calibrate", choices=("none", "contextual", "batch"), default="none", help="divide out the label prior")
     group.add_argument("--normalise", choices=("sum", "mean"), default="sum",
                        help="a label's log-probability: over its tokens, or per token (default: %(default)s)")  # fmt: skip
-    group.add_argument(
-        "--max_new_tokens", type=utils.positive_int, default=32, help="of a generated answer (default: %(default)s)"
-    )
+    group.add_argument("--max_new_tokens", type=utils.positive_int, default=32, help="of a generated answer (default: %(default)s)")
     tasks.add_data_args(parser)
     utils.add_common_args(parser)
     args = parser.parse_args(argv)
@@ -66,9 +58,7 @@ def contextual_prior(task, score):
 
     score: examples -> log-probabilities [N, L].
     """
-    blank = [
-        tasks.Example("content-free", text, text if task.evaluation[0].text_pair is not None else None) for text in CONTENT_FREE
-    ]
+    blank = [tasks.Example("content-free", text, text if task.evaluation[0].text_pair is not None else None) for text in CONTENT_FREE]
     return np.log(np.exp(score(blank)).mean(axis=0))
 
 
@@ -122,27 +112,21 @@ def main(argv=None):
         run.row.update(load_seconds=loading.seconds, **models.size_columns(model))
 
         # 5. adapt: nothing to train; the demonstrations are in the prompt
-        chat = models.uses_chat(
-            args.prompt_format, tokenizer, scoring=task.kind == "classification" and args.scoring == "likelihood"
-        )
+        chat = models.uses_chat(args.prompt_format, tokenizer, scoring=task.kind == "classification" and args.scoring == "likelihood")
 
         # 6. evaluate
         common = {"batch_size": args.batch_size, "latency_runs": args.latency_runs}
         prompted = {**common, "demonstrations": demonstrations, "chat": chat}
         if classifier:
             tasks.require_kind(task, "classification", "a model with a classification head")
-            run.row.update(
-                strategy="peft" if args.adapter else "full_finetuning", variant="checkpoint", k_shots=None, n_train=None
-            )
+            run.row.update(strategy="peft" if args.adapter else "full_finetuning", variant="checkpoint", k_shots=None, n_train=None)
             evaluation.evaluate_classifier(model, tokenizer, task, run, **common)
         elif task.kind == "classification" and args.scoring == "likelihood":
             prior = {"none": None, "contextual": lambda score, _: contextual_prior(task, score),
                      "batch": lambda _, log_probs: batch_prior(log_probs)}[args.calibrate]  # fmt: skip
             evaluation.evaluate_labels(model, tokenizer, task, run, **prompted, prior=prior, per_token=args.normalise == "mean")
         else:
-            evaluation.evaluate_answers(
-                model, tokenizer, task, run, **prompted, max_new_tokens=args.max_new_tokens, read=read_label
-            )
+            evaluation.evaluate_answers(model, tokenizer, task, run, **prompted, max_new_tokens=args.max_new_tokens, read=read_label)
 
         # 7. row and report: written by leaving the block
 

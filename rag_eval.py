@@ -4,7 +4,7 @@ Measures the retrieval (recall@k, MRR, nDCG@10) and the answers (token F1, exact
 without retrieval. A BEIR folder (corpus.jsonl, queries.jsonl, qrels/) as --dataset measures the retrieval alone.
 
     # on a CPU, offline (after `python prepare_data.py demo`): about two minutes, then the same questions without retrieval
-    python rag_eval.py --k 4 --max_eval_samples 60
+    python rag_eval.py --k 4 --chunk_tokens 64 --chunk_overlap 16 --max_eval_samples 60
     python rag_eval.py --k 0 --max_eval_samples 60
     # on a GPU, from the hub
     python rag_eval.py --embed_model all-MiniLM-L6-v2 --gen_model google/flan-t5-base --k 4
@@ -35,18 +35,12 @@ def parse_args(argv=None):
         default="assets/models/all-MiniLM-L6-v2",
         help="sentence-transformers name or folder (default: %(default)s)",
     )
-    parser.add_argument(
-        "--gen_model", default="assets/models/SmolLM2-135M-Instruct", help="hub name or folder (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--precision", choices=models.PRECISIONS, default="fp32", help="of the generator (default: %(default)s)"
-    )
+    parser.add_argument("--gen_model", default="assets/models/SmolLM2-135M-Instruct", help="hub name or folder (default: %(default)s)")
+    parser.add_argument("--precision", choices=models.PRECISIONS, default="fp32", help="of the generator (default: %(default)s)")
     group = parser.add_argument_group("retrieval")
     group.add_argument("--docs", metavar="PATH", help="documents: a .txt, .md or .jsonl file, or a folder "
                        "(default: the data set's corpus.jsonl, else its passages)")  # fmt: skip
-    group.add_argument(
-        "--k", type=utils.whole_number, default=4, help="chunks in the prompt; 0 is no retrieval (default: %(default)s)"
-    )
+    group.add_argument("--k", type=utils.whole_number, default=4, help="chunks in the prompt; 0 is no retrieval (default: %(default)s)")
     group.add_argument(
         "--chunk_tokens",
         type=utils.positive_int,
@@ -111,9 +105,7 @@ def read_documents(path):
         rows = tasks.read_table(path)
         if rows and "text" not in rows[0]:
             raise tasks.DataError(f"{path}: documents want a column text (and _id, title), it has {', '.join(rows[0])}")
-        found = [
-            Document(str(row.get("_id", f"{path.stem}-{i}")), row.get("title") or "", row["text"]) for i, row in enumerate(rows)
-        ]
+        found = [Document(str(row.get("_id", f"{path.stem}-{i}")), row.get("title") or "", row["text"]) for i, row in enumerate(rows)]
     elif path.suffix in (".txt", ".md"):
         try:
             found = [Document(str(path), "", path.read_text(encoding="utf-8"))]
@@ -131,9 +123,7 @@ def split_into_chunks(documents, tokenizer, size, overlap):
         if size is None:
             chunks.append(Chunk(doc.id, 0, f"{doc.title} {doc.text}".strip()))
             continue
-        spans = tokenizer(
-            doc.text, add_special_tokens=False, return_offsets_mapping=True, truncation=False, verbose=False
-        ).offset_mapping
+        spans = tokenizer(doc.text, add_special_tokens=False, return_offsets_mapping=True, truncation=False, verbose=False).offset_mapping
         head = f"{doc.title} " if doc.title else ""
         for start in range(0, max(len(spans) - overlap, 1), size - overlap):
             window = spans[start : start + size]
@@ -185,9 +175,7 @@ class Retriever:
         """Chunk, embed and index documents; returns the number of chunks."""
         chunks = split_into_chunks(documents, self.embedder.tokenizer, self.size, self.overlap)
         if chunks:
-            self.index.add(
-                np.ascontiguousarray(self.embed([chunk.text for chunk in chunks], len(chunks) > 200), dtype=np.float32)
-            )
+            self.index.add(np.ascontiguousarray(self.embed([chunk.text for chunk in chunks], len(chunks) > 200), dtype=np.float32))
             self.chunks += chunks
         return len(chunks)
 
@@ -240,9 +228,7 @@ class Reader:
         self.args, self.task = args, task
         self.tokenizer = utils.load_tokenizer(args.gen_model, args.trust_remote_code)
         self.chat = models.uses_chat(args.prompt_format, self.tokenizer)
-        self.model = models.load_model(
-            args.gen_model, precision=args.precision, device=device, trust_remote_code=args.trust_remote_code
-        )
+        self.model = models.load_model(args.gen_model, precision=args.precision, device=device, trust_remote_code=args.trust_remote_code)
         limit = models.context_length(self.model)
         self.room = limit and limit - (0 if self.model.config.is_encoder_decoder else args.max_new_tokens)
 
@@ -253,8 +239,9 @@ class Reader:
         built = [build_prompt(self.task, q, [chunk.text for chunk, _ in found], self.tokenizer, self.chat, self.room)
                  for q, found in zip(questions, hits)]  # fmt: skip
         stop = () if self.chat or self.model.config.is_encoder_decoder else ("\n",)
-        answers, counts, prompt_tokens, _ = inference.generate(self.model, self.tokenizer, [prompt for prompt, _ in built],
-                                                               self.args.max_new_tokens, batch_size, stop, not self.chat, progress)  # fmt: skip
+        answers, counts, prompt_tokens, _ = inference.generate(
+            self.model, self.tokenizer, [prompt for prompt, _ in built], self.args.max_new_tokens, batch_size, stop, not self.chat, progress
+        )
         return answers, sum(counts), prompt_tokens, sum(left for _, left in built)
 
 
@@ -268,9 +255,7 @@ def interact(retriever, reader, k):
         try:
             if line.startswith("add "):
                 what = line[4:].strip()
-                documents = (
-                    read_documents(what) if Path(what).exists() else [Document(f"typed-{len(retriever.chunks)}", "", what)]
-                )
+                documents = read_documents(what) if Path(what).exists() else [Document(f"typed-{len(retriever.chunks)}", "", what)]
                 print(f"{retriever.add(documents)} chunks added, {len(retriever.chunks)} in all", flush=True)
             elif line in ("", "help", "add"):
                 print(HELP, flush=True)
@@ -304,8 +289,14 @@ def main(argv=None):
         # 2. seed and device
         utils.set_seed(args.seed)
         device = utils.pick_device(args.device)
-        run.row.update(variant=f"k{args.k}_flat" if args.k else "no_retrieval", model=args.embed_model if retrieval_only else args.gen_model,
-                       device=device, device_name=utils.device_name(device), precision=args.precision, data_seed=args.data_seed)  # fmt: skip
+        run.row.update(
+            variant=f"k{args.k}_flat" if args.k else "no_retrieval",
+            model=args.embed_model if retrieval_only else args.gen_model,
+            device=device,
+            device_name=utils.device_name(device),
+            precision=args.precision,
+            data_seed=args.data_seed,
+        )
 
         # 3. data
         if beir:
@@ -344,8 +335,10 @@ def main(argv=None):
         if known:
             run.row.update({name: float(np.mean([scores[name] for scores in known])) for name in known[0]})
             run.headline = f"recall@{args.k} {run.row['recall_at_k']:.3f}, nDCG@10 {run.row['ndcg_at_10']:.3f}"
-        extras = [{"question": q, "retrieved": [{"document": c.document, "distance": d, "text": c.text} for c, d in hits[: args.k]], **scores}
-                  for q, hits, scores in zip(questions, ranked, judged)]  # fmt: skip
+        extras = [
+            {"question": q, "retrieved": [{"document": c.document, "distance": d, "text": c.text} for c, d in hits[: args.k]], **scores}
+            for q, hits, scores in zip(questions, ranked, judged)
+        ]
 
         def request(question):  # alone, from text in to answer out
             hits = retriever.search([question], args.k) if retriever else [[]]

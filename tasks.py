@@ -6,15 +6,14 @@ Local files are read with pandas, hub names with `datasets`. This module imports
 """
 
 import ast
+import contextlib
 import hashlib
 import json
 import random
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-EVAL_SEED = (
-    20240229  # chooses the evaluation examples; a constant, so that every strategy and every --data_seed meets the same ones
-)
+EVAL_SEED = 20240229  # chooses the evaluation examples; a constant, so that every strategy and every --data_seed meets the same ones
 VALIDATION_CAP = 1000  # examples that choose the best checkpoint; more only costs time
 FORMATS = ("jsonl", "json", "csv", "tsv", "parquet")
 SPLIT_NAMES = {"train": "train", "validation": "validation", "valid": "validation", "val": "validation", "dev": "validation",
@@ -173,9 +172,7 @@ def _local_files(folder):
         words = [stem, *stem.replace("-", "_").replace(".", "_").split("_")]
         split = next((SPLIT_NAMES[word] for word in words if word in SPLIT_NAMES), None)
         if split and split in found:
-            raise DataError(
-                f"{folder}: both {found[split].name} and {file.name} look like the {split} split; use --{split}_file"
-            )
+            raise DataError(f"{folder}: both {found[split].name} and {file.name} look like the {split} split; use --{split}_file")
         if split:
             found[split] = file
     if not found:
@@ -234,9 +231,7 @@ def _recognise(rows, options):
         "answer": _pick(first, ANSWER), "instruction": _pick(first, ("instruction",)), "response": _pick(first, RESPONSE),
     }  # fmt: skip
     if kind == "auto":
-        boolean = columns["answer"] and all(
-            str(row[columns["answer"]]).lower() in ("true", "false", "yes", "no") for row in rows
-        )
+        boolean = columns["answer"] and all(str(row[columns["answer"]]).lower() in ("true", "false", "yes", "no") for row in rows)
         if columns["instruction"] and columns["response"]:
             kind = "instruction"
         elif columns["label"] and (columns["text"] or columns["question"]):
@@ -261,10 +256,8 @@ def _strings(value):
     if isinstance(value, dict):
         value = value.get("text", [])
     if isinstance(value, str) and value.startswith("[") and value.endswith("]"):
-        try:
+        with contextlib.suppress(ValueError, SyntaxError):
             value = ast.literal_eval(value)
-        except (ValueError, SyntaxError):
-            pass
     values = [value] if isinstance(value, (str, int, float, bool)) else list(value)
     return tuple(str(v).strip() for v in values if str(v).strip())
 
@@ -326,9 +319,7 @@ def _label_names(splits, column, declared):
     source = "train" if splits.get("train") else next(iter(splits))
     names = {_label_name(row[column]) for row in splits[source]} - {"-1", "-", ""}
     if len(names) > 200 or any("." in name and name.replace(".", "").isdigit() for name in names):
-        raise DataError(
-            f"--label_column {column} holds {len(names)} different values, numbers among them; a class label is wanted"
-        )
+        raise DataError(f"--label_column {column} holds {len(names)} different values, numbers among them; a class label is wanted")
     ordered = sorted(names, key=lambda name: (0, int(name), "") if name.lstrip("-").isdigit() else (1, 0, name))
     return ordered, {name: i for i, name in enumerate(ordered)}
 
@@ -405,8 +396,17 @@ def load_task(dataset, subset=None, *, files=None, columns=None, kind="auto", te
     shuffled = list(evaluation)
     random.Random(EVAL_SEED).shuffle(shuffled)
     name = dataset or str(Path(next(iter(files.values()))).parent)
-    task = Task(name, subset, kind, tuple(labels), train=draw(train, max_train_samples, data_seed),
-                validation=validation[:VALIDATION_CAP], evaluation=shuffled[:max_eval_samples], eval_split=eval_split, notes=notes)  # fmt: skip
+    task = Task(
+        name,
+        subset,
+        kind,
+        tuple(labels),
+        train=draw(train, max_train_samples, data_seed),
+        validation=validation[:VALIDATION_CAP],
+        evaluation=shuffled[:max_eval_samples],
+        eval_split=eval_split,
+        notes=notes,
+    )
     return _with_prompt(task, label_words, instruction, template)
 
 
@@ -427,9 +427,7 @@ def _with_prompt(task, label_words, instruction, template):
         if label_words:
             words = list(label_words)
         if len(words) != len(task.labels):
-            raise DataError(
-                f"--label_words names {len(words)} words for the {len(task.labels)} labels {', '.join(task.labels)}"
-            )
+            raise DataError(f"--label_words names {len(words)} words for the {len(task.labels)} labels {', '.join(task.labels)}")
         default = (f"Classify the text. Answer with one of: {', '.join(words)}.",
                    "Text: {text}\nSecond text: {text_pair}\nLabel:" if pair else "Text: {text}\nLabel:")  # fmt: skip
         task.words = tuple(words)
@@ -439,9 +437,7 @@ def _with_prompt(task, label_words, instruction, template):
         task.instruction, task.template = QA_CONTEXT_INSTRUCTION if has_context else QA_INSTRUCTION, QA_TEMPLATE
     else:
         task.instruction, task.template = "", "{text}\n"
-    task = replace(
-        task, instruction=task.instruction if instruction is None else instruction, template=template or task.template
-    )
+    task = replace(task, instruction=task.instruction if instruction is None else instruction, template=template or task.template)
     if "{text}" not in task.template:
         raise DataError(f"--template {task.template!r} has no {{text}} in it")
     return task
@@ -487,9 +483,7 @@ def add_data_args(parser, dataset="assets/data/movie_reviews"):
     group.add_argument("--subset", help="hub configuration or subfolder, such as sst2")
     for split in ("train", "validation", "test"):
         group.add_argument(f"--{split}_file", metavar="FILE", help=f"the {split} split, instead of --dataset")
-    group.add_argument(
-        "--columns", type=_comma_list, metavar="A,B,..", help="column names of a CSV or TSV without a header line"
-    )
+    group.add_argument("--columns", type=_comma_list, metavar="A,B,..", help="column names of a CSV or TSV without a header line")
     group.add_argument("--kind", choices=("auto", "classification", "qa", "instruction"), default="auto",
                        help="recognised from the columns unless forced")  # fmt: skip
     for role in ("text", "text_pair", "label"):
@@ -497,14 +491,10 @@ def add_data_args(parser, dataset="assets/data/movie_reviews"):
     group.add_argument("--label_words", type=_comma_list, metavar="A,B,..", help="a word for each label, in label order")
     group.add_argument("--instruction", help="the line that opens the prompt")
     group.add_argument("--template", help="the prompt of one example, with {text} and {text_pair}; \\n is a line break")
-    group.add_argument(
-        "--max_train_samples", type=_count, metavar="K", help="training examples, drawn by --data_seed (default: all)"
-    )
+    group.add_argument("--max_train_samples", type=_count, metavar="K", help="training examples, drawn by --data_seed (default: all)")
     group.add_argument("--max_eval_samples", "--n_examples", type=_count, metavar="N",
                        help="evaluation examples, the first N of a fixed order (default: all)")  # fmt: skip
-    group.add_argument(
-        "--data_seed", type=int, default=0, help="draws training examples and demonstrations (default: %(default)s)"
-    )
+    group.add_argument("--data_seed", type=int, default=0, help="draws training examples and demonstrations (default: %(default)s)")
 
 
 def _comma_list(text):
@@ -535,9 +525,7 @@ def source(args):
 
 def with_instruction(task, instruction):
     """The task with another instruction; its own where a person chose one."""
-    return (
-        task if task.instruction not in ("", QA_INSTRUCTION, QA_CONTEXT_INSTRUCTION) else replace(task, instruction=instruction)
-    )
+    return task if task.instruction not in ("", QA_INSTRUCTION, QA_CONTEXT_INSTRUCTION) else replace(task, instruction=instruction)
 
 
 def require_kind(task, kind, what):

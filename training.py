@@ -1,6 +1,7 @@
 """Training, shared by the scripts that train: the flags, the Trainer's set-up, the training clock, the curves, `--resume`.
 
-It stands between the scripts and inference.py, and imports heavy libraries only where they are used. The scripts differ in what they let the optimizer change, not in how they
+It stands between the scripts and inference.py, and imports heavy libraries only where they are used. The scripts differ in what
+they let the optimizer change, not in how they
 train: full fine-tuning and adapters get the same batches, schedule, checkpoint choice and clock.
 """
 
@@ -18,18 +19,14 @@ def add_training_args(parser, learning_rate):
     group.add_argument("--epochs", type=float, default=3, help="passes over the training examples (default: %(default)s)")
     group.add_argument("--max_steps", type=utils.positive_int, help="stop after so many optimizer steps, instead of --epochs")
     group.add_argument("--learning_rate", type=float, default=learning_rate, help="peak learning rate (default: %(default)s)")
-    group.add_argument(
-        "--warmup", type=utils.fraction, default=0.06, help="share of the steps that warm up (default: %(default)s)"
-    )
+    group.add_argument("--warmup", type=utils.fraction, default=0.06, help="share of the steps that warm up (default: %(default)s)")
     group.add_argument("--weight_decay", type=float, default=0.01, help="of AdamW (default: %(default)s)")
-    group.add_argument(
-        "--max_length", type=utils.positive_int, help="tokens an input is cut to (default: the model's limit, at most 512)"
-    )
+    group.add_argument("--max_length", type=utils.positive_int, help="tokens an input is cut to (default: the model's limit, at most 512)")
     mixed = group.add_mutually_exclusive_group()
     mixed.add_argument("--fp16", action="store_true", help="mixed precision with float16 (CUDA only)")
     mixed.add_argument("--bf16", action="store_true", help="mixed precision with bfloat16")
     group.add_argument("--resume", nargs="?", const="auto", metavar="RUN_DIR",
-                       help="go on from the last checkpoint of a run that was cut off: of the newest one with these flags, or of RUN_DIR")  # fmt: skip
+                       help="go on from a cut-off run's last checkpoint: the newest run with these flags, or RUN_DIR")  # fmt: skip
 
 
 def check_training_args(parser, args):
@@ -126,9 +123,7 @@ def train_classifier(model, tokenizer, task, args, run, device):
     with utils.measure() as spent:
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     history = trainer.state.log_history
-    evaluating = sum(
-        entry.get("eval_runtime", 0.0) for entry in history if entry["step"] > (0 if not checkpoint else step_of(checkpoint))
-    )
+    evaluating = sum(entry.get("eval_runtime", 0.0) for entry in history if entry["step"] > (0 if not checkpoint else step_of(checkpoint)))
     run.row.update(n_train=len(task.train), train_seconds=spent.seconds - evaluating, **spent.memory_columns())
     save_history(run, history)
     return model.eval()

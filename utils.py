@@ -31,7 +31,74 @@ GB, MB = 2**30, 2**20
 csv.field_size_limit(2**31 - 1)  # a cell may be longer than the csv module's 128 kB
 
 # the contract of the results CSV, in groups; a file with another header is refused, so a change here is a new file for users
-RESULT_COLUMNS = ["run_id", "created_at", "script", "strategy", "variant", "model", "dataset", "subset", "split", "n_train", "n_eval", "k_shots", "seed", "data_seed", "eval_id", "precision", "device", "device_name", "batch_size", "world_size", "metric", "score", "score_low", "score_high", "accuracy", "macro_f1", "exact_match", "token_f1", "jaccard", "rouge_l", "perplexity", "calibration_error", "invalid_rate", "majority_baseline", "score_ood", "recall_at_k", "mrr", "ndcg_at_10", "latency_ms_mean", "latency_ms_p50", "latency_ms_p95", "latency_ms_p99", "ttft_ms", "tokens_per_s", "examples_per_s", "train_seconds", "eval_seconds", "load_seconds", "peak_gpu_gb", "peak_gpu_reserved_gb", "gpu_used_gb", "peak_rss_gb", "model_gb", "artifact_mb", "predicted_gb", "trainable_params", "total_params", "prompt_tokens", "generated_tokens", "status", "note", "git_commit", "git_dirty", "versions", "args", "run_dir"]
+RESULT_COLUMNS = [
+    "run_id",
+    "created_at",
+    "script",
+    "strategy",
+    "variant",
+    "model",
+    "dataset",
+    "subset",
+    "split",
+    "n_train",
+    "n_eval",
+    "k_shots",
+    "seed",
+    "data_seed",
+    "eval_id",
+    "precision",
+    "device",
+    "device_name",
+    "batch_size",
+    "world_size",
+    "metric",
+    "score",
+    "score_low",
+    "score_high",
+    "accuracy",
+    "macro_f1",
+    "exact_match",
+    "token_f1",
+    "jaccard",
+    "rouge_l",
+    "perplexity",
+    "calibration_error",
+    "invalid_rate",
+    "majority_baseline",
+    "score_ood",
+    "recall_at_k",
+    "mrr",
+    "ndcg_at_10",
+    "latency_ms_mean",
+    "latency_ms_p50",
+    "latency_ms_p95",
+    "latency_ms_p99",
+    "ttft_ms",
+    "tokens_per_s",
+    "examples_per_s",
+    "train_seconds",
+    "eval_seconds",
+    "load_seconds",
+    "peak_gpu_gb",
+    "peak_gpu_reserved_gb",
+    "gpu_used_gb",
+    "peak_rss_gb",
+    "model_gb",
+    "artifact_mb",
+    "predicted_gb",
+    "trainable_params",
+    "total_params",
+    "prompt_tokens",
+    "generated_tokens",
+    "status",
+    "note",
+    "git_commit",
+    "git_dirty",
+    "versions",
+    "args",
+    "run_dir",
+]
 
 STATUSES = ("ok", "oom", "failed", "degenerate")
 OOM_EXIT_CODE = 3
@@ -313,16 +380,12 @@ def add_common_args(parser):
     """The flags that every measuring script shares; call last, after the strategy's own."""
     group = parser.add_argument_group("run")
     group.add_argument("--batch_size", type=positive_int, default=16, help="examples per batch (default: %(default)s)")
-    group.add_argument(
-        "--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto takes a CUDA GPU where there is one"
-    )
+    group.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto takes a CUDA GPU where there is one")
     group.add_argument("--seed", type=int, default=0, help="initialisation and shuffling (default: %(default)s)")
     group.add_argument(
         "--latency_runs", type=int, default=20, metavar="N", help="requests timed one at a time; 0 skips (default: %(default)s)"
     )
-    group.add_argument(
-        "--trust_remote_code", action="store_true", help="run code that a model repository ships (off by default)"
-    )
+    group.add_argument("--trust_remote_code", action="store_true", help="run code that a model repository ships (off by default)")
     group.add_argument("--results", default="results.csv", help="the CSV that gets this run's row (default: %(default)s)")
     group.add_argument("--runs_dir", default="runs", help="where the run's folder is made (default: %(default)s)")
 

@@ -67,9 +67,7 @@ def tiny_llama(models_dir):
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    tokenizer = bpe(
-        ["<s>", "<|end|>", "<|user|>", "<|assistant|>"], chat=True, bos_token="<s>", eos_token="<|end|>", pad_token="<|end|>"
-    )
+    tokenizer = bpe(["<s>", "<|end|>", "<|user|>", "<|assistant|>"], chat=True, bos_token="<s>", eos_token="<|end|>", pad_token="<|end|>")
     torch.manual_seed(0)
     config = LlamaConfig(vocab_size=len(tokenizer), hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4,
                          num_key_value_heads=2, max_position_embeddings=1024, bos_token_id=0, eos_token_id=1, pad_token_id=1,
@@ -144,7 +142,8 @@ def write_jsonl(path, rows):
 
 
 def review(rng, positive):
-    return f"the {rng.choice(THINGS)} was {rng.choice(GOOD if positive else BAD)} and the {rng.choice(THINGS)} is {rng.choice(GOOD if positive else BAD)}"
+    words = GOOD if positive else BAD
+    return f"the {rng.choice(THINGS)} was {rng.choice(words)} and the {rng.choice(THINGS)} is {rng.choice(words)}"
 
 
 def reviews(seed, n):
@@ -170,8 +169,14 @@ def questions(tmp_path_factory):
     """Questions with passages, one passage each, that a bag of words can find."""
     folder = tmp_path_factory.mktemp("questions")
     names = [(a, b) for a in [*GOOD, *BAD] for b in THINGS[:4]]
-    rows = [{"question": f"what is the {a} {b} ?", "answer": ["paris" if i % 2 else "rome"],
-             "passage": f"the {a} {b} is {'paris' if i % 2 else 'rome'} . the {a} {b} was a city"} for i, (a, b) in enumerate(names)]  # fmt: skip
+    rows = [
+        {
+            "question": f"what is the {a} {b} ?",
+            "answer": ["paris" if i % 2 else "rome"],
+            "passage": f"the {a} {b} is {'paris' if i % 2 else 'rome'} . the {a} {b} was a city",
+        }
+        for i, (a, b) in enumerate(names)
+    ]
     write_jsonl(folder / "train.jsonl", rows[:20])
     write_jsonl(folder / "test.jsonl", rows[20:])
     return str(folder)

@@ -50,9 +50,7 @@ def test_help_and_wrong_flags_load_nothing_heavy(script):
 
 @pytest.mark.parametrize("command", DESIGN_COMMANDS)
 def test_without_a_hub_a_name_is_one_line(command, tmp_path):
-    done = run(
-        command + f" --results {tmp_path}/results.csv --runs_dir {tmp_path}/runs", HF_HUB_OFFLINE="1", HF_HOME=str(tmp_path)
-    )
+    done = run(command + f" --results {tmp_path}/results.csv --runs_dir {tmp_path}/runs", HF_HUB_OFFLINE="1", HF_HOME=str(tmp_path))
     assert done.returncode == 2 and done.stderr.count("\n") == 1 and done.stdout == ""
     assert "cannot be reached" in done.stderr and "prepare_data.py demo" in done.stderr
     assert not (tmp_path / "results.csv").exists() and not (tmp_path / "runs").exists()
@@ -130,12 +128,35 @@ def decide(flags, capsys, tmp_path):
 def sample(tmp_path):
     path = tmp_path / "rows.csv"
     if not path.exists():
-        for strategy, variant, score, ms in (("full_finetuning", "full", 0.83, 11), ("peft", "lora_r8", 0.81, 12), ("peft", "lora_r8", 0.79, 12),
-                                             ("prompting", "0_shot", 0.75, 100), ("rag", "k4_flat", 0.2, 900)):  # fmt: skip
-            utils.append_result(path, {"run_id": f"{strategy}{score}", "strategy": strategy, "variant": variant, "score": score, "status": "ok",
-                                       "script": "s.py", "model": "a/m", "dataset": "data/d", "metric": "accuracy", "n_eval": 100, "eval_id": "e",
-                                       "score_low": score - 0.05, "score_high": score + 0.05, "latency_ms_p50": ms, "precision": "fp32",
-                                       "device_name": "a processor", "args": json.dumps({"score": score})})  # fmt: skip
+        for strategy, variant, score, ms in (
+            ("full_finetuning", "full", 0.83, 11),
+            ("peft", "lora_r8", 0.81, 12),
+            ("peft", "lora_r8", 0.79, 12),
+            ("prompting", "0_shot", 0.75, 100),
+            ("rag", "k4_flat", 0.2, 900),
+        ):
+            utils.append_result(
+                path,
+                {
+                    "run_id": f"{strategy}{score}",
+                    "strategy": strategy,
+                    "variant": variant,
+                    "score": score,
+                    "status": "ok",
+                    "script": "s.py",
+                    "model": "a/m",
+                    "dataset": "data/d",
+                    "metric": "accuracy",
+                    "n_eval": 100,
+                    "eval_id": "e",
+                    "score_low": score - 0.05,
+                    "score_high": score + 0.05,
+                    "latency_ms_p50": ms,
+                    "precision": "fp32",
+                    "device_name": "a processor",
+                    "args": json.dumps({"score": score}),
+                },
+            )
     return path
 
 
@@ -190,10 +211,7 @@ def test_the_selector_in_words(capsys, tmp_path):
     ):
         assert part in said
     adaptive_selector.main(["--memory_gb", "0.1", "--results", str(sample(tmp_path))])
-    assert (
-        "Nothing fits. The nearest is prompting a quantized model, which needs about 0.6 GB, 0.1 GB are there"
-        in capsys.readouterr().out
-    )
+    assert "Nothing fits. The nearest is prompting a quantized model, which needs about 0.6 GB, 0.1 GB are there" in capsys.readouterr().out
 
 
 # --------------------------------------------------------------------------------------------------------------- the charts
@@ -209,8 +227,13 @@ def test_charts_and_what_they_leave_out(tmp_path, capsys):
     utils.append_result(path, {**utils.read_results(path)[0], "run_id": "newer"})
     plot_results.main(["--results", str(path), "--output_dir", str(tmp_path / "plots")])
     said = capsys.readouterr().out
-    for part in ("9 rows", "oom-None (status oom: CUDA out of memory)", "degenerate-0.5 (status degenerate: one class)", "ok-None (no score)",
-                 "full_finetuning0.83 (the same configuration was run again as newer)"):  # fmt: skip
+    for part in (
+        "9 rows",
+        "oom-None (status oom: CUDA out of memory)",
+        "degenerate-0.5 (status degenerate: one class)",
+        "ok-None (no score)",
+        "full_finetuning0.83 (the same configuration was run again as newer)",
+    ):
         assert part in said, said
     for name in ("scores.png", "latency_vs_score.png"):
         content = (tmp_path / "plots" / name).read_bytes()
@@ -229,9 +252,15 @@ def test_the_bars_are_the_rows(tmp_path, monkeypatch):
     assert "n = 100" in axis.get_title()
 
 
-@pytest.mark.parametrize("content, message", [
-    (None, "there is no results file"), ("", "is empty"), ("a,b\n1,2\n", "another header"), (",".join(utils.RESULT_COLUMNS) + "\n", "nothing to draw"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        (None, "there is no results file"),
+        ("", "is empty"),
+        ("a,b\n1,2\n", "another header"),
+        (",".join(utils.RESULT_COLUMNS) + "\n", "nothing to draw"),
+    ],
+)
 def test_a_results_file_that_cannot_be_drawn(tmp_path, capsys, content, message):
     if content is not None:
         (tmp_path / "r.csv").write_text(content)

@@ -41,9 +41,7 @@ def test_names_that_match_nothing_list_those_there_are():
     model = load("bert")
     assert models.target_modules(model, "query, key") == ["query", "key"]
     assert models.target_modules(model, "all-linear") == "all-linear"
-    with pytest.raises(
-        UserError, match=r"--target_modules q_proj,v_lin: no such linear layer; bert has dense, key, query, value"
-    ):
+    with pytest.raises(UserError, match=r"--target_modules q_proj,v_lin: no such linear layer; bert has dense, key, query, value"):
         models.target_modules(model, "q_proj,query,v_lin")
 
 
@@ -134,10 +132,7 @@ def test_precisions_change_the_weights_and_their_size(tiny_llama):
 
 def test_heads_are_never_quantized(tiny_bert):
     model = models.load_model(tiny_bert, "classifier", precision="nf4", labels=["a", "b"])
-    assert (
-        type(model.classifier) is torch.nn.Linear
-        and type(model.bert.encoder.layer[0].attention.self.query).__name__ == "Linear4bit"
-    )
+    assert type(model.classifier) is torch.nn.Linear and type(model.bert.encoder.layer[0].attention.self.query).__name__ == "Linear4bit"
 
 
 def test_a_broken_model_folder_is_one_clear_error(tmp_path, tiny_llama):

@@ -64,9 +64,7 @@ def test_retrieval_finds_the_passages_of_real_questions():
     args = rag_eval.parse_args(["--embed_model", MINILM])
     retriever = rag_eval.Retriever(MINILM, "cpu", args)
     task = tasks.load_task(str(ASSETS / "data/disfl_qa"), max_eval_samples=20)
-    documents = [
-        rag_eval.Document(f"d{i}", "", text) for i, text in enumerate(dict.fromkeys(ex.context for ex in task.evaluation))
-    ]
+    documents = [rag_eval.Document(f"d{i}", "", text) for i, text in enumerate(dict.fromkeys(ex.context for ex in task.evaluation))]
     retriever.add(documents)
     relevant = rag_eval.relevant_documents(task, documents)
     hits = retriever.search([ex.text for ex in task.evaluation], 4)

@@ -83,9 +83,7 @@ def test_the_best_checkpoint_by_validation_is_kept(sentiment, tiny_bert, out, on
     seen = [entry["eval_accuracy"] for entry in history if "eval_accuracy" in entry]
     task = tasks.load_task(sentiment)
     model = models.load_model(str(folder / "model"), labels=task.labels)
-    found = inference.classify(model, utils.load_tokenizer(str(folder / "model")), [ex.text for ex in task.validation]).argmax(
-        1
-    )
+    found = inference.classify(model, utils.load_tokenizer(str(folder / "model")), [ex.text for ex in task.validation]).argmax(1)
     assert np.mean(found == [ex.label for ex in task.validation]) == pytest.approx(max(seen))
 
 
@@ -104,9 +102,7 @@ def test_finetune_on_pairs_with_three_labels(tiny_bert, tmp_path, out, only_row)
 
 @pytest.mark.parametrize("quantize", ["none", "int8", "nf4"])
 def test_peft_and_the_saved_adapter(sentiment, tiny_bert, tmp_path, out, only_row, quantize):
-    peft_finetune.main(
-        ["--model", tiny_bert, "--dataset", sentiment, *FAST, "--learning_rate", "1e-2", "--quantize", quantize, *out]
-    )
+    peft_finetune.main(["--model", tiny_bert, "--dataset", sentiment, *FAST, "--learning_rate", "1e-2", "--quantize", quantize, *out])
     row = only_row()
     found = check_classification(row, 60)
     assert row["variant"] == ("lora_r8" if quantize == "none" else f"lora_r8_{quantize}") and row["strategy"] == "peft"
@@ -122,9 +118,7 @@ def test_peft_and_the_saved_adapter(sentiment, tiny_bert, tmp_path, out, only_ro
     )
     assert float(row["artifact_mb"]) == pytest.approx((adapter / "adapter_model.safetensors").stat().st_size / 2**20, rel=1e-4)
     again = ["--results", str(tmp_path / "again.csv"), "--precision", "fp32" if quantize == "none" else quantize]
-    prompt_eval.main(
-        ["--model", tiny_bert, "--adapter", str(adapter), "--dataset", sentiment, "--batch_size", "16", *out, *again]
-    )
+    prompt_eval.main(["--model", tiny_bert, "--adapter", str(adapter), "--dataset", sentiment, "--batch_size", "16", *out, *again])
     (other,) = utils.read_results(tmp_path / "again.csv")
     assert other["strategy"] == "peft" and other["eval_id"] == row["eval_id"]
     scores = [[p["scores"]["positive"] for p in predictions(r)] for r in (row, other)]
@@ -162,9 +156,7 @@ def test_prompting_by_likelihood(sentiment, out, only_row, request, name, k, cal
     )
     row = only_row()
     found = check_classification(row, 30)
-    assert row["variant"] == f"{k}_shot" + ("" if calibrate == "none" else f"_{calibrate}_calibrated") and row[
-        "k_shots"
-    ] == str(k)
+    assert row["variant"] == f"{k}_shot" + ("" if calibrate == "none" else f"_{calibrate}_calibrated") and row["k_shots"] == str(k)
     assert int(row["prompt_tokens"]) > 30 * 10 * (k + 1) * 0.5 and row["generated_tokens"] == "0"
     raw = np.array([p["log_probs_sum"] for p in found])
     raw = raw - np.log(np.exp(raw).sum(1, keepdims=True))
@@ -227,9 +219,7 @@ def test_question_answering_by_generation(questions, tiny_llama, out, only_row):
     found = predictions(row)
     f1 = [metrics.token_f1(p["prediction"], p["target"]) for p in found]
     assert (row["metric"], len(found)) == ("token_f1", 20) and float(row["score"]) == pytest.approx(np.mean(f1), abs=1e-5)
-    assert float(row["exact_match"]) == pytest.approx(
-        np.mean([metrics.exact_match(p["prediction"], p["target"]) for p in found]), abs=1e-5
-    )
+    assert float(row["exact_match"]) == pytest.approx(np.mean([metrics.exact_match(p["prediction"], p["target"]) for p in found]), abs=1e-5)
 
 
 def test_rag_and_the_same_questions_without_retrieval(questions, tiny_llama, tiny_embedder, tmp_path, out, only_row):
@@ -243,12 +233,8 @@ def test_rag_and_the_same_questions_without_retrieval(questions, tiny_llama, tin
     task = tasks.load_task(questions)
     passages = {ex.id: ex.context for ex in task.evaluation}
     hits = [passages[p["id"]] in [hit["text"] for hit in p["retrieved"]] for p in found]
-    assert (
-        float(row["recall_at_k"]) == pytest.approx(np.mean(hits), abs=1e-5) and np.mean(hits) > 0.3
-    )  # 3 of 40 by chance: 0.075
-    assert float(row["score"]) == pytest.approx(
-        np.mean([metrics.token_f1(p["prediction"], p["target"]) for p in found]), abs=1e-5
-    )
+    assert float(row["recall_at_k"]) == pytest.approx(np.mean(hits), abs=1e-5) and np.mean(hits) > 0.3  # 3 of 40 by chance: 0.075
+    assert float(row["score"]) == pytest.approx(np.mean([metrics.token_f1(p["prediction"], p["target"]) for p in found]), abs=1e-5)
     assert "40 documents in 40 chunks" in row["note"]
     rag_eval.main([*common, "--k", "0", "--results", str(tmp_path / "without.csv")])
     (without,) = utils.read_results(tmp_path / "without.csv")
@@ -288,9 +274,7 @@ def test_chunks_cover_the_text_and_overlap(tiny_bert):
 def test_a_beir_folder_measures_the_retrieval(tmp_path, tiny_embedder, out, only_row):
     folder = tmp_path / "beir"
     (folder / "qrels").mkdir(parents=True)
-    write_jsonl(
-        folder / "corpus.jsonl", [{"_id": f"d{i}", "title": "", "text": row["text"]} for i, row in enumerate(reviews(1, 30))]
-    )
+    write_jsonl(folder / "corpus.jsonl", [{"_id": f"d{i}", "title": "", "text": row["text"]} for i, row in enumerate(reviews(1, 30))])
     write_jsonl(folder / "queries.jsonl", [{"_id": f"q{i}", "text": row["text"]} for i, row in enumerate(reviews(1, 30))])
     (folder / "qrels" / "test.tsv").write_text(
         "query-id\tcorpus-id\tscore\n" + "".join(f"q{i}\td{i}\t1\n" for i in range(10)) + "q11\td1\t0\n"
@@ -307,9 +291,7 @@ def test_interactive_adds_answers_and_survives_bad_lines(tiny_llama, tiny_embedd
     lines = ["", "what is the dull plot ?", "add the good film is paris .", f"add {tmp_path / 'note.txt'}", f"add {tmp_path / 'bad.txt'}",
              "what is the dull plot ?", "help", "quit", "never read"]  # fmt: skip
     monkeypatch.setattr(sys, "stdin", io.StringIO("\n".join(lines)))
-    rag_eval.main(
-        ["--interactive", "--embed_model", tiny_embedder, "--gen_model", tiny_llama, "--max_new_tokens", "3", "--k", "2"]
-    )
+    rag_eval.main(["--interactive", "--embed_model", tiny_embedder, "--gen_model", tiny_llama, "--max_new_tokens", "3", "--k", "2"])
     printed = capsys.readouterr().out
     assert "1 chunks added, 1 in all" in printed and "1 chunks added, 2 in all" in printed
     assert "that did not work" in printed and "bad.txt" in printed
@@ -318,8 +300,22 @@ def test_interactive_adds_answers_and_survives_bad_lines(tiny_llama, tiny_embedd
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "int8", "nf4"])
 def test_precisions_are_measured_with_their_quality(sentiment, tiny_llama, out, only_row, precision):
-    quantize_and_parallel.main(["--model", tiny_llama, "--dataset", sentiment, f"--{precision}", "--max_eval_samples", "20", "--new_tokens", "6",
-                                "--prompt_tokens", "40", *out])  # fmt: skip
+    quantize_and_parallel.main(
+        [
+            "--model",
+            tiny_llama,
+            "--dataset",
+            sentiment,
+            f"--{precision}",
+            "--max_eval_samples",
+            "20",
+            "--new_tokens",
+            "6",
+            "--prompt_tokens",
+            "40",
+            *out,
+        ]
+    )
     row = only_row()
     check_classification(row, 20)
     assert (row["strategy"], row["variant"], row["precision"]) == ("quantized", precision, precision)
@@ -334,16 +330,12 @@ def test_perplexity_in_the_row_is_that_of_the_evaluation_texts(sentiment, tiny_l
 
     quantize_and_parallel.main(["--model", tiny_llama, "--dataset", sentiment, "--max_eval_samples", "10", *out])
     task = tasks.load_task(sentiment, max_eval_samples=10)
-    nll, n = inference.perplexity(
-        models.load_model(tiny_llama), utils.load_tokenizer(tiny_llama), [ex.text for ex in task.evaluation]
-    )
+    nll, n = inference.perplexity(models.load_model(tiny_llama), utils.load_tokenizer(tiny_llama), [ex.text for ex in task.evaluation])
     assert float(only_row()["perplexity"]) == pytest.approx(np.exp(nll / n), rel=1e-4)
 
 
 def test_a_device_map_and_an_encoder_decoder(sentiment, tiny_t5, out, only_row):
-    quantize_and_parallel.main(
-        ["--model", tiny_t5, "--dataset", sentiment, "--device_map", "cpu", "--max_eval_samples", "10", *out]
-    )
+    quantize_and_parallel.main(["--model", tiny_t5, "--dataset", sentiment, "--device_map", "cpu", "--max_eval_samples", "10", *out])
     row = only_row()
     assert row["perplexity"] == "" and float(row["tokens_per_s"]) > 0 and row["status"] in ("ok", "degenerate")
 
@@ -374,9 +366,7 @@ def test_out_of_memory_in_training_is_an_oom_row(sentiment, tiny_bert, out, only
     row = only_row()
     assert exit_.value.code == utils.OOM_EXIT_CODE
     assert (
-        (row["status"], row["script"], row["n_eval"]) == ("oom", "finetune.py", "60")
-        and "20.00 GiB" in row["note"]
-        and row["score"] == ""
+        (row["status"], row["script"], row["n_eval"]) == ("oom", "finetune.py", "60") and "20.00 GiB" in row["note"] and row["score"] == ""
     )
 
 

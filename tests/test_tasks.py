@@ -24,8 +24,7 @@ def test_a_folder_of_splits(sentiment):
 
 def test_evaluation_is_the_same_for_every_data_seed_and_nested(sentiment):
     tasks_ = [
-        tasks.load_task(sentiment, data_seed=seed, max_train_samples=10, max_eval_samples=n)
-        for seed, n in ((0, 20), (1, 20), (1, 40))
+        tasks.load_task(sentiment, data_seed=seed, max_train_samples=10, max_eval_samples=n) for seed, n in ((0, 20), (1, 20), (1, 40))
     ]
     assert tasks_[0].evaluation == tasks_[1].evaluation == tasks_[2].evaluation[:20]
     assert tasks_[0].eval_id == tasks_[1].eval_id != tasks_[2].eval_id
@@ -123,25 +122,15 @@ def test_nli_words_and_prompt(tmp_path):
     assert task.labels == ("contradiction", "entailment", "neutral") and task.words == ("no", "yes", "maybe")
     assert len(task.train) + len(task.validation) == 15  # the rows without a majority label are left out
     prompt, separator = tasks.render(task, task.evaluation[0])
-    assert (
-        prompt.endswith("Premise: x\nHypothesis: h\nAnswer:")
-        and separator == " "
-        and task.target(task.evaluation[0]) == "maybe"
-    )
+    assert prompt.endswith("Premise: x\nHypothesis: h\nAnswer:") and separator == " " and task.target(task.evaluation[0]) == "maybe"
 
 
 def test_unifiedqa_lines(tmp_path):
-    (tmp_path / "train.tsv").write_text(
-        "what is up? \\n (a) sky (b) the sea (c) no\tsky\nwho \\n a passage \\n of two parts\tme\n"
-    )
+    (tmp_path / "train.tsv").write_text("what is up? \\n (a) sky (b) the sea (c) no\tsky\nwho \\n a passage \\n of two parts\tme\n")
     (tmp_path / "test.tsv").write_text("where?\there\n")
     task = tasks.load_task(str(tmp_path))
     found = {ex.text: ex for ex in [*task.train, *task.validation]}
-    assert (
-        task.kind == "qa"
-        and found["what is up?"].options == ("sky", "the sea", "no")
-        and found["what is up?"].references == ("sky",)
-    )
+    assert task.kind == "qa" and found["what is up?"].options == ("sky", "the sea", "no") and found["what is up?"].references == ("sky",)
     assert found["who"].context == "a passage of two parts" and task.evaluation[0].references == ("here",)
 
 
@@ -152,9 +141,10 @@ def test_kinds_are_recognised_from_the_columns(tmp_path):
 
     assert kind({"question": "q", "passage": "p", "answer": "True"}).words == ("yes",)
     assert kind({"question": "q", "passage": "p", "answer": "True"}, kind="qa").kind == "qa"
-    assert kind({"question": "q", "context": "c", "answers": {"text": ["a", "b"], "answer_start": [1, 2]}}).evaluation[
-        0
-    ].references == ("a", "b")
+    assert kind({"question": "q", "context": "c", "answers": {"text": ["a", "b"], "answer_start": [1, 2]}}).evaluation[0].references == (
+        "a",
+        "b",
+    )
     assert kind({"question": "q", "passage": "p", "answer": "['x', 'y']"}).evaluation[0].references == ("x", "y")
     assert kind({"instruction": "i", "input": "c", "output": "o"}).evaluation[0].context == "c"
     assert kind({"instruction": "i", "context": "", "response": "o", "category": "z"}).kind == "instruction"

@@ -36,8 +36,10 @@ def test_eight_processes_append_1600_whole_rows(tmp_path):
 def test_a_process_killed_while_appending_leaves_whole_rows(tmp_path):
     """50 kills at spread-out moments; every read in between finds the rows of before, and the next append works."""
     path = tmp_path / "results.csv"
-    script = ("import sys, utils\nprint('ready', flush=True)\ni = 0\n"
-              "while True:\n    utils.append_result(sys.argv[1], {'run_id': f'{sys.argv[2]}-{i}', 'note': 'y' * 200_000})\n    i += 1\n")  # fmt: skip
+    script = (
+        "import sys, utils\nprint('ready', flush=True)\ni = 0\n"
+        "while True:\n    utils.append_result(sys.argv[1], {'run_id': f'{sys.argv[2]}-{i}', 'note': 'y' * 200_000})\n    i += 1\n"
+    )
     n_before = killed_between = 0
     for attempt in range(50):
         process = subprocess.Popen([sys.executable, "-c", script, str(path), str(attempt)], cwd=ROOT, stdout=subprocess.PIPE)
@@ -60,9 +62,7 @@ def test_a_process_killed_while_appending_leaves_whole_rows(tmp_path):
 
 def test_unknown_is_empty_and_a_row_is_one_line(tmp_path):
     path = tmp_path / "results.csv"
-    utils.append_result(
-        path, {"run_id": "a", "score": float("nan"), "n_eval": 0, "git_dirty": False, "note": 'two\nlines, "quoted"'}
-    )
+    utils.append_result(path, {"run_id": "a", "score": float("nan"), "n_eval": 0, "git_dirty": False, "note": 'two\nlines, "quoted"'})
     with open(path, newline="") as file:
         header, cells = list(csv.reader(file))
     assert header == utils.RESULT_COLUMNS and len(path.read_text().splitlines()) == 2
@@ -82,9 +82,7 @@ def test_a_drifted_header_is_refused_and_named(tmp_path):
         utils.append_result(tmp_path / "other.csv", {"colour": 1})
 
 
-@pytest.mark.parametrize(
-    "content, message", [(b"", "is empty"), (b"\xff\xfe\x00", "cannot be read"), (b"a,b\n1,2\n", "missing")]
-)
+@pytest.mark.parametrize("content, message", [(b"", "is empty"), (b"\xff\xfe\x00", "cannot be read"), (b"a,b\n1,2\n", "missing")])
 def test_a_foreign_or_broken_file_is_one_clear_error(tmp_path, content, message):
     path = tmp_path / "results.csv"
     path.write_bytes(content)
