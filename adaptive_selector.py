@@ -162,6 +162,18 @@ def describe(row, path):
             f"{row['device_name']}")  # fmt: skip
 
 
+def cautions(row, args):
+    """Where the measured row of the choice breaks a limit that the rules cannot know: latency and score depend on model and hardware."""
+    found = []
+    if row and args.latency_ms is not None and row["latency_ms_p50"] and float(row["latency_ms_p50"]) > args.latency_ms:
+        found.append(f"the measured row took {float(row['latency_ms_p50']):.0f} ms a request, over the limit of {args.latency_ms:g} ms")
+    if row and args.required_accuracy is not None and float(row["score"]) < args.required_accuracy:
+        found.append(
+            f"the measured row reached a {row['metric']} of {float(row['score']):.3f}, short of the {args.required_accuracy:g} needed"
+        )
+    return found
+
+
 @utils.clean_exit
 def main(argv=None):
     # 1. settings
@@ -175,18 +187,20 @@ def main(argv=None):
         nearest = min(against, key=lambda name: max(over for over, _ in against[name]))
     choice, _, reasons = ranked[0] if ranked else (None, 0, [])
     runner_up = ranked[1][0] if len(ranked) > 1 else None
+    warned = cautions(best_row(rows, choice), args) if choice else []
     measured = {name: describe(best_row(rows, name), path) if path else "no results file yet" for name in (choice, runner_up) if name}
 
     # 3. report
     if args.json:
         print(json.dumps({"choice": choice, "reasons": reasons, "runner_up": runner_up,
                           "command": command(choice, args) if choice else None,
-                          "nearest": None if ranked else nearest, "measured": measured,
+                          "nearest": None if ranked else nearest, "measured": measured, "cautions": warned,
                           "rejected": {name: [text for _, text in found] for name, found in against.items()}}, indent=2))  # fmt: skip
         return
     if ranked:
         print(f"Choice: {NAMES[choice]}")
         print("".join(f"  - {reason}\n" for reason in reasons) + f"  - {measured[choice]}")
+        print("".join(f"  - CAUTION: {text}, on {best_row(rows, choice)['device_name']}\n" for text in warned), end="")
         if runner_up:
             print(f"Runner-up: {NAMES[runner_up]}; {measured[runner_up]}")
     else:

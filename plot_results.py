@@ -30,6 +30,7 @@ def parse_args(argv=None):
     parser = utils.ArgumentParser(__doc__)
     parser.add_argument("--results", help="the results CSV (default: results.csv, or sample_results.csv if there is none yet)")
     parser.add_argument("--output_dir", default="plots", help="where the PNGs go (default: %(default)s)")
+    parser.add_argument("--markdown", action="store_true", help="print the rows as a Markdown table and draw nothing")
     return parser.parse_args(argv)
 
 
@@ -149,6 +150,20 @@ def print_table(rows):
         print("  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip())
 
 
+def print_markdown(rows):
+    """The rows as a Markdown table, with intervals."""
+    print("| strategy | variant | model | data, n | score [95 % interval] | ms a request (p50) | training s | peak GB | hardware |")
+    print("| --- | --- | --- | --- | --- | --- | --- | --- | --- |")
+    for row in rows:
+        interval = f" [{float(row['score_low']):.3f}, {float(row['score_high']):.3f}]" if row["score_low"] else ""
+        cells = [row["strategy"], row["variant"], Path(row["model"]).name, f"{Path(row['dataset']).name}, {row['n_eval']}",
+                 f"{row['metric']} {float(row['score']):.3f}{interval}" if row["score"] else row["status"],
+                 f"{float(row['latency_ms_p50']):.0f}" if row["latency_ms_p50"] else "",
+                 f"{float(row['train_seconds']):.0f}" if row["train_seconds"] else "",
+                 f"{float(row['peak_gpu_gb'] or row['peak_rss_gb']):.2f}" if row["peak_rss_gb"] else "", row["device_name"]]  # fmt: skip
+        print("| " + " | ".join(cells) + " |")
+
+
 def short(name, cell):
     """A cell as the table shows it."""
     if name == "model":
@@ -167,6 +182,8 @@ def main(argv=None):
     rows = utils.read_results(path)
 
     # 2. the rows
+    if args.markdown:
+        return print_markdown(rows)
     drawn, skipped = select(rows)
     print(f"{len(rows)} rows in {path}")
     print_table(rows)

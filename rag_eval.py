@@ -150,10 +150,10 @@ class Retriever:
     """Chunks with their exact index: inner products of unit vectors, so that distance = 1 - cosine similarity."""
 
     def __init__(self, name, device, args):
+        models.quiet()
         import faiss
         from sentence_transformers import SentenceTransformer
 
-        models.quiet()
         try:
             self.embedder = SentenceTransformer(name, device=device, trust_remote_code=args.trust_remote_code)
         except (OSError, ValueError) as error:

@@ -115,8 +115,12 @@ class Task:
 # ----------------------------------------------------------------------------------------------------------------- reading
 
 
-def read_table(path, columns=None):
-    """Rows of one local file as dicts. TSV is read without quoting, as SST-2, MNLI and UnifiedQA are written."""
+def read_table(path, columns=None, named=()):
+    """Rows of one local file as dicts.
+
+    TSV is read without quoting, as SST-2, MNLI and UnifiedQA are written, and its first line is a header if it holds a name
+    that this module knows or one of `named`; the first line of a CSV is a header unless `columns` are given.
+    """
     import pandas as pd
 
     path = Path(path)
@@ -128,7 +132,7 @@ def read_table(path, columns=None):
     try:
         if kind in ("csv", "tsv"):
             options = {"sep": "\t", "quoting": 3} if kind == "tsv" else {}
-            header = None if columns or not _has_header(path, options.get("sep", ",")) else 0
+            header = None if columns or (kind == "tsv" and not _has_header(path, named)) else 0
             frame = pd.read_csv(path, dtype=str, keep_default_na=False, header=header, encoding="utf-8-sig", **options)
             if header is None:
                 names = columns or _guess_columns(frame, path)
@@ -149,11 +153,11 @@ def read_table(path, columns=None):
     return rows
 
 
-def _has_header(path, separator):
-    """Does the first line hold a column name that this module knows?"""
+def _has_header(path, named):
+    """Does the first line of a TSV hold a column name that this module knows, or one of `named`?"""
     with open(path, encoding="utf-8-sig") as file:
-        cells = file.readline().rstrip("\r\n").split(separator)
-    return any(cell.strip().strip('"').lower() in (*TEXT, *LABEL, *QUESTION, *ANSWER, "instruction") for cell in cells)
+        cells = [cell.strip() for cell in file.readline().rstrip("\r\n").split("\t")]
+    return any(cell in named or cell.lower() in (*TEXT, *LABEL, *QUESTION, *ANSWER, "instruction") for cell in cells)
 
 
 def _guess_columns(frame, path):
@@ -181,17 +185,19 @@ def _local_files(folder):
     return found
 
 
-def _read_splits(dataset, subset, files, columns):
+def _read_splits(dataset, subset, files, columns, named):
     """{split: rows} and the label names that the hub declares, if it does."""
     if files:
-        return {split: read_table(path, columns) for split, path in files.items()}, None
+        return {split: read_table(path, columns, named) for split, path in files.items()}, None
     path = Path(dataset).expanduser()
-    if path.is_dir() and subset and (path / subset).is_dir():
+    if path.exists() and subset:
         path = path / subset
+        if not path.is_dir():
+            raise DataError(f"--subset {subset}: {dataset} is a local path and has no such subfolder")
     if path.is_dir():
-        return {split: read_table(file, columns) for split, file in _local_files(path).items()}, None
+        return {split: read_table(file, columns, named) for split, file in _local_files(path).items()}, None
     if path.is_file():
-        return {"all": read_table(path, columns)}, None
+        return {"all": read_table(path, columns, named)}, None
 
     from datasets import ClassLabel, load_dataset
 
@@ -240,7 +246,7 @@ def _recognise(rows, options):
             kind = "classification" if boolean and columns["context"] else "qa"
     needed = {"instruction": ("instruction", "response"), "qa": ("question", "answer"), "classification": ()}.get(kind)
     if kind == "classification" and not columns["label"] and columns["answer"]:  # BoolQ: passage, question -> yes or no
-        columns.update(text=columns["context"], text_pair=columns["question"], label=columns["answer"])
+        columns.update(text=columns["context"], text_pair=columns["question"], label=columns["answer"], boolean=columns["answer"])
     if kind == "classification" and columns["question"] and columns["label"] and columns["text"] and not columns["text_pair"]:
         columns.update(text=columns["question"], text_pair=columns["text"])  # QNLI: question, sentence
     if kind == "classification" and not (columns["text"] and columns["label"]):
@@ -258,7 +264,7 @@ def _strings(value):
     if isinstance(value, str) and value.startswith("[") and value.endswith("]"):
         with contextlib.suppress(ValueError, SyntaxError):
             value = ast.literal_eval(value)
-    values = [value] if isinstance(value, (str, int, float, bool)) else list(value)
+    values = [] if value is None else [value] if isinstance(value, (str, int, float, bool)) else list(value)
     return tuple(str(v).strip() for v in values if str(v).strip())
 
 
@@ -284,32 +290,36 @@ def _to_examples(rows, split, kind, columns, label_index):
             if label not in label_index:
                 raise DataError(f"{split} row {number}: label {label!r} is not in the label set {list(label_index)}")
             pair = columns["text_pair"]
-            example = Example(where, str(row[columns["text"]]), str(row[pair]) if pair else None, label=label_index[label])
+            example = Example(where, _text(row[columns["text"]]), _text(row[pair]) if pair else None, label=label_index[label])
         elif kind == "qa":
-            question, options, context = str(row[columns["question"]]), (), None
+            question, options, context = _text(row[columns["question"]]), (), None
             if "\\n" in question:
                 question, options, context = _split_unifiedqa(question)
             if columns["options"]:
                 listed = row[columns["options"]]
                 options = tuple(str(listed).split("\n")) if isinstance(listed, str) else _strings(listed)
             if columns["context"]:
-                context = str(row[columns["context"]])
+                context = _text(row[columns["context"]])
             example = Example(where, question, None, context, options, references=_strings(row[columns["answer"]]))
         else:
-            context = str(row[columns["context"]]) if columns["context"] else None
-            example = Example(where, str(row[columns["instruction"]]), None, context or None,
-                              references=_strings(str(row[columns["response"]])))  # fmt: skip
+            context = _text(row[columns["context"]]) if columns["context"] else None
+            example = Example(where, _text(row[columns["instruction"]]), None, context or None,
+                              references=_strings(_text(row[columns["response"]])))  # fmt: skip
         if example.text.strip() and (kind == "classification" or example.references):
             examples.append(example)
     return examples
 
 
 def _label_name(value):
-    """A label as text: 1, 1.0, '1' and True-like answers each have one spelling."""
+    """A label as text: 1, 1.0 and '1' have one spelling; an unknown one is empty."""
     if isinstance(value, float) and value.is_integer():
         value = int(value)
-    text = str(value).strip()
-    return {"true": "yes", "false": "no"}.get(text.lower(), text)
+    return _text(value).strip()
+
+
+def _text(value):
+    """A cell as text; None and NaN are empty."""
+    return "" if value is None or value != value else str(value)
 
 
 def _label_names(splits, column, declared):
@@ -381,13 +391,17 @@ def load_task(dataset, subset=None, *, files=None, columns=None, kind="auto", te
     files: {split: path} instead of a data set; columns: names for files without a header line.
     max_train_samples: examples drawn by data_seed, balanced over the classes; max_eval_samples: the first of a fixed order.
     """
-    splits, declared = _read_splits(dataset, subset, files, columns)
+    named = [name for name in (text_column, text_pair_column, label_column) if name]
+    splits, declared = _read_splits(dataset, subset, files, columns, named)
     splits = {split: rows for split, rows in splits.items() if rows}
     if not splits:
         raise DataError(f"{dataset or files}: every split is empty")
     first = splits.get("train") or next(iter(splits.values()))
     kind, roles = _recognise(first, {"kind": kind, "text_column": text_column, "text_pair_column": text_pair_column,
                                      "label_column": label_column})  # fmt: skip
+    if roles.get("boolean"):
+        for row in (row for rows in splits.values() for row in rows):
+            row[roles["boolean"]] = "yes" if str(row[roles["boolean"]]).lower() in ("true", "yes") else "no"
     labels, index = _label_names(splits, roles["label"], declared) if kind == "classification" else ((), {})
     found = {split: _to_examples(rows, split, kind, roles, index) for split, rows in splits.items()}
     train, validation, evaluation, eval_split, notes = _make_splits(found, data_seed)

@@ -1,8 +1,8 @@
 """Training, shared by the scripts that train: the flags, the Trainer's set-up, the training clock, the curves, `--resume`.
 
-It stands between the scripts and inference.py, and imports heavy libraries only where they are used. The scripts differ in what
-they let the optimizer change, not in how they
-train: full fine-tuning and adapters get the same batches, schedule, checkpoint choice and clock.
+It stands between the scripts and inference.py, and imports heavy libraries only where they are used. The scripts differ in
+what they let the optimizer change, not in how they train: full fine-tuning and adapters get the same batches, schedule,
+checkpoint choice and clock.
 """
 
 import json

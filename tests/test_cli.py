@@ -268,3 +268,18 @@ def test_a_results_file_that_cannot_be_drawn(tmp_path, capsys, content, message)
         plot_results.main(["--results", str(tmp_path / "r.csv")])
     said = capsys.readouterr().err
     assert exit_.value.code == 2 and message in said and said.count("\n") == 1
+
+
+def test_a_limit_that_the_measured_row_breaks_is_said(capsys, tmp_path):
+    flags = "--memory_gb 8 --latency_ms 200 --data_size 5000 --knowledge_heavy --required_accuracy 0.9"
+    found = decide(flags, capsys, tmp_path)
+    assert found["choice"] == "rag" and len(found["cautions"]) == 2
+    assert "900 ms a request, over the limit of 200 ms" in found["cautions"][0] and "short of the 0.9 needed" in found["cautions"][1]
+    assert decide("--memory_gb 8 --latency_ms 200 --data_size 5000 --required_accuracy 0.8", capsys, tmp_path)["cautions"] == []
+
+
+def test_the_rows_as_markdown(capsys, tmp_path):
+    plot_results.main(["--results", str(sample(tmp_path)), "--markdown"])
+    lines = capsys.readouterr().out.strip().splitlines()
+    assert len(lines) == 7 and len({line.count("|") for line in lines}) == 1
+    assert "| full_finetuning | full | m | d, 100 | accuracy 0.830 [0.780, 0.880] | 11 |" in lines[2]

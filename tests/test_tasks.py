@@ -153,7 +153,29 @@ def test_kinds_are_recognised_from_the_columns(tmp_path):
         kind({"colour": "red", "size": 3})
 
 
+def test_other_column_names_are_given_by_flags(tmp_path):
+    for kind, separator in (("csv", ","), ("tsv", "\t")):
+        path = tmp_path / f"mine.{kind}"
+        path.write_text(separator.join(["body", "topic"]) + "\n" + "".join(f"text {i}{separator}{'ab'[i % 2]}\n" for i in range(20)))
+        task = tasks.load_task(str(path), text_column="body", label_column="topic")
+        assert task.labels == ("a", "b") and len(task.train) + len(task.validation) + len(task.evaluation) == 20
+
+
+def test_unknown_cells_are_left_out(tmp_path):
+    import pandas as pd
+
+    pd.DataFrame({"text": ["a", None, "c", "d"], "label": [1, 0, None, 0]}).to_parquet(tmp_path / "test.parquet")
+    task = tasks.load_task(str(tmp_path))
+    assert {(ex.text, ex.label) for ex in task.evaluation} == {("a", 1), ("d", 0)} and task.labels == ("0", "1")
+
+
+def test_true_and_false_are_words_of_their_own_outside_boolq(tmp_path):
+    write_jsonl(tmp_path / "test.jsonl", [{"text": f"t{i}", "label": name} for i, name in enumerate(["true", "false", "mixed"])])
+    assert tasks.load_task(str(tmp_path)).labels == ("false", "mixed", "true")
+
+
 @pytest.mark.parametrize("change, message", [
+    ({"subset": "colour"}, "--subset colour: .* has no such subfolder"),
     ({"label_column": "colour"}, "--label_column colour: no such column; there are text, label"),
     ({"label_words": ["one"]}, "names 1 words for the 2 labels"),
     ({"template": "no field"}, r"has no \{text\}"),
