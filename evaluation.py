@@ -69,13 +69,18 @@ def _finish(run, records, predictions, spent, latencies, n_labels=None):
 
 
 def evaluate_classifier(model, tokenizer, task, run, batch_size, latency_runs, max_length=None):
-    """Score a model with a classification head on the evaluation examples. Returns the log-probabilities [N, C]."""
+    """Score a model with a classification head on the evaluation examples. Returns the log-probabilities [N, C].
+
+    The head's order of the labels (model.config.id2label) may be another than the task's.
+    """
     import inference
+
+    order = [model.config.label2id[label] for label in task.labels]
 
     texts = [ex.text for ex in task.evaluation]
     pairs = None if task.evaluation[0].text_pair is None else [ex.text_pair for ex in task.evaluation]
     with utils.measure() as spent:
-        log_probs = inference.classify(model, tokenizer, texts, pairs, batch_size, max_length, progress="evaluating")
+        log_probs = inference.classify(model, tokenizer, texts, pairs, batch_size, max_length, progress="evaluating")[:, order]
 
     def answer(i):  # one request, from text in to label out
         return inference.classify(model, tokenizer, [texts[i]], None if pairs is None else [pairs[i]], 1, max_length).argmax()
@@ -98,7 +103,7 @@ def evaluate_labels(model, tokenizer, task, run, batch_size, latency_runs, chat,
         labels = [rendered[0][1] + word for word in task.words]
         return inference.score_labels(model, tokenizer, [prompt for prompt, _ in rendered], labels, size, not chat, progress)
 
-    def normalised(scores):
+    def normalised(scores):  # -> [N, L]
         return metrics.log_normalise(scores.mean if per_token else scores.total)
 
     with utils.measure() as spent:

@@ -28,9 +28,7 @@ def parse_args(argv=None):
     training.add_training_args(parser, LEARNING_RATE)
     tasks.add_data_args(parser)
     utils.add_common_args(parser)
-    args = parser.parse_args(argv)
-    training.check_training_args(parser, args)
-    return args
+    return tasks.check_data_args(parser, parser.parse_args(argv))
 
 
 @utils.clean_exit
@@ -55,9 +53,9 @@ def main(argv=None):
         # 4. model
         tokenizer = utils.load_tokenizer(args.model, args.trust_remote_code)
         with utils.measure() as loading:
-            model = models.load_model(args.model, "classifier", labels=task.labels, device=device,
+            model = models.load_model(args.model, "classifier", labels=task.labels, device=device, pad_token_id=tokenizer.pad_token_id,
                                       trust_remote_code=args.trust_remote_code)  # fmt: skip
-        run.row.update(load_seconds=loading.seconds, **models.size_columns(model))
+        run.row.update(load_seconds=loading.seconds, **models.size_columns(model, trained=True))
 
         # 5. adapt
         training.train_classifier(model, tokenizer, task, args, run, device)

@@ -15,6 +15,8 @@ from tqdm.auto import tqdm
 import models
 import utils
 
+# plain greedy decoding, whatever a model's own generation_config says (BART: 4 beams, Qwen2.5: a repetition penalty)
+GREEDY = {"do_sample": False, "num_beams": 1, "repetition_penalty": 1.0, "no_repeat_ngram_size": 0}
 MIN_SHARED_PREFIX = 16  # tokens; copying a shorter cache costs more than it saves
 
 
@@ -135,8 +137,9 @@ def _score_labels_seq2seq(model, tokenizer, prompts, labels, batch_size, progres
     from transformers.modeling_outputs import BaseModelOutput
 
     limit = models.context_length(model)
-    rows = [tokenizer(prompt, truncation=bool(limit), max_length=limit).input_ids for prompt in prompts]
-    truncated = sum(len(row) == limit for row in rows) if limit else 0
+    rows = [tokenizer(prompt).input_ids for prompt in prompts]
+    truncated = sum(len(row) > limit for row in rows) if limit else 0
+    rows = [row[-limit:] for row in rows] if limit else rows
     ends = [tokenizer(text_target=label, add_special_tokens=False).input_ids for label in labels]
     start = model.config.decoder_start_token_id
     decoder_ids, _ = _pad([[start, *end[:-1]] for end in ends], tokenizer.pad_token_id, model.device)  # [L, T]
@@ -166,6 +169,8 @@ def generate(model, tokenizer, prompts, max_new_tokens=32, batch_size=16, stop=(
     """
     limit = models.context_length(model)
     room = None if limit is None else limit if model.config.is_encoder_decoder else limit - max_new_tokens
+    if room is not None and room < 1:
+        raise utils.UserError(f"{max_new_tokens} new tokens leave no room for a prompt: the model's context is {limit} tokens")
     rows = [tokenizer(prompt, add_special_tokens=add_special_tokens).input_ids for prompt in prompts]
     truncated = sum(len(row) > room for row in rows) if room else 0
     rows = [row[-room:] for row in rows] if room else rows
@@ -173,7 +178,7 @@ def generate(model, tokenizer, prompts, max_new_tokens=32, batch_size=16, stop=(
     extra = {"stop_strings": list(stop), "tokenizer": tokenizer} if stop else {}
     for batch in _batches([len(row) for row in rows], batch_size, progress):
         ids, mask = _pad([rows[i] for i in batch], tokenizer.pad_token_id, model.device, left=not model.config.is_encoder_decoder)
-        out = model.generate(input_ids=ids, attention_mask=mask, max_new_tokens=max_new_tokens, do_sample=False,
+        out = model.generate(input_ids=ids, attention_mask=mask, max_new_tokens=max_new_tokens, **GREEDY,
                              pad_token_id=tokenizer.pad_token_id, **extra)  # fmt: skip
         new = out[:, 1:] if model.config.is_encoder_decoder else out[:, ids.shape[1] :]
         ended = _ids_of(model.generation_config.eos_token_id)
@@ -214,7 +219,7 @@ def time_generation(model, tokenizer, prompt, new_tokens=32, add_special_tokens=
     utils.synchronize()
     start = time.perf_counter()
     ids, mask = _pad([tokenizer(prompt, add_special_tokens=add_special_tokens).input_ids], 0, model.device)
-    model.generate(input_ids=ids, attention_mask=mask, max_new_tokens=new_tokens, min_new_tokens=new_tokens, do_sample=False,
+    model.generate(input_ids=ids, attention_mask=mask, max_new_tokens=new_tokens, min_new_tokens=new_tokens, **GREEDY,
                    pad_token_id=tokenizer.pad_token_id, streamer=clock)  # fmt: skip
     first, last = clock.times[1], clock.times[-1]  # times[0] is the prompt's echo
     return 1000 * (first - start), (new_tokens - 1) / (last - first), ids.shape[1]
@@ -226,7 +231,7 @@ def time_generation(model, tokenizer, prompt, new_tokens=32, add_special_tokens=
 @torch.inference_mode()
 def classify(model, tokenizer, texts, pairs=None, batch_size=32, max_length=None, progress=None):
     """Log-probabilities [N, C] of a sequence classification head."""
-    rows = tokenizer(texts, pairs, truncation=True, max_length=max_length or classifier_length(model, tokenizer))
+    rows = tokenizer(texts, pairs, truncation=True, max_length=classifier_length(model, tokenizer, max_length))
     names = [name for name in ("input_ids", "token_type_ids") if name in rows]
     result = np.zeros((len(texts), model.config.num_labels))
     for batch in _batches([len(ids) for ids in rows["input_ids"]], batch_size, progress):
@@ -238,14 +243,16 @@ def classify(model, tokenizer, texts, pairs=None, batch_size=32, max_length=None
     return result
 
 
-def classifier_length(model, tokenizer, default=512):
-    """The token limit of a classifier's input: the tightest of the tokenizer's, the model's and `default`."""
-    return min(tokenizer.model_max_length, models.context_length(model) or default, default)
+def classifier_length(model, tokenizer, wanted=None):
+    """The token limit of a classifier's input: `wanted`, or 512, but no more than the tokenizer and the model take."""
+    wanted = wanted or 512
+    return min(tokenizer.model_max_length, models.context_length(model) or wanted, wanted)
 
 
 @torch.inference_mode()
 def perplexity(model, tokenizer, texts, max_length=512, batch_size=4):
     """(sum of the negative log-likelihoods of all tokens but each text's first, number of those tokens); causal models only."""
+    max_length = min(max_length, models.context_length(model) or max_length)
     rows = [tokenizer(text, truncation=True, max_length=max_length).input_ids for text in texts]
     total, count = 0.0, 0
     for batch in _batches([len(row) for row in rows], batch_size):

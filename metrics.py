@@ -27,7 +27,7 @@ def macro_f1(predictions, targets, n_labels):
 
 def normalise_answer(text):
     """SQuAD's normalisation (Rajpurkar et al. 2016): lower case, no punctuation, no articles, single spaces."""
-    text = "".join(" " if ch in string.punctuation else ch for ch in text.lower())
+    text = "".join(ch for ch in text.lower() if ch not in string.punctuation)
     return " ".join(re.sub(r"\b(a|an|the)\b", " ", text).split())
 
 

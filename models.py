@@ -55,8 +55,9 @@ def check_names(models=None, datasets=None):
     for flag, name in {**(models or {}), **(datasets or {})}.items():
         if name is None or Path(name).expanduser().exists():
             continue
-        if name.startswith((".", "/", "~", "assets/")) or name.count("/") > 1 or not name.strip():
-            hint = "; run `python prepare_data.py demo` first" if name.startswith("assets/") else ""
+        local = name.startswith((".", "/", "~", "assets/")) or name.count("/") > 1 or not name.strip()
+        if local or Path(name).suffix in (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".txt", ".md"):
+            hint = f" in {Path.cwd()}; run `python prepare_data.py demo` there first" if name.startswith("assets/") else ""
             raise UserError(f"{flag} {name}: no such file or folder{hint}")
         remote.append(flag)
     if not remote:
@@ -67,13 +68,19 @@ def check_names(models=None, datasets=None):
         os.environ["HF_HUB_OFFLINE"] = "1"  # the libraries read it when they are imported, that is, later
     os.environ["HF_DATASETS_OFFLINE"] = "1"
     from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
 
     for flag in remote:
         name = (models or {}).get(flag)
         if name is None:
             continue  # the datasets library answers for its own cache
         aliases = (name,) if "/" in name else (name, f"sentence-transformers/{name}")
-        if not any(isinstance(try_to_load_from_cache(alias, "config.json"), str) for alias in aliases):
+        file = "adapter_config.json" if flag == "--adapter" else "config.json"
+        try:
+            cached = any(isinstance(try_to_load_from_cache(alias, file), str) for alias in aliases)
+        except HFValidationError:
+            raise UserError(f"{flag} {name}: no such folder, and not a name that the hub allows") from None
+        if not cached:
             raise UserError(
                 f"{flag} {name}: the hub cannot be reached and this name is not in the cache; give a local folder, or run "
                 "`python prepare_data.py demo` and use assets/models/SmolLM2-135M-Instruct or assets/models/all-MiniLM-L6-v2"
@@ -142,7 +149,7 @@ def check_precision(precision, device):
 
 
 def load_model(name, kind="auto", *, precision="fp32", device="cpu", device_map=None, labels=None, adapter=None,
-               compute_dtype=None, double_quant=True, trainable_adapter=False, trust_remote_code=False):  # fmt: skip
+               compute_dtype=None, double_quant=True, trainable_adapter=False, pad_token_id=None, trust_remote_code=False):  # fmt: skip
     """Load a model in eval mode. Returns the model, a PeftModel where there is an adapter.
 
     kind: causal, seq2seq, classifier, or auto (by the configuration); labels: class names of a classification head, which
@@ -155,6 +162,8 @@ def load_model(name, kind="auto", *, precision="fp32", device="cpu", device_map=
     check_precision(precision, device)
     found = model_kind(name, trust_remote_code)
     kind = found if kind == "auto" else kind
+    if kind == "classifier" and not labels:
+        raise UserError(f"{name} has a classification head; a causal or seq2seq language model is wanted here")
     if kind == "encoder":
         raise UserError(f"{name} is an encoder without a language-model head and cannot be prompted; train it with finetune.py or "
                         "peft_finetune.py, or give a causal or seq2seq model")  # fmt: skip
@@ -173,6 +182,8 @@ def load_model(name, kind="auto", *, precision="fp32", device="cpu", device_map=
     try:
         model = loader.from_pretrained(name, use_safetensors=True, **options)
     except (OSError, ValueError) as error:
+        if utils.is_out_of_memory(error):
+            raise
         raise UserError(f"{name} cannot be loaded as a {kind} model: {str(error).splitlines()[0]}") from None
     except RuntimeError as error:  # a head of another size
         if "size mismatch" not in str(error) and "mismatched" not in str(error):
@@ -180,19 +191,59 @@ def load_model(name, kind="auto", *, precision="fp32", device="cpu", device_map=
         raise UserError(f"{name} was trained for other labels than {', '.join(labels)}") from None
     if config is None and not device_map:
         model.to(device)
-    if kind == "classifier" and model.config.pad_token_id is None:
-        model.config.pad_token_id = model.config.eos_token_id
+    if kind == "classifier" and pad_token_id is not None:
+        model.config.pad_token_id = pad_token_id  # a decoder's head reads the last token that is not padding
     if adapter:
         model = load_adapter(model, adapter, trainable_adapter)
     return model.eval()
 
 
+def adapter_folder(adapter):
+    """The local folder of an adapter, which may be a hub name; UserError where there is none."""
+    path = Path(adapter).expanduser()
+    if path.exists():
+        return path
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(adapter, allow_patterns=["adapter_*", "labels.json"]))
+    except (OSError, ValueError) as error:
+        raise UserError(f"--adapter {adapter}: not a folder, and not to be had from the hub ({str(error).splitlines()[0]})") from None
+
+
 def adapter_config(adapter):
     """The adapter's adapter_config.json as a dict; UserError where there is none."""
-    path = Path(adapter).expanduser() / "adapter_config.json"
+    path = adapter_folder(adapter) / "adapter_config.json"
     if not path.is_file():
         raise UserError(f"--adapter {adapter}: no adapter_config.json there; give the folder that peft saved")
     return json.loads(path.read_text())
+
+
+def other_base(adapter, name):
+    """The base that an adapter names, if it is not called like `name`; same shapes do not make the same weights."""
+    base = adapter_config(adapter).get("base_model_name_or_path") or name
+    return None if Path(base).name == Path(name).name else base
+
+
+def head_labels(name, adapter, labels):
+    """The task's labels in the order of a trained head, that of an adapter (labels.json) or a checkpoint (its configuration).
+
+    Heads without names (LABEL_0, ...) are taken to be in the task's order. UserError where the names are others.
+    """
+    from transformers import AutoConfig
+
+    if adapter:
+        file = adapter_folder(adapter) / "labels.json"
+        names = json.loads(file.read_text()) if file.is_file() else list(labels)
+    else:
+        by_index = AutoConfig.from_pretrained(name).id2label
+        names = [str(by_index[i]) for i in range(len(by_index))]
+        if all(n.startswith("LABEL_") for n in names) and len(names) == len(labels):
+            names = list(labels)
+    task_names = {label.lower(): label for label in labels}
+    if sorted(n.lower() for n in names) != sorted(task_names):
+        raise UserError(f"{adapter or name} was trained for the labels {', '.join(names)}; the data have {', '.join(labels)}")
+    return [task_names[n.lower()] for n in names]
 
 
 def is_classifier(name, adapter=None, trust_remote_code=False):
@@ -218,9 +269,9 @@ def load_adapter(model, adapter, trainable=False):
     from peft import PeftModel, get_peft_model_state_dict
     from safetensors import safe_open
 
-    base = adapter_config(adapter).get("base_model_name_or_path")
+    adapter, base = adapter_folder(adapter), adapter_config(adapter).get("base_model_name_or_path")
     wrong = f"--adapter {adapter} was made for another base ({base}) than {model.config._name_or_path}"
-    weights = Path(adapter).expanduser() / "adapter_model.safetensors"
+    weights = Path(adapter) / "adapter_model.safetensors"
     if not weights.is_file():
         raise UserError(f"--adapter {adapter}: no adapter_model.safetensors there (pickled adapters are not read)")
     try:
@@ -240,9 +291,12 @@ def load_adapter(model, adapter, trainable=False):
 # ------------------------------------------------------------------------------------------------------------------- counts
 
 
-def size_columns(model):
-    """The size cells of a results row. Quantized weights are packed two to a byte and more; bitsandbytes' own count is used."""
-    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+def size_columns(model, trained=False):
+    """The size cells of a results row; trained: do the parameters that require gradients get trained in this run?
+
+    Quantized weights are packed two to a byte and more; bitsandbytes' own count is used.
+    """
+    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad) if trained else 0
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     return {
         "trainable_params": trainable,
@@ -254,6 +308,8 @@ def size_columns(model):
 def context_length(model):
     """The most tokens the model takes at once; None where its configuration sets no limit (T5's relative positions)."""
     config = model.config.get_text_config() if hasattr(model.config, "get_text_config") else model.config
+    if hasattr(config, "relative_attention_num_buckets"):  # T5's n_positions is what it was trained on, not a limit
+        return None
     return getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
 
 

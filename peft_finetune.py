@@ -11,6 +11,7 @@ same batches, checkpoint choice and clock as finetune.py. The adapter is saved i
     python prompt_eval.py --model assets/models/all-MiniLM-L6-v2 --adapter runs/RUN_ID/adapter
 """
 
+import json
 import shutil
 
 import evaluation
@@ -37,9 +38,7 @@ def parse_args(argv=None):
     training.add_training_args(parser, LEARNING_RATE)
     tasks.add_data_args(parser)
     utils.add_common_args(parser)
-    args = parser.parse_args(argv)
-    training.check_training_args(parser, args)
-    return args
+    return tasks.check_data_args(parser, parser.parse_args(argv))
 
 
 def add_lora(model, args):
@@ -78,15 +77,20 @@ def main(argv=None):
         # 4. model
         tokenizer = utils.load_tokenizer(args.model, args.trust_remote_code)
         with utils.measure() as loading:
-            model = models.load_model(args.model, "classifier", labels=task.labels, device=device, trust_remote_code=args.trust_remote_code,
-                                      precision=args.quantize if quantized else "fp32")  # fmt: skip
+            weights = args.quantize if quantized else "fp32"
+            model = models.load_model(args.model, "classifier", labels=task.labels, precision=weights, device=device,
+                                      pad_token_id=tokenizer.pad_token_id, trust_remote_code=args.trust_remote_code)  # fmt: skip
 
         # 5. adapt
         model = add_lora(model, args)
-        run.row.update(load_seconds=loading.seconds, **models.size_columns(model))
+        run.row.update(load_seconds=loading.seconds, **models.size_columns(model, trained=True))
         training.train_classifier(model, tokenizer, task, args, run, device)
         model.save_pretrained(run.path("adapter"))
         tokenizer.save_pretrained(run.path("adapter"))
+        run.path("adapter/labels.json").write_text(json.dumps(task.labels))
+        if not any(p.abs().max() > 0 for name, p in model.named_parameters() if "lora_B" in name):  # zero is where they start
+            run.row["status"] = "degenerate"
+            run.note("the adapter changed nothing")
         run.row["artifact_mb"] = utils.folder_mb(run.path("adapter"), "adapter_model.safetensors")
 
         # 6. evaluate

@@ -37,14 +37,6 @@ def parse_args(argv=None):
 # ---------------------------------------------------------------------------------------------------------------- the rows
 
 
-def number(text):
-    """A cell as a float, None where it is empty; UserError where it is no number."""
-    try:
-        return float(text) if text else None
-    except ValueError:
-        raise utils.UserError(f"the results CSV holds {text!r} where a number belongs") from None
-
-
 def label(row):
     """What a row is called in a chart."""
     plain = row["precision"] in ("fp32", row["variant"]) or row["precision"] in row["variant"]
@@ -53,7 +45,10 @@ def label(row):
 
 def identity(row):
     """Rows of one configuration, that is, of the same script with the same flags on the same data: the newest is drawn."""
-    args = json.loads(row["args"]) if row["args"] else {}
+    try:
+        args = json.loads(row["args"] or "{}")
+    except ValueError:
+        raise utils.UserError(f"run {row['run_id']}: its cell args is no JSON") from None
     flags = {key: value for key, value in args.items() if key not in ("results", "runs_dir", "resume")}
     return row["script"], row["variant"], row["eval_id"], row["device_name"], json.dumps(flags, sort_keys=True)
 
@@ -64,7 +59,7 @@ def select(rows):
     for row in rows:
         if row["status"] != "ok":
             skipped.append((row["run_id"], f"status {row['status']}: {row['note']}"))
-        elif number(row["score"]) is None:
+        elif utils.number(row["score"]) is None:
             skipped.append((row["run_id"], "no score"))
         else:
             if identity(row) in newest:
@@ -98,10 +93,10 @@ def bar_chart(groups, path):
     figure, axes = plt.subplots(len(groups), 1, figsize=(9, sum(0.9 + 0.5 * h for h in heights) + 0.5), squeeze=False,
                                 height_ratios=[h + 1 for h in heights], layout="constrained")  # fmt: skip
     for axis, (key, rows) in zip(axes[:, 0], groups.items()):
-        rows = sorted(rows, key=lambda row: number(row["score"]))
-        scores = [number(row["score"]) for row in rows]
-        lows = [number(row["score_low"]) for row in rows]
-        highs = [number(row["score_high"]) for row in rows]
+        rows = sorted(rows, key=lambda row: utils.number(row["score"]))
+        scores = [utils.number(row["score"]) for row in rows]
+        lows = [utils.number(row["score_low"]) for row in rows]
+        highs = [utils.number(row["score_high"]) for row in rows]
         errors = [
             [0 if low is None else s - low for s, low in zip(scores, lows)],
             [0 if high is None else high - s for s, high in zip(scores, highs)],
@@ -110,7 +105,7 @@ def bar_chart(groups, path):
         axis.set_yticks(range(len(rows)), [label(row) for row in rows], fontsize=8)
         for i, (score, high) in enumerate(zip(scores, highs)):
             axis.text((high or score) + 0.01, i, f"{score:.3f}", va="center", fontsize=8)
-        baseline = number(rows[0]["majority_baseline"])
+        baseline = utils.number(rows[0]["majority_baseline"])
         if baseline is not None:
             axis.axvline(baseline, linestyle="--", linewidth=1, label="majority class")
             axis.legend(fontsize=8, loc="lower right")
@@ -125,14 +120,14 @@ def scatter_chart(groups, path):
     """A panel a group; score against the latency of one request alone (median, logarithmic)."""
     import matplotlib.pyplot as plt
 
-    groups = {key: [row for row in rows if number(row["latency_ms_p50"])] for key, rows in groups.items()}
+    groups = {key: [row for row in rows if utils.number(row["latency_ms_p50"])] for key, rows in groups.items()}
     groups = {key: rows for key, rows in groups.items() if rows}
     if not groups:
         return False
     figure, axes = plt.subplots(len(groups), 1, figsize=(9, 3.6 * len(groups)), squeeze=False, layout="constrained")
     for axis, (key, rows) in zip(axes[:, 0], groups.items()):
-        for row in sorted(rows, key=lambda row: -number(row["score"])):
-            axis.plot(number(row["latency_ms_p50"]), number(row["score"]), "o", label=label(row).replace("\n", ", "))
+        for row in sorted(rows, key=lambda row: -utils.number(row["score"])):
+            axis.plot(utils.number(row["latency_ms_p50"]), utils.number(row["score"]), "o", label=label(row).replace("\n", ", "))
         axis.set(xscale="log", xlabel="latency of one request, ms (p50)", ylabel=rows[0]["metric"])
         axis.set_title(title(key), fontsize=9)
         axis.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5))

@@ -44,7 +44,7 @@ def parse_args(argv=None):
     group.add_argument("--max_new_tokens", type=utils.positive_int, default=32, help="of a generated answer (default: %(default)s)")
     tasks.add_data_args(parser)
     utils.add_common_args(parser)
-    args = parser.parse_args(argv)
+    args = tasks.check_data_args(parser, parser.parse_args(argv))
     if args.calibrate != "none" and args.scoring == "generate":
         parser.error("--calibrate works on label likelihoods; leave out --scoring generate")
     return args
@@ -69,8 +69,11 @@ def batch_prior(log_probs):
 
 def read_label(answer, words):
     """The index of the one label word that stands in a free answer, None where there is none or more than one."""
-    padded = " " + " ".join("".join(ch if ch.isalnum() else " " for ch in answer.lower()).split()) + " "
-    found = [i for i, word in enumerate(words) if f" {' '.join(word.lower().split())} " in padded]
+
+    def plain(text):  # words and single spaces, with one at each end
+        return f" {' '.join(''.join(ch if ch.isalnum() else ' ' for ch in text.lower()).split())} "
+
+    found = [i for i, word in enumerate(words) if plain(word) in plain(answer)]
     return found[0] if len(found) == 1 else None
 
 
@@ -88,7 +91,7 @@ def variant(args, kind, adapted):
 def main(argv=None):
     # 1. settings
     args = parse_args(argv)
-    models.check_names({"--model": args.model}, {"--dataset": tasks.source(args)})
+    models.check_names({"--model": args.model, "--adapter": args.adapter}, {"--dataset": tasks.source(args)})
     run = utils.Run(args, __file__, "prompting")
 
     with run:
@@ -106,10 +109,16 @@ def main(argv=None):
         # 4. model
         tokenizer = utils.load_tokenizer(args.model, args.trust_remote_code)
         classifier = models.is_classifier(args.model, args.adapter, args.trust_remote_code)
+        if classifier:
+            tasks.require_kind(task, "classification", "a model with a classification head")
+        labels = models.head_labels(args.model, args.adapter, task.labels) if classifier else None
         with utils.measure() as loading:
             model = models.load_model(args.model, "classifier" if classifier else "auto", precision=args.precision, device=device,
-                                      labels=task.labels, adapter=args.adapter, trust_remote_code=args.trust_remote_code)  # fmt: skip
+                                      labels=labels, adapter=args.adapter, pad_token_id=tokenizer.pad_token_id,
+                                      trust_remote_code=args.trust_remote_code)  # fmt: skip
         run.row.update(load_seconds=loading.seconds, **models.size_columns(model))
+        if args.adapter and models.other_base(args.adapter, args.model):
+            run.note(f"the adapter names another base, {models.other_base(args.adapter, args.model)}")
 
         # 5. adapt: nothing to train; the demonstrations are in the prompt
         chat = models.uses_chat(args.prompt_format, tokenizer, scoring=task.kind == "classification" and args.scoring == "likelihood")
@@ -118,7 +127,6 @@ def main(argv=None):
         common = {"batch_size": args.batch_size, "latency_runs": args.latency_runs}
         prompted = {**common, "demonstrations": demonstrations, "chat": chat}
         if classifier:
-            tasks.require_kind(task, "classification", "a model with a classification head")
             run.row.update(strategy="peft" if args.adapter else "full_finetuning", variant="checkpoint", k_shots=None, n_train=None)
             evaluation.evaluate_classifier(model, tokenizer, task, run, **common)
         elif task.kind == "classification" and args.scoring == "likelihood":

@@ -67,7 +67,7 @@ def parse_args(argv=None):
     group.add_argument("--max_new_tokens", type=utils.positive_int, default=24, help="of an answer (default: %(default)s)")
     tasks.add_data_args(parser, dataset="assets/data/disfl_qa")
     utils.add_common_args(parser)
-    args = parser.parse_args(argv)
+    args = tasks.check_data_args(parser, parser.parse_args(argv))
     if args.retrieval_only and args.k == 0:
         parser.error("--retrieval_only with --k 0 leaves nothing to measure")
     if args.chunk_tokens and args.chunk_overlap >= args.chunk_tokens:
@@ -103,8 +103,9 @@ def read_documents(path):
         return found
     if path.suffix == ".jsonl":
         rows = tasks.read_table(path)
-        if rows and "text" not in rows[0]:
-            raise tasks.DataError(f"{path}: documents want a column text (and _id, title), it has {', '.join(rows[0])}")
+        strange = next((row for row in rows if not isinstance(row.get("text"), str)), None)
+        if strange:
+            raise tasks.DataError(f"{path}: documents want a column text (and _id, title); one has {', '.join(strange)}")
         found = [Document(str(row.get("_id", f"{path.stem}-{i}")), row.get("title") or "", row["text"]) for i, row in enumerate(rows)]
     elif path.suffix in (".txt", ".md"):
         try:
@@ -117,16 +118,17 @@ def read_documents(path):
 
 
 def split_into_chunks(documents, tokenizer, size, overlap):
-    """Windows of `size` tokens that share `overlap`, cut at token borders in the original text; size None: whole documents."""
+    """Windows of `size` tokens, the title's included, that share `overlap`, cut at token borders; size None: whole documents."""
     chunks = []
     for doc in documents:
         if size is None:
             chunks.append(Chunk(doc.id, 0, f"{doc.title} {doc.text}".strip()))
             continue
+        room = max(size - len(tokenizer(doc.title, add_special_tokens=False).input_ids), overlap + 1)
         spans = tokenizer(doc.text, add_special_tokens=False, return_offsets_mapping=True, truncation=False, verbose=False).offset_mapping
         head = f"{doc.title} " if doc.title else ""
-        for start in range(0, max(len(spans) - overlap, 1), size - overlap):
-            window = spans[start : start + size]
+        for start in range(0, max(len(spans) - overlap, 1), room - overlap):
+            window = spans[start : start + room]
             if window:
                 chunks.append(Chunk(doc.id, window[0][0], head + doc.text[window[0][0] : window[-1][1]]))
     return chunks
@@ -135,11 +137,14 @@ def split_into_chunks(documents, tokenizer, size, overlap):
 def load_beir(folder, split="test"):
     """(documents, {query id: text}, {query id: {document id: grade}}) of a BEIR folder (Thakur et al. 2021)."""
     folder = Path(folder)
-    queries = {row["_id"]: row["text"] for row in tasks.read_table(folder / "queries.jsonl")}
+    queries = {row.get("_id"): row.get("text") for row in tasks.read_table(folder / "queries.jsonl")}
     judgements = {}
     for row in tasks.read_table(folder / "qrels" / f"{split}.tsv", columns=["query", "document", "grade"]):
         if row["grade"].lstrip("-").isdigit() and int(row["grade"]) > 0:  # the header line is no judgement
             judgements.setdefault(row["query"], {})[row["document"]] = int(row["grade"])
+    lost = [query for query in judgements if not queries.get(query)]
+    if lost or not judgements:
+        raise tasks.DataError(f"{folder}: {len(judgements)} queries are judged, of which {len(lost)} are not in queries.jsonl")
     return read_documents(folder), {q: queries[q] for q in judgements}, judgements
 
 
@@ -157,6 +162,8 @@ class Retriever:
         try:
             self.embedder = SentenceTransformer(name, device=device, trust_remote_code=args.trust_remote_code)
         except (OSError, ValueError) as error:
+            if utils.is_out_of_memory(error):
+                raise
             raise utils.UserError(f"--embed_model {name} cannot be loaded: {str(error).splitlines()[0]}") from None
         limit = self.embedder.max_seq_length - 2  # its two special tokens
         if args.chunk_tokens and args.chunk_tokens > limit:
@@ -247,7 +254,8 @@ class Reader:
 
 def interact(retriever, reader, k):
     """Ask and add until `quit` or the end of input; a bad line is answered, never fatal."""
-    print(f"{len(retriever.chunks)} chunks indexed; {HELP}")
+    empty = "no documents yet, so answers come from the model alone" if not retriever.chunks else f"{len(retriever.chunks)} chunks indexed"
+    print(f"{empty}; {HELP}", flush=True)
     for line in sys.stdin:
         line = line.strip()
         if line in ("quit", "exit"):
@@ -272,10 +280,12 @@ def interact(retriever, reader, k):
 def main(argv=None):
     # 1. settings
     args = parse_args(argv)
-    beir = (Path(args.dataset) / "queries.jsonl").is_file()
+    beir = (data_folder(args) / "queries.jsonl").is_file()
+    if args.docs and not Path(args.docs).exists():
+        raise utils.UserError(f"--docs {args.docs}: no such file or folder")
     retrieval_only = args.retrieval_only or beir
-    models.check_names({"--embed_model": args.embed_model, "--gen_model": None if retrieval_only else args.gen_model,
-                        "--docs": args.docs}, {"--dataset": None if args.interactive else tasks.source(args)})  # fmt: skip
+    generator, data = None if retrieval_only else args.gen_model, None if args.interactive else tasks.source(args)
+    models.check_names({"--embed_model": args.embed_model, "--gen_model": generator}, {"--dataset": data})
     if args.interactive:
         device = utils.pick_device(args.device)
         retriever = Retriever(args.embed_model, device, args)
@@ -300,7 +310,8 @@ def main(argv=None):
 
         # 3. data
         if beir:
-            documents, queries, judgements = load_beir(args.dataset)
+            documents, queries, judgements = load_beir(data_folder(args))
+            queries = dict(list(queries.items())[: args.max_eval_samples])
             task = tasks.Task(args.dataset, None, "qa", evaluation=[tasks.Example(q, text) for q, text in queries.items()])
             relevant = [judgements[q] for q in queries]
         else:
@@ -350,6 +361,8 @@ def main(argv=None):
             run.row.update(prompt_tokens=prompt_tokens, generated_tokens=new, tokens_per_s=new / spent.seconds)
             if left_out:
                 run.note(f"{left_out} retrieved passages did not fit the context and were left out")
+        elif not known:
+            raise tasks.DataError(f"{task.name}: no question whose passage stands among the documents, so there is nothing to measure")
         else:
             evaluation.record_retrieval(run, task, known, spent, latencies, extras)
 
@@ -357,16 +370,20 @@ def main(argv=None):
 
 
 def corpus_of(args, task):
-    """The documents: --docs, else the data set's corpus.jsonl, else the distinct passages of its examples."""
-    folder = Path(args.dataset)
+    """The documents: --docs, else the data set folder's corpus.jsonl, else the distinct passages of all its splits."""
     if args.k == 0:
         return []
-    if args.docs or (folder / "corpus.jsonl").is_file():
-        return read_documents(args.docs or folder / "corpus.jsonl")
-    passages = dict.fromkeys(ex.context for ex in [*task.evaluation, *task.validation, *task.train] if ex.context)
-    if not passages:
+    corpus = data_folder(args) / "corpus.jsonl"
+    if args.docs or corpus.is_file():
+        return read_documents(args.docs or corpus)
+    if not task.passages:
         raise tasks.DataError(f"{task.name} has no passages to retrieve from; give documents with --docs")
-    return [Document(f"d{i}", "", text) for i, text in enumerate(passages)]
+    return [Document(f"d{i}", "", text) for i, text in enumerate(task.passages)]
+
+
+def data_folder(args):
+    """The folder of the data set; one that does not exist where the splits are named by files."""
+    return Path(tasks.source(args) or "no folder", args.subset or "")
 
 
 if __name__ == "__main__":

@@ -5,11 +5,14 @@ instruction (instruction, optional context, response). The kind is recognised fr
 Local files are read with pandas, hub names with `datasets`. This module imports no other helper.
 """
 
+import argparse
 import ast
 import contextlib
 import hashlib
 import json
 import random
+import re
+import warnings
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -91,6 +94,7 @@ class Task:
     evaluation: list = field(default_factory=list)
     eval_split: str = "test"
     notes: list = field(default_factory=list)
+    passages: list = field(default_factory=list)  # the distinct contexts of all splits
 
     @property
     def eval_id(self):
@@ -133,9 +137,13 @@ def read_table(path, columns=None, named=()):
         if kind in ("csv", "tsv"):
             options = {"sep": "\t", "quoting": 3} if kind == "tsv" else {}
             header = None if columns or (kind == "tsv" and not _has_header(path, named)) else 0
-            frame = pd.read_csv(path, dtype=str, keep_default_na=False, header=header, encoding="utf-8-sig", **options)
+            with warnings.catch_warnings():  # a row with too many cells is only a warning to pandas, which cuts it
+                warnings.simplefilter("error", pd.errors.ParserWarning)
+                frame = pd.read_csv(path, dtype=str, keep_default_na=False, header=header, encoding="utf-8-sig", index_col=False, **options)
             if header is None:
                 names = columns or _guess_columns(frame, path)
+                if list(frame.iloc[0]) == list(names):  # --columns repeated the header line that is there
+                    frame = frame.iloc[1:]
                 if len(names) != frame.shape[1]:
                     raise DataError(f"{path} has {frame.shape[1]} columns, --columns names {len(names)}: {','.join(names)}")
                 frame.columns = names
@@ -144,7 +152,7 @@ def read_table(path, columns=None, named=()):
             return pd.read_parquet(path).to_dict("records")
         text = path.read_text(encoding="utf-8-sig")
         rows = json.loads(text) if kind == "json" else [json.loads(line) for line in text.split("\n") if line.strip()]
-    except (ValueError, OSError) as error:  # pandas' parser errors and json's are ValueErrors
+    except (ValueError, OSError, pd.errors.ParserWarning) as error:  # pandas' parser errors and json's are ValueErrors
         if isinstance(error, DataError):
             raise
         raise DataError(f"{path} cannot be read as {kind}: {str(error).splitlines()[0]}") from None
@@ -164,7 +172,10 @@ def _guess_columns(frame, path):
     """Names for a file without a header line: `text, label` where the second column holds whole numbers, else UnifiedQA's pair."""
     if frame.shape[1] == 2:
         return ["text", "label"] if frame[1].str.fullmatch(r"-?\d+").all() else ["question", "answer"]
-    raise DataError(f"{path}: no header line with a known column name, and {frame.shape[1]} columns; name them with --columns")
+    raise DataError(
+        f"{path}: no header line with a known column name, and {frame.shape[1]} columns; name them with --columns, or with "
+        "--text_column and --label_column where the first line is a header"
+    )
 
 
 def _local_files(folder):
@@ -186,18 +197,18 @@ def _local_files(folder):
 
 
 def _read_splits(dataset, subset, files, columns, named):
-    """{split: rows} and the label names that the hub declares, if it does."""
+    """{split: rows} and {column: label names} of the hub's ClassLabel columns."""
     if files:
-        return {split: read_table(path, columns, named) for split, path in files.items()}, None
+        return {split: read_table(path, columns, named) for split, path in files.items()}, {}
     path = Path(dataset).expanduser()
     if path.exists() and subset:
         path = path / subset
         if not path.is_dir():
             raise DataError(f"--subset {subset}: {dataset} is a local path and has no such subfolder")
     if path.is_dir():
-        return {split: read_table(file, columns, named) for split, file in _local_files(path).items()}, None
+        return {split: read_table(file, columns, named) for split, file in _local_files(path).items()}, {}
     if path.is_file():
-        return {"all": read_table(path, columns, named)}, None
+        return {"all": read_table(path, columns, named)}, {}
 
     from datasets import ClassLabel, load_dataset
 
@@ -208,7 +219,7 @@ def _read_splits(dataset, subset, files, columns, named):
         raise DataError(f"--dataset {dataset} {subset or ''}: not a local path and not to be had from the hub ({reason}); "
                         "give a folder or file, or run `python prepare_data.py demo` for assets/data/movie_reviews") from None  # fmt: skip
     features = next(iter(loaded.values())).features
-    names = next((f.names for name, f in features.items() if name in LABEL and isinstance(f, ClassLabel)), None)
+    names = {name: feature.names for name, feature in features.items() if isinstance(feature, ClassLabel)}
     splits = {SPLIT_NAMES[split]: list(rows) for split, rows in loaded.items() if split in SPLIT_NAMES}
     return splits, names
 
@@ -237,16 +248,18 @@ def _recognise(rows, options):
         "answer": _pick(first, ANSWER), "instruction": _pick(first, ("instruction",)), "response": _pick(first, RESPONSE),
     }  # fmt: skip
     if kind == "auto":
-        boolean = columns["answer"] and all(str(row[columns["answer"]]).lower() in ("true", "false", "yes", "no") for row in rows)
+        boolean = columns["answer"] and all(_yes_no(row.get(columns["answer"])) in ("yes", "no", "") for row in rows)
         if columns["instruction"] and columns["response"]:
             kind = "instruction"
         elif columns["label"] and (columns["text"] or columns["question"]):
             kind = "classification"
         elif columns["question"] and columns["answer"]:
             kind = "classification" if boolean and columns["context"] else "qa"
+            columns["boolean"] = columns["answer"] if kind == "classification" else None
     needed = {"instruction": ("instruction", "response"), "qa": ("question", "answer"), "classification": ()}.get(kind)
-    if kind == "classification" and not columns["label"] and columns["answer"]:  # BoolQ: passage, question -> yes or no
-        columns.update(text=columns["context"], text_pair=columns["question"], label=columns["answer"], boolean=columns["answer"])
+    if kind == "classification" and not columns["text"] and columns["question"]:  # BoolQ: passage, question -> yes or no
+        pair = columns["context"] and columns["question"]
+        columns.update(text=columns["context"] or columns["question"], text_pair=pair, label=columns["label"] or columns["answer"])
     if kind == "classification" and columns["question"] and columns["label"] and columns["text"] and not columns["text_pair"]:
         columns.update(text=columns["question"], text_pair=columns["text"])  # QNLI: question, sentence
     if kind == "classification" and not (columns["text"] and columns["label"]):
@@ -255,6 +268,13 @@ def _recognise(rows, options):
         raise DataError(f"the columns {', '.join(first)} are not recognised as classification (text, label), qa (question, answer) "
                         "or instruction (instruction, output); name them with --text_column, --label_column, or --columns")  # fmt: skip
     return kind, columns
+
+
+def _yes_no(value):
+    """BoolQ's answers, True, "false", ["yes"], as yes or no; anything else as it is, so that it is found not to be a label."""
+    if isinstance(value, (list, tuple)) and len(value) == 1:
+        value = value[0]
+    return {"true": "yes", "false": "no"}.get(_text(value).strip().lower(), _text(value).strip().lower())
 
 
 def _strings(value):
@@ -274,7 +294,7 @@ def _split_unifiedqa(text):
     options = ()
     if rest and rest[0].startswith("(a)"):
         listed = rest.pop(0)
-        options = tuple(" ".join(part.split()[1:]) for part in (" " + listed).split(" (")[1:])
+        options = tuple(part.strip() for part in re.split(r"(?:^|\s)\([a-z]\)\s", listed)[1:])
     return question, options, " ".join(rest) or None
 
 
@@ -282,29 +302,37 @@ def _to_examples(rows, split, kind, columns, label_index):
     """Rows -> examples of one kind; rows without a label or an answer are left out."""
     examples = []
     for number, row in enumerate(rows):
-        where = f"{split}-{number}"
+
+        def cell(role, row=row, number=number):
+            if not columns[role]:
+                return None
+            if columns[role] not in row:
+                raise DataError(f"{split} row {number} has no column {columns[role]}; it has {', '.join(row)}")
+            return row[columns[role]]
+
+        where, context = f"{split}-{number}", None
         if kind == "classification":
-            label = _label_name(row[columns["label"]])
+            label = _label_name(row.get(columns["label"]))
             if label in ("-1", "-", ""):  # unlabelled, as in GLUE's test splits, or without a majority, as in MNLI
                 continue
             if label not in label_index:
                 raise DataError(f"{split} row {number}: label {label!r} is not in the label set {list(label_index)}")
-            pair = columns["text_pair"]
-            example = Example(where, _text(row[columns["text"]]), _text(row[pair]) if pair else None, label=label_index[label])
+            pair = _text(cell("text_pair")) if columns["text_pair"] else None
+            example = Example(where, _text(cell("text")), pair, label=label_index[label])
         elif kind == "qa":
-            question, options, context = _text(row[columns["question"]]), (), None
+            question, options = _text(cell("question")), ()
             if "\\n" in question:
                 question, options, context = _split_unifiedqa(question)
-            if columns["options"]:
+            if row.get(columns["options"]) is not None:
                 listed = row[columns["options"]]
-                options = tuple(str(listed).split("\n")) if isinstance(listed, str) else _strings(listed)
+                options = tuple(listed.split("\n")) if isinstance(listed, str) else _strings(listed)
             if columns["context"]:
-                context = _text(row[columns["context"]])
-            example = Example(where, question, None, context, options, references=_strings(row[columns["answer"]]))
+                context = _text(row.get(columns["context"])) or None
+            example = Example(where, question, None, context, options, references=_strings(cell("answer")))
         else:
-            context = _text(row[columns["context"]]) if columns["context"] else None
-            example = Example(where, _text(row[columns["instruction"]]), None, context or None,
-                              references=_strings(_text(row[columns["response"]])))  # fmt: skip
+            context = _text(row.get(columns["context"])) or None
+            response = _text(cell("response")).strip()
+            example = Example(where, _text(cell("instruction")), None, context, references=(response,) if response else ())
         if example.text.strip() and (kind == "classification" or example.references):
             examples.append(example)
     return examples
@@ -327,7 +355,7 @@ def _label_names(splits, column, declared):
     if declared:
         return declared, {str(i): i for i in range(len(declared))}
     source = "train" if splits.get("train") else next(iter(splits))
-    names = {_label_name(row[column]) for row in splits[source]} - {"-1", "-", ""}
+    names = {_label_name(row.get(column)) for row in splits[source]} - {"-1", "-", ""}
     if len(names) > 200 or any("." in name and name.replace(".", "").isdigit() for name in names):
         raise DataError(f"--label_column {column} holds {len(names)} different values, numbers among them; a class label is wanted")
     ordered = sorted(names, key=lambda name: (0, int(name), "") if name.lstrip("-").isdigit() else (1, 0, name))
@@ -401,14 +429,16 @@ def load_task(dataset, subset=None, *, files=None, columns=None, kind="auto", te
                                      "label_column": label_column})  # fmt: skip
     if roles.get("boolean"):
         for row in (row for rows in splits.values() for row in rows):
-            row[roles["boolean"]] = "yes" if str(row[roles["boolean"]]).lower() in ("true", "yes") else "no"
-    labels, index = _label_names(splits, roles["label"], declared) if kind == "classification" else ((), {})
+            row[roles["boolean"]] = _yes_no(row.get(roles["boolean"]))
+    labels, index = _label_names(splits, roles["label"], declared.get(roles["label"])) if kind == "classification" else ((), {})
     found = {split: _to_examples(rows, split, kind, roles, index) for split, rows in splits.items()}
     train, validation, evaluation, eval_split, notes = _make_splits(found, data_seed)
     if not evaluation:
         raise DataError(f"{dataset or files}: no example with a label or answer to evaluate on")
     shuffled = list(evaluation)
     random.Random(EVAL_SEED).shuffle(shuffled)
+    if len(validation) > VALIDATION_CAP:
+        validation = random.Random(EVAL_SEED).sample(validation, VALIDATION_CAP)
     name = dataset or str(Path(next(iter(files.values()))).parent)
     task = Task(
         name,
@@ -416,8 +446,9 @@ def load_task(dataset, subset=None, *, files=None, columns=None, kind="auto", te
         kind,
         tuple(labels),
         train=draw(train, max_train_samples, data_seed),
-        validation=validation[:VALIDATION_CAP],
+        validation=validation,
         evaluation=shuffled[:max_eval_samples],
+        passages=list(dict.fromkeys(ex.context for ex in [*evaluation, *validation, *train] if ex.context)),
         eval_split=eval_split,
         notes=notes,
     )
@@ -433,8 +464,13 @@ def _with_prompt(task, label_words, instruction, template):
         pair = any(ex.text_pair is not None for ex in task.evaluation)
         order = sorted(range(len(task.labels)), key=lambda i: task.labels[i])
         names = tuple(task.labels[i] for i in order)
-        known = TEMPLATES.get(tuple(sorted(label_words)) if label_words else names)
-        words = list(task.labels)
+        words, known = list(task.labels), TEMPLATES.get(names)
+        if label_words and len(set(label_words)) < len(label_words):
+            raise DataError(f"--label_words {','.join(label_words)}: a word stands there twice")
+        if known is None and sorted(label_words or ()) == ["negative", "positive"]:
+            known = TEMPLATES["negative", "positive"]
+        if known and (("{text_pair}" in known[1]) != pair or (known[0] and label_words and set(label_words) != set(known[2]))):
+            known = None  # a template for other fields, or an instruction that asks for other words
         if known and not label_words:
             for position, i in enumerate(order):
                 words[i] = known[2][position]
@@ -492,8 +528,9 @@ def render(task, example, demonstrations=(), tokenizer=None):
 def add_data_args(parser, dataset="assets/data/movie_reviews"):
     """The data flags that every script shares."""
     group = parser.add_argument_group("data")
-    group.add_argument("--dataset", default=dataset, help="hub name, folder with train|validation|test files, or one file "
-                       "(default: %(default)s)")  # fmt: skip
+    parser.set_defaults(default_dataset=dataset)
+    group.add_argument("--dataset", help="hub name, folder with train|validation|test files, or one file "
+                       f"(default: {dataset})")  # fmt: skip
     group.add_argument("--subset", help="hub configuration or subfolder, such as sst2")
     for split in ("train", "validation", "test"):
         group.add_argument(f"--{split}_file", metavar="FILE", help=f"the {split} split, instead of --dataset")
@@ -516,9 +553,18 @@ def _comma_list(text):
 
 
 def _count(text):
-    if int(text) < 1:
-        raise ValueError
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, not {text}")
     return int(text)
+
+
+def check_data_args(parser, args):
+    """Fill in the default data set, where neither --dataset nor files were given; refuse both. Returns args."""
+    if source(args) is None and args.dataset:
+        parser.error("--dataset and --train_file, --validation_file, --test_file exclude each other; name all splits by files")
+    args.dataset = args.dataset or args.default_dataset
+    del args.default_dataset
+    return args
 
 
 def from_args(args):

@@ -16,25 +16,17 @@ from utils import UserError
 def add_training_args(parser, learning_rate):
     """The flags of every training script."""
     group = parser.add_argument_group("training")
-    group.add_argument("--epochs", type=float, default=3, help="passes over the training examples (default: %(default)s)")
+    group.add_argument("--epochs", type=utils.positive, default=3, help="passes over the training examples (default: %(default)s)")
     group.add_argument("--max_steps", type=utils.positive_int, help="stop after so many optimizer steps, instead of --epochs")
-    group.add_argument("--learning_rate", type=float, default=learning_rate, help="peak learning rate (default: %(default)s)")
+    group.add_argument("--learning_rate", type=utils.positive, default=learning_rate, help="peak learning rate (default: %(default)s)")
     group.add_argument("--warmup", type=utils.fraction, default=0.06, help="share of the steps that warm up (default: %(default)s)")
     group.add_argument("--weight_decay", type=float, default=0.01, help="of AdamW (default: %(default)s)")
-    group.add_argument("--max_length", type=utils.positive_int, help="tokens an input is cut to (default: the model's limit, at most 512)")
+    group.add_argument("--max_length", type=utils.positive_int, help="tokens an input is cut to (default: 512, or what the model takes)")
     mixed = group.add_mutually_exclusive_group()
     mixed.add_argument("--fp16", action="store_true", help="mixed precision with float16 (CUDA only)")
     mixed.add_argument("--bf16", action="store_true", help="mixed precision with bfloat16")
     group.add_argument("--resume", nargs="?", const="auto", metavar="RUN_DIR",
                        help="go on from a cut-off run's last checkpoint: the newest run with these flags, or RUN_DIR")  # fmt: skip
-
-
-def check_training_args(parser, args):
-    """Cross-checks that need no library."""
-    if args.epochs <= 0:
-        parser.error(f"--epochs must be above 0, not {args.epochs:g}")
-    if args.learning_rate <= 0:
-        parser.error(f"--learning_rate must be above 0, not {args.learning_rate:g}")
 
 
 def mixed_precision(args, device):
@@ -56,9 +48,13 @@ def find_resumable(args, script):
     if args.resume == "auto":
         folders = sorted(Path(args.runs_dir).glob(f"*-{Path(script).stem}-*"), reverse=True)
     for folder in folders:
-        if (folder / "row.json").exists() or not (folder / "args.json").exists():
+        try:
+            had = json.loads((folder / "args.json").read_text())
+            ended = json.loads((folder / "row.json").read_text())["status"] if (folder / "row.json").exists() else None
+        except (OSError, ValueError):  # no run folder, or cut off before it was whole
             continue
-        had = json.loads((folder / "args.json").read_text())
+        if ended in ("ok", "degenerate"):
+            continue
         if {key: value for key, value in had.items() if key != "resume"} == wanted:
             return folder
     where = args.runs_dir if args.resume == "auto" else args.resume
@@ -98,9 +94,11 @@ def train_classifier(model, tokenizer, task, args, run, device):
 
     import inference
 
+    if len(task.labels) < 2:
+        raise UserError(f"{task.name} has the one label {task.labels[0]}; classification needs two or more")
     if len(task.train) < 2:
         raise UserError(f"{task.name} has {len(task.train)} training examples; fine-tuning needs at least two")
-    max_length = args.max_length or inference.classifier_length(model, tokenizer)
+    max_length = inference.classifier_length(model, tokenizer, args.max_length)
     choose = bool(task.validation)
     when = "epoch" if choose else "no"
     arguments = transformers.TrainingArguments(

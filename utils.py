@@ -161,6 +161,8 @@ def _check_header(path):
         header = next(csv.reader(file), [])
     if header != list(RESULT_COLUMNS):
         missing = [name for name in RESULT_COLUMNS if name not in header]
+        if len(missing) > len(RESULT_COLUMNS) // 2:
+            raise UserError(f"{path} is not a results CSV, or one with another header: it begins with {','.join(header)[:60]!r}")
         extra = [name for name in header if name not in RESULT_COLUMNS]
         detail = f"missing {missing}, unexpected {extra}" if missing or extra else "the same columns in another order"
         raise UserError(f"{path} has another header than this version writes: {detail}; move it away or pass --results")
@@ -173,8 +175,8 @@ def check_results_file(path):
         raise UserError(f"--results {path} is a folder; give a CSV file")
     if not path.parent.is_dir():
         raise UserError(f"--results {path}: there is no folder {path.parent}")
-    if not os.access(path if path.exists() else path.parent, os.W_OK):
-        raise UserError(f"--results {path} cannot be written")
+    if not os.access(path.parent, os.W_OK) or (path.exists() and not os.access(path, os.W_OK)):
+        raise UserError(f"--results {path} cannot be written")  # the folder counts too: a whole new file takes the old one's place
     if path.exists() and path.stat().st_size:
         read_results(path)
 
@@ -216,6 +218,8 @@ def append_result(path, row):
 def read_results(path):
     """Rows of a results CSV as a list of dicts of strings (unknown = ""). UserError for a missing, foreign or broken file."""
     path = Path(path)
+    if path.is_dir():
+        raise UserError(f"{path} is a folder; give a results CSV")
     if not path.is_file():
         raise UserError(f"there is no results file {path}; run a script first, or pass --results")
     if path.stat().st_size == 0:
@@ -233,6 +237,14 @@ def read_results(path):
             return rows
     except (UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{path} cannot be read as a results CSV: {error}") from None
+
+
+def number(cell):
+    """A cell as a float, None where it is empty; UserError where it is no number."""
+    try:
+        return float(cell) if cell else None
+    except ValueError:
+        raise UserError(f"the results CSV holds {cell!r} where a number belongs") from None
 
 
 # --------------------------------------------------------------------------------------------------------- clock, memory
@@ -369,10 +381,23 @@ def measure(interval=0.01):
 class ArgumentParser(argparse.ArgumentParser):
     """argparse's parser with the script's docstring as its manual page, and one line for a wrong flag."""
 
+    # what people type who come from the Hugging Face examples and lm-evaluation-harness
+    OTHER_NAMES = {
+        "--lr": "--learning_rate", "--num_train_epochs": "--epochs", "--per_device_train_batch_size": "--batch_size",
+        "--model_name_or_path": "--model", "--dataset_name": "--dataset", "--dataset_config_name": "--subset",
+        "--max_seq_length": "--max_length", "--output_dir": "--runs_dir", "--lora_r": "--rank", "--lora_alpha": "--alpha",
+        "--lora_dropout": "--dropout", "--load_in_8bit": "--quantize int8 or --int8", "--load_in_4bit": "--quantize nf4 or --nf4",
+        "--num_fewshot": "--k_shots", "--limit": "--max_eval_samples", "--resume_from_checkpoint": "--resume",
+    }  # fmt: skip
+
     def __init__(self, description, **kwargs):
-        super().__init__(description=description, formatter_class=argparse.RawDescriptionHelpFormatter, **kwargs)
+        formatter = argparse.RawDescriptionHelpFormatter
+        super().__init__(description=description, formatter_class=formatter, allow_abbrev=False, **kwargs)
 
     def error(self, message):
+        if message.startswith("unrecognized arguments"):
+            known = [self.OTHER_NAMES[word] for word in message.replace("=", " ").split() if word in self.OTHER_NAMES]
+            message += f"; here it is called {', '.join(known)}" if known else ""
         self.exit(2, f"{self.prog}: error: {' '.join(message.split())} (--help lists the flags)\n")
 
 
@@ -383,32 +408,31 @@ def add_common_args(parser):
     group.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto takes a CUDA GPU where there is one")
     group.add_argument("--seed", type=int, default=0, help="initialisation and shuffling (default: %(default)s)")
     group.add_argument(
-        "--latency_runs", type=int, default=20, metavar="N", help="requests timed one at a time; 0 skips (default: %(default)s)"
+        "--latency_runs", type=whole_number, default=20, metavar="N", help="requests timed one at a time; 0 skips (default: %(default)s)"
     )
     group.add_argument("--trust_remote_code", action="store_true", help="run code that a model repository ships (off by default)")
     group.add_argument("--results", default="results.csv", help="the CSV that gets this run's row (default: %(default)s)")
     group.add_argument("--runs_dir", default="runs", help="where the run's folder is made (default: %(default)s)")
 
 
-def positive_int(text):
-    """An argparse type: a whole number of at least 1."""
-    if int(text) < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, not {text}")
-    return int(text)
+def number_type(kind, wanted, allowed):
+    """An argparse type: `kind` (int or float) of what was typed, if `allowed(value)`; else an error that says what is wanted."""
+
+    def convert(text):
+        with contextlib.suppress(ValueError, OverflowError):
+            value = kind(text)
+            if allowed(value):
+                return value
+        raise argparse.ArgumentTypeError(f"must be {wanted}, not {text}")
+
+    return convert
 
 
-def whole_number(text):
-    """An argparse type: a whole number of at least 0."""
-    if int(text) < 0:
-        raise argparse.ArgumentTypeError(f"must be at least 0, not {text}")
-    return int(text)
-
-
-def fraction(text):
-    """An argparse type: a number from 0 up to, but not including, 1."""
-    if not 0 <= float(text) < 1:
-        raise argparse.ArgumentTypeError(f"must be in [0, 1), not {text}")
-    return float(text)
+positive_int = number_type(int, "a whole number of at least 1", lambda value: value >= 1)
+whole_number = number_type(int, "a whole number of at least 0", lambda value: value >= 0)
+fraction = number_type(float, "a number from 0 up to, but not including, 1", lambda value: 0 <= value < 1)
+positive = number_type(float, "a number above 0", lambda value: 0 < value < math.inf)
+share = number_type(float, "a number from 0 to 1", lambda value: 0 <= value <= 1)
 
 
 def set_seed(seed):
@@ -487,6 +511,8 @@ def load_tokenizer(model_name, trust_remote_code=False):
     try:
         tokenizer = AutoTokenizer.from_pretrained(model_name, trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as error:
+        if is_out_of_memory(error):
+            raise
         raise UserError(f"no tokenizer can be loaded from {model_name}: {str(error).splitlines()[0]}") from None
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
@@ -521,6 +547,8 @@ class Run:
             "args": json.dumps(self.args), "run_dir": str(self.dir),
         }  # fmt: skip
         check_results_file(self.results)
+        if Path(args.runs_dir).exists() and not Path(args.runs_dir).is_dir():
+            raise UserError(f"--runs_dir {args.runs_dir} is a file; give a folder")
 
     def path(self, name):
         """A path in the run folder, which is made here with its args.json."""

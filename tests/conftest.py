@@ -18,7 +18,7 @@ BAD = ["bad", "awful", "dull", "poor", "weak"]
 THINGS = ["film", "plot", "cast", "score", "scene", "joke", "story", "ending"]
 WORDS = [*GOOD, *BAD, *THINGS, "the", "a", "was", "is", "and", "very", "not", "review", "sentiment", "positive", "negative",
          "answer", "question", "passage", "city", "paris", "rome", "yes", "no", "maybe"]  # fmt: skip
-CHAT = ("{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}<|end|>{% endfor %}"
+CHAT = ("<s>{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}<|end|>{% endfor %}"
         "{% if add_generation_prompt %}<|assistant|>{% endif %}")  # fmt: skip
 
 
@@ -37,13 +37,16 @@ def corpus():
     return [" ".join(rng.choices(WORDS, k=12)) + '. Review: "it"\nSentiment: positive Answer: A, b?' for _ in range(300)]
 
 
-def bpe(specials, chat=False, **kwargs):
+def bpe(specials, chat=False, template=None, **kwargs):
     """A byte-level BPE tokenizer trained on the test words."""
-    from tokenizers import ByteLevelBPETokenizer
+    from tokenizers import ByteLevelBPETokenizer, processors
     from transformers import PreTrainedTokenizerFast
 
     trained = ByteLevelBPETokenizer()
     trained.train_from_iterator(corpus(), vocab_size=400, special_tokens=specials, show_progress=False)
+    if template:  # as Llama's begins with a BOS token and T5's ends with an EOS token
+        marks = [(mark, trained.token_to_id(mark)) for mark in specials if mark in template]
+        trained._tokenizer.post_processor = processors.TemplateProcessing(single=template, special_tokens=marks)
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=trained._tokenizer, **kwargs)
     if chat:
         tokenizer.chat_template = CHAT
@@ -67,7 +70,14 @@ def tiny_llama(models_dir):
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    tokenizer = bpe(["<s>", "<|end|>", "<|user|>", "<|assistant|>"], chat=True, bos_token="<s>", eos_token="<|end|>", pad_token="<|end|>")
+    tokenizer = bpe(
+        ["<s>", "<|end|>", "<|user|>", "<|assistant|>"],
+        chat=True,
+        template="<s> $A",
+        bos_token="<s>",
+        eos_token="<|end|>",
+        pad_token="<|end|>",
+    )
     torch.manual_seed(0)
     config = LlamaConfig(vocab_size=len(tokenizer), hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4,
                          num_key_value_heads=2, max_position_embeddings=1024, bos_token_id=0, eos_token_id=1, pad_token_id=1,
@@ -94,10 +104,10 @@ def tiny_t5(models_dir):
     import torch
     from transformers import T5Config, T5ForConditionalGeneration
 
-    tokenizer = bpe(["<pad>", "</s>"], eos_token="</s>", pad_token="<pad>")
+    tokenizer = bpe(["<pad>", "</s>"], template="$A </s>", eos_token="</s>", pad_token="<pad>")
     torch.manual_seed(0)
     config = T5Config(vocab_size=len(tokenizer), d_model=64, d_kv=16, d_ff=128, num_layers=2, num_heads=4, decoder_start_token_id=0,
-                      pad_token_id=0, eos_token_id=1, initializer_factor=2.0)  # fmt: skip
+                      pad_token_id=0, eos_token_id=1, initializer_factor=1.5)  # fmt: skip
     return save(models_dir / "t5", T5ForConditionalGeneration(config), tokenizer)
 
 
@@ -123,6 +133,16 @@ def bert_parts():
 def tiny_bert(models_dir):
     """An encoder to fine-tune, word-level vocabulary."""
     return save(models_dir / "bert", *bert_parts())
+
+
+@pytest.fixture(scope="session")
+def tiny_classifier(models_dir):
+    """A checkpoint with a head whose label order, good before bad, is not the alphabet's."""
+    from transformers import BertForSequenceClassification
+
+    body, tokenizer = bert_parts()
+    body.config.update({"id2label": {0: "good", 1: "bad"}, "label2id": {"good": 0, "bad": 1}})
+    return save(models_dir / "classifier", BertForSequenceClassification(body.config), tokenizer)
 
 
 @pytest.fixture(scope="session")

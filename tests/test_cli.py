@@ -50,7 +50,9 @@ def test_help_and_wrong_flags_load_nothing_heavy(script):
 
 @pytest.mark.parametrize("command", DESIGN_COMMANDS)
 def test_without_a_hub_a_name_is_one_line(command, tmp_path):
-    done = run(command + f" --results {tmp_path}/results.csv --runs_dir {tmp_path}/runs", HF_HUB_OFFLINE="1", HF_HOME=str(tmp_path))
+    # nothing listens on port 9: the scripts find out by themselves that there is no hub
+    where = f" --results {tmp_path}/results.csv --runs_dir {tmp_path}/runs"
+    done = run(command + where, HF_HUB_OFFLINE="0", HF_ENDPOINT="http://127.0.0.1:9", HF_HOME=str(tmp_path))
     assert done.returncode == 2 and done.stderr.count("\n") == 1 and done.stdout == ""
     assert "cannot be reached" in done.stderr and "prepare_data.py demo" in done.stderr
     assert not (tmp_path / "results.csv").exists() and not (tmp_path / "runs").exists()
@@ -66,7 +68,12 @@ def test_a_hub_data_set_that_cannot_be_had_is_one_line(tiny_bert, tmp_path):
 @pytest.mark.parametrize("flags, message", [
     ("finetune.py --model assets/nowhere", "no such file or folder"),
     ("finetune.py --model BERT --dataset ./nowhere", "--dataset ./nowhere: no such file or folder"),
-    ("finetune.py --model BERT --dataset DATA --epochs 0", "--epochs must be above 0"),
+    ("finetune.py --model BERT --dataset DATA --epochs 0", "--epochs: must be a number above 0, not 0"),
+    ("finetune.py --model BERT --dataset DATA --lr 1", "here it is called --learning_rate"),
+    ("finetune.py --model BERT --dataset DATA --max_train 1", "unrecognized arguments"),
+    ("finetune.py --model BERT --dataset DATA --test_file x.tsv", "exclude each other"),
+    ("finetune.py --model BERT --dataset mine.csv", "--dataset mine.csv: no such file or folder"),
+    ("finetune.py --model BERT --test_file ONE_LABEL", "has the one label a"),
     ("finetune.py --model BERT --dataset DATA --fp16", "--fp16 needs a CUDA GPU"),
     ("finetune.py --model BERT --dataset DATA --fp16 --bf16", "not allowed with"),
     ("finetune.py --model BERT --dataset DATA --device cuda", "torch sees no CUDA GPU"),
@@ -75,10 +82,17 @@ def test_a_hub_data_set_that_cannot_be_had_is_one_line(tiny_bert, tmp_path):
     ("finetune.py --model BERT --dataset DATA --resume", "no unfinished run with these flags"),
     ("finetune.py --model BERT --dataset QUESTIONS", "recognised as qa"),
     ("finetune.py --model BERT --test_file DATA/nowhere.tsv", "no such file"),
-    ("finetune.py --model BERT --dataset DATA --results BROKEN", "another header"),
+    ("finetune.py --model BERT --dataset DATA --results BROKEN", "not a results CSV, or one with another header"),
     ("finetune.py --model BERT --dataset DATA --results /nowhere/at/all.csv", "there is no folder"),
+    ("finetune.py --model BERT --dataset DATA --latency_runs -1", "must be a whole number of at least 0"),
+    ("prompt_eval.py --model LLAMA --dataset DATA --label_words x,x", "a word stands there twice"),
+    ("prompt_eval.py --model LLAMA --dataset QUESTIONS --max_new_tokens 2000", "leave no room for a prompt"),
+    ("quantize_and_parallel.py --model CLASSIFIER --dataset DATA", "has a classification head"),
+    ("prompt_eval.py --model CLASSIFIER --dataset ONE_LABEL", "was trained for the labels good, bad"),
+    ("rag_eval.py --embed_model EMBEDDER --dataset QUESTIONS --docs FILE --retrieval_only", "give a .txt, .md or .jsonl file"),
+    ("prompt_eval.py --model LLAMA --dataset DATA --adapter ./nowhere", "--adapter ./nowhere: no such file or folder"),
     ("peft_finetune.py --model BERT --dataset DATA --target_modules q_proj", "bert has dense, key, query, value"),
-    ("peft_finetune.py --model BERT --dataset DATA --rank 0", "--rank: must be at least 1"),
+    ("peft_finetune.py --model BERT --dataset DATA --rank 0", "--rank: must be a whole number of at least 1, not 0"),
     ("prompt_eval.py --model BERT --dataset DATA", "cannot be prompted"),
     ("prompt_eval.py --model LLAMA --dataset DATA --k_shots 161", "161 training examples or demonstrations"),
     ("prompt_eval.py --model LLAMA --dataset DATA --adapter DATA", "no adapter_config.json"),
@@ -95,7 +109,7 @@ def test_a_hub_data_set_that_cannot_be_had_is_one_line(tiny_bert, tmp_path):
     ("quantize_and_parallel.py --model LLAMA --dataset DATA --int8 --compute_dtype bf16", "belongs to --precision nf4"),
 ])  # fmt: skip
 def test_bad_input_is_one_line_and_nothing_is_written(
-    flags, message, tmp_path, capsys, tiny_bert, tiny_llama, tiny_embedder, sentiment, questions
+    flags, message, tmp_path, capsys, tiny_bert, tiny_llama, tiny_embedder, tiny_classifier, sentiment, questions
 ):
     import importlib
 
@@ -105,8 +119,15 @@ def test_bad_input_is_one_line_and_nothing_is_written(
         pytest.skip("a GPU is here")
     (tmp_path / "broken.csv").write_text("a,b\n1,2\n")
     (tmp_path / "empty.jsonl").write_text("")
-    names = {"BERT": tiny_bert, "LLAMA": tiny_llama, "EMBEDDER": tiny_embedder, "DATA": sentiment, "QUESTIONS": questions,
-             "BROKEN": str(tmp_path / "broken.csv"), "EMPTY": str(tmp_path / "empty.jsonl")}  # fmt: skip
+    (tmp_path / "one.csv").write_text("text,label\nx,a\ny,a\n")
+    names = {"BERT": tiny_bert, "LLAMA": tiny_llama, "EMBEDDER": tiny_embedder, "DATA": sentiment, "QUESTIONS": questions}
+    names.update(
+        BROKEN=f"{tmp_path}/broken.csv",
+        EMPTY=f"{tmp_path}/empty.jsonl",
+        ONE_LABEL=f"{tmp_path}/one.csv",
+        FILE=f"{tmp_path}/one.csv",
+        CLASSIFIER=tiny_classifier,
+    )
     script, *argv = [names.get(word, word.replace("DATA/", sentiment + "/")) for word in flags.split()]
     given = [] if "--results" in argv else ["--results", str(tmp_path / "results.csv")]
     with pytest.raises(SystemExit) as exit_:
@@ -164,9 +185,10 @@ def sample(tmp_path):
     ("--memory_gb 8 --latency_ms 200 --data_size 5000 --knowledge_heavy --required_accuracy 0.9", "rag"),
     ("--memory_gb 8 --latency_ms 200 --data_size 5000 --required_accuracy 0.9", "full_finetuning"),
     ("--memory_gb 24 --params_b 8 --data_size 500 --latency_ms 200", "peft"),
-    ("--memory_gb 10 --params_b 8 --data_size 500 --latency_ms 200", "qlora"),
+    ("--memory_gb 7 --params_b 7 --data_size 500 --latency_ms 200", "peft"),
     ("--memory_gb 8 --data_size 10", "prompting"),
-    ("--memory_gb 7 --params_b 8", "quantized"),
+    ("--memory_gb 7 --params_b 8", "prompting"),
+    ("--memory_gb 7 --params_b 8 --knowledge_heavy", "rag"),
     ("--memory_gb 0.1", None),
 ])  # fmt: skip
 def test_rules(flags, choice, capsys, tmp_path):
@@ -184,19 +206,28 @@ def test_no_choice_breaks_a_limit_it_could_know(capsys, tmp_path):
                 found = decide(f"--memory_gb {memory} --params_b {params} --data_size {data}", capsys, tmp_path)
                 chosen.append(found["choice"])
                 if found["choice"]:
-                    assert adaptive_selector.needed_gb(found["choice"], params) <= memory
+                    assert adaptive_selector.needed_gb(found["choice"], found["precision"], params) <= memory
                     assert data >= adaptive_selector.MIN_LABELS.get(found["choice"], 0)
                 else:
                     assert found["nearest"] in adaptive_selector.NEEDS
             assert None not in chosen[next((i for i, c in enumerate(chosen) if c), len(chosen)) :]
 
 
-def test_the_command_to_run_next_parses(capsys, tmp_path):
+@pytest.mark.parametrize("limits", ["", "--data_size 500 --memory_gb 7 --params_b 8", "--model m --dataset d --memory_gb 17 --params_b 8"])
+def test_the_command_to_run_next_parses(limits):
     import importlib
 
+    args = adaptive_selector.parse_args(limits.split())
     for strategy in adaptive_selector.COMMANDS:
-        words = adaptive_selector.command(strategy, adaptive_selector.parse_args(["--data_size", "500"])).split()
-        importlib.import_module(words[1].removesuffix(".py")).parse_args(words[2:])
+        words = adaptive_selector.command(strategy, args).split()
+        parsed = importlib.import_module(words[1].removesuffix(".py")).parse_args(words[2:])
+        assert args.dataset in (None, parsed.dataset) and args.model in (None, getattr(parsed, "gen_model", None) or parsed.model)
+
+
+def test_memory_decides_the_precision(capsys, tmp_path):
+    found = {memory: decide(f"--memory_gb {memory} --params_b 8", capsys, tmp_path)["precision"] for memory in (40, 20, 10, 7)}
+    assert found == {40: "fp32", 20: "bf16", 10: "int8", 7: "nf4"}
+    assert decide("--memory_gb 7.2 --params_b 8 --data_size 500", capsys, tmp_path)["command"].split()[2:4] == ["--quantize", "nf4"]
 
 
 def test_the_selector_in_words(capsys, tmp_path):
@@ -204,14 +235,14 @@ def test_the_selector_in_words(capsys, tmp_path):
     said = capsys.readouterr().out
     for part in (
         "Choice: full fine-tuning",
-        "accuracy 0.830 on 100 examples of data/d, 11 ms a request",
+        "accuracy 0.830 with m on 100 examples of data/d, 11 ms a request",
         "Runner-up: LoRA",
         "accuracy 0.810",
         "Run next: ",
     ):
         assert part in said
     adaptive_selector.main(["--memory_gb", "0.1", "--results", str(sample(tmp_path))])
-    assert "Nothing fits. The nearest is prompting a quantized model, which needs about 0.6 GB, 0.1 GB are there" in capsys.readouterr().out
+    assert "Nothing fits. The nearest is prompting, which needs about 0.6 GB (nf4), 0.1 GB are there" in capsys.readouterr().out
 
 
 # --------------------------------------------------------------------------------------------------------------- the charts
@@ -257,7 +288,7 @@ def test_the_bars_are_the_rows(tmp_path, monkeypatch):
     [
         (None, "there is no results file"),
         ("", "is empty"),
-        ("a,b\n1,2\n", "another header"),
+        ("a,b\n1,2\n", "is not a results CSV"),
         (",".join(utils.RESULT_COLUMNS) + "\n", "nothing to draw"),
     ],
 )
@@ -268,6 +299,12 @@ def test_a_results_file_that_cannot_be_drawn(tmp_path, capsys, content, message)
         plot_results.main(["--results", str(tmp_path / "r.csv")])
     said = capsys.readouterr().err
     assert exit_.value.code == 2 and message in said and said.count("\n") == 1
+
+
+def test_a_limit_that_was_not_checked_is_said(capsys, tmp_path):
+    utils.append_result(tmp_path / "none.csv", {"run_id": "a", "status": "oom", "strategy": "prompting"})
+    found = decide(f"--latency_ms 1 --required_accuracy 0.5 --results {tmp_path / 'none.csv'}", capsys, tmp_path)
+    assert found["choice"] == "prompting" and len(found["cautions"]) == 2 and "latency was not checked" in found["cautions"][0]
 
 
 def test_a_limit_that_the_measured_row_breaks_is_said(capsys, tmp_path):

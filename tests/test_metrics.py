@@ -31,6 +31,7 @@ def test_bootstrap_interval_covers_the_mean_at_about_the_normal_width():
 
 def test_answers_are_normalised_as_squad_does():
     assert metrics.exact_match("The Eiffel Tower!", ("eiffel tower",)) == 1.0
+    assert metrics.normalise_answer("The U.S.A. has 1,000 a's") == "usa has 1000 as"
     assert metrics.exact_match("Eiffel", ("eiffel tower", "Eiffel.")) == 1.0
     assert metrics.token_f1("the big red dog", ("red dog runs",)) == pytest.approx(2 * 2 / (3 + 3))
     assert metrics.token_f1("", ("red",)) == 0.0

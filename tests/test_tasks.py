@@ -96,6 +96,8 @@ def test_files_without_a_header_line(tmp_path):
     )
     assert guessed.evaluation == named.evaluation and guessed.evaluation[0].text == "other text"
     assert guessed.eval_split == "validation" and len(guessed.train) + len(guessed.validation) == 20
+    (tmp_path / "again.csv").write_text("text,label\nx,a\ny,b\n")
+    assert tasks.load_task(str(tmp_path / "again.csv"), columns=["text", "label"]).labels == ("a", "b")
     (tmp_path / "three.tsv").write_text("a\tb\tc\n")
     with pytest.raises(tasks.DataError, match="name them with --columns"):
         tasks.load_task(str(tmp_path / "three.tsv"))
@@ -222,19 +224,84 @@ def test_a_chat_prompt_has_a_turn_for_each_demonstration(sentiment, tiny_llama):
     demos = tasks.draw(task.train, 2, 0)
     prompt, separator = tasks.render(task, task.evaluation[0], demos, utils.load_tokenizer(tiny_llama))
     assert separator == "" and prompt.endswith("<|end|><|assistant|>")
-    assert prompt.count("<|user|>") == 3 and prompt.startswith("<|user|>Say it.\n\n") and prompt.count("Say it.") == 1
+    assert prompt.count("<|user|>") == 3 and prompt.startswith("<s><|user|>Say it.\n\n") and prompt.count("Say it.") == 1
     assert f"<|assistant|>{task.target(demos[1])}<|end|>" in prompt
 
 
 def test_demonstrations_say_the_words_that_are_scored(sentiment):
     task = tasks.load_task(sentiment, label_words=["terrible", "great"])
     prompt, _ = tasks.render(task, task.evaluation[0], tasks.draw(task.train, 2, 0))
-    assert "Label: terrible" in prompt and "Label: great" in prompt and "negative" not in prompt
+    assert "Sentiment: terrible" in prompt and "Sentiment: great" in prompt and "negative" not in prompt
 
 
 def test_braces_in_a_text_are_left_alone(sentiment):
     task = tasks.load_task(sentiment)
     assert "{text_pair} {x}" in tasks.render(task, tasks.Example("1", "{text_pair} {x}"))[0]
+
+
+def test_hub_data_with_declared_labels(monkeypatch):
+    """A DatasetDict as load_dataset returns it for GLUE: the names are the hub's, in the hub's order, and test has no labels."""
+    import datasets
+
+    text, label = datasets.Value("string"), datasets.ClassLabel(names=["entailment", "neutral", "contradiction"])
+    features = datasets.Features({"premise": text, "hypothesis": text, "idx": datasets.Value("int32"), "label": label})
+
+    def rows(split, n, label):
+        columns = {"premise": [f"{split} {i}" for i in range(n)], "hypothesis": ["h"] * n, "idx": list(range(n))}
+        return datasets.Dataset.from_dict({**columns, "label": [label(i) for i in range(n)]}, features=features)
+
+    parts = {
+        "train": rows("a", 30, lambda i: i % 3),
+        "validation_matched": rows("b", 9, lambda i: i % 3),
+        "test_matched": rows("c", 9, lambda i: -1),
+    }
+    asked = []
+    monkeypatch.setattr(datasets, "load_dataset", lambda *names: asked.append(names) or datasets.DatasetDict(parts))
+    task = tasks.load_task("glue", "mnli")
+    assert (
+        asked == [("glue", "mnli")] and task.labels == ("entailment", "neutral", "contradiction") and task.words == ("yes", "maybe", "no")
+    )
+    assert task.eval_split == "validation" and len(task.evaluation) == 9
+    assert all(task.labels[ex.label] == parts["validation_matched"].features["label"].names[int(ex.text[2:]) % 3] for ex in task.evaluation)
+
+
+def test_boolq_in_its_forms(tmp_path):
+    for answers in ([True, False, True], ["True", "false", "True"], [["yes"], ["no"], ["yes"]]):
+        rows = [{"question": f"q{i}", "passage": f"p{i}", "answer": a} for i, a in enumerate(answers)]
+        write_jsonl(tmp_path / "test.jsonl", rows)
+        task = tasks.load_task(str(tmp_path))
+        assert task.kind == "classification" and {(ex.text, ex.text_pair, task.target(ex)) for ex in task.evaluation} == {
+            ("p0", "q0", "yes"), ("p1", "q1", "no"), ("p2", "q2", "yes")}  # fmt: skip
+    write_jsonl(tmp_path / "train.jsonl", rows)
+    write_jsonl(tmp_path / "test.jsonl", [{"question": "q", "passage": "p", "answer": None}])
+    write_jsonl(tmp_path / "dev.jsonl", [{"question": "q", "passage": "p", "answer": "no"}])
+    assert tasks.load_task(str(tmp_path)).eval_split == "validation"  # a test split without answers
+    write_jsonl(tmp_path / "dev.jsonl", [{"question": "q", "passage": "p", "answer": "perhaps"}])
+    with pytest.raises(tasks.DataError, match="'perhaps' is not in the label set"):
+        tasks.load_task(str(tmp_path))
+
+
+def test_a_split_without_the_label_column_is_unlabelled(tmp_path):
+    (tmp_path / "train.tsv").write_text("sentence\tlabel\n" + "".join(f"s{i}\t{i % 2}\n" for i in range(20)))
+    (tmp_path / "dev.tsv").write_text("sentence\tlabel\nt\t1\n")
+    (tmp_path / "test.tsv").write_text("index\tsentence\n0\tu\n")
+    assert tasks.load_task(str(tmp_path)).eval_split == "validation"
+    write_jsonl(tmp_path / "rows.jsonl", [{"text": "a", "label": 1}, {"label": 0}])
+    with pytest.raises(tasks.DataError, match="row 1 has no column text"):
+        tasks.load_task(str(tmp_path / "rows.jsonl"))
+
+
+def test_an_unquoted_comma_is_an_error_and_shifts_nothing(tmp_path):
+    (tmp_path / "a.csv").write_text("text,label\nfirst 1, second 1,0\nfirst 2, second 2,1\n")
+    with pytest.raises(tasks.DataError, match="cannot be read as csv"):
+        tasks.load_task(str(tmp_path / "a.csv"))
+
+
+def test_lists_and_brackets_in_answers(tmp_path):
+    write_jsonl(tmp_path / "test.jsonl", [{"instruction": "sort", "input": "", "output": "[1, 4, 9]"}])
+    assert tasks.load_task(str(tmp_path)).evaluation[0].references == ("[1, 4, 9]",)
+    assert tasks._split_unifiedqa("q \\n (a) carbon dioxide (co2) (b) oxygen \\n text (a) more")[1:] == (
+        ("carbon dioxide (co2)", "oxygen"), "text (a) more")  # fmt: skip
 
 
 @shared

@@ -82,7 +82,9 @@ def test_a_drifted_header_is_refused_and_named(tmp_path):
         utils.append_result(tmp_path / "other.csv", {"colour": 1})
 
 
-@pytest.mark.parametrize("content, message", [(b"", "is empty"), (b"\xff\xfe\x00", "cannot be read"), (b"a,b\n1,2\n", "missing")])
+@pytest.mark.parametrize(
+    "content, message", [(b"", "is empty"), (b"\xff\xfe\x00", "cannot be read"), (b"a,b\n1,2\n", "is not a results CSV")]
+)
 def test_a_foreign_or_broken_file_is_one_clear_error(tmp_path, content, message):
     path = tmp_path / "results.csv"
     path.write_bytes(content)
