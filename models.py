@@ -172,7 +172,7 @@ def load_model(name, kind="auto", *, precision="fp32", device="cpu", device_map=
     options = {"dtype": torch_dtype(precision), "trust_remote_code": trust_remote_code}
     config = quantization_config(precision, device, compute_dtype, double_quant)
     if config is not None:
-        options.update(quantization_config=config, device_map=device_map or {"": device})
+        options.update(quantization_config=config, device_map=device_map or device)
         if precision == "nf4":
             options["dtype"] = config.bnb_4bit_compute_dtype
     elif device_map:

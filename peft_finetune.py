@@ -71,6 +71,7 @@ def main(argv=None):
 
         # 3. data
         task = tasks.from_args(args)
+        print(task.summary())
         tasks.require_kind(task, "classification", "fine-tuning")
         run.row.update(task.row())
 

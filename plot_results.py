@@ -11,19 +11,16 @@ from pathlib import Path
 
 import utils
 
+# the columns of the printed table; one that is empty in all rows of a panel is left out there
 COLUMNS = (
-    "strategy",
-    "variant",
-    "model",
-    "metric",
-    "score",
-    "n_eval",
-    "latency_ms_p50",
-    "train_seconds",
-    "peak_gpu_gb",
-    "peak_rss_gb",
-    "status",
-)
+    "strategy", "variant", "model", "n_train", "k_shots", "seed", "data_seed", "score", "score_low", "score_high", "perplexity",
+    "recall_at_k", "latency_ms_p50", "ttft_ms", "tokens_per_s", "train_seconds", "model_gb", "peak_gpu_gb", "peak_rss_gb",
+)  # fmt: skip
+# flags that tell two rows with one name apart, as far as they differ
+TELLING = (
+    "n_train", "seed", "data_seed", "rank", "learning_rate", "epochs", "target_modules", "embed_model", "chunk_tokens", "template",
+    "scoring", "precision",
+)  # fmt: skip
 
 
 def parse_args(argv=None):
@@ -37,20 +34,32 @@ def parse_args(argv=None):
 # ---------------------------------------------------------------------------------------------------------------- the rows
 
 
-def label(row):
-    """What a row is called in a chart."""
-    plain = row["precision"] in ("fp32", row["variant"]) or row["precision"] in row["variant"]
-    return f"{row['strategy']} {row['variant']}" + ("" if plain else f" {row['precision']}") + f"\n{Path(row['model']).name}"
+def flags(row):
+    """The run's flags, from its cell args."""
+    try:
+        return json.loads(row["args"] or "{}")
+    except ValueError:
+        raise utils.UserError(f"run {row['run_id']}: its cell args is no JSON") from None
+
+
+def labels(rows):
+    """What each row of a panel is called: strategy, variant, model, and the flags that differ where those are the same."""
+    plain = [f"{row['strategy']} {row['variant']}, {Path(row['model']).name}" for row in rows]
+    names = []
+    for row, name in zip(rows, plain):
+        twins = [other for other, other_name in zip(rows, plain) if other_name == name]
+        for key in TELLING:
+            values = {str(other.get(key) or flags(other).get(key)) for other in twins}
+            if len(values) > 1:
+                name += f", {key} {row.get(key) or flags(row).get(key)}"
+        names.append(name)
+    return names
 
 
 def identity(row):
     """Rows of one configuration, that is, of the same script with the same flags on the same data: the newest is drawn."""
-    try:
-        args = json.loads(row["args"] or "{}")
-    except ValueError:
-        raise utils.UserError(f"run {row['run_id']}: its cell args is no JSON") from None
-    flags = {key: value for key, value in args.items() if key not in ("results", "runs_dir", "resume")}
-    return row["script"], row["variant"], row["eval_id"], row["device_name"], json.dumps(flags, sort_keys=True)
+    same = {key: value for key, value in flags(row).items() if key not in ("results", "runs_dir", "resume")}
+    return row["script"], row["variant"], row["eval_id"], row["device_name"], json.dumps(same, sort_keys=True)
 
 
 def select(rows):
@@ -81,8 +90,14 @@ def panels(rows):
 
 
 def title(key):
-    data, metric, _, n, device = key
+    data, _, _, n, device = key
     return f"{data}, n = {n}\n{device}"
+
+
+def errors(row):
+    """How far the 95 % interval reaches below and above the score; nothing where it is unknown."""
+    score, low, high = (utils.number(row[name]) for name in ("score", "score_low", "score_high"))
+    return (0, 0) if low is None or high is None else (score - low, high - score)
 
 
 def bar_chart(groups, path):
@@ -90,45 +105,52 @@ def bar_chart(groups, path):
     import matplotlib.pyplot as plt
 
     heights = [len(rows) for rows in groups.values()]
-    figure, axes = plt.subplots(len(groups), 1, figsize=(9, sum(0.9 + 0.5 * h for h in heights) + 0.5), squeeze=False,
+    figure, axes = plt.subplots(len(groups), 1, figsize=(9, sum(1.1 + 0.36 * h for h in heights)), squeeze=False,
                                 height_ratios=[h + 1 for h in heights], layout="constrained")  # fmt: skip
     for axis, (key, rows) in zip(axes[:, 0], groups.items()):
         rows = sorted(rows, key=lambda row: utils.number(row["score"]))
         scores = [utils.number(row["score"]) for row in rows]
-        lows = [utils.number(row["score_low"]) for row in rows]
-        highs = [utils.number(row["score_high"]) for row in rows]
-        errors = [
-            [0 if low is None else s - low for s, low in zip(scores, lows)],
-            [0 if high is None else high - s for s, high in zip(scores, highs)],
-        ]
-        axis.barh(range(len(rows)), scores, xerr=errors, capsize=3)
-        axis.set_yticks(range(len(rows)), [label(row) for row in rows], fontsize=8)
-        for i, (score, high) in enumerate(zip(scores, highs)):
-            axis.text((high or score) + 0.01, i, f"{score:.3f}", va="center", fontsize=8)
+        axis.barh(range(len(rows)), scores, xerr=list(zip(*map(errors, rows))), capsize=3)
+        axis.set_yticks(range(len(rows)), labels(rows), fontsize=8)
+        for i, row in enumerate(rows):
+            end = scores[i] + errors(row)[1]
+            axis.annotate(f"{scores[i]:.3f}", (end, i), xytext=(4, 0), textcoords="offset points", va="center", fontsize=8)
         baseline = utils.number(rows[0]["majority_baseline"])
+        name = f"{rows[0]['metric']} with 95 % interval"
         if baseline is not None:
-            axis.axvline(baseline, linestyle="--", linewidth=1, label="majority class")
-            axis.legend(fontsize=8, loc="lower right")
+            axis.axvline(baseline, linestyle="--", linewidth=1.2, color="C1", zorder=3)
+            name += f"; dashed: the majority class, {baseline:.3f}"
         axis.set_title(title(key), fontsize=9)
-        axis.set_xlabel(f"{rows[0]['metric']} with 95 % interval", fontsize=8)
-        axis.set_xlim(0, min(1.08, max(h or s for h, s in zip(highs, scores)) * 1.15))
+        axis.set_xlabel(name, fontsize=8)
+        axis.set_xlim(0, max(s + errors(row)[1] for s, row in zip(scores, rows)) * 1.12)
     figure.savefig(path, dpi=120)
     plt.close(figure)
 
 
 def scatter_chart(groups, path):
-    """A panel a group; score against the latency of one request alone (median, logarithmic)."""
+    """A panel a group; score with its interval against the latency of one request alone (median, logarithmic)."""
     import matplotlib.pyplot as plt
+    from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
 
     groups = {key: [row for row in rows if utils.number(row["latency_ms_p50"])] for key, rows in groups.items()}
     groups = {key: rows for key, rows in groups.items() if rows}
     if not groups:
         return False
-    figure, axes = plt.subplots(len(groups), 1, figsize=(9, 3.6 * len(groups)), squeeze=False, layout="constrained")
+    figure, axes = plt.subplots(len(groups), 1, figsize=(9, 2.8 * len(groups)), squeeze=False, layout="constrained")
     for axis, (key, rows) in zip(axes[:, 0], groups.items()):
-        for row in sorted(rows, key=lambda row: -utils.number(row["score"])):
-            axis.plot(utils.number(row["latency_ms_p50"]), utils.number(row["score"]), "o", label=label(row).replace("\n", ", "))
-        axis.set(xscale="log", xlabel="latency of one request, ms (p50)", ylabel=rows[0]["metric"])
+        rows = sorted(rows, key=lambda row: -utils.number(row["score"]))
+        for row, name in zip(rows, labels(rows)):
+            below, above = errors(row)
+            axis.errorbar(
+                utils.number(row["latency_ms_p50"]), utils.number(row["score"]), [[below], [above]], fmt="o", capsize=3, label=name
+            )
+        latencies = [utils.number(row["latency_ms_p50"]) for row in rows]
+        axis.set(xscale="log", xlim=(min(latencies) / 2, max(latencies) * 2))
+        axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.xaxis.set_major_formatter(ScalarFormatter())
+        axis.xaxis.set_minor_formatter(NullFormatter())
+        axis.set_xlabel("latency of one request, ms (p50)", fontsize=8)
+        axis.set_ylabel(rows[0]["metric"], fontsize=8)
         axis.set_title(title(key), fontsize=9)
         axis.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5))
         axis.grid(True, alpha=0.3)
@@ -137,10 +159,12 @@ def scatter_chart(groups, path):
     return True
 
 
-def print_table(rows):
-    """The rows, as a plain table."""
-    lines = [COLUMNS] + [tuple(short(name, row[name]) for name in COLUMNS) for row in rows]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(COLUMNS))]
+def print_table(key, rows):
+    """The rows of one panel, as a plain table under its title."""
+    columns = [name for name in COLUMNS if any(row[name] for row in rows)]
+    lines = [columns] + [[short(name, row[name]) for name in columns] for row in rows]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(columns))]
+    print(f"\n{title(key)}, {rows[0]['metric']}".replace("\n", ", ").removeprefix(", "))
     for line in lines:
         print("  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip())
 
@@ -181,7 +205,9 @@ def main(argv=None):
         return print_markdown(rows)
     drawn, skipped = select(rows)
     print(f"{len(rows)} rows in {path}")
-    print_table(rows)
+    groups = panels(drawn)
+    for key, members in groups.items():
+        print_table(key, members)
     for run_id, why in skipped:
         print(f"not drawn: {run_id} ({why})")
     if not drawn:
@@ -196,7 +222,6 @@ def main(argv=None):
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise utils.UserError(f"--output_dir {folder}: {error.strerror}") from None
-    groups = panels(drawn)
     bar_chart(groups, folder / "scores.png")
     print(f"saved {folder / 'scores.png'}")
     if scatter_chart(groups, folder / "latency_vs_score.png"):

@@ -103,6 +103,7 @@ def main(argv=None):
 
         # 3. data
         task = tasks.from_args(args)
+        print(task.summary())
         demonstrations = tasks.draw(task.train, args.k_shots, args.data_seed)
         run.row.update(task.row(), variant=variant(args, task.kind, args.adapter), n_train=args.k_shots)
 

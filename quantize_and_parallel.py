@@ -99,6 +99,7 @@ def main(argv=None):
 
         # 3. data
         task = tasks.from_args(args)
+        print(task.summary())
         run.row.update(task.row())
 
         # 4. model

@@ -316,6 +316,7 @@ def main(argv=None):
             relevant = [judgements[q] for q in queries]
         else:
             task = tasks.from_args(args)
+            print(task.summary())
             tasks.require_kind(task, "qa", "retrieval-augmented generation")
             documents = corpus_of(args, task)
             relevant = relevant_documents(task, documents)

@@ -99,12 +99,20 @@ class Task:
     @property
     def eval_id(self):
         """12 hex digits over the contents of the evaluation examples: rows are comparable only where it is equal."""
-        contents = sorted(json.dumps([*ex.key(), ex.label, *ex.references]) for ex in self.evaluation)
+        contents = sorted(json.dumps([ex.text, ex.text_pair, ex.context, *ex.options, ex.label, *ex.references]) for ex in self.evaluation)
         return hashlib.sha256("\n".join(contents).encode()).hexdigest()[:12]
 
     def target(self, example):
         """The text that a perfect answer is: the label's word, or the first reference."""
         return self.words[example.label] if self.kind == "classification" else example.references[0]
+
+    def summary(self):
+        """One line for a person: what was recognised, and which word stands for which label."""
+        sizes = (
+            f"{len(self.train)} train, {len(self.validation)} validation, {len(self.evaluation)} evaluation examples ({self.eval_split})"
+        )
+        words = ", ".join(name if name == word else f"{name} as {word!r}" for name, word in zip(self.labels, self.words))
+        return f"{self.name}: {self.kind}, {sizes}" + (f"; labels {words}" if words else "")
 
     def row(self):
         """The data cells of a results row."""
@@ -220,7 +228,7 @@ def _read_splits(dataset, subset, files, columns, named):
                         "give a folder or file, or run `python prepare_data.py demo` for assets/data/movie_reviews") from None  # fmt: skip
     features = next(iter(loaded.values())).features
     names = {name: feature.names for name, feature in features.items() if isinstance(feature, ClassLabel)}
-    splits = {SPLIT_NAMES[split]: list(rows) for split, rows in loaded.items() if split in SPLIT_NAMES}
+    splits = {SPLIT_NAMES[split]: rows.to_list() for split, rows in loaded.items() if split in SPLIT_NAMES}
     return splits, names
 
 
