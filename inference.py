@@ -5,6 +5,7 @@ Rows are sorted by length, so that little is padded, and results come back in th
 """
 
 import copy
+import inspect
 import time
 from dataclasses import dataclass
 
@@ -90,7 +91,8 @@ def score_labels(model, tokenizer, prompts, labels, batch_size=16, add_special_t
             wanted.append(items)
     total = np.zeros((len(prompts), len(labels)))
     n_tokens = np.array([[len(end) for end in ends] for ends in continuations])
-    prefix, cache = _prefill(model, rows)
+    # the last token of each context is left to the batches: the first label token is read from its logits
+    prefix, cache = _prefill(model, rows, min(map(len, contexts)) - 1)
     for batch in _batches([len(row) for row in rows], batch_size, progress):
         items = [(b, *item) for b, r in enumerate(batch) for item in wanted[r]]
         steps = [(b, i, label, first + t - prefix, token) for b, i, label, first, end in items for t, token in enumerate(end)]
@@ -103,15 +105,16 @@ def score_labels(model, tokenizer, prompts, labels, batch_size=16, add_special_t
 
 
 @torch.inference_mode()
-def _prefill(model, rows):
-    """(length, cache) of the rows' common token prefix; (0, None) where it is too short to pay or the cache cannot be shared."""
+def _prefill(model, rows, longest):
+    """(length, cache) of the rows' common token prefix, at most `longest`; (0, None) where it is too short or cannot be shared."""
     from transformers import DynamicCache
 
-    length = min(_common_prefix(rows), min(map(len, rows)) - 1)
+    length = min(_common_prefix(rows), longest)
     learned_prompt = any(c.is_prompt_learning for c in getattr(model, "peft_config", {}).values())
     if length < MIN_SHARED_PREFIX or len(rows) < 2 or learned_prompt:
         return 0, None
-    cache = model(torch.tensor([rows[0][:length]], device=model.device), use_cache=True, logits_to_keep=1).past_key_values
+    keep = {"logits_to_keep": 1} if _can_keep(model) else {}
+    cache = model(torch.tensor([rows[0][:length]], device=model.device), use_cache=True, **keep).past_key_values
     return (length, cache) if isinstance(cache, DynamicCache) else (0, None)
 
 
@@ -127,8 +130,16 @@ def _logits_at(model, rows, cache, positions):
     if cache is not None:
         cache = copy.deepcopy(cache)
         cache.batch_repeat_interleave(len(rows))
-    out = model(ids, past_key_values=cache, use_cache=cache is not None, logits_to_keep=torch.tensor(kept, device=ids.device))
-    return out.logits, kept
+    options = {"past_key_values": cache, "use_cache": cache is not None}
+    if not _can_keep(model):
+        return model(ids, **options).logits[:, kept], kept
+    return model(ids, **options, logits_to_keep=torch.tensor(kept, device=ids.device)).logits, kept
+
+
+def _can_keep(model):
+    """Can the model project only some positions onto its vocabulary?"""
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    return "logits_to_keep" in inspect.signature(base.forward).parameters
 
 
 @torch.inference_mode()

@@ -53,6 +53,25 @@ def test_label_scores_are_those_of_plain_forwards(name, shared, request):
     assert np.abs(shuffled.total - expected[order]).max() < 1e-4
 
 
+@pytest.mark.parametrize("name", ["tiny_llama", "tiny_gpt2", "tiny_t5"])
+def test_one_prompt_or_the_same_one_twice(name, request):
+    """Here the rows have the whole prompt in common, and the labels' first tokens are read from its last position."""
+    model, tokenizer = load(request.getfixturevalue(name))
+    (text,) = prompts(1)
+    for labels in (LABELS, [" not very good", " the film was lovely"]):
+        expected = [plain_scores(model, tokenizer, text, label) for label in labels]
+        for texts in ([text], [text, text]):
+            for found in inference.score_labels(model, tokenizer, texts, labels, 8).total:
+                assert np.abs(found - expected).max() < 1e-4
+
+
+def test_a_model_that_projects_every_position(tiny_llama, monkeypatch):
+    model, tokenizer = load(tiny_llama)
+    expected = inference.score_labels(model, tokenizer, prompts(6), LABELS, 4).total
+    monkeypatch.setattr(inference, "_can_keep", lambda model: False)
+    assert np.abs(inference.score_labels(model, tokenizer, prompts(6), LABELS, 4).total - expected).max() < 1e-5
+
+
 def test_the_shared_prefix_is_computed_once(tiny_llama, monkeypatch):
     """Counted in tokens that the model sees, which is what the time goes by."""
     model, tokenizer = load(tiny_llama)
