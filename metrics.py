@@ -53,18 +53,19 @@ def token_f1(prediction, references):
         got, want = _tokens(prediction), _tokens(reference)
         if not got or not want:
             return float(got == want)
-        common = sum((collections.Counter(got) & collections.Counter(want)).values())
+        common = (collections.Counter(got) & collections.Counter(want)).total()
         return 2 * common / (len(got) + len(want))
 
     return max(one(ref) for ref in references)
 
 
 def jaccard(prediction, references):
-    """Common tokens / tokens of the longer answer, on sets of normalised tokens, the best over the references."""
+    """Common tokens / tokens of the longer answer, on bags of normalised tokens, the best over the references."""
 
     def one(reference):
-        got, want = set(_tokens(prediction)), set(_tokens(reference))
-        return len(got & want) / max(len(got), len(want)) if got or want else 1.0
+        got, want = _tokens(prediction), _tokens(reference)
+        longer = max(len(got), len(want))
+        return (collections.Counter(got) & collections.Counter(want)).total() / longer if longer else 1.0
 
     return max(one(ref) for ref in references)
 

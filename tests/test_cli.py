@@ -301,6 +301,19 @@ def test_a_results_file_that_cannot_be_drawn(tmp_path, capsys, content, message)
     assert exit_.value.code == 2 and message in said and said.count("\n") == 1
 
 
+def test_a_measured_row_that_breaks_a_limit_gives_way_to_one_that_keeps_it(capsys, tmp_path):
+    rules_only = decide("--data_size 2000 --memory_gb 8 --required_accuracy 0.8", capsys, tmp_path)
+    assert rules_only["choice"] == "peft" and rules_only["cautions"] == []  # 0.81 was measured
+    found = decide("--data_size 2000 --memory_gb 8 --required_accuracy 0.82", capsys, tmp_path)
+    assert (found["choice"], found["runner_up"], found["cautions"]) == ("full_finetuning", "peft", [])  # 0.83 was measured
+    assert "ranks higher by the rules" in found["reasons"][0]
+    other = [dict(row, eval_id=row["strategy"]) for row in utils.read_results(sample(tmp_path))]
+    for row in other:  # the same scores on other examples say nothing
+        utils.append_result(tmp_path / "other.csv", row)
+    found = decide(f"--data_size 2000 --memory_gb 8 --required_accuracy 0.82 --results {tmp_path / 'other.csv'}", capsys, tmp_path)
+    assert found["choice"] == "peft" and len(found["cautions"]) == 1
+
+
 def test_a_limit_that_was_not_checked_is_said(capsys, tmp_path):
     utils.append_result(tmp_path / "none.csv", {"run_id": "a", "status": "oom", "strategy": "prompting"})
     found = decide(f"--latency_ms 1 --required_accuracy 0.5 --results {tmp_path / 'none.csv'}", capsys, tmp_path)

@@ -36,6 +36,7 @@ def test_answers_are_normalised_as_squad_does():
     assert metrics.token_f1("the big red dog", ("red dog runs",)) == pytest.approx(2 * 2 / (3 + 3))
     assert metrics.token_f1("", ("red",)) == 0.0
     assert metrics.jaccard("a cat sat on the mat", ("cat on mat now please",)) == pytest.approx(3 / 5)
+    assert metrics.jaccard("very very good", ("very good",)) == pytest.approx(2 / 3)
     assert metrics.contains_answer("It is Paris, I think", ("paris",)) == 1.0
     assert metrics.contains_answer("Parisian", ("paris",)) == 0.0
     assert metrics.rouge_l("the cat sat", ("the cat ran",)) == pytest.approx(2 / 3)
