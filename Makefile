@@ -1,5 +1,5 @@
 # make demo: every strategy on real models and data, offline, then the selector and the charts
-# make test: the tests and the linter
+# make test: the tests; make lint: the linter
 # Both make what they need (a virtual environment, the packages, the demo's models and data) and do no work twice.
 
 PYTHON ?= python3
@@ -17,8 +17,8 @@ RUNS := full lora zero_shot eight_shot rag no_retrieval fp32 bf16 int8 nf4
 .PHONY: demo test lint assets clean-demo
 
 demo: $(RUNS:%=demo/%.done)
-	$(PY) plot_results.py --results demo/results.csv --output_dir demo
 	$(PY) adaptive_selector.py --memory_gb 8 --latency_ms 200 --data_size 2000 --required_accuracy 0.8 --results demo/results.csv
+	$(PY) plot_results.py --results demo/results.csv --output_dir demo
 
 demo/full.done: | assets
 	$(PY) finetune.py $(ENCODER) $(REVIEWS) --max_train_samples 2000 --epochs 2 --batch_size 32 $(TO)

@@ -145,12 +145,21 @@ def best_row(rows, strategy, args):
 
     def order(row):
         slow = args.latency_ms is not None and row["latency_ms_p50"] and utils.number(row["latency_ms_p50"]) > args.latency_ms
-        return not slow, utils.number(row["score"])
+        large = args.memory_gb is not None and (peak_gb(row) or 0) > args.memory_gb
+        return not slow and not large, utils.number(row["score"])
 
     fits = [
-        row for row in rows if row["strategy"] == strategy and row["status"] == "ok" and row["score"] and row["variant"] != "no_retrieval"
-    ]
+        row
+        for row in rows
+        if row["strategy"] == strategy and row["status"] == "ok" and row["score"]
+        and row["metric"] != "ndcg_at_10" and row["variant"] != "no_retrieval"
+    ]  # fmt: skip
     return max(fits, key=order, default=None)
+
+
+def peak_gb(row):
+    """The measured peak: the GPU's where there was one, else the process' resident memory."""
+    return utils.number(row["peak_gpu_gb"] or row["peak_rss_gb"])
 
 
 def describe(row, path):
@@ -173,8 +182,12 @@ def cautions(row, args):
             found.append(
                 f"the measured row took {utils.number(row['latency_ms_p50']):.0f} ms a request, over the limit of {args.latency_ms:g} ms"
             )
+    if row and args.memory_gb is not None and (peak_gb(row) or 0) > args.memory_gb:
+        found.append(f"the measured row needed {peak_gb(row):.1f} GB, over the limit of {args.memory_gb:g} GB")
     if args.required_accuracy is not None:
-        if not row:
+        if row and row["metric"] != "accuracy":
+            found.append(f"its accuracy was not checked, the measured row has {row['metric']} {utils.number(row['score']):.3f}")
+        elif not row:
             found.append("its accuracy was not checked, there is no measured row")
         elif utils.number(row["score"]) < args.required_accuracy:
             found.append(

@@ -220,7 +220,7 @@ def adapter_config(adapter):
 
 
 def other_base(adapter, name):
-    """The base that an adapter names, if it is not called like `name`; same shapes do not make the same weights."""
+    """The base that an adapter names, if its last part is another than that of `name`; None otherwise."""
     base = adapter_config(adapter).get("base_model_name_or_path") or name
     return None if Path(base).name == Path(name).name else base
 
@@ -271,6 +271,8 @@ def load_adapter(model, adapter, trainable=False):
 
     adapter, base = adapter_folder(adapter), adapter_config(adapter).get("base_model_name_or_path")
     wrong = f"--adapter {adapter} was made for another base ({base}) than {model.config._name_or_path}"
+    if other_base(adapter, model.config._name_or_path):  # the same shapes do not make the same weights
+        raise UserError(f"{wrong}; load that base, or correct base_model_name_or_path in adapter_config.json if only its name has changed")
     weights = Path(adapter) / "adapter_model.safetensors"
     if not weights.is_file():
         raise UserError(f"--adapter {adapter}: no adapter_model.safetensors there (pickled adapters are not read)")

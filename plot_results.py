@@ -173,13 +173,16 @@ def print_markdown(rows):
     """The rows as a Markdown table, with intervals."""
     print("| strategy | variant | model | data, n | score [95 % interval] | ms a request (p50) | training s | peak GB | hardware |")
     print("| --- | --- | --- | --- | --- | --- | --- | --- | --- |")
+
+    def cell(row, name, digits):
+        value = utils.number(row[name])
+        return "" if value is None else f"{value:.{digits}f}"
+
     for row in rows:
-        interval = f" [{float(row['score_low']):.3f}, {float(row['score_high']):.3f}]" if row["score_low"] else ""
+        interval = f" [{cell(row, 'score_low', 3)}, {cell(row, 'score_high', 3)}]" if row["score_low"] else ""
         cells = [row["strategy"], row["variant"], Path(row["model"]).name, f"{Path(row['dataset']).name}, {row['n_eval']}",
-                 f"{row['metric']} {float(row['score']):.3f}{interval}" if row["score"] else row["status"],
-                 f"{float(row['latency_ms_p50']):.0f}" if row["latency_ms_p50"] else "",
-                 f"{float(row['train_seconds']):.0f}" if row["train_seconds"] else "",
-                 f"{float(row['peak_gpu_gb'] or row['peak_rss_gb']):.2f}" if row["peak_rss_gb"] else "", row["device_name"]]  # fmt: skip
+                 f"{row['metric']} {cell(row, 'score', 3)}{interval}" if row["score"] else row["status"], cell(row, "latency_ms_p50", 0),
+                 cell(row, "train_seconds", 0), cell(row, "peak_gpu_gb", 2) or cell(row, "peak_rss_gb", 2), row["device_name"]]  # fmt: skip
         print("| " + " | ".join(cells) + " |")
 
 

@@ -118,8 +118,6 @@ def main(argv=None):
                                       labels=labels, adapter=args.adapter, pad_token_id=tokenizer.pad_token_id,
                                       trust_remote_code=args.trust_remote_code)  # fmt: skip
         run.row.update(load_seconds=loading.seconds, **models.size_columns(model))
-        if args.adapter and models.other_base(args.adapter, args.model):
-            run.note(f"the adapter names another base, {models.other_base(args.adapter, args.model)}")
 
         # 5. adapt: nothing to train; the demonstrations are in the prompt
         chat = models.uses_chat(args.prompt_format, tokenizer, scoring=task.kind == "classification" and args.scoring == "likelihood")

@@ -86,7 +86,7 @@ def measure_perplexity(model, tokenizer, task):
 def main(argv=None):
     # 1. settings
     args = parse_args(argv)
-    models.check_names({"--model": args.model}, {"--dataset": tasks.source(args)})
+    models.check_names({"--model": args.model, "--adapter": args.adapter}, {"--dataset": tasks.source(args)})
     run = utils.Run(args, __file__, "quantized")
 
     with run:

@@ -157,7 +157,9 @@ def read_table(path, columns=None, named=()):
                 frame.columns = names
             return frame.to_dict("records")
         if kind == "parquet":
-            return pd.read_parquet(path).to_dict("records")
+            import pyarrow.parquet
+
+            return pyarrow.parquet.read_table(path).to_pylist()  # lists stay lists, where pandas would give arrays
         text = path.read_text(encoding="utf-8-sig")
         rows = json.loads(text) if kind == "json" else [json.loads(line) for line in text.split("\n") if line.strip()]
     except (ValueError, OSError, pd.errors.ParserWarning) as error:  # pandas' parser errors and json's are ValueErrors
@@ -306,7 +308,13 @@ def _split_unifiedqa(text):
     return question, options, " ".join(rest) or None
 
 
-def _to_examples(rows, split, kind, columns, label_index):
+def _no_label(rows, column, declared):
+    """The label texts that mean unlabelled: an empty cell, -1 in the hub's splits and in one of nothing else, MNLI's - for a tie."""
+    only_minus_one = {_label_name(row.get(column)) for row in rows} == {"-1"}
+    return {""} | ({"-1"} if declared or only_minus_one else set()) | ({"-"} if column == "gold_label" else set())
+
+
+def _to_examples(rows, split, kind, columns, label_index, no_label):
     """Rows -> examples of one kind; rows without a label or an answer are left out."""
     examples = []
     for number, row in enumerate(rows):
@@ -321,7 +329,7 @@ def _to_examples(rows, split, kind, columns, label_index):
         where, context = f"{split}-{number}", None
         if kind == "classification":
             label = _label_name(row.get(columns["label"]))
-            if label in ("-1", "-", ""):  # unlabelled, as in GLUE's test splits, or without a majority, as in MNLI
+            if label in no_label:
                 continue
             if label not in label_index:
                 raise DataError(f"{split} row {number}: label {label!r} is not in the label set {list(label_index)}")
@@ -363,7 +371,7 @@ def _label_names(splits, column, declared):
     if declared:
         return declared, {str(i): i for i in range(len(declared))}
     source = "train" if splits.get("train") else next(iter(splits))
-    names = {_label_name(row.get(column)) for row in splits[source]} - {"-1", "-", ""}
+    names = {_label_name(row.get(column)) for row in splits[source]} - _no_label(splits[source], column, None)
     if len(names) > 200 or any("." in name and name.replace(".", "").isdigit() for name in names):
         raise DataError(f"--label_column {column} holds {len(names)} different values, numbers among them; a class label is wanted")
     ordered = sorted(names, key=lambda name: (0, int(name), "") if name.lstrip("-").isdigit() else (1, 0, name))
@@ -439,8 +447,15 @@ def load_task(dataset, subset=None, *, files=None, columns=None, kind="auto", te
         for row in (row for rows in splits.values() for row in rows):
             row[roles["boolean"]] = _yes_no(row.get(roles["boolean"]))
     labels, index = _label_names(splits, roles["label"], declared.get(roles["label"])) if kind == "classification" else ((), {})
-    found = {split: _to_examples(rows, split, kind, roles, index) for split, rows in splits.items()}
+    column = roles["label"]
+    found = {
+        split: _to_examples(rows, split, kind, roles, index, _no_label(rows, column, declared.get(column)) if index else ())
+        for split, rows in splits.items()
+    }
+    empty = sum(len(rows) - len(found[split]) for split, rows in splits.items() if found[split])
     train, validation, evaluation, eval_split, notes = _make_splits(found, data_seed)
+    if empty:
+        notes.append(f"{empty} rows without a text, label or answer left out")
     if not evaluation:
         raise DataError(f"{dataset or files}: no example with a label or answer to evaluate on")
     shuffled = list(evaluation)
@@ -496,6 +511,10 @@ def _with_prompt(task, label_words, instruction, template):
     else:
         task.instruction, task.template = "", "{text}\n"
     task = replace(task, instruction=task.instruction if instruction is None else instruction, template=template or task.template)
+    paired = task.kind == "classification" and any(ex.text_pair is not None for ex in task.evaluation)
+    if paired != ("{text_pair}" in task.template):
+        which = "has no {text_pair}, the examples have two texts" if paired else "has {text_pair}, the examples have one text"
+        raise DataError(f"--template {task.template!r} {which}")
     if "{text}" not in task.template:
         raise DataError(f"--template {task.template!r} has no {{text}} in it")
     return task
@@ -579,11 +598,14 @@ def from_args(args):
     """The Task that the data flags of `args` describe."""
     files = {s: getattr(args, f"{s}_file") for s in ("train", "validation", "test") if getattr(args, f"{s}_file")}
     template = args.template.replace("\\n", "\n") if args.template else None
-    return load_task(None if files else args.dataset, None if files else args.subset, files=files, columns=args.columns, kind=args.kind,
+    task = load_task(None if files else args.dataset, None if files else args.subset, files=files, columns=args.columns, kind=args.kind,
                      text_column=args.text_column, text_pair_column=args.text_pair_column, label_column=args.label_column,
                      label_words=args.label_words, instruction=args.instruction, template=template,
                      max_train_samples=args.max_train_samples, max_eval_samples=args.max_eval_samples,
                      data_seed=args.data_seed)  # fmt: skip
+    if task.kind == "classification" and len(task.labels) < 2:
+        raise DataError(f"{task.name} has the one label {task.labels[0]}; classification needs two or more")
+    return task
 
 
 def source(args):

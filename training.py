@@ -20,8 +20,12 @@ def add_training_args(parser, learning_rate):
     group.add_argument("--max_steps", type=utils.positive_int, help="stop after so many optimizer steps, instead of --epochs")
     group.add_argument("--learning_rate", type=utils.positive, default=learning_rate, help="peak learning rate (default: %(default)s)")
     group.add_argument("--warmup", type=utils.fraction, default=0.06, help="share of the steps that warm up (default: %(default)s)")
-    group.add_argument("--weight_decay", type=float, default=0.01, help="of AdamW (default: %(default)s)")
-    group.add_argument("--max_length", type=utils.positive_int, help="tokens an input is cut to (default: 512, or what the model takes)")
+    group.add_argument("--weight_decay", type=utils.non_negative, default=0.01, help="of AdamW (default: %(default)s)")
+    group.add_argument(
+        "--max_length",
+        type=utils.number_type(int, "a whole number of at least 8", lambda value: value >= 8),
+        help="tokens an input is cut to (default: 512, or what the model takes)",
+    )
     mixed = group.add_mutually_exclusive_group()
     mixed.add_argument("--fp16", action="store_true", help="mixed precision with float16 (CUDA only)")
     mixed.add_argument("--bf16", action="store_true", help="mixed precision with bfloat16")
@@ -94,8 +98,6 @@ def train_classifier(model, tokenizer, task, args, run, device):
 
     import inference
 
-    if len(task.labels) < 2:
-        raise UserError(f"{task.name} has the one label {task.labels[0]}; classification needs two or more")
     if len(task.train) < 2:
         raise UserError(f"{task.name} has {len(task.train)} training examples; fine-tuning needs at least two")
     max_length = inference.classifier_length(model, tokenizer, args.max_length)

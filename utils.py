@@ -409,7 +409,7 @@ def add_common_args(parser):
     group = parser.add_argument_group("run")
     group.add_argument("--batch_size", type=positive_int, default=16, help="examples per batch (default: %(default)s)")
     group.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto takes a CUDA GPU where there is one")
-    group.add_argument("--seed", type=int, default=0, help="initialisation and shuffling (default: %(default)s)")
+    group.add_argument("--seed", type=whole_number, default=0, help="initialisation and shuffling (default: %(default)s)")
     group.add_argument(
         "--latency_runs", type=whole_number, default=20, metavar="N", help="requests timed one at a time; 0 skips (default: %(default)s)"
     )
@@ -435,6 +435,7 @@ positive_int = number_type(int, "a whole number of at least 1", lambda value: va
 whole_number = number_type(int, "a whole number of at least 0", lambda value: value >= 0)
 fraction = number_type(float, "a number from 0 up to, but not including, 1", lambda value: 0 <= value < 1)
 positive = number_type(float, "a number above 0", lambda value: 0 < value < math.inf)
+non_negative = number_type(float, "a number of at least 0", lambda value: 0 <= value < math.inf)
 share = number_type(float, "a number from 0 to 1", lambda value: 0 <= value <= 1)
 
 

@@ -88,7 +88,7 @@ def test_a_hub_data_set_that_cannot_be_had_is_one_line(tiny_bert, tmp_path):
     ("prompt_eval.py --model LLAMA --dataset DATA --label_words x,x", "a word stands there twice"),
     ("prompt_eval.py --model LLAMA --dataset QUESTIONS --max_new_tokens 2000", "leave no room for a prompt"),
     ("quantize_and_parallel.py --model CLASSIFIER --dataset DATA", "has a classification head"),
-    ("prompt_eval.py --model CLASSIFIER --dataset ONE_LABEL", "was trained for the labels good, bad"),
+    ("prompt_eval.py --model CLASSIFIER --dataset DATA", "was trained for the labels good, bad"),
     ("rag_eval.py --embed_model EMBEDDER --dataset QUESTIONS --docs FILE --retrieval_only", "give a .txt, .md or .jsonl file"),
     ("prompt_eval.py --model LLAMA --dataset DATA --adapter ./nowhere", "--adapter ./nowhere: no such file or folder"),
     ("peft_finetune.py --model BERT --dataset DATA --target_modules q_proj", "bert has dense, key, query, value"),
@@ -170,6 +170,7 @@ def sample(tmp_path):
                     "metric": "accuracy",
                     "n_eval": 100,
                     "eval_id": "e",
+                    "peak_rss_gb": 3,
                     "score_low": score - 0.05,
                     "score_high": score + 0.05,
                     "latency_ms_p50": ms,
@@ -325,6 +326,8 @@ def test_a_limit_that_the_measured_row_breaks_is_said(capsys, tmp_path):
     found = decide(flags, capsys, tmp_path)
     assert found["choice"] == "rag" and len(found["cautions"]) == 2
     assert "900 ms a request, over the limit of 200 ms" in found["cautions"][0] and "short of the 0.9 needed" in found["cautions"][1]
+    found = decide("--memory_gb 2 --data_size 10", capsys, tmp_path)
+    assert found["cautions"] == ["the measured row needed 3.0 GB, over the limit of 2 GB"]
     assert decide("--memory_gb 8 --latency_ms 200 --data_size 5000 --required_accuracy 0.8", capsys, tmp_path)["cautions"] == []
 
 

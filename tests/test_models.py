@@ -101,6 +101,17 @@ def test_an_adapter_round_trip_and_the_wrong_bases(tmp_path, tiny_llama, tiny_gp
         models.load_model(tiny_llama, adapter=str(tmp_path / "adapter"))
 
 
+def test_an_adapter_of_a_base_of_the_same_shapes_is_refused(tmp_path, tiny_llama):
+    import shutil
+
+    save_adapter(tiny_llama, tmp_path / "adapter", target_modules=["q_proj"])
+    shutil.copytree(tiny_llama, tmp_path / "llama-instruct")
+    with pytest.raises(UserError, match="was made for another base .*llama.* than .*llama-instruct"):
+        models.load_model(str(tmp_path / "llama-instruct"), adapter=str(tmp_path / "adapter"))
+    shutil.copytree(tiny_llama, tmp_path / "moved" / "llama")  # the same name in another place
+    models.load_model(str(tmp_path / "moved" / "llama"), adapter=str(tmp_path / "adapter"))
+
+
 @pytest.mark.parametrize("change", [{"num_hidden_layers": 3}, {"hidden_size": 32}])
 def test_an_adapter_of_a_base_of_another_size_is_refused(tmp_path, tiny_llama, change):
     """A deeper base would load without a word in peft, with its last layers unadapted."""
@@ -111,10 +122,10 @@ def test_an_adapter_of_a_base_of_another_size_is_refused(tmp_path, tiny_llama, c
     save_adapter(tiny_llama, tmp_path / "adapter", target_modules=["q_proj", "v_proj"])
     config = models.load_model(tiny_llama).config
     config.update({**change, "layer_types": None, "head_dim": change.get("hidden_size", 64) // 4})
-    LlamaForCausalLM(config).save_pretrained(tmp_path / "other")
-    utils.load_tokenizer(tiny_llama).save_pretrained(tmp_path / "other")
+    LlamaForCausalLM(config).save_pretrained(tmp_path / "other" / "llama")
+    utils.load_tokenizer(tiny_llama).save_pretrained(tmp_path / "other" / "llama")
     with pytest.raises(UserError, match="was made for another base"):
-        models.load_model(str(tmp_path / "other"), adapter=str(tmp_path / "adapter"))
+        models.load_model(str(tmp_path / "other" / "llama"), adapter=str(tmp_path / "adapter"))
 
 
 def test_precisions_change_the_weights_and_their_size(tiny_llama):

@@ -105,6 +105,28 @@ def test_files_without_a_header_line(tmp_path):
         tasks.load_task(str(tmp_path / "three.tsv"), columns=["text", "label"])
 
 
+@pytest.mark.parametrize("names", [("-1", "0", "1"), ("-1", "1"), ("+", "-")])
+def test_minus_is_a_label_like_any_other(tmp_path, names):
+    (tmp_path / "all.csv").write_text("text,label\n" + "".join(f"t{i},{names[i % len(names)]}\n" for i in range(60)))
+    task = tasks.load_task(str(tmp_path / "all.csv"))
+    assert set(task.labels) == set(names) and task.notes == []
+    assert len(task.train) + len(task.validation) + len(task.evaluation) == 60
+
+
+def test_rows_left_out_are_counted(tmp_path):
+    write_jsonl(tmp_path / "test.jsonl", [{"text": "a", "label": 1}, {"text": "", "label": 0}, {"text": "c", "label": None}])
+    assert tasks.load_task(str(tmp_path)).notes == ["2 rows without a text, label or answer left out"]
+
+
+def test_lists_in_parquet(tmp_path):
+    import pandas as pd
+
+    rows = [{"question": f"q{i}", "answers": ["a", f"b{i}"], "context": "c"} for i in range(3)]
+    pd.DataFrame(rows).to_parquet(tmp_path / "test.parquet")
+    assert tasks.load_task(str(tmp_path)).kind == "qa"
+    assert {ex.references for ex in tasks.load_task(str(tmp_path)).evaluation} == {("a", f"b{i}") for i in range(3)}
+
+
 def test_unlabelled_test_split_falls_back_to_validation(tmp_path):
     write_jsonl(tmp_path / "train.jsonl", [{"premise": f"p{i}", "hypothesis": f"h{i}", "label": i % 3} for i in range(30)])
     write_jsonl(tmp_path / "dev.jsonl", [{"premise": f"q{i}", "hypothesis": f"h{i}", "label": i % 3} for i in range(9)])
@@ -181,6 +203,7 @@ def test_true_and_false_are_words_of_their_own_outside_boolq(tmp_path):
     ({"label_column": "colour"}, "--label_column colour: no such column; there are text, label"),
     ({"label_words": ["one"]}, "names 1 words for the 2 labels"),
     ({"template": "no field"}, r"has no \{text\}"),
+    ({"template": "{text} {text_pair}"}, "the examples have one text"),
     ({"max_train_samples": 10_000}, "10000 training examples or demonstrations are asked for"),
 ])  # fmt: skip
 def test_wrong_options_are_clear_errors(sentiment, change, message):
