@@ -24,7 +24,7 @@ NEEDS = {
     "prompting": (WEIGHTS, 0.5),
     "rag": (WEIGHTS, 1.0),
 }
-MIN_LABELS = {"full_finetuning": 1000, "peft": 100}  # below, the spread over draws is larger than the gain
+MIN_LABELS = {"full_finetuning": 1000, "peft": 100}  # rules of thumb, not measured here
 NAMES = {
     "full_finetuning": "full fine-tuning",
     "peft": "LoRA fine-tuning",
@@ -102,7 +102,7 @@ def points(strategy, args):
         found.append((1.5, "with this much data, training every weight has the edge"))
     if args.required_accuracy is not None and args.required_accuracy >= 0.8:
         if trained:
-            found.append((2, f"{args.required_accuracy:g} is a high bar, and labelled examples are the surest way over it"))
+            found.append((2, f"{args.required_accuracy:g} is a high bar, and training on labelled examples is the usual way over it"))
         elif strategy == "prompting" and 8 <= args.data_size < 100:
             found.append((0.5, "with so few labels, a calibrated few-shot prompt is the likeliest way to the accuracy"))
     if args.latency_ms is not None and args.latency_ms < 500:
@@ -113,7 +113,7 @@ def points(strategy, args):
     if strategy == "prompting":
         found.append((1, "nothing to train, an answer today"))
     if precision in ("int8", "nf4"):
-        found.append((-0.5, f"only {precision} weights fit the memory, which costs a little accuracy and often speed"))
+        found.append((-0.5, f"only {precision} weights fit the memory, which costs some accuracy; measure the speed"))
     return found
 
 

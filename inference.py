@@ -18,7 +18,7 @@ import utils
 
 # plain greedy decoding, whatever a model's own generation_config says (BART: 4 beams, Qwen2.5: a repetition penalty)
 GREEDY = {"do_sample": False, "num_beams": 1, "repetition_penalty": 1.0, "no_repeat_ngram_size": 0}
-MIN_SHARED_PREFIX = 16  # tokens; copying a shorter cache costs more than it saves
+MIN_SHARED_PREFIX = 16  # tokens; a shorter prefix is left to the batches, since each batch copies the cache
 
 
 @dataclass

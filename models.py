@@ -120,7 +120,7 @@ def model_kind(name, trust_remote_code=False):
 def quantization_config(precision, device, compute_dtype=None, double_quant=True):
     """The BitsAndBytesConfig of int8 (Dettmers et al. 2022) or nf4 (Dettmers et al. 2023); None for the plain precisions.
 
-    compute_dtype of nf4: bf16 on a GPU, fp32 on a CPU, where bf16 products are slow, unless given.
+    compute_dtype of nf4: bf16 on a GPU, fp32 on a CPU, since not every processor multiplies bf16 fast, unless given.
     """
     if precision not in ("int8", "nf4"):
         return None

@@ -358,7 +358,7 @@ def measure(interval=0.01):
         turn = 0
         while not stop.wait(interval):
             turn += 1
-            sample(card=turn % 10 == 0)  # NVML is asked less often: a call takes about a millisecond
+            sample(card=turn % 10 == 0)  # NVML is asked less often, so that asking does not weigh on the block
 
     thread = threading.Thread(target=loop, daemon=True)
     thread.start()
