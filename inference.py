@@ -1,11 +1,11 @@
 """Label scoring, generation, classification and perplexity in batches, with a shared-prefix cache.
 
 Everything here is exact: in fp32 a result does not depend on the batch size, on the order of the examples or on padding.
-Rows are sorted by length, so that little is padded, and results come back in the order of the input.
+Results come back in the order of the input. batch_size is the most examples of one pass, or "auto": as many as a budget of
+tokens takes, halved where memory runs out, the finished passes kept.
 """
 
 import copy
-import inspect
 import time
 from dataclasses import dataclass
 
@@ -15,10 +15,23 @@ from tqdm.auto import tqdm
 
 import models
 import utils
+from shared_prefix import (
+    MIN_SHARED_PREFIX,
+    PACK_TOKENS,
+    Budget,
+    Prefix,
+    common_prefix,
+    crop,
+    learns_prompt,
+    prefill,
+    score_tree,
+    shares_prefix,
+    takes,
+)
 
 # plain greedy decoding, whatever a model's own generation_config says (BART: 4 beams, Qwen2.5: a repetition penalty)
 GREEDY = {"do_sample": False, "num_beams": 1, "repetition_penalty": 1.0, "no_repeat_ngram_size": 0}
-MIN_SHARED_PREFIX = 16  # tokens; a shorter prefix is left to the batches, since each batch copies the cache
+PADDED_TOKENS = {"cpu": 16_384, "cuda": 65_536}  # of padded rows with the tokens to be generated: bounds the key-value cache
 
 
 @dataclass
@@ -29,14 +42,29 @@ class LabelScores:
     mean: np.ndarray  # [N, L] per token, for labels of different lengths
     prompt_tokens: int  # over all prompts
     truncated: int  # prompts that were cut on the left to fit the model's context
+    prefix: list  # the token ids that all prompts begin with
+    batch_size: int  # the most examples of one pass
 
 
-def _batches(lengths, batch_size, description=None):
-    """Index batches, longest first: out-of-memory shows at once, and rows of one batch are of about one length."""
+# ----------------------------------------------------------------------------------------------------------------- batches
+
+
+def _in_batches(lengths, batch_size, tokens, work, description=None):
+    """Call `work(indices)` for every batch, longest rows first. Returns the most rows of one batch.
+
+    tokens: of a batch with its padding, where batch_size is "auto". Out of memory shows in the first batches, and the rows
+    of one batch are of about one length.
+    """
     order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
-    steps = range(0, len(order), batch_size)
-    for start in tqdm(steps, desc=description, disable=description is None or len(steps) < 4, leave=False):
-        yield order[start : start + batch_size]
+    budget, start = Budget(batch_size, tokens), 0
+    with tqdm(total=len(order), desc=description, disable=description is None or len(order) < 64, leave=False) as bar:
+        while start < len(order):
+            width = max(lengths[order[start]], 1)
+            batch = order[start : start + (max(1, budget.tokens // width) if budget.auto else batch_size)]
+            if budget.run(lambda batch=batch: work(batch), width * len(batch), len(batch)):
+                start += len(batch)
+                bar.update(len(batch))
+    return budget.largest
 
 
 def _pad(rows, pad_id, device, left=False):
@@ -50,29 +78,84 @@ def _pad(rows, pad_id, device, left=False):
     return ids.to(device), mask.to(device)
 
 
-def _common_prefix(rows):
-    """Length of the longest common prefix of lists of token ids: that of the smallest and the largest in sort order."""
-    first, last = min(rows), max(rows)
-    return next((i for i, (a, b) in enumerate(zip(first, last)) if a != b), min(len(first), len(last)))
-
-
 # ----------------------------------------------------------------------------------------------------------- label scoring
 
 
-def score_labels(model, tokenizer, prompts, labels, batch_size=16, add_special_tokens=True, progress=None):
+@torch.inference_mode()
+def _padded_logits(model, rows, wanted):
+    """Logits [K, V] of rows that cannot be packed; in K, the place of each of their wanted (row, position).
+
+    The padding is on the right, so causal attention keeps it out by itself.
+    """
+    kept = sorted({t for _, t in wanted})
+    ids, _ = _pad(rows, 0, model.device)
+    if takes(model, "logits_to_keep") and not learns_prompt(model):
+        logits = model(ids, use_cache=False, logits_to_keep=kept).logits
+    else:  # learned tokens before the text have logits of their own
+        logits = model(ids, use_cache=False).logits[:, -ids.shape[1] :][:, kept]
+    index = {t: k for k, t in enumerate(kept)}
+    return logits.flatten(0, 1), [b * len(kept) + index[t] for b, t in wanted]
+
+
+def score_labels(model, tokenizer, prompts, labels, batch_size="auto", add_special_tokens=True, progress=None, prefix=None):
     """Log-probability of each label text (its separator included, such as " positive") after each prompt.
 
     Prompt and label are tokenized together, and what the labels' token sequences have in common counts as the prompt, so
-    no token boundary is guessed. Causal models compute the longest common token prefix of all prompts once.
+    no token boundary is guessed. Causal models compute what prompts have in common once, also where only some of them do
+    (questions over one passage). prefix: a Prefix computed before, used where all prompts begin with it.
+    UserError for a label without a token of its own.
     """
+    if not all(labels):
+        raise utils.UserError(f"label {list(labels).index('')} is an empty text; a label needs at least one token to be scored")
     if model.config.is_encoder_decoder:
         return _score_labels_seq2seq(model, tokenizer, prompts, labels, batch_size, progress)
+    contexts, continuations, truncated = _encode(model, tokenizer, prompts, labels, add_special_tokens)
+    # a row for each example and label: the context and all but the last token of the label
+    rows = [context + end[:-1] for context, ends in zip(contexts, continuations) for end in ends]
+    first = [len(context) - 1 for context in contexts for _ in labels]  # where a row's first label token is read
+    ends = [end for group in continuations for end in group]
+    wanted = [range(at, at + len(end)) for at, end in zip(first, ends)]
+    total = np.zeros(len(rows))
+    shared = min(common_prefix(contexts), min(map(len, contexts)) - 1)  # of each context a token is left, to predict from
+
+    def read(some, logits, places):  # row indices, logits [K, V], the places in K of their label tokens
+        log_probs = logits.float().log_softmax(-1)
+        picked = [(i, k, token) for i, (r, row) in enumerate(zip(some, places)) for k, token in zip(row, ends[r])]
+        values = log_probs[[k for _, k, _ in picked], [token for _, _, token in picked]].double().cpu().numpy()
+        total[some] = np.bincount([i for i, _, _ in picked], weights=values, minlength=len(some))
+
+    longest = max(map(len, rows))
+    if shares_prefix(model, longest):
+        if prefix is None or contexts[0][:shared][: len(prefix.ids)] != prefix.ids:
+            prefix = Prefix()
+        largest = score_tree(model, rows, first, wanted, read, batch_size, len(labels), prefix, progress)
+    else:
+        same = {}  # labels that differ in their last token have one row
+        for r, row in enumerate(rows):
+            same.setdefault(tuple(row), []).append(r)
+        distinct = list(same)
+
+        def work(batch):
+            some = [(b, r) for b, d in enumerate(batch) for r in same[distinct[d]]]
+            logits, places = _padded_logits(model, [distinct[d] for d in batch], [(b, t) for b, r in some for t in wanted[r]])
+            places = iter(places)
+            read([r for _, r in some], logits, [[next(places) for _ in wanted[r]] for _, r in some])
+
+        largest = _in_batches([len(row) for row in distinct], batch_size, PADDED_TOKENS[model.device.type], work, progress)
+    total = total.reshape(len(prompts), len(labels))
+    n_tokens = np.array([[len(end) for end in group] for group in continuations])
+    return LabelScores(total, total / n_tokens, sum(map(len, contexts)), truncated, contexts[0][:shared], max(1, largest))
+
+
+def _encode(model, tokenizer, prompts, labels, add_special_tokens):
+    """Token ids of the contexts [N] and of the labels behind them [N][L], and how many contexts were cut on the left."""
     limit, truncated = models.context_length(model), 0
-    contexts, continuations = [], []  # token ids: [N], and [N][L]
-    for prompt in prompts:
-        whole = [tokenizer(prompt + label, add_special_tokens=add_special_tokens).input_ids for label in labels]
-        alone = tokenizer(prompt, add_special_tokens=add_special_tokens).input_ids
-        cut = min(_common_prefix([alone, *whole]), *(len(ids) - 1 for ids in whole))
+    texts = [prompt + label for prompt in prompts for label in ("", *labels)]
+    encoded = tokenizer(texts, add_special_tokens=add_special_tokens, verbose=False).input_ids
+    contexts, continuations = [], []
+    for i in range(0, len(encoded), len(labels) + 1):
+        alone, *whole = encoded[i : i + len(labels) + 1]
+        cut = min(common_prefix([alone, *whole]), *(len(ids) - 1 for ids in whole))
         context, ends = whole[0][:cut], [ids[cut:] for ids in whole]
         if not context:  # an empty prompt: the model needs one token to predict from
             context = [tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id]
@@ -80,66 +163,7 @@ def score_labels(model, tokenizer, prompts, labels, batch_size=16, add_special_t
             context, truncated = context[max(map(len, ends)) - limit :], truncated + 1
         contexts.append(context)
         continuations.append(ends)
-    # a row is a context and all but the last token of a label; labels that differ in their last token share a row
-    rows, wanted = [], []  # token ids [R], and [R][(example, label, first position, tokens)]
-    for i, (context, ends) in enumerate(zip(contexts, continuations)):
-        heads = {}
-        for label, end in enumerate(ends):
-            heads.setdefault(tuple(end[:-1]), []).append((i, label, len(context) - 1, end))
-        for head, items in heads.items():
-            rows.append(context + list(head))
-            wanted.append(items)
-    total = np.zeros((len(prompts), len(labels)))
-    n_tokens = np.array([[len(end) for end in ends] for ends in continuations])
-    # the last token of each context is left to the batches: the first label token is read from its logits
-    prefix, cache = _prefill(model, rows, min(map(len, contexts)) - 1)
-    for batch in _batches([len(row) for row in rows], batch_size, progress):
-        items = [(b, *item) for b, r in enumerate(batch) for item in wanted[r]]
-        steps = [(b, i, label, first + t - prefix, token) for b, i, label, first, end in items for t, token in enumerate(end)]
-        logits, kept = _logits_at(model, [rows[r][prefix:] for r in batch], cache, {step[3] for step in steps})
-        at = {position: n for n, position in enumerate(kept)}
-        picked = logits[[s[0] for s in steps], [at[s[3]] for s in steps]].float().log_softmax(-1)  # [S, V]
-        values = picked[torch.arange(len(steps)), [s[4] for s in steps]].double().cpu().numpy()
-        np.add.at(total, ([s[1] for s in steps], [s[2] for s in steps]), values)
-    return LabelScores(total, total / n_tokens, sum(map(len, contexts)), truncated)
-
-
-@torch.inference_mode()
-def _prefill(model, rows, longest):
-    """(length, cache) of the rows' common token prefix, at most `longest`; (0, None) where it is too short or cannot be shared."""
-    from transformers import DynamicCache
-
-    length = min(_common_prefix(rows), longest)
-    learned_prompt = any(c.is_prompt_learning for c in getattr(model, "peft_config", {}).values())
-    if length < MIN_SHARED_PREFIX or len(rows) < 2 or learned_prompt:
-        return 0, None
-    keep = {"logits_to_keep": 1} if _can_keep(model) else {}
-    cache = model(torch.tensor([rows[0][:length]], device=model.device), use_cache=True, **keep).past_key_values
-    return (length, cache) if isinstance(cache, DynamicCache) else (0, None)
-
-
-@torch.inference_mode()
-def _logits_at(model, rows, cache, positions):
-    """Logits [B, P, V] of right-padded rows at the given positions only, and the sorted positions.
-
-    Padding comes after every real token, so causal attention keeps it out of all of them: no mask is needed, and the
-    positions count on from the cache by themselves.
-    """
-    kept = sorted(positions)
-    ids, _ = _pad(rows, 0, model.device)
-    if cache is not None:
-        cache = copy.deepcopy(cache)
-        cache.batch_repeat_interleave(len(rows))
-    options = {"past_key_values": cache, "use_cache": cache is not None}
-    if not _can_keep(model):
-        return model(ids, **options).logits[:, kept], kept
-    return model(ids, **options, logits_to_keep=torch.tensor(kept, device=ids.device)).logits, kept
-
-
-def _can_keep(model):
-    """Can the model project only some positions onto its vocabulary?"""
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
-    return "logits_to_keep" in inspect.signature(base.forward).parameters
+    return contexts, continuations, truncated
 
 
 @torch.inference_mode()
@@ -156,7 +180,8 @@ def _score_labels_seq2seq(model, tokenizer, prompts, labels, batch_size, progres
     decoder_ids, _ = _pad([[start, *end[:-1]] for end in ends], tokenizer.pad_token_id, model.device)  # [L, T]
     target, target_mask = _pad(ends, tokenizer.pad_token_id, model.device)  # [L, T]
     total = np.zeros((len(prompts), len(labels)))
-    for batch in _batches([len(row) for row in rows], batch_size, progress):
+
+    def work(batch):
         ids, mask = _pad([rows[i] for i in batch], tokenizer.pad_token_id, model.device)
         states = model.get_encoder()(input_ids=ids, attention_mask=mask).last_hidden_state  # [B, S, H]
         states, mask = states.repeat_interleave(len(labels), 0), mask.repeat_interleave(len(labels), 0)
@@ -165,41 +190,81 @@ def _score_labels_seq2seq(model, tokenizer, prompts, labels, batch_size, progres
         log_probs = out.logits.float().log_softmax(-1)  # [B * L, T, V]
         picked = log_probs.gather(-1, target.repeat(len(batch), 1)[..., None])[..., 0] * target_mask.repeat(len(batch), 1)
         total[batch] = picked.sum(-1).view(len(batch), len(labels)).double().cpu().numpy()
-    return LabelScores(total, total / np.array([len(end) for end in ends]), sum(map(len, rows)), truncated)
+
+    budget = PADDED_TOKENS[model.device.type] // len(labels)
+    largest = _in_batches([len(row) for row in rows], batch_size, budget, work, progress)
+    return LabelScores(total, total / np.array([len(end) for end in ends]), sum(map(len, rows)), truncated, [], largest)
 
 
 # -------------------------------------------------------------------------------------------------------------- generation
 
 
-@torch.inference_mode()
-def generate(model, tokenizer, prompts, max_new_tokens=32, batch_size=16, stop=(), add_special_tokens=True, progress=None):
-    """Greedy answers. Returns (texts, new tokens of each, prompt tokens in all, prompts that were cut on the left).
+@dataclass
+class Answers:
+    """Generated texts, in the order of the prompts."""
 
-    Decoder-only rows are padded on the left, encoder-decoder rows on the right. stop: an answer ends before the first of
-    these strings; the end-of-sequence token ends it too.
+    texts: list  # [N]
+    new_tokens: list  # [N] with the end-of-sequence token
+    prompt_tokens: int  # over all prompts
+    truncated: int  # prompts that were cut on the left to fit the model's context
+    prefix: list  # the token ids that all prompts begin with
+    batch_size: int  # the most prompts of one batch
+
+
+@torch.inference_mode()
+def generate(model, tokenizer, prompts, max_new_tokens=32, batch_size="auto", stop=(), add_special_tokens=True, progress=None,
+             prefix=None, **options):  # fmt: skip
+    """Greedy answers of decoder-only models (padded on the left) and encoder-decoder models (on the right).
+
+    stop: an answer ends before the first of these strings; the end-of-sequence token ends it too. prefix: a Prefix computed
+    before, used where all prompts begin with it; else their common prefix is computed once. options: for `model.generate`.
     """
-    limit = models.context_length(model)
-    room = None if limit is None else limit if model.config.is_encoder_decoder else limit - max_new_tokens
-    if room is not None and room < 1:
-        raise utils.UserError(f"{max_new_tokens} new tokens leave no room for a prompt: the model's context is {limit} tokens")
-    rows = [tokenizer(prompt, add_special_tokens=add_special_tokens).input_ids for prompt in prompts]
-    truncated = sum(len(row) > room for row in rows) if room else 0
-    rows = [row[-room:] for row in rows] if room else rows
+    rows, truncated = _prompt_ids(model, tokenizer, prompts, max_new_tokens, add_special_tokens)
     texts, counts = [None] * len(rows), [0] * len(rows)
-    extra = {"stop_strings": list(stop), "tokenizer": tokenizer} if stop else {}
-    for batch in _batches([len(row) for row in rows], batch_size, progress):
-        ids, mask = _pad([rows[i] for i in batch], tokenizer.pad_token_id, model.device, left=not model.config.is_encoder_decoder)
-        out = model.generate(input_ids=ids, attention_mask=mask, max_new_tokens=max_new_tokens, **GREEDY,
-                             pad_token_id=tokenizer.pad_token_id, **extra)  # fmt: skip
-        new = out[:, 1:] if model.config.is_encoder_decoder else out[:, ids.shape[1] :]
-        ended = _ids_of(model.generation_config.eos_token_id)
-        for i, tokens in zip(batch, new.tolist()):
+    ended = _ids_of(model.generation_config.eos_token_id)
+    if stop:
+        options = {"stop_strings": list(stop), "tokenizer": tokenizer, **options}
+    shared = min(common_prefix(rows), min(map(len, rows)) - 1)  # of each prompt a token is left, to predict from
+    if prefix is None or rows[0][:shared][: len(prefix.ids)] != prefix.ids:
+        worth = len(rows) > 1 and shared >= MIN_SHARED_PREFIX and "cache_implementation" not in options
+        worth = worth and shares_prefix(model, max(map(len, rows)) + max_new_tokens)
+        prefix = prefill(model, rows[0][:shared]) if worth else Prefix()
+    length, decoder_only = len(prefix.ids), not model.config.is_encoder_decoder
+
+    def work(batch):
+        ids, mask = _pad([rows[i][length:] for i in batch], tokenizer.pad_token_id, model.device, left=decoder_only)
+        cached = {}
+        if length:  # prefix, padding, rest of the prompt
+            head = torch.tensor([prefix.ids], device=model.device).expand(len(batch), -1)
+            ids, mask = torch.cat([head, ids], 1), torch.cat([torch.ones_like(head), mask], 1)
+            cached["past_key_values"] = cache = prefix.cache if len(batch) == 1 else copy.deepcopy(prefix.cache)
+            if len(batch) > 1:
+                cache.batch_repeat_interleave(len(batch))
+        try:
+            out = model.generate(input_ids=ids, attention_mask=mask, max_new_tokens=max_new_tokens, **GREEDY,
+                                 pad_token_id=tokenizer.pad_token_id, **options, **cached)  # fmt: skip
+        finally:
+            crop(prefix, length)
+        for i, tokens in zip(batch, out[:, ids.shape[1] if decoder_only else 1 :].tolist()):
             end = next((n for n, token in enumerate(tokens) if token in ended), len(tokens))
             text = tokenizer.decode(tokens[:end], skip_special_tokens=True)
             for mark in stop:
                 text = text.split(mark)[0]
             texts[i], counts[i] = text.strip(), min(end + 1, len(tokens))
-    return texts, counts, sum(map(len, rows)), truncated
+
+    lengths = [len(row) + max_new_tokens for row in rows]
+    largest = _in_batches(lengths, batch_size, PADDED_TOKENS[model.device.type], work, progress)
+    return Answers(texts, counts, sum(map(len, rows)), truncated, rows[0][:shared] if decoder_only else [], largest)
+
+
+def _prompt_ids(model, tokenizer, prompts, max_new_tokens, add_special_tokens):
+    """Token ids of prompts, and how many were cut on the left to leave room for new tokens. UserError where there is no room."""
+    limit = models.context_length(model)
+    room = None if limit is None else limit if model.config.is_encoder_decoder else limit - max_new_tokens
+    if room is not None and room < 1:
+        raise utils.UserError(f"{max_new_tokens} new tokens leave no room for a prompt: the model's context is {limit} tokens")
+    rows = tokenizer(list(prompts), add_special_tokens=add_special_tokens, verbose=False).input_ids
+    return [row[-room:] if room else row for row in rows], sum(len(row) > room for row in rows) if room else 0
 
 
 def _ids_of(token):
@@ -207,50 +272,63 @@ def _ids_of(token):
 
 
 class _Clock:
-    """A streamer for `generate` that notes when each token arrives, the device synchronised."""
+    """A streamer for `generate` that notes when tokens arrive, the device synchronised."""
 
     def __init__(self):
-        self.times = []
+        self.times, self.tokens = [], []
 
     def put(self, value):
         utils.synchronize()
         self.times.append(time.perf_counter())
+        self.tokens.append(value.numel())
 
     def end(self):
         pass
 
 
-@torch.inference_mode()
-def time_generation(model, tokenizer, prompt, new_tokens=32, add_special_tokens=True):
-    """One request: (time to first token in ms, decode tokens per second, prompt tokens). Exactly new_tokens are made.
+@dataclass
+class Timed:
+    """One request alone: milliseconds from text in to the first token and to the last, and per token after the first ones."""
 
-    The time to first token counts tokenization and the prompt's pass; the decode rate counts the tokens after the first.
-    """
+    ttft_ms: float
+    total_ms: float
+    tpot_ms: float  # None where the answer came in one piece
+    answer: Answers
+
+
+def time_request(model, tokenizer, prompt, max_new_tokens=32, exact=False, **options):
+    """A Timed request; exact: exactly max_new_tokens are made, whatever would end the answer before. options: of `generate`."""
     clock = _Clock()
+    if exact:
+        options["min_new_tokens"] = max_new_tokens
     utils.synchronize()
     start = time.perf_counter()
-    ids, mask = _pad([tokenizer(prompt, add_special_tokens=add_special_tokens).input_ids], 0, model.device)
-    model.generate(input_ids=ids, attention_mask=mask, max_new_tokens=new_tokens, min_new_tokens=new_tokens, **GREEDY,
-                   pad_token_id=tokenizer.pad_token_id, streamer=clock)  # fmt: skip
+    answer = generate(model, tokenizer, [prompt], max_new_tokens, 1, streamer=clock, **options)
+    utils.synchronize()
+    total = time.perf_counter() - start
     first, last = clock.times[1], clock.times[-1]  # times[0] is the prompt's echo
-    return 1000 * (first - start), (new_tokens - 1) / (last - first), ids.shape[1]
+    later = sum(clock.tokens[2:])
+    return Timed(1000 * (first - start), 1000 * total, 1000 * (last - first) / later if later else None, answer)
 
 
 # ------------------------------------------------------------------------------------- classification heads and perplexity
 
 
 @torch.inference_mode()
-def classify(model, tokenizer, texts, pairs=None, batch_size=32, max_length=None, progress=None):
+def classify(model, tokenizer, texts, pairs=None, batch_size="auto", max_length=None, progress=None):
     """Log-probabilities [N, C] of a sequence classification head."""
     rows = tokenizer(texts, pairs, truncation=True, max_length=classifier_length(model, tokenizer, max_length))
     names = [name for name in ("input_ids", "token_type_ids") if name in rows]
     result = np.zeros((len(texts), model.config.num_labels))
-    for batch in _batches([len(ids) for ids in rows["input_ids"]], batch_size, progress):
+
+    def work(batch):
         inputs = {}
         for name in names:
             pad = tokenizer.pad_token_id if name == "input_ids" else 0
             inputs[name], inputs["attention_mask"] = _pad([rows[name][i] for i in batch], pad, model.device)
         result[batch] = model(**inputs).logits.float().log_softmax(-1).double().cpu().numpy()
+
+    _in_batches([len(ids) for ids in rows["input_ids"]], batch_size, PACK_TOKENS[model.device.type] * 2, work, progress)
     return result
 
 
@@ -261,14 +339,17 @@ def classifier_length(model, tokenizer, wanted=None):
 
 
 @torch.inference_mode()
-def perplexity(model, tokenizer, texts, max_length=512, batch_size=4):
+def perplexity(model, tokenizer, texts, max_length=512, batch_size="auto"):
     """(sum of the negative log-likelihoods of all tokens but each text's first, number of those tokens); causal models only."""
     max_length = min(max_length, models.context_length(model) or max_length)
     rows = [tokenizer(text, truncation=True, max_length=max_length).input_ids for text in texts]
-    total, count = 0.0, 0
-    for batch in _batches([len(row) for row in rows], batch_size):
+    nll = np.zeros(len(rows))
+
+    def work(batch):
         ids, mask = _pad([rows[i] for i in batch], 0, model.device)
         logits = model(ids).logits[:, :-1].float()  # [B, T - 1, V]
-        nll = torch.nn.functional.cross_entropy(logits.transpose(1, 2), ids[:, 1:], reduction="none") * mask[:, 1:]
-        total, count = total + nll.sum().item(), count + int(mask[:, 1:].sum())
-    return total, count
+        each = torch.nn.functional.cross_entropy(logits.transpose(1, 2), ids[:, 1:], reduction="none") * mask[:, 1:]
+        nll[batch] = each.sum(1).double().cpu().numpy()
+
+    _in_batches([len(row) for row in rows], batch_size, PACK_TOKENS[model.device.type], work)
+    return nll.sum(), sum(len(row) - 1 for row in rows if row)
