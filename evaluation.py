@@ -3,6 +3,9 @@
 A row's quality can always be computed again from predictions.jsonl. Imports nothing heavy at the top.
 """
 
+import bisect
+import statistics
+
 import numpy as np
 
 import metrics
@@ -90,6 +93,56 @@ def evaluate_classifier(model, tokenizer, task, run, batch_size, latency_runs, m
     return log_probs
 
 
+def fit_prompts(task, examples, demonstrations, tokenizer, chat, room):
+    """Render the examples' prompts, each with as many of the last demonstrations as leave it at most `room` tokens.
+
+    room: None for no limit. Returns ([N] prompts, the separator before an answer, prompts that lost demonstrations, the
+    demonstrations they lost). A prompt that is too long with none of them is left as it is, for inference.py to cut.
+    """
+    prompts, shortened, lost = [], 0, 0
+
+    def rendered(example, start):
+        return tasks.render(task, example, demonstrations[start:], tokenizer if chat else None)
+
+    def fits(example, start):
+        prompt = rendered(example, start)[0]
+        # a token is a byte at least, so that most prompts need no counting
+        return len(prompt.encode()) < room or len(tokenizer(prompt, add_special_tokens=not chat, verbose=False).input_ids) <= room
+
+    for example in examples:
+        start = 0
+        if room is not None and demonstrations and not fits(example, 0):
+            start = bisect.bisect_left(range(len(demonstrations)), True, key=lambda n, ex=example: fits(ex, n))
+            shortened, lost = shortened + 1, lost + start
+        prompt, separator = rendered(example, start)
+        prompts.append(prompt)
+    return prompts, separator, shortened, lost
+
+
+def _note_truncation(run, room, shortened, lost, cut):
+    """Say and record that prompts were longer than the model takes."""
+    for text in (
+        f"{shortened} prompts were longer than the {room} tokens that the model's context leaves them: {lost} demonstrations left out, "
+        "from the first on" if shortened else None,
+        f"{cut} prompts were cut on the left to fit the model's context" if cut else None,
+    ):  # fmt: skip
+        if text:
+            print(text)
+            run.note(text)
+
+
+def _cached_times(model, prefix_ids, request, inputs):
+    """What `request(x, prefix)` returns for each input where the prompts' common prefix is in a cache; [] where it cannot be."""
+    import inference
+
+    if model.config.is_encoder_decoder:  # its encoder reads the whole prompt in both directions
+        return []
+    prefix = inference.prefill(model, prefix_ids)
+    if prefix_ids and prefix.cache is None:
+        return []
+    return utils.one_by_one(lambda x: request(x, prefix), inputs)
+
+
 def evaluate_labels(model, tokenizer, task, run, batch_size, latency_runs, chat, demonstrations=(), prior=None, per_token=False):
     """Classification by label likelihood.
 
@@ -97,49 +150,85 @@ def evaluate_labels(model, tokenizer, task, run, batch_size, latency_runs, chat,
     log label prior [L] to divide out; per_token: compare a label's mean log-probability per token instead of the sum.
     """
     import inference
+    import models
 
-    def score(examples, size=batch_size, progress=None):
-        rendered = [tasks.render(task, ex, demonstrations, tokenizer if chat else None) for ex in examples]
-        labels = [rendered[0][1] + word for word in task.words]
-        return inference.score_labels(model, tokenizer, [prompt for prompt, _ in rendered], labels, size, not chat, progress)
+    limit = models.context_length(model)
+    longest = max(len(tokenizer(f" {word}", add_special_tokens=False).input_ids) for word in task.words)
+    room = limit and limit - longest
+
+    def score(examples, size=batch_size, progress=None, prefix=None):
+        prompts, separator, *lost = fit_prompts(task, examples, demonstrations, tokenizer, chat, room)
+        labels = [separator + word for word in task.words]
+        return inference.score_labels(model, tokenizer, prompts, labels, size, not chat, progress, prefix), lost
 
     def normalised(scores):  # -> [N, L]
         return metrics.log_normalise(scores.mean if per_token else scores.total)
 
     with utils.measure() as spent:
-        scores = score(task.evaluation, progress="scoring")
+        scores, lost = score(task.evaluation, progress="scoring")
         raw = normalised(scores)
-        shift = 0.0 if prior is None else prior(lambda examples: normalised(score(examples)), raw)
+        shift = 0.0 if prior is None else prior(lambda examples: normalised(score(examples)[0]), raw)
         log_probs = metrics.log_normalise(raw - shift)
-    latencies = utils.time_requests(lambda ex: normalised(score([ex], 1)) - shift, task.evaluation[:latency_runs])
+
+    def request(example, prefix=None):
+        return utils.milliseconds(lambda: normalised(score([example], 1, None, prefix)[0]) - shift)
+
+    timed = task.evaluation[:latency_runs]
+    latencies = utils.one_by_one(request, timed)
+    cached = _cached_times(model, scores.prefix, request, timed)
     extras = [{"log_probs_sum": list(map(float, t)), "log_probs_mean": list(map(float, m))} for t, m in zip(scores.total, scores.mean)]
     record_classification(run, task, [int(i) for i in log_probs.argmax(axis=1)], log_probs, spent, latencies, extras)
-    run.row.update(prompt_tokens=scores.prompt_tokens, generated_tokens=0)
-    _note_truncation(run, scores.truncated)
+    run.row.update(utils.latency_columns(cached, "cached_"), prompt_tokens=scores.prompt_tokens, generated_tokens=0,
+                   batch_size=scores.batch_size if batch_size == "auto" else batch_size)  # fmt: skip
+    _note_truncation(run, room, *lost, scores.truncated)
 
 
 def evaluate_answers(model, tokenizer, task, run, batch_size, latency_runs, chat, max_new_tokens, demonstrations=(), read=None):
     """Generated answers: question answering, instructions, or classification where `read(answer, words)` finds the label's index."""
     import inference
+    import models
 
-    prompts = [tasks.render(task, ex, demonstrations, tokenizer if chat else None)[0] for ex in task.evaluation]
-    stop = () if chat or model.config.is_encoder_decoder else ("\n",)  # a plain prompt's answer is one line
+    limit = models.context_length(model)
+    room = limit and limit - (0 if model.config.is_encoder_decoder else max_new_tokens)
+    options = {"stop": answer_stop(model, chat), "add_special_tokens": not chat}
 
-    def answer(some, size, progress=None):
-        return inference.generate(model, tokenizer, some, max_new_tokens, size, stop, not chat, progress)
+    def prompts_of(examples):
+        return fit_prompts(task, examples, demonstrations, tokenizer, chat, room)
 
     with utils.measure() as spent:
-        answers, counts, prompt_tokens, truncated = answer(prompts, batch_size, "generating")
-    latencies = utils.time_requests(lambda prompt: answer([prompt], 1), prompts[:latency_runs])
+        prompts, _, *lost = prompts_of(task.evaluation)
+        found = inference.generate(model, tokenizer, prompts, max_new_tokens, batch_size, progress="generating", **options)
+
+    def request(example, prefix=None):
+        return inference.time_request(model, tokenizer, lambda: prompts_of([example])[0][0], max_new_tokens, prefix=prefix, **options)
+
+    examples = task.evaluation[:latency_runs]
+    timed = utils.one_by_one(request, examples)
+    cached = _cached_times(model, found.prefix, request, examples)
+    latencies = [t.total_ms for t in timed]
     if task.kind == "classification":
-        predictions = [read(text, task.words) for text in answers]
-        record_classification(run, task, predictions, None, spent, latencies, [{"answer": text} for text in answers])
+        predictions = [read(text, task.words) for text in found.texts]
+        record_classification(run, task, predictions, None, spent, latencies, [{"answer": text} for text in found.texts])
     else:
-        record_answers(run, task, answers, spent, latencies)
-    run.row.update(prompt_tokens=prompt_tokens, generated_tokens=sum(counts), tokens_per_s=sum(counts) / spent.seconds)
-    _note_truncation(run, truncated)
+        record_answers(run, task, found.texts, spent, latencies)
+    run.row.update(utils.latency_columns([t.total_ms for t in cached], "cached_"), ttft_ms=median([t.ttft_ms for t in timed]),
+                   cached_ttft_ms=median([t.ttft_ms for t in cached]), tpot_ms=median([t.tpot_ms for t in timed]))  # fmt: skip
+    record_tokens(run, found, spent, batch_size)
+    _note_truncation(run, room, *lost, found.truncated)
 
 
-def _note_truncation(run, truncated):
-    if truncated:
-        run.note(f"{truncated} prompts were cut on the left to fit the model's context")
+def record_tokens(run, found, spent, batch_size):
+    """The token counts, the throughput and the batch size of batched answers."""
+    run.row.update(prompt_tokens=found.prompt_tokens, generated_tokens=found.new_tokens, tokens_per_s=found.new_tokens / spent.seconds,
+                   batch_size=found.batch_size if batch_size == "auto" else batch_size)  # fmt: skip
+
+
+def answer_stop(model, chat):
+    """Where an answer ends besides its end-of-sequence token: a plain prompt's answer is one line."""
+    return () if chat or model.config.is_encoder_decoder else ("\n",)
+
+
+def median(values):
+    """The median of the values that are known, None without any."""
+    known = [value for value in values if value is not None]
+    return statistics.median(known) if known else None

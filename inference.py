@@ -204,11 +204,16 @@ class Answers:
     """Generated texts, in the order of the prompts."""
 
     texts: list  # [N]
-    new_tokens: list  # [N] with the end-of-sequence token
+    ids: list  # [N] the new token ids, with the end-of-sequence token
     prompt_tokens: int  # over all prompts
     truncated: int  # prompts that were cut on the left to fit the model's context
     prefix: list  # the token ids that all prompts begin with
     batch_size: int  # the most prompts of one batch
+
+    @property
+    def new_tokens(self):
+        """New tokens over all prompts."""
+        return sum(map(len, self.ids))
 
 
 @torch.inference_mode()
@@ -220,7 +225,7 @@ def generate(model, tokenizer, prompts, max_new_tokens=32, batch_size="auto", st
     before, used where all prompts begin with it; else their common prefix is computed once. options: for `model.generate`.
     """
     rows, truncated = _prompt_ids(model, tokenizer, prompts, max_new_tokens, add_special_tokens)
-    texts, counts = [None] * len(rows), [0] * len(rows)
+    texts, new = [None] * len(rows), [None] * len(rows)
     ended = _ids_of(model.generation_config.eos_token_id)
     if stop:
         options = {"stop_strings": list(stop), "tokenizer": tokenizer, **options}
@@ -250,11 +255,11 @@ def generate(model, tokenizer, prompts, max_new_tokens=32, batch_size="auto", st
             text = tokenizer.decode(tokens[:end], skip_special_tokens=True)
             for mark in stop:
                 text = text.split(mark)[0]
-            texts[i], counts[i] = text.strip(), min(end + 1, len(tokens))
+            texts[i], new[i] = text.strip(), tokens[: end + 1]
 
     lengths = [len(row) + max_new_tokens for row in rows]
     largest = _in_batches(lengths, batch_size, PADDED_TOKENS[model.device.type], work, progress)
-    return Answers(texts, counts, sum(map(len, rows)), truncated, rows[0][:shared] if decoder_only else [], largest)
+    return Answers(texts, new, sum(map(len, rows)), truncated, rows[0][:shared] if decoder_only else [], largest)
 
 
 def _prompt_ids(model, tokenizer, prompts, max_new_tokens, add_special_tokens):
@@ -293,22 +298,27 @@ class Timed:
     ttft_ms: float
     total_ms: float
     tpot_ms: float  # None where the answer came in one piece
+    arrived: int  # tokens that came, also those behind the end of the answer
     answer: Answers
 
 
 def time_request(model, tokenizer, prompt, max_new_tokens=32, exact=False, **options):
-    """A Timed request; exact: exactly max_new_tokens are made, whatever would end the answer before. options: of `generate`."""
+    """A Timed request. prompt: a text, or a function that makes it within the time measured (from templates, by retrieval).
+
+    exact: exactly max_new_tokens are made, whatever would end the answer before. options: of `generate`.
+    """
     clock = _Clock()
     if exact:
         options["min_new_tokens"] = max_new_tokens
     utils.synchronize()
     start = time.perf_counter()
-    answer = generate(model, tokenizer, [prompt], max_new_tokens, 1, streamer=clock, **options)
+    text = prompt() if callable(prompt) else prompt
+    answer = generate(model, tokenizer, [text], max_new_tokens, 1, streamer=clock, **options)
     utils.synchronize()
     total = time.perf_counter() - start
     first, last = clock.times[1], clock.times[-1]  # times[0] is the prompt's echo
     later = sum(clock.tokens[2:])
-    return Timed(1000 * (first - start), 1000 * total, 1000 * (last - first) / later if later else None, answer)
+    return Timed(1000 * (first - start), 1000 * total, 1000 * (last - first) / later if later else None, sum(clock.tokens[1:]), answer)
 
 
 # ------------------------------------------------------------------------------------- classification heads and perplexity

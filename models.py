@@ -290,6 +290,25 @@ def load_adapter(model, adapter, trainable=False):
     return adapted
 
 
+def merge_adapter(model, wanted=None):
+    """Fold an adapter's weights into its base, so that it costs no time. Returns (model, a remark for the row).
+
+    wanted: None merges where that changes no output, that is, not into int8 or nf4 weights, which are rounded again (peft
+    issue 1043); True insists, with a UserError for adapters that have nothing to fold in (learned prompts).
+    """
+    if not hasattr(model, "merge_and_unload"):
+        return model, None
+    foldable = not any(config.is_prompt_learning for config in model.peft_config.values())
+    if wanted and not foldable:
+        raise UserError("--merge_adapter: a learned prompt stands before the text and cannot be merged into the weights")
+    quantized = getattr(model.get_base_model(), "is_quantized", False)
+    if wanted is False or not foldable or (quantized and not wanted):
+        return model, "timed with the adapter unmerged"
+    return model.merge_and_unload(), "adapter merged before timing" + (
+        " into quantized weights, which rounds them again" if quantized else ""
+    )
+
+
 # ------------------------------------------------------------------------------------------------------------------- counts
 
 

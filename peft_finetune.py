@@ -96,6 +96,7 @@ def main(argv=None):
 
         # 6. evaluate
         evaluation.evaluate_classifier(model, tokenizer, task, run, args.batch_size, args.latency_runs, args.max_length)
+        run.note("timed with the adapter unmerged")
 
         # 7. row and report: written by leaving the block
         share = run.row["trainable_params"] / run.row["total_params"]

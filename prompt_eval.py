@@ -15,6 +15,8 @@ answer over the evaluation inputs, whose labels it does not see.
     python prompt_eval.py --model assets/models/all-MiniLM-L6-v2 --adapter runs/RUN_ID/adapter
 """
 
+import argparse
+
 import numpy as np
 
 import evaluation
@@ -29,6 +31,8 @@ def parse_args(argv=None):
     parser = utils.ArgumentParser(__doc__)
     parser.add_argument("--model", default="assets/models/SmolLM2-135M-Instruct", help="hub name or folder (default: %(default)s)")
     parser.add_argument("--adapter", metavar="DIR", help="a peft adapter to put on the model")
+    parser.add_argument("--merge_adapter", action=argparse.BooleanOptionalAction,
+                        help="fold the adapter into the weights first (default: unless they are int8 or nf4)")  # fmt: skip
     parser.add_argument("--precision", choices=models.PRECISIONS, default="fp32", help="of the weights (default: %(default)s)")
     group = parser.add_argument_group("prompt")
     group.add_argument(
@@ -43,8 +47,10 @@ def parse_args(argv=None):
                        help="a label's log-probability: over its tokens, or per token (default: %(default)s)")  # fmt: skip
     group.add_argument("--max_new_tokens", type=utils.positive_int, default=32, help="of a generated answer (default: %(default)s)")
     tasks.add_data_args(parser)
-    utils.add_common_args(parser)
+    utils.add_common_args(parser, auto_batch=True)
     args = tasks.check_data_args(parser, parser.parse_args(argv))
+    if args.merge_adapter is not None and not args.adapter:
+        parser.error("--merge_adapter and --no-merge_adapter belong to --adapter")
     if args.calibrate != "none" and args.scoring == "generate":
         parser.error("--calibrate works on label likelihoods; leave out --scoring generate")
     return args
@@ -120,6 +126,9 @@ def main(argv=None):
         run.row.update(load_seconds=loading.seconds, **models.size_columns(model))
 
         # 5. adapt: nothing to train; the demonstrations are in the prompt
+        model, merged = models.merge_adapter(model, args.merge_adapter)
+        if merged:
+            run.note(merged)
         chat = models.uses_chat(args.prompt_format, tokenizer, scoring=task.kind == "classification" and args.scoring == "likelihood")
 
         # 6. evaluate

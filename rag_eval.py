@@ -67,7 +67,7 @@ def parse_args(argv=None):
     )
     group.add_argument("--max_new_tokens", type=utils.positive_int, default=24, help="of an answer (default: %(default)s)")
     tasks.add_data_args(parser, dataset="assets/data/disfl_qa")
-    utils.add_common_args(parser)
+    utils.add_common_args(parser, auto_batch=True)
     args = tasks.check_data_args(parser, parser.parse_args(argv))
     if args.retrieval_only and args.k == 0:
         parser.error("--retrieval_only with --k 0 leaves nothing to measure")
@@ -173,7 +173,7 @@ class Retriever:
             raise utils.UserError(f"--chunk_tokens {args.chunk_tokens}: {name} takes {limit} tokens at once")
         self.size = None if args.whole_documents else args.chunk_tokens or limit
         self.overlap = min(args.chunk_overlap, limit // 2)
-        self.batch_size, self.chunks = max(args.batch_size, 32), []
+        self.batch_size, self.chunks = 32 if args.batch_size == "auto" else max(args.batch_size, 32), []
         dimension = getattr(self.embedder, "get_embedding_dimension", self.embedder.get_sentence_embedding_dimension)()
         self.index = faiss.IndexFlatIP(dimension)
 
@@ -242,17 +242,27 @@ class Reader:
         limit = models.context_length(self.model)
         self.room = limit and limit - (0 if self.model.config.is_encoder_decoder else args.max_new_tokens)
 
-    def answer(self, questions, hits, batch_size=1, progress=None):
-        """(answers, new tokens, prompt tokens, passages left out) for questions and their retrieved (chunk, distance)."""
+        self.options = {"stop": evaluation.answer_stop(self.model, self.chat), "add_special_tokens": not self.chat}
+
+    def prompt(self, question, hits):
+        """(prompt, passages left out) for a question and its retrieved (chunk, distance)."""
+        return build_prompt(self.task, question, [chunk.text for chunk, _ in hits], self.tokenizer, self.chat, self.room)
+
+    def answer(self, questions, hits, batch_size="auto", progress=None):
+        """(inference.Answers, passages left out)."""
         import inference
 
-        built = [build_prompt(self.task, q, [chunk.text for chunk, _ in found], self.tokenizer, self.chat, self.room)
-                 for q, found in zip(questions, hits)]  # fmt: skip
-        stop = () if self.chat or self.model.config.is_encoder_decoder else ("\n",)
-        answers, counts, prompt_tokens, _ = inference.generate(
-            self.model, self.tokenizer, [prompt for prompt, _ in built], self.args.max_new_tokens, batch_size, stop, not self.chat, progress
-        )
-        return answers, sum(counts), prompt_tokens, sum(left for _, left in built)
+        built = [self.prompt(question, found) for question, found in zip(questions, hits)]
+        found = inference.generate(self.model, self.tokenizer, [prompt for prompt, _ in built], self.args.max_new_tokens, batch_size,
+                                   progress=progress, **self.options)  # fmt: skip
+        return found, sum(left for _, left in built)
+
+    def time(self, question, retrieve):
+        """An inference.Timed request, alone, from text in to answer out; retrieve: question -> hits."""
+        import inference
+
+        return inference.time_request(self.model, self.tokenizer, lambda: self.prompt(question, retrieve(question))[0],
+                                      self.args.max_new_tokens, **self.options)  # fmt: skip
 
 
 def interact(retriever, reader, k):
@@ -272,7 +282,7 @@ def interact(retriever, reader, k):
                 print(HELP, flush=True)
             else:
                 hits = retriever.search([line], k)
-                print(reader.answer([line], hits)[0][0])
+                print(reader.answer([line], hits)[0].texts[0])
                 for chunk, distance in hits[0]:
                     print(f"    {distance:.3f}  {chunk.document}  {' '.join(chunk.text.split())[:80]}", flush=True)
         except (utils.UserError, tasks.DataError, OSError) as error:
@@ -344,9 +354,7 @@ def main(argv=None):
         with utils.measure() as spent:
             ranked = retriever.search(questions, max(RANKED, args.k)) if retriever else [[] for _ in questions]
             if reader:
-                answers, new, prompt_tokens, left_out = reader.answer(
-                    questions, [hits[: args.k] for hits in ranked], args.batch_size, "answering"
-                )
+                answers, left_out = reader.answer(questions, [hits[: args.k] for hits in ranked], args.batch_size, "answering")
         judged = [retrieval_scores(hits, rel, args.k) if rel and retriever else {} for hits, rel in zip(ranked, relevant)]
         known = [scores for scores in judged if scores]
         if known:
@@ -359,19 +367,20 @@ def main(argv=None):
             for q, hits, scores in zip(questions, ranked, judged)
         ]
 
-        def request(question):  # alone, from text in to answer out
-            hits = retriever.search([question], args.k) if retriever else [[]]
-            return reader.answer([question], hits) if reader else hits
+        def retrieve(question):
+            return retriever.search([question], args.k)[0] if retriever else []
 
-        latencies = utils.time_requests(request, questions[: args.latency_runs])
         if reader:
-            evaluation.record_answers(run, task, answers, spent, latencies, extras)
-            run.row.update(prompt_tokens=prompt_tokens, generated_tokens=new, tokens_per_s=new / spent.seconds)
+            timed = utils.one_by_one(lambda question: reader.time(question, retrieve), questions[: args.latency_runs])
+            evaluation.record_answers(run, task, answers.texts, spent, [t.total_ms for t in timed], extras)
+            evaluation.record_tokens(run, answers, spent, args.batch_size)
+            run.row.update(ttft_ms=evaluation.median([t.ttft_ms for t in timed]), tpot_ms=evaluation.median([t.tpot_ms for t in timed]))
             if left_out:
                 run.note(f"{left_out} retrieved passages did not fit the context and were left out")
         elif not known:
             raise tasks.DataError(f"{task.name}: no question whose passage stands among the documents, so there is nothing to measure")
         else:
+            latencies = utils.time_requests(retrieve, questions[: args.latency_runs])
             evaluation.record_retrieval(run, task, known, spent, latencies, extras)
 
         # 7. row and report: written by leaving the block

@@ -74,8 +74,19 @@ RESULT_COLUMNS = [
     "latency_ms_p50",
     "latency_ms_p95",
     "latency_ms_p99",
+    "cached_latency_ms_mean",
+    "cached_latency_ms_p50",
+    "cached_latency_ms_p95",
+    "cached_latency_ms_p99",
     "ttft_ms",
+    "cached_ttft_ms",
+    "tpot_ms",
     "tokens_per_s",
+    "speedup",
+    "acceptance_rate",
+    "accepted_length",
+    "greedy_agreement",
+    "compile_seconds",
     "examples_per_s",
     "train_seconds",
     "eval_seconds",
@@ -266,19 +277,26 @@ def latency_summary(milliseconds):
     return {"mean": float(values.mean()), "p50": float(p50), "p95": float(p95), "p99": float(p99)}
 
 
-def time_requests(func, inputs, n_warmup=2):
-    """Milliseconds of `func(x)` for each x of `inputs`, one after the other, device synchronised, after `n_warmup` calls."""
+def milliseconds(func):
+    """Milliseconds that `func()` takes, the device synchronised before and after."""
+    synchronize()
+    start = time.perf_counter()
+    func()
+    synchronize()
+    return 1000 * (time.perf_counter() - start)
+
+
+def one_by_one(request, inputs, n_warmup=2):
+    """`[request(x) for x in inputs]` after warm-up: `n_warmup` requests whose results are forgotten."""
     inputs = list(inputs)
     for x in inputs[:n_warmup]:
-        func(x)
-    milliseconds = []
-    for x in inputs:
-        synchronize()
-        start = time.perf_counter()
-        func(x)
-        synchronize()
-        milliseconds.append(1000 * (time.perf_counter() - start))
-    return milliseconds
+        request(x)
+    return [request(x) for x in inputs]
+
+
+def time_requests(func, inputs, n_warmup=2):
+    """Milliseconds of `func(x)` for each x of `inputs`, one after the other, after warm-up."""
+    return one_by_one(lambda x: milliseconds(lambda: func(x)), inputs, n_warmup)
 
 
 def measure_latency(func, *args, n_runs=20, **kwargs):
@@ -288,11 +306,11 @@ def measure_latency(func, *args, n_runs=20, **kwargs):
     return latency_summary(time_requests(lambda _: func(*args, **kwargs), range(n_runs)))
 
 
-def latency_columns(milliseconds):
-    """The latency cells of a results row; empty where nothing was timed."""
+def latency_columns(milliseconds, kind=""):
+    """The latency cells of a results row, those of kind "cached_" for instance; empty where nothing was timed."""
     if not milliseconds:
         return {}
-    return {f"latency_ms_{name}": value for name, value in latency_summary(milliseconds).items()}
+    return {f"{kind}latency_ms_{name}": value for name, value in latency_summary(milliseconds).items()}
 
 
 def gpu_memory_used(device=0):
@@ -404,10 +422,15 @@ class ArgumentParser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: error: {' '.join(message.split())} (--help lists the flags)\n")
 
 
-def add_common_args(parser):
-    """The flags that every measuring script shares; call last, after the strategy's own."""
+def add_common_args(parser, auto_batch=False):
+    """The flags that every measuring script shares; call last, after the strategy's own. auto_batch: for inference alone."""
     group = parser.add_argument_group("run")
-    group.add_argument("--batch_size", type=positive_int, default=16, help="examples per batch (default: %(default)s)")
+    if auto_batch:
+        group.add_argument("--batch_size", type=size_or_auto, default="auto", metavar="N|auto",
+                           help="most examples of one pass; auto: as many as a budget of tokens takes, halved where memory runs "
+                           "out (default: %(default)s)")  # fmt: skip
+    else:
+        group.add_argument("--batch_size", type=positive_int, default=16, help="examples per batch (default: %(default)s)")
     group.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto takes a CUDA GPU where there is one")
     group.add_argument("--seed", type=whole_number, default=0, help="initialisation and shuffling (default: %(default)s)")
     group.add_argument(
@@ -432,6 +455,8 @@ def number_type(kind, wanted, allowed):
 
 
 positive_int = number_type(int, "a whole number of at least 1", lambda value: value >= 1)
+size_or_auto = number_type(lambda text: text if text == "auto" else int(text), "a whole number of at least 1, or auto",
+                         lambda value: value == "auto" or value >= 1)  # fmt: skip
 whole_number = number_type(int, "a whole number of at least 0", lambda value: value >= 0)
 fraction = number_type(float, "a number from 0 up to, but not including, 1", lambda value: 0 <= value < 1)
 positive = number_type(float, "a number above 0", lambda value: 0 < value < math.inf)
@@ -547,7 +572,7 @@ class Run:
         self.headline = ""  # the strategy's own words for the summary line
         self.row = {
             "run_id": self.id, "created_at": f"{now:%Y-%m-%dT%H:%M:%SZ}", "script": script, "strategy": strategy,
-            "seed": args.seed, "batch_size": args.batch_size, "world_size": 1, **provenance(),
+            "seed": args.seed, "batch_size": None if args.batch_size == "auto" else args.batch_size, "world_size": 1, **provenance(),
             "args": json.dumps(self.args), "run_dir": str(self.dir),
         }  # fmt: skip
         check_results_file(self.results)
