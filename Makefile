@@ -29,11 +29,11 @@ demo/lora.done: | assets
 	@touch $@
 
 demo/zero_shot.done: | assets
-	$(PY) prompt_eval.py $(LLM) $(REVIEWS) --batch_size 32 $(TO)
+	$(PY) prompt_eval.py $(LLM) $(REVIEWS) $(TO)
 	@touch $@
 
 demo/eight_shot.done: | assets
-	$(PY) prompt_eval.py $(LLM) $(REVIEWS) --batch_size 32 --k_shots 8 --calibrate batch $(TO)
+	$(PY) prompt_eval.py $(LLM) $(REVIEWS) --k_shots 8 --calibrate batch $(TO)
 	@touch $@
 
 demo/rag.done: | assets

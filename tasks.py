@@ -488,6 +488,8 @@ def _with_prompt(task, label_words, instruction, template):
         order = sorted(range(len(task.labels)), key=lambda i: task.labels[i])
         names = tuple(task.labels[i] for i in order)
         words, known = list(task.labels), TEMPLATES.get(names)
+        if label_words and not all(label_words):
+            raise DataError(f"--label_words {','.join(label_words)}: word {label_words.index('') + 1} is empty, which no model can score")
         if label_words and len(set(label_words)) < len(label_words):
             raise DataError(f"--label_words {','.join(label_words)}: a word stands there twice")
         if known is None and sorted(label_words or ()) == ["negative", "positive"]:

@@ -19,7 +19,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from common import machine, markdown, peak_memory_gb, publish, run_child
+from common import add_model_args, load, machine, markdown, model_name, peak_memory_gb, publish, run_child
 
 import tasks
 import utils
@@ -29,11 +29,7 @@ SUBJECTS = ("ours", "floor", "lm_eval")
 
 def parse_args():
     parser = utils.ArgumentParser(__doc__)
-    parser.add_argument("--model", default="assets/models/SmolLM2-135M-Instruct", help="hub name or folder (default: %(default)s)")
-    parser.add_argument("--random_llama", type=utils.positive_int, metavar="LAYERS",
-                        help="random weights in the shape of Llama 2 7B, with so many layers (7B: 32), and --model's tokenizer")  # fmt: skip
-    parser.add_argument("--precision", choices=("fp32", "bf16", "fp16"), default="fp32", help="of the weights (default: %(default)s)")
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="(default: %(default)s)")
+    add_model_args(parser)
     parser.add_argument("--dataset", default="assets/data/movie_reviews", help="folder or file (default: %(default)s)")
     parser.add_argument("--k_shots", type=utils.whole_number, nargs="+", default=[0, 8, 16, 32], help="(default: 0 8 16 32)")
     parser.add_argument("--n", type=utils.positive_int, default=200, help="evaluation examples (default: %(default)s)")
@@ -46,27 +42,6 @@ def parse_args():
 
 
 # ------------------------------------------------------------------------------------------------------ one subject, timed
-
-
-def load(args):
-    """Model and tokenizer."""
-    import models
-
-    tokenizer = utils.load_tokenizer(args.model)
-    if not args.random_llama:
-        return models.load_model(args.model, precision=args.precision, device=args.device), tokenizer
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    models.quiet()
-    config = LlamaConfig(vocab_size=len(tokenizer), hidden_size=4096, intermediate_size=11008, num_hidden_layers=args.random_llama,
-                         num_attention_heads=32, num_key_value_heads=32, max_position_embeddings=4096)  # fmt: skip
-    torch.manual_seed(0)
-    torch.set_default_dtype(models.torch_dtype(args.precision))
-    with torch.device(args.device):
-        model = LlamaForCausalLM(config).eval()
-    torch.set_default_dtype(torch.float32)
-    return model, tokenizer
 
 
 def prompts(args, k):
@@ -189,9 +164,8 @@ def compare(args, k):
 
 def section(args, rows):
     """The README's text."""
-    name = f"random weights, Llama 2 7B's shape with {args.random_llama} layers" if args.random_llama else Path(args.model).name
     begin = (
-        f"Label scoring of {args.n} examples of {Path(args.dataset).name}, {name} in {args.precision}, on "
+        f"Label scoring of {args.n} examples of {Path(args.dataset).name}, {model_name(args)} in {args.precision}, on "
         f"{machine(args.device, 'lm-eval')}. Seconds from texts to labels (of the whole process), ours and the floor the median of "
         f"{args.repeats} runs, lm-eval one run in batches of {args.batch_size} unless said."
     )

@@ -14,6 +14,44 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 
+def add_model_args(parser):
+    """The flags that name a model."""
+    import utils
+
+    parser.add_argument("--model", default="assets/models/SmolLM2-135M-Instruct", help="hub name or folder (default: %(default)s)")
+    parser.add_argument("--random_llama", type=utils.positive_int, metavar="LAYERS",
+                        help="random weights in Llama 2 7B's shape, with so many layers (7B: 32), and --model's tokenizer")  # fmt: skip
+    parser.add_argument("--precision", choices=("fp32", "bf16", "fp16"), default="fp32", help="of the weights (default: %(default)s)")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="(default: %(default)s)")
+
+
+def model_name(args):
+    """What a table calls the model."""
+    return f"random weights in Llama 2 7B's shape with {args.random_llama} layers" if args.random_llama else Path(args.model).name
+
+
+def load(args):
+    """Model and tokenizer."""
+    import models
+    import utils
+
+    tokenizer = utils.load_tokenizer(args.model)
+    if not args.random_llama:
+        return models.load_model(args.model, precision=args.precision, device=args.device), tokenizer
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    models.quiet()
+    config = LlamaConfig(vocab_size=len(tokenizer), hidden_size=4096, intermediate_size=11008, num_hidden_layers=args.random_llama,
+                         num_attention_heads=32, num_key_value_heads=32, max_position_embeddings=4096)  # fmt: skip
+    torch.manual_seed(0)
+    torch.set_default_dtype(models.torch_dtype(args.precision))
+    with torch.device(args.device):
+        model = LlamaForCausalLM(config).eval()
+    torch.set_default_dtype(torch.float32)
+    return model, tokenizer
+
+
 def run_child(script, *flags):
     """Run `python script flags`, whose last line of output is JSON. Returns (that, seconds of the whole process).
 

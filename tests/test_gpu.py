@@ -38,6 +38,13 @@ def test_every_precision(sentiment, tiny_llama, tmp_path, precision):
     assert float(row["peak_gpu_gb"]) > 0 and float(row["tokens_per_s"]) > 0
 
 
+def test_compiled_decoding(questions, tiny_llama, tmp_path):
+    flags = ["--results", str(tmp_path / "r.csv"), "--runs_dir", str(tmp_path / "runs"), "--new_tokens", "8", "--prompt_tokens", "24"]
+    quantize_and_parallel.main(["--model", tiny_llama, "--dataset", questions, "--bf16", "--compile", *flags])
+    (row,) = utils.read_results(tmp_path / "r.csv")
+    assert float(row["compile_seconds"]) > 0 and float(row["speedup"]) > 0
+
+
 def test_the_gpu_scores_as_the_processor_does(tiny_llama):
     tokenizer, prompts = utils.load_tokenizer(tiny_llama), ["the film was " + "very " * n + "good answer:" for n in range(12)]
     scores = [inference.score_labels(models.load_model(tiny_llama, device=device), tokenizer, prompts, [" good", " not bad"], 5).total

@@ -309,7 +309,12 @@ def test_generation_in_batches_is_one_by_one_generation(name, precision, shared,
     assert inference.generate(model, tokenizer, [texts[i] for i in order], 8, 7).texts == [alone[i] for i in order]
     for batch_size in (1, 7, 32, "auto"):
         found = inference.generate(model, tokenizer, texts, 8, batch_size)
-        assert found.texts == alone and found.truncated == 0 and all(0 < n <= 8 for n in found.new_tokens)
+        assert (
+            found.texts == alone
+            and found.truncated == 0
+            and all(0 < len(ids) <= 8 for ids in found.ids)
+            and found.new_tokens == sum(map(len, found.ids))
+        )
         assert found.prompt_tokens == sum(len(tokenizer(text).input_ids) for text in texts)
 
 
@@ -324,7 +329,7 @@ def test_an_answer_ends_before_its_stop_string(tiny_llama):
 def test_timed_generation_makes_the_tokens_it_says(tiny_llama):
     model, tokenizer = load(tiny_llama)
     timed = inference.time_request(model, tokenizer, "the film was", 9, exact=True)
-    assert 0 < timed.ttft_ms < timed.total_ms and timed.tpot_ms > 0 and timed.answer.new_tokens == [9]
+    assert 0 < timed.ttft_ms < timed.total_ms and timed.tpot_ms > 0 and timed.answer.new_tokens == timed.arrived == 9
     assert timed.answer.prompt_tokens == len(tokenizer("the film was").input_ids)
 
 

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +35,19 @@ def test_shared_prefix_scores_are_those_of_plain_forwards():
         with torch.inference_mode():
             log_probs = model(ids).logits[0, -1].log_softmax(-1)
         assert scores == pytest.approx([log_probs[tokenizer(" " + word).input_ids[0]].item() for word in task.words], abs=1e-4)
+
+
+def test_shared_prefix_answers_are_those_of_one_prompt_alone():
+    model, tokenizer = models.load_model(SMOLLM2), utils.load_tokenizer(SMOLLM2)
+    task = tasks.load_task(str(ASSETS / "data/disfl_qa"), max_eval_samples=4)
+    demos = [replace(demo, context=None) for demo in tasks.draw(task.train, 3, 0)]
+    prompts = [tasks.render(task, replace(ex, context=None), demos, tokenizer)[0] for ex in task.evaluation]
+    found = inference.generate(model, tokenizer, prompts, 8, add_special_tokens=False)
+    assert len(found.prefix) > 60 and found.batch_size == 4
+    for prompt, text, new in zip(prompts, found.texts, found.ids):
+        ids = tokenizer(prompt, return_tensors="pt", add_special_tokens=False)
+        alone = model.generate(**ids, max_new_tokens=8, do_sample=False)[0, ids.input_ids.shape[1] :]
+        assert alone.tolist() == new and tokenizer.decode(new, skip_special_tokens=True).strip() == text
 
 
 def test_the_language_model_tells_clear_reviews_apart(tmp_path, out, only_row):

@@ -1,0 +1,93 @@
+"""How fast is one request's decoding? Plain, static cache, static cache + compile, prompt lookup and an assistant, in one run.
+
+Each way is timed request by request in turns with plain decoding (`quantize_and_parallel.measure_decoding`), greedy, and its
+output is compared with plain decoding's. Three kinds of prompts: windows of 128 tokens of the passages, answered with a fixed
+number of tokens; the data set's questions about passages; the same with the instruction to quote the passage, so that answers
+repeat their context. Without a smaller model of the same family at hand the assistant is the model itself: every
+draft is right, and what is lost is what drafting costs.
+
+    OMP_NUM_THREADS=2 python benchmarks/bench_decoding.py --readme README.md       # on two cores about 12 minutes
+    python benchmarks/bench_decoding.py --device cuda --precision bf16 --random_llama 32     # a 7B shape, random weights
+"""
+
+import numpy as np
+from common import add_model_args, load, machine, markdown, model_name, publish
+from scipy.stats import bootstrap
+
+import quantize_and_parallel
+import tasks
+import utils
+
+QUOTE = "Answer the question with the sentence of the text that holds the answer, word for word."
+
+
+def parse_args():
+    parser = utils.ArgumentParser(__doc__)
+    add_model_args(parser)
+    parser.add_argument("--dataset", default="assets/data/disfl_qa", help="questions with passages (default: %(default)s)")
+    parser.add_argument("--n", type=utils.positive_int, default=20, help="requests (default: %(default)s)")
+    parser.add_argument("--new_tokens", type=utils.positive_int, default=32, help="at most, of an answer (default: %(default)s)")
+    parser.add_argument("--readme", metavar="FILE", help="put the table between its marks there")
+    return parser.parse_args()
+
+
+def ways(args, model, tokenizer):
+    """(kind of prompts, way, options of generate)."""
+
+    def options(*flags):
+        flags = quantize_and_parallel.parse_args(["--model", args.model, "--precision", args.precision, *flags])
+        return quantize_and_parallel.decoding_options(flags, model, tokenizer, args.device)
+
+    yield "windows", "static cache", {"cache_implementation": "static", "disable_compile": True}
+    yield "windows", "static cache + compile", options("--compile")
+    for kind in ("questions", "quotations"):
+        yield kind, "prompt lookup 3", options("--prompt_lookup", "3")
+        yield kind, "prompt lookup 10", options("--prompt_lookup", "10")
+        if not args.random_llama:
+            yield kind, "assistant (itself)", {"assistant_model": load(args)[0]}
+
+
+def speedup_interval(plain, other):
+    """95 % bootstrap interval of the ratio of total times over requests."""
+    times = [np.array([t.total_ms for t in timed]) for timed in (plain, other)]
+    found = bootstrap(times, lambda p, o, axis=-1: p.sum(axis) / o.sum(axis), paired=True, vectorized=True, method="percentile", rng=0)
+    return list(map(float, found.confidence_interval))
+
+
+def main():
+    args = parse_args()
+    model, tokenizer = load(args)
+    task = tasks.load_task(args.dataset, max_eval_samples=args.n)
+    chat = bool(tokenizer.chat_template)
+    prompts = {
+        "windows": quantize_and_parallel.timed_prompts(task, tokenizer, args.n, 128, False, chat),
+        "questions": quantize_and_parallel.timed_prompts(task, tokenizer, args.n, 128, True, chat),
+        "quotations": quantize_and_parallel.timed_prompts(tasks.with_instruction(task, QUOTE), tokenizer, args.n, 128, True, chat),
+    }
+    rows = []
+    for kind, way, options in ways(args, model, tokenizer):
+        request = {"exact": True} if kind == "windows" else {"add_special_tokens": not chat}
+        plain, other, cells = quantize_and_parallel.measure_decoding(model, tokenizer, prompts[kind], args.new_tokens, options, **request)
+        rates = [sum(t.arrived for t in timed) / sum(t.total_ms for t in timed) * 1000 for timed in (plain, other)]
+        low, high = speedup_interval(plain, other)
+        rows.append({"prompts": kind, "way": way, "prompt_tokens": float(np.mean([t.answer.prompt_tokens for t in plain])),
+                     "plain_tokens_per_s": rates[0], "tokens_per_s": rates[1], "low": low, "high": high, **cells})  # fmt: skip
+        print(rows[-1], flush=True)
+    header = ["prompts", "decoding", "prompt tokens", "plain tokens/s", "tokens/s", "speedup [95 %]", "acceptance", "tokens a pass",
+              "same output", "compile s"]  # fmt: skip
+    table = [
+        [r["prompts"], r["way"], f"{r['prompt_tokens']:.0f}", f"{r['plain_tokens_per_s']:.1f}", f"{r['tokens_per_s']:.1f}",
+         f"{r['speedup']:.2f} [{r['low']:.2f}, {r['high']:.2f}]", f"{r['acceptance_rate']:.2f}" if r.get("acceptance_rate") else "",
+         f"{r['accepted_length']:.2f}" if "accepted_length" in r else "", f"{100 * r['greedy_agreement']:.0f} %",
+         f"{r['compile_seconds']:.0f}" if "compile_seconds" in r else ""]
+        for r in rows
+    ]  # fmt: skip
+    text = (f"Greedy decoding of {args.n} requests alone, at most {args.new_tokens} new tokens, {model_name(args)} in {args.precision}, "
+            f"on {machine(args.device)}. Each way and plain decoding take turns; tokens/s counts from text in to answer "
+            f"out.\n\n{markdown(header, table)}")  # fmt: skip
+    name = "bench_decoding" + ("_gpu" if args.device == "cuda" else "") + ("_7b" if args.random_llama else "")
+    publish(name, text, {"machine": machine(args.device), "args": vars(args), "rows": rows}, args.readme)
+
+
+if __name__ == "__main__":
+    main()
