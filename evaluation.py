@@ -131,15 +131,16 @@ def _note_truncation(run, room, shortened, lost, cut):
             run.note(text)
 
 
-def _cached_times(model, prefix_ids, request, inputs):
+def _cached_times(run, model, prefix_ids, request, inputs):
     """What `request(x, prefix)` returns for each input where the prompts' common prefix is in a cache; [] where it cannot be."""
     import inference
 
-    if model.config.is_encoder_decoder:  # its encoder reads the whole prompt in both directions
+    if not inputs or model.config.is_encoder_decoder:  # its encoder reads the whole prompt in both directions
         return []
     prefix = inference.prefill(model, prefix_ids)
     if prefix_ids and prefix.cache is None:
         return []
+    run.note(f"cached latency with {len(prefix.ids)} tokens of the prompt in the cache")
     return utils.one_by_one(lambda x: request(x, prefix), inputs)
 
 
@@ -175,7 +176,7 @@ def evaluate_labels(model, tokenizer, task, run, batch_size, latency_runs, chat,
 
     timed = task.evaluation[:latency_runs]
     latencies = utils.one_by_one(request, timed)
-    cached = _cached_times(model, scores.prefix, request, timed)
+    cached = _cached_times(run, model, scores.prefix, request, timed)
     extras = [{"log_probs_sum": list(map(float, t)), "log_probs_mean": list(map(float, m))} for t, m in zip(scores.total, scores.mean)]
     record_classification(run, task, [int(i) for i in log_probs.argmax(axis=1)], log_probs, spent, latencies, extras)
     run.row.update(utils.latency_columns(cached, "cached_"), prompt_tokens=scores.prompt_tokens, generated_tokens=0,
@@ -204,7 +205,7 @@ def evaluate_answers(model, tokenizer, task, run, batch_size, latency_runs, chat
 
     examples = task.evaluation[:latency_runs]
     timed = utils.one_by_one(request, examples)
-    cached = _cached_times(model, found.prefix, request, examples)
+    cached = _cached_times(run, model, found.prefix, request, examples)
     latencies = [t.total_ms for t in timed]
     if task.kind == "classification":
         predictions = [read(text, task.words) for text in found.texts]

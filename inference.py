@@ -6,6 +6,7 @@ tokens takes, halved where memory runs out, the finished passes kept.
 """
 
 import copy
+import itertools
 import time
 from dataclasses import dataclass
 
@@ -20,11 +21,11 @@ from shared_prefix import (
     PACK_TOKENS,
     Budget,
     Prefix,
+    PrefixTree,
     common_prefix,
     crop,
     learns_prompt,
     prefill,
-    score_tree,
     shares_prefix,
     takes,
 )
@@ -42,8 +43,8 @@ class LabelScores:
     mean: np.ndarray  # [N, L] per token, for labels of different lengths
     prompt_tokens: int  # over all prompts
     truncated: int  # prompts that were cut on the left to fit the model's context
-    prefix: list  # the token ids that all prompts begin with
-    batch_size: int  # the most examples of one pass
+    prefix: list  # the token ids that all prompts begin with, a token short of the shortest at most; [] for encoder-decoders
+    batch_size: int  # the most examples of one pass; where rows cannot be packed, of examples with one label each
 
 
 # ----------------------------------------------------------------------------------------------------------------- batches
@@ -57,7 +58,7 @@ def _in_batches(lengths, batch_size, tokens, work, description=None):
     """
     order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
     budget, start = Budget(batch_size, tokens), 0
-    with tqdm(total=len(order), desc=description, disable=description is None or len(order) < 64, leave=False) as bar:
+    with _bar(len(order), description) as bar:
         while start < len(order):
             width = max(lengths[order[start]], 1)
             batch = order[start : start + (max(1, budget.tokens // width) if budget.auto else batch_size)]
@@ -65,6 +66,11 @@ def _in_batches(lengths, batch_size, tokens, work, description=None):
                 start += len(batch)
                 bar.update(len(batch))
     return budget.largest
+
+
+def _bar(n, description):
+    """A progress bar, for long work that has a description."""
+    return tqdm(total=n, desc=description, disable=description is None or n < 64, leave=False)
 
 
 def _pad(rows, pad_id, device, left=False):
@@ -83,7 +89,7 @@ def _pad(rows, pad_id, device, left=False):
 
 @torch.inference_mode()
 def _padded_logits(model, rows, wanted):
-    """Logits [K, V] of rows that cannot be packed; in K, the place of each of their wanted (row, position).
+    """Logits [K, V] of rows that cannot be packed, at the K wanted (row, position).
 
     The padding is on the right, so causal attention keeps it out by itself.
     """
@@ -94,7 +100,7 @@ def _padded_logits(model, rows, wanted):
     else:  # learned tokens before the text have logits of their own
         logits = model(ids, use_cache=False).logits[:, -ids.shape[1] :][:, kept]
     index = {t: k for k, t in enumerate(kept)}
-    return logits.flatten(0, 1), [b * len(kept) + index[t] for b, t in wanted]
+    return logits.flatten(0, 1)[[b * len(kept) + index[t] for b, t in wanted]]
 
 
 def score_labels(model, tokenizer, prompts, labels, batch_size="auto", add_special_tokens=True, progress=None, prefix=None):
@@ -103,7 +109,7 @@ def score_labels(model, tokenizer, prompts, labels, batch_size="auto", add_speci
     Prompt and label are tokenized together, and what the labels' token sequences have in common counts as the prompt, so
     no token boundary is guessed. Causal models compute what prompts have in common once, also where only some of them do
     (questions over one passage). prefix: a Prefix computed before, used where all prompts begin with it.
-    UserError for a label without a token of its own.
+    UserError for an empty label.
     """
     if not all(labels):
         raise utils.UserError(f"label {list(labels).index('')} is an empty text; a label needs at least one token to be scored")
@@ -128,7 +134,9 @@ def score_labels(model, tokenizer, prompts, labels, batch_size="auto", add_speci
     if shares_prefix(model, longest):
         if prefix is None or contexts[0][:shared][: len(prefix.ids)] != prefix.ids:
             prefix = Prefix()
-        largest = score_tree(model, rows, first, wanted, read, batch_size, len(labels), prefix, progress)
+        size = batch_size if batch_size == "auto" else batch_size * len(labels)
+        with _bar(len(rows), progress) as bar:
+            largest = PrefixTree(model, rows, first, wanted, read, size, prefix, bar).score() // len(labels)
     else:
         same = {}  # labels that differ in their last token have one row
         for r, row in enumerate(rows):
@@ -137,11 +145,11 @@ def score_labels(model, tokenizer, prompts, labels, batch_size="auto", add_speci
 
         def work(batch):
             some = [(b, r) for b, d in enumerate(batch) for r in same[distinct[d]]]
-            logits, places = _padded_logits(model, [distinct[d] for d in batch], [(b, t) for b, r in some for t in wanted[r]])
-            places = iter(places)
-            read([r for _, r in some], logits, [[next(places) for _ in wanted[r]] for _, r in some])
+            logits = _padded_logits(model, [distinct[d] for d in batch], [(b, t) for b, r in some for t in wanted[r]])
+            place = itertools.count()
+            read([r for _, r in some], logits, [[next(place) for _ in wanted[r]] for _, r in some])
 
-        largest = _in_batches([len(row) for row in distinct], batch_size, PADDED_TOKENS[model.device.type], work, progress)
+        largest = _in_batches([len(row) for row in distinct], batch_size, 2 * PACK_TOKENS[model.device.type], work, progress)
     total = total.reshape(len(prompts), len(labels))
     n_tokens = np.array([[len(end) for end in group] for group in continuations])
     return LabelScores(total, total / n_tokens, sum(map(len, contexts)), truncated, contexts[0][:shared], max(1, largest))
@@ -207,7 +215,7 @@ class Answers:
     ids: list  # [N] the new token ids, with the end-of-sequence token
     prompt_tokens: int  # over all prompts
     truncated: int  # prompts that were cut on the left to fit the model's context
-    prefix: list  # the token ids that all prompts begin with
+    prefix: list  # as of LabelScores
     batch_size: int  # the most prompts of one batch
 
     @property
@@ -293,11 +301,11 @@ class _Clock:
 
 @dataclass
 class Timed:
-    """One request alone: milliseconds from text in to the first token and to the last, and per token after the first ones."""
+    """One request alone, the device synchronised."""
 
-    ttft_ms: float
-    total_ms: float
-    tpot_ms: float  # None where the answer came in one piece
+    ttft_ms: float  # from text in to the first token; of speculative decoding, to the first accepted tokens
+    total_ms: float  # from text in to text out
+    tpot_ms: float  # the time after those over the tokens after those; None where the answer came in one piece
     arrived: int  # tokens that came, also those behind the end of the answer
     answer: Answers
 

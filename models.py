@@ -309,6 +309,11 @@ def merge_adapter(model, wanted=None):
     )
 
 
+def base_model(model):
+    """The model without peft's wrapper."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
 # ------------------------------------------------------------------------------------------------------------------- counts
 
 
@@ -318,11 +323,10 @@ def size_columns(model, trained=False):
     Quantized weights are packed two to a byte and more; bitsandbytes' own count is used.
     """
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad) if trained else 0
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
     return {
         "trainable_params": trainable,
         "total_params": model.num_parameters(),
-        "model_gb": base.get_memory_footprint() / utils.GB,
+        "model_gb": base_model(model).get_memory_footprint() / utils.GB,
     }
 
 

@@ -15,6 +15,7 @@ import utils
 COLUMNS = (
     "strategy", "variant", "model", "n_train", "k_shots", "seed", "data_seed", "score", "score_low", "score_high", "perplexity",
     "recall_at_k", "latency_ms_p50", "cached_latency_ms_p50", "ttft_ms", "tpot_ms", "tokens_per_s", "speedup", "acceptance_rate",
+    "accepted_length", "greedy_agreement",
     "compile_seconds", "train_seconds", "model_gb", "peak_gpu_gb", "peak_rss_gb",
 )  # fmt: skip
 # flags that tell two rows with one name apart, as far as they differ

@@ -11,17 +11,17 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from tqdm.auto import tqdm
 from transformers import AttentionInterface, AttentionMaskInterface, DynamicCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 import utils
+from models import base_model
 
 MIN_SHARED_PREFIX = 16  # tokens; for a shorter prefix a forward of its own costs more than it saves
 PACK_TOKENS = {"cpu": 1024, "cuda": 4096}  # of one pass of packed rows: enough to keep the matrix products busy
-QUERY_BLOCK = {"cpu": 128, "cuda": 1024}  # queries that attend at once: fewer see fewer keys, more need fewer kernels
+QUERY_BLOCK = {"cpu": 128, "cuda": 1024}  # queries that attend at once: small blocks see fewer keys, large ones launch fewer kernels
 
 
 @dataclass
@@ -33,14 +33,14 @@ class Prefix:
 
 
 class Budget:
-    """How much one pass may take: at most `batch_size` examples or, for "auto", as many as `tokens` allow.
+    """How much one pass may take: at most `size` rows or, for "auto", as many as `tokens` allow.
 
     largest: the most rows of a pass that went through.
     """
 
-    def __init__(self, batch_size, tokens):
-        self.auto = batch_size == "auto"
-        self.examples = float("inf") if self.auto else batch_size
+    def __init__(self, size, tokens):
+        self.auto = size == "auto"
+        self.rows = float("inf") if self.auto else size
         self.tokens, self.largest = tokens, 0
 
     def run(self, work, tokens, rows):
@@ -67,11 +67,6 @@ def _common(a, b):
 def common_prefix(rows):
     """Length of the longest common prefix of lists of token ids: that of the smallest and the largest in sort order."""
     return _common(min(rows), max(rows))
-
-
-def base_model(model):
-    """The model without peft's wrapper."""
-    return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 def learns_prompt(model):
@@ -152,7 +147,7 @@ def _pack(rows, shared, depth):
 def _packed_attention(module, query, key, value, attention_mask, **kwargs):
     """Attention of a packed sequence, a block of queries at a time over no more keys than the block sees.
 
-    A pass can so hold many tokens, for the sake of the matrix products, though its attention does not grow with the square.
+    So a pass can hold many tokens, which makes large matrix products, while its attention does not grow with their square.
     """
     if attention_mask is None:
         return sdpa_attention_forward(module, query, key, value, None, **kwargs)
@@ -201,7 +196,7 @@ def _packed_logits(model, prefix, rows, shared, wanted):
     if depth or len(paths[-1]) < len(tokens):  # else one row, plainly causal
         mask = np.concatenate([np.ones((len(tokens), depth), dtype=bool), mask], axis=1)
         mask = torch.from_numpy(mask)[None, None].to(model.device)  # [1, 1, T, depth + T]
-        mask.blocks = _blocks(mask)
+        mask.blocks = _blocks(mask)  # once for all layers; made again where the mask is copied to another device
         options["attention_mask"] = mask
     if prefix.cache is not None:
         options.update(past_key_values=prefix.cache)
@@ -217,66 +212,75 @@ def _packed_logits(model, prefix, rows, shared, wanted):
     return logits, [[index[place] for place in row] for row in places]
 
 
-def score_tree(model, rows, first, wanted, read, batch_size, n_labels, prefix, progress):
-    """Score rows by walking their tree of common prefixes, the path to the current subtree in the cache of `prefix`.
+class PrefixTree:
+    """Rows of token ids in lexicographic order: a tree of common prefixes, the path to the current subtree in a cache.
 
     A subtree that one pass can take is packed; what a larger one has in common is prefilled, then its parts are walked.
-    Returns the most examples of one pass.
+
+    rows: [R] lists of token ids; first: [R], the position in a row from which on its logits are wanted; wanted: [R] iterables
+    of those positions; read: takes row indices, logits [K, V] and the place in K of each of those rows' wanted positions;
+    max_rows: of one pass, or "auto"; bar: a progress bar over rows.
     """
-    order = sorted(range(len(rows)), key=rows.__getitem__)
-    shared = [0] + [_common(rows[a], rows[b]) for a, b in zip(order, order[1:])]  # with the row before
-    budget = Budget(batch_size, PACK_TOKENS[model.device.type])
-    bar = tqdm(total=len(rows), desc=progress, disable=progress is None or len(rows) < 64, leave=False)
 
-    def added(j, depth):  # tokens that row j adds behind its predecessor
-        return len(rows[order[j]]) - max(shared[j], depth)
+    def __init__(self, model, rows, first, wanted, read, max_rows, prefix, bar):
+        self.model, self.rows, self.first, self.wanted, self.read = model, rows, first, wanted, read
+        self.prefix, self.bar, self.budget = prefix, bar, Budget(max_rows, PACK_TOKENS[model.device.type])
+        self.order = sorted(range(len(rows)), key=rows.__getitem__)
+        self.shared = [0] + [_common(rows[a], rows[b]) for a, b in zip(self.order, self.order[1:])]  # with the row before
 
-    def size(low, high):  # tokens of a pass behind the cached path
-        depth = len(prefix.ids)
-        return len(rows[order[low]]) - depth + sum(added(j, depth) for j in range(low + 1, high))
+    def score(self):
+        """Read every row's wanted logits; returns the most rows of one pass."""
+        with _packing(self.model):
+            self._walk(0, len(self.rows))
+        return self.budget.largest
 
-    def fits(low, high):
-        return high - low == 1 or (high - low <= budget.examples * n_labels and size(low, high) <= budget.tokens)
+    def _size(self, low, high):
+        """Tokens of a pass over the rows from low to high, behind the cached path."""
+        depth, lengths = len(self.prefix.ids), [len(self.rows[r]) for r in self.order[low:high]]
+        again = sum(max(common, depth) for common in self.shared[low + 1 : high])
+        return sum(lengths) - depth - again
 
-    def score(low, high):
-        if low == high:
-            return
-        some = order[low:high]
+    def _fits(self, low, high):
+        return high - low == 1 or (high - low <= self.budget.rows and self._size(low, high) <= self.budget.tokens)
+
+    def _pass(self, low, high):
+        some = self.order[low:high]
 
         def work():
-            logits, places = _packed_logits(model, prefix, [rows[r] for r in some], shared[low:high], [wanted[r] for r in some])
-            read(some, logits, places)
+            rows, wanted = [self.rows[r] for r in some], [self.wanted[r] for r in some]
+            self.read(some, *_packed_logits(self.model, self.prefix, rows, self.shared[low:high], wanted))
 
-        if budget.run(work, size(low, high), high - low):
-            bar.update(high - low)
+        if not some:
+            return
+        if self.budget.run(work, self._size(low, high), len(some)):
+            self.bar.update(len(some))
         else:
-            walk(low, high)  # in smaller parts
+            self._walk(low, high)  # in smaller parts
 
-    def walk(low, high):
-        if fits(low, high):
-            return score(low, high)
-        depth = len(prefix.ids)
-        deep = min([*shared[low + 1 : high], *(first[r] for r in order[low:high])])
+    def _parts(self, low, high, whole):
+        """Cut rows into those that go on together for so long that a prefill of their own pays; `whole`: not into one part."""
+        depth = len(self.prefix.ids)
+        cuts = [j for j in range(low + 1, high) if self.shared[j] - depth < MIN_SHARED_PREFIX]
+        cuts = cuts or list(range(low + 1, high)) if whole else cuts
+        return zip([low, *cuts], [*cuts, high])
+
+    def _walk(self, low, high):
+        if self._fits(low, high):
+            return self._pass(low, high)
+        depth = len(self.prefix.ids)
+        deep = min([*self.shared[low + 1 : high], *(self.first[r] for r in self.order[low:high])])
         if deep - depth >= MIN_SHARED_PREFIX:
-            extend(model, prefix, rows[order[low]][depth:deep])
-        # parts: rows that go on together for so long that a prefill of their own pays
-        cuts = [j for j in range(low + 1, high) if shared[j] - len(prefix.ids) < MIN_SHARED_PREFIX]
-        if not cuts and len(prefix.ids) == depth:
-            cuts = range(low + 1, high)
+            extend(self.model, self.prefix, self.rows[self.order[low]][depth:deep])
         start = end = low  # the rows from start to end wait for a pass
-        for begin, stop in zip([low, *cuts], [*cuts, high]):
-            if fits(start, stop):
+        for begin, stop in self._parts(low, high, whole=len(self.prefix.ids) == depth):
+            if self._fits(start, stop):
                 end = stop
                 continue
-            score(start, end)
-            if fits(begin, stop):
+            self._pass(start, end)
+            if self._fits(begin, stop):
                 start, end = begin, stop
             else:
-                walk(begin, stop)
+                self._walk(begin, stop)
                 start = end = stop
-        score(start, end)
-        crop(prefix, depth)
-
-    with bar, _packing(model):
-        walk(0, len(rows))
-    return max(1, budget.largest // n_labels)
+        self._pass(start, end)
+        crop(self.prefix, depth)

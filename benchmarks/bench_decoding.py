@@ -1,4 +1,4 @@
-"""How fast is one request's decoding? Plain, static cache, static cache + compile, prompt lookup and an assistant, in one run.
+"""How fast is one request's decoding? Plain, static cache, compiled, prompt lookup, early exit and an assistant, in one run.
 
 Each way is timed request by request in turns with plain decoding (`quantize_and_parallel.measure_decoding`), greedy, and its
 output is compared with plain decoding's. Three kinds of prompts: windows of 128 tokens of the passages, answered with a fixed
@@ -43,6 +43,9 @@ def ways(args, model, tokenizer):
     for kind in ("questions", "quotations"):
         yield kind, "prompt lookup 3", options("--prompt_lookup", "3")
         yield kind, "prompt lookup 10", options("--prompt_lookup", "10")
+        if kind == "questions":
+            layer = model.config.num_hidden_layers * 4 // 5
+            yield kind, f"early exit, layer {layer}", {"assistant_early_exit": layer}
         if not args.random_llama:
             yield kind, "assistant (itself)", {"assistant_model": load(args)[0]}
 
@@ -75,13 +78,13 @@ def main():
         print(rows[-1], flush=True)
     header = ["prompts", "decoding", "prompt tokens", "plain tokens/s", "tokens/s", "speedup [95 %]", "acceptance", "tokens a pass",
               "same output", "compile s"]  # fmt: skip
-    table = [
-        [r["prompts"], r["way"], f"{r['prompt_tokens']:.0f}", f"{r['plain_tokens_per_s']:.1f}", f"{r['tokens_per_s']:.1f}",
-         f"{r['speedup']:.2f} [{r['low']:.2f}, {r['high']:.2f}]", f"{r['acceptance_rate']:.2f}" if r.get("acceptance_rate") else "",
-         f"{r['accepted_length']:.2f}" if "accepted_length" in r else "", f"{100 * r['greedy_agreement']:.0f} %",
-         f"{r['compile_seconds']:.0f}" if "compile_seconds" in r else ""]
-        for r in rows
-    ]  # fmt: skip
+    table = []
+    for r in rows:
+        rate, gained, compiled = (r.get(name) for name in ("acceptance_rate", "accepted_length", "compile_seconds"))
+        table.append([r["prompts"], r["way"], f"{r['prompt_tokens']:.0f}", f"{r['plain_tokens_per_s']:.1f}", f"{r['tokens_per_s']:.1f}",
+                      f"{r['speedup']:.2f} [{r['low']:.2f}, {r['high']:.2f}]", "" if rate is None else f"{rate:.2f}",
+                      "" if gained is None else f"{gained:.2f}", f"{100 * r['greedy_agreement']:.0f} %",
+                      "" if compiled is None else f"{compiled:.0f}"])  # fmt: skip
     text = (f"Greedy decoding of {args.n} requests alone, at most {args.new_tokens} new tokens, {model_name(args)} in {args.precision}, "
             f"on {machine(args.device)}. Each way and plain decoding take turns; tokens/s counts from text in to answer "
             f"out.\n\n{markdown(header, table)}")  # fmt: skip
