@@ -82,6 +82,8 @@ def evaluate_classifier(model, tokenizer, task, run, batch_size, latency_runs, m
 
     texts = [ex.text for ex in task.evaluation]
     pairs = None if task.evaluation[0].text_pair is None else [ex.text_pair for ex in task.evaluation]
+    batch_size = 32 if batch_size == "auto" else batch_size
+    run.row["batch_size"] = batch_size
     with utils.measure() as spent:
         log_probs = inference.classify(model, tokenizer, texts, pairs, batch_size, max_length, progress="evaluating")[:, order]
 
@@ -119,7 +121,7 @@ def fit_prompts(task, examples, demonstrations, tokenizer, chat, room):
     return prompts, separator, shortened, lost
 
 
-def _note_truncation(run, room, shortened, lost, cut):
+def note_truncation(run, room, shortened, lost, cut):
     """Say and record that prompts were longer than the model takes."""
     for text in (
         f"{shortened} prompts were longer than the {room} tokens that the model's context leaves them: {lost} demonstrations left out, "
@@ -132,10 +134,10 @@ def _note_truncation(run, room, shortened, lost, cut):
 
 
 def _cached_times(run, model, prefix_ids, request, inputs):
-    """What `request(x, prefix)` returns for each input where the prompts' common prefix is in a cache; [] where it cannot be."""
+    """What `request(x, prefix)` returns for each input, the prompts' common prefix in a cache; [] where that cannot be."""
     import inference
 
-    if not inputs or model.config.is_encoder_decoder:  # its encoder reads the whole prompt in both directions
+    if len(inputs) < 2 or model.config.is_encoder_decoder:  # nothing to share; an encoder reads the whole prompt both ways
         return []
     prefix = inference.prefill(model, prefix_ids)
     if prefix_ids and prefix.cache is None:
@@ -180,12 +182,17 @@ def evaluate_labels(model, tokenizer, task, run, batch_size, latency_runs, chat,
     extras = [{"log_probs_sum": list(map(float, t)), "log_probs_mean": list(map(float, m))} for t, m in zip(scores.total, scores.mean)]
     record_classification(run, task, [int(i) for i in log_probs.argmax(axis=1)], log_probs, spent, latencies, extras)
     run.row.update(utils.latency_columns(cached, "cached_"), prompt_tokens=scores.prompt_tokens, generated_tokens=0,
-                   batch_size=scores.batch_size if batch_size == "auto" else batch_size)  # fmt: skip
-    _note_truncation(run, room, *lost, scores.truncated)
+                   batch_size=scores.batch_size)  # fmt: skip
+    note_truncation(run, room, *lost, scores.truncated)
 
 
-def evaluate_answers(model, tokenizer, task, run, batch_size, latency_runs, chat, max_new_tokens, demonstrations=(), read=None):
-    """Generated answers: question answering, instructions, or classification where `read(answer, words)` finds the label's index."""
+def evaluate_answers(model, tokenizer, task, run, batch_size, latency_runs, chat, max_new_tokens, demonstrations=(), read=None,
+                     decoding=None):  # fmt: skip
+    """Generated answers: question answering, instructions, or classification where `read(answer, words)` finds the label's index.
+
+    decoding: options of `model.generate` for another way of decoding, by which requests are timed one at a time; the batched
+    answers are decoded plainly, so that their throughput stays out of the row.
+    """
     import inference
     import models
 
@@ -201,11 +208,12 @@ def evaluate_answers(model, tokenizer, task, run, batch_size, latency_runs, chat
         found = inference.generate(model, tokenizer, prompts, max_new_tokens, batch_size, progress="generating", **options)
 
     def request(example, prefix=None):
-        return inference.time_request(model, tokenizer, lambda: prompts_of([example])[0][0], max_new_tokens, prefix=prefix, **options)
+        return inference.time_request(model, tokenizer, lambda: prompts_of([example])[0][0], max_new_tokens, prefix=prefix, **options,
+                                      **(decoding or {}))  # fmt: skip
 
     examples = task.evaluation[:latency_runs]
     timed = utils.one_by_one(request, examples)
-    cached = _cached_times(run, model, found.prefix, request, examples)
+    cached = [] if decoding else _cached_times(run, model, found.prefix, request, examples)
     latencies = [t.total_ms for t in timed]
     if task.kind == "classification":
         predictions = [read(text, task.words) for text in found.texts]
@@ -214,14 +222,14 @@ def evaluate_answers(model, tokenizer, task, run, batch_size, latency_runs, chat
         record_answers(run, task, found.texts, spent, latencies)
     run.row.update(utils.latency_columns([t.total_ms for t in cached], "cached_"), ttft_ms=median([t.ttft_ms for t in timed]),
                    cached_ttft_ms=median([t.ttft_ms for t in cached]), tpot_ms=median([t.tpot_ms for t in timed]))  # fmt: skip
-    record_tokens(run, found, spent, batch_size)
-    _note_truncation(run, room, *lost, found.truncated)
+    record_tokens(run, found, None if decoding else spent)
+    note_truncation(run, room, *lost, found.truncated)
 
 
-def record_tokens(run, found, spent, batch_size):
-    """The token counts, the throughput and the batch size of batched answers."""
-    run.row.update(prompt_tokens=found.prompt_tokens, generated_tokens=found.new_tokens, tokens_per_s=found.new_tokens / spent.seconds,
-                   batch_size=found.batch_size if batch_size == "auto" else batch_size)  # fmt: skip
+def record_tokens(run, found, spent):
+    """The token counts, the batch size and, unless spent is None, the throughput of batched answers."""
+    run.row.update(prompt_tokens=found.prompt_tokens, generated_tokens=found.new_tokens, batch_size=found.batch_size,
+                   tokens_per_s=spent and found.new_tokens / spent.seconds)  # fmt: skip
 
 
 def answer_stop(model, chat):

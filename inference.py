@@ -5,6 +5,7 @@ Results come back in the order of the input. batch_size is the most examples of 
 tokens takes, halved where memory runs out, the finished passes kept.
 """
 
+import bisect
 import copy
 import itertools
 import time
@@ -13,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from tqdm.auto import tqdm
+from transformers import StoppingCriteria, StoppingCriteriaList
 
 import models
 import utils
@@ -212,7 +214,7 @@ class Answers:
     """Generated texts, in the order of the prompts."""
 
     texts: list  # [N]
-    ids: list  # [N] the new token ids, with the end-of-sequence token
+    ids: list  # [N] the new token ids, with the end-of-sequence token, to the end of the stop string
     prompt_tokens: int  # over all prompts
     truncated: int  # prompts that were cut on the left to fit the model's context
     prefix: list  # as of LabelScores
@@ -232,11 +234,11 @@ def generate(model, tokenizer, prompts, max_new_tokens=32, batch_size="auto", st
     stop: an answer ends before the first of these strings; the end-of-sequence token ends it too. prefix: a Prefix computed
     before, used where all prompts begin with it; else their common prefix is computed once. options: for `model.generate`.
     """
+    if getattr(models.base_model(model), "_is_stateful", False):
+        batch_size = 1  # padding on the left would enter a recurrent state
     rows, truncated = _prompt_ids(model, tokenizer, prompts, max_new_tokens, add_special_tokens)
     texts, new = [None] * len(rows), [None] * len(rows)
     ended = _ids_of(model.generation_config.eos_token_id)
-    if stop:
-        options = {"stop_strings": list(stop), "tokenizer": tokenizer, **options}
     shared = min(common_prefix(rows), min(map(len, rows)) - 1)  # of each prompt a token is left, to predict from
     if prefix is None or rows[0][:shared][: len(prefix.ids)] != prefix.ids:
         worth = len(rows) > 1 and shared >= MIN_SHARED_PREFIX and "cache_implementation" not in options
@@ -253,6 +255,8 @@ def generate(model, tokenizer, prompts, max_new_tokens=32, batch_size="auto", st
             cached["past_key_values"] = cache = prefix.cache if len(batch) == 1 else copy.deepcopy(prefix.cache)
             if len(batch) > 1:
                 cache.batch_repeat_interleave(len(batch))
+        if stop:
+            options["stopping_criteria"] = StoppingCriteriaList([_StopAt(tokenizer, stop, ids.shape[1] if decoder_only else 1)])
         try:
             out = model.generate(input_ids=ids, attention_mask=mask, max_new_tokens=max_new_tokens, **GREEDY,
                                  pad_token_id=tokenizer.pad_token_id, **options, **cached)  # fmt: skip
@@ -260,10 +264,13 @@ def generate(model, tokenizer, prompts, max_new_tokens=32, batch_size="auto", st
             crop(prefix, length)
         for i, tokens in zip(batch, out[:, ids.shape[1] if decoder_only else 1 :].tolist()):
             end = next((n for n, token in enumerate(tokens) if token in ended), len(tokens))
-            text = tokenizer.decode(tokens[:end], skip_special_tokens=True)
-            for mark in stop:
-                text = text.split(mark)[0]
-            texts[i], new[i] = text.strip(), tokens[: end + 1]
+            text, tokens = tokenizer.decode(tokens[:end], skip_special_tokens=True), tokens[: end + 1]
+            if any(mark in text for mark in stop):
+                stopped = bisect.bisect_left(range(end), True, key=lambda n, t=tokens: _holds(tokenizer, t[:n], stop))
+                tokens = tokens[:stopped]
+                for mark in stop:
+                    text = text.split(mark)[0]
+            texts[i], new[i] = text.strip(), tokens
 
     lengths = [len(row) + max_new_tokens for row in rows]
     largest = _in_batches(lengths, batch_size, PADDED_TOKENS[model.device.type], work, progress)
@@ -282,6 +289,27 @@ def _prompt_ids(model, tokenizer, prompts, max_new_tokens, add_special_tokens):
 
 def _ids_of(token):
     return set() if token is None else set(token) if isinstance(token, (list, tuple)) else {token}
+
+
+def _holds(tokenizer, tokens, stop):
+    """Does the text of these tokens hold one of the stop strings?"""
+    text = tokenizer.decode(tokens, skip_special_tokens=True)
+    return any(mark in text for mark in stop)
+
+
+class _StopAt(StoppingCriteria):
+    """Ends a row when its new text holds a stop string.
+
+    transformers' own StopStringCriteria looks at the last token alone, and so misses a string within the several tokens that
+    speculative decoding accepts at once; it also prepares the whole vocabulary anew in every call of `generate`.
+    """
+
+    def __init__(self, tokenizer, stop, start, window=64):
+        self.tokenizer, self.stop, self.start, self.window = tokenizer, stop, start, window
+
+    def __call__(self, input_ids, scores, **kwargs):
+        recent = input_ids[:, max(self.start, input_ids.shape[1] - self.window) :].tolist()
+        return torch.tensor([_holds(self.tokenizer, row, self.stop) for row in recent], device=input_ids.device)
 
 
 class _Clock:

@@ -97,7 +97,9 @@ def variant(args):
 
 
 def decoding_options(args, model, tokenizer, device):
-    """What `model.generate` is given for that way."""
+    """What `model.generate` is given for that way. UserError where the model cannot be decoded so."""
+    if getattr(models.base_model(model), "_is_stateful", False) and decoding(args) != "plain":
+        raise utils.UserError(f"{decoding(args)} decoding: transformers cannot take {args.model}'s recurrent state back")
     if args.compile:
         from transformers import CompileConfig
 
@@ -112,10 +114,13 @@ def decoding_options(args, model, tokenizer, device):
     if args.prompt_lookup:
         return {"prompt_lookup_num_tokens": args.prompt_lookup}
     if args.assistant_model:
-        assistant = models.load_model(args.assistant_model, precision="fp32" if args.precision in ("int8", "nf4") else args.precision,
+        precision = args.precision if args.precision not in ("int8", "nf4") else "bf16" if device == "cuda" else "fp32"
+        assistant = models.load_model(args.assistant_model, precision=precision,
                                       device=device, adapter=args.assistant_adapter,
                                       trust_remote_code=args.trust_remote_code)  # fmt: skip
         assistant, _ = models.merge_adapter(assistant)
+        if assistant.config.is_encoder_decoder != model.config.is_encoder_decoder:
+            raise utils.UserError(f"--assistant_model {args.assistant_model}: one of the two models has an encoder, the other has none")
         options = {"assistant_model": assistant}
         if assistant.config.get_text_config().vocab_size != model.config.get_text_config().vocab_size:  # drafts cross over as text
             options.update(tokenizer=tokenizer, assistant_tokenizer=utils.load_tokenizer(args.assistant_model, args.trust_remote_code))
@@ -155,18 +160,13 @@ class Forwards:
         self.tokens += kwargs["decoder_input_ids" if "decoder_input_ids" in kwargs else "input_ids"].shape[1]
 
 
-def same_answer(plain, other):
-    """Have two timed requests the same text and tokens? Drafted tokens may go on behind a stop string, where the text ends."""
-    pairs = zip(plain.answer.ids[0], other.answer.ids[0])
-    return plain.answer.texts == other.answer.texts and all(a == b for a, b in pairs)
-
-
 def measure_decoding(model, tokenizer, prompts, new_tokens, options, **request):
     """Time each prompt by plain decoding and, with `options`, by another way, in turns. Returns (plain, other, cells).
 
     plain, other: lists of inference.Timed. cells: speedup, total time of plain over the other way; greedy_agreement, the share
-    of prompts with the same answer; compile_seconds; acceptance_rate, accepted over drafted tokens (those behind the first
-    mismatch count as rejected), and accepted_length, new tokens a forward of the model, its own token included, so 1 or more.
+    of prompts with the same answer; compile_seconds, of the one shape that is timed; acceptance_rate, accepted over drafted
+    tokens (those behind the first mismatch or beyond the last token allowed count as rejected), and accepted_length, new tokens
+    a forward of the model, its own token included, so 1 or more.
     """
     import inference
 
@@ -184,7 +184,7 @@ def measure_decoding(model, tokenizer, prompts, new_tokens, options, **request):
     if not options:
         return plain, [], {}
     cells = {"speedup": sum(t.total_ms for t in plain) / sum(t.total_ms for t in other),
-             "greedy_agreement": statistics.mean(map(same_answer, plain, other))}  # fmt: skip
+             "greedy_agreement": statistics.mean(p.answer.ids == o.answer.ids for p, o in zip(plain, other))}  # fmt: skip
     if "compile_config" in options:
         slow = sum(t.total_ms for t in warm_up[2:]) - 2 * evaluation.median([t.total_ms for t in other])
         cells["compile_seconds"] = slow / 1000
@@ -219,20 +219,17 @@ def speed_columns(args, model, tokenizer, task, run, chat, options):
     timed = other or plain
     run.write_jsonl("requests.jsonl", [
         {"prompt_tokens": t.answer.prompt_tokens, "new_tokens": t.arrived, "ttft_ms": t.ttft_ms, "tpot_ms": t.tpot_ms,
-         "total_ms": t.total_ms, **({"plain_total_ms": p.total_ms, "same_answer": same_answer(p, t)} if other else {})}
+         "total_ms": t.total_ms, **({"plain_total_ms": p.total_ms, "same_answer": p.answer.ids == t.answer.ids} if other else {})}
         for p, t in zip(plain, timed)
     ])  # fmt: skip
     first, each = evaluation.median([t.ttft_ms for t in timed]), evaluation.median([t.tpot_ms for t in timed])
     run.row.update(cells, ttft_ms=first, tpot_ms=each)
-    rates = [1000 * sum(t.arrived for t in some) / sum(t.total_ms for t in some) for some in (plain, timed)]
     length = statistics.mean(t.answer.prompt_tokens for t in timed)
     run.note(f"requests alone: {len(timed)}, of {length:.0f} tokens, prefilled at {1000 * length / first:.0f} tokens/s, "
              f"{args.new_tokens} new tokens {'at most' if own else 'each'}")  # fmt: skip
-    if other:  # the row is about this way of decoding, what was measured before about plain decoding
-        cached = {name: None for name in utils.RESULT_COLUMNS if name.startswith("cached_")}
-        latencies = {} if task.kind == "classification" else utils.latency_columns([t.total_ms for t in timed])
-        run.row.update(cached, **latencies, tokens_per_s=rates[1])
-        run.note(f"tokens/s of requests alone, of plain decoding {rates[0]:.1f}")
+    if other:
+        rates = [1000 * sum(t.arrived for t in some) / sum(t.total_ms for t in some) for some in (plain, other)]
+        run.note(f"{rates[1]:.1f} tokens/s of requests alone, {rates[0]:.1f} by plain decoding")
     elif not own:
         start = time.perf_counter()
         found = inference.generate(model, tokenizer, prompts, args.new_tokens, args.batch_size, min_new_tokens=args.new_tokens)
@@ -284,6 +281,10 @@ def main(argv=None):
         if merged:
             run.note(merged)
         options = decoding_options(args, model, tokenizer, device)
+        limit, wanted = models.context_length(model), args.new_tokens + (args.prompt_tokens if args.compile or task.words else 0)
+        if limit and wanted > limit and not model.config.is_encoder_decoder:
+            raise utils.UserError(f"the timed request of {wanted} tokens does not fit the model's context of {limit}; "
+                                  "lower --prompt_tokens or --new_tokens")  # fmt: skip
 
         # 6. evaluate
         scored = task.kind == "classification"
@@ -292,9 +293,14 @@ def main(argv=None):
         if scored:
             evaluation.evaluate_labels(model, tokenizer, task, run, **prompted)
         else:
-            evaluation.evaluate_answers(model, tokenizer, task, run, **prompted, max_new_tokens=args.new_tokens)
+            if args.compile:  # prompts of many lengths would be compiled again and again: their latency stays empty
+                prompted["latency_runs"] = 0
+            evaluation.evaluate_answers(model, tokenizer, task, run, **prompted, max_new_tokens=args.new_tokens,
+                                        decoding=None if args.compile else options)  # fmt: skip
         run.row["perplexity"] = measure_perplexity(model, tokenizer, task)
-        if args.latency_runs:
+        if args.compile and run.row.get("tokens_per_s"):
+            run.row["tokens_per_s"] = None  # of plain decoding
+        if args.latency_runs and (scored or options):
             with utils.measure() as spent:
                 speed_columns(args, model, tokenizer, task, run, chat, options)
             for name, value in spent.memory_columns().items():  # the larger of the two passes

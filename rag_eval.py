@@ -373,7 +373,8 @@ def main(argv=None):
         if reader:
             timed = utils.one_by_one(lambda question: reader.time(question, retrieve), questions[: args.latency_runs])
             evaluation.record_answers(run, task, answers.texts, spent, [t.total_ms for t in timed], extras)
-            evaluation.record_tokens(run, answers, spent, args.batch_size)
+            evaluation.record_tokens(run, answers, spent)
+            evaluation.note_truncation(run, reader.room, 0, 0, answers.truncated)
             run.row.update(ttft_ms=evaluation.median([t.ttft_ms for t in timed]), tpot_ms=evaluation.median([t.tpot_ms for t in timed]))
             if left_out:
                 run.note(f"{left_out} retrieved passages did not fit the context and were left out")

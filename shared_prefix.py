@@ -83,7 +83,8 @@ def shares_prefix(model, longest):
     """Can rows of up to `longest` tokens share a key-value cache and be packed? Only where that is exact.
 
     It needs a decoder whose attention takes any mask and position (transformers' attention interface) and, in every layer,
-    keeps all keys: no learned prompt of peft, no recurrent state, no sliding window shorter than the rows.
+    keeps all keys: no learned prompt of peft, no recurrent state, no sliding window shorter than the rows, no rotary
+    positions that change beyond a length which the rows exceed.
     """
     base = base_model(model)
     if learns_prompt(model):
@@ -92,6 +93,12 @@ def shares_prefix(model, longest):
         return False
     if base.config._attn_implementation != "sdpa":
         return False
+    config = base.config.get_text_config()
+    rope = getattr(config, "rope_parameters", None) or {}
+    if rope.get("rope_type") in ("dynamic", "longrope"):  # its frequencies depend on the longest row of a forward
+        usual = rope.get("original_max_position_embeddings") or getattr(config, "original_max_position_embeddings", None)
+        if longest > (usual or config.max_position_embeddings):
+            return False
     return all(
         type(layer) is DynamicLayer or (type(layer) is DynamicSlidingWindowLayer and longest < layer.sliding_window)
         for layer in DynamicCache(config=base.config).layers

@@ -96,7 +96,10 @@ def markdown(header, rows):
 
 def publish(name, text, data, readme):
     """Print a section, save its numbers as benchmarks/results/NAME.json and put it between NAME's marks in the README."""
+    import utils
+
     print(text)
+    data = {**{name: value for name, value in utils.provenance().items() if name != "versions"}, **data}
     folder = ROOT / "benchmarks" / "results"
     folder.mkdir(exist_ok=True)
     (folder / f"{name}.json").write_text(json.dumps(data, indent=2) + "\n")

@@ -94,6 +94,9 @@ def test_a_hub_data_set_that_cannot_be_had_is_one_line(tiny_bert, tmp_path):
     ("quantize_and_parallel.py --model LLAMA --dataset DATA --assistant_adapter DATA", "belongs to --assistant_model"),
     ("quantize_and_parallel.py --model LLAMA --dataset DATA --assistant_model ./nowhere", "--assistant_model ./nowhere: no such file"),
     ("quantize_and_parallel.py --model LLAMA --dataset DATA --assistant_model BERT", "cannot be prompted"),
+    ("quantize_and_parallel.py --model LLAMA --dataset DATA --compile --nf4", "does not compile nf4 weights"),
+    ("quantize_and_parallel.py --model LLAMA --dataset DATA --new_tokens 1000", "does not fit the model's context of 1024"),
+    ("quantize_and_parallel.py --model LLAMA --dataset DATA --assistant_model T5", "one of the two models has an encoder"),
     ("quantize_and_parallel.py --model LLAMA --dataset DATA --compile --latency_runs 0", "no request to time compiled decoding on"),
     ("prompt_eval.py --model LLAMA --dataset QUESTIONS --max_new_tokens 2000", "leave no room for a prompt"),
     ("quantize_and_parallel.py --model CLASSIFIER --dataset DATA", "has a classification head"),
@@ -118,7 +121,7 @@ def test_a_hub_data_set_that_cannot_be_had_is_one_line(tiny_bert, tmp_path):
     ("quantize_and_parallel.py --model LLAMA --dataset DATA --int8 --compute_dtype bf16", "belongs to --precision nf4"),
 ])  # fmt: skip
 def test_bad_input_is_one_line_and_nothing_is_written(
-    flags, message, tmp_path, capsys, tiny_bert, tiny_llama, tiny_embedder, tiny_classifier, sentiment, questions
+    flags, message, tmp_path, capsys, tiny_bert, tiny_llama, tiny_t5, tiny_embedder, tiny_classifier, sentiment, questions
 ):
     import importlib
 
@@ -129,7 +132,7 @@ def test_bad_input_is_one_line_and_nothing_is_written(
     (tmp_path / "broken.csv").write_text("a,b\n1,2\n")
     (tmp_path / "empty.jsonl").write_text("")
     (tmp_path / "one.csv").write_text("text,label\nx,a\ny,a\n")
-    names = {"BERT": tiny_bert, "LLAMA": tiny_llama, "EMBEDDER": tiny_embedder, "DATA": sentiment, "QUESTIONS": questions}
+    names = {"BERT": tiny_bert, "LLAMA": tiny_llama, "T5": tiny_t5, "EMBEDDER": tiny_embedder, "DATA": sentiment, "QUESTIONS": questions}
     names.update(
         BROKEN=f"{tmp_path}/broken.csv",
         EMPTY=f"{tmp_path}/empty.jsonl",

@@ -31,6 +31,13 @@ def load(name, precision="fp32", kernel=False):
 
 
 @torch.inference_mode()
+def plain_ids(model, ids, start):
+    """Sum of the log-probabilities of the token ids from `start` on."""
+    log_probs = model(torch.tensor([ids])).logits[0].log_softmax(-1)
+    return sum(log_probs[i - 1, ids[i]].item() for i in range(start, len(ids)))
+
+
+@torch.inference_mode()
 def plain_scores(model, tokenizer, prompt, label):
     """Sum of the log-probabilities of the label's tokens, one forward over the whole text."""
     if model.config.is_encoder_decoder:
@@ -39,8 +46,7 @@ def plain_scores(model, tokenizer, prompt, label):
         return logits.log_softmax(-1)[0].gather(-1, target[0][:, None]).sum().item()
     whole, alone = tokenizer(prompt + label).input_ids, tokenizer(prompt).input_ids
     assert whole[: len(alone)] == alone, "these prompts do not merge with their labels"
-    log_probs = model(torch.tensor([whole])).logits[0].log_softmax(-1)
-    return sum(log_probs[i - 1, whole[i]].item() for i in range(len(alone), len(whole)))
+    return plain_ids(model, whole, len(alone))
 
 
 def tokens_seen(model):
@@ -137,11 +143,19 @@ def test_a_label_that_merges_with_the_prompt(tiny_llama):
 def test_one_prompt_alone_an_empty_one_and_one_beyond_the_context(tiny_gpt2):
     model, tokenizer = load(tiny_gpt2)
     assert inference.score_labels(model, tokenizer, ["the film"], LABELS, 4).total.shape == (1, 5)
-    assert np.isfinite(inference.score_labels(model, tokenizer, [""], [" good", " bad"], 4).total).all()
+    empty = inference.score_labels(model, tokenizer, [""], [" good", " bad"], 4).total[0]
+    for label, score in zip([" good", " bad"], empty):  # behind the token that begins a text
+        ids = [tokenizer.bos_token_id, *tokenizer(label).input_ids]
+        assert score == pytest.approx(plain_ids(model, ids, 1), abs=1e-4)
     with pytest.raises(utils.UserError, match="label 1 is an empty text"):
         inference.score_labels(model, tokenizer, ["the film"], [" good", ""])
     found = inference.score_labels(model, tokenizer, ["good " * 600, "bad film"], LABELS, 4)
-    assert found.truncated == 1 and np.isfinite(found.total).all()
+    assert found.truncated == 1 and found.total[1] == pytest.approx(
+        [plain_scores(model, tokenizer, "bad film", x) for x in LABELS], abs=1e-4
+    )
+    ends = [tokenizer(label).input_ids for label in LABELS]
+    kept = tokenizer("good " * 600).input_ids[max(map(len, ends)) - 512 :]  # room for the longest label
+    assert found.total[0] == pytest.approx([plain_ids(model, kept + end, len(kept)) for end in ends], abs=1e-4)
 
 
 @pytest.mark.parametrize("precision, tolerance", [("int8", 0.2), ("nf4", 0.05)])
@@ -205,8 +219,6 @@ def test_other_architectures(name, tiny_llama):
     assert expected.std() > 0.1
     for batch_size in (2, "auto"):
         assert np.abs(inference.score_labels(model, tokenizer, texts, LABELS, batch_size).total - expected).max() < 1e-4
-    if name == "mamba":  # its padding is on the left in generation, and its state reads it
-        return
     alone = [inference.generate(model, tokenizer, [text], 6).texts[0] for text in texts]
     assert inference.generate(model, tokenizer, texts, 6, 4).texts == alone
 
@@ -324,6 +336,25 @@ def test_an_answer_ends_before_its_stop_string(tiny_llama):
     mark = next(text[4] for text in whole if len(text) > 5 and text[4].isalpha())
     stopped = inference.generate(model, tokenizer, prompts(6), 12, 3, stop=(mark,)).texts
     assert stopped == [text.split(mark)[0].strip() for text in whole] != whole
+
+
+@pytest.mark.parametrize("name", ["tiny_llama", "tiny_gpt2", "tiny_t5"])
+def test_the_tokens_up_to_a_stop_string_do_not_depend_on_the_batch(name, request):
+    """Nor on speculation, which accepts several tokens at once; what a finished row is padded with does not count."""
+    model, tokenizer = load(request.getfixturevalue(name))
+    texts = prompts(6)
+    whole = inference.generate(model, tokenizer, texts, 24)
+    marks = [next(text[i : i + 2] for i in range(3, len(text)) if text[i].isalpha()) for text in whole.texts if len(text) > 8][:2]
+    alone = [inference.generate(model, tokenizer, [text], 24, 1, stop=marks) for text in texts]
+    for batch_size in (1, 4, 6):
+        found = inference.generate(model, tokenizer, texts, 24, batch_size, stop=marks)
+        assert found.ids == [one.ids[0] for one in alone] and found.texts == [one.texts[0] for one in alone]
+    assert any(len(short) < len(long) for short, long in zip(found.ids, whole.ids))
+    for short, long in zip(found.ids, whole.ids):
+        assert short == long[: len(short)]
+    for text, one in zip(texts, alone):
+        drafted = inference.generate(model, tokenizer, [text], 24, 1, stop=marks, prompt_lookup_num_tokens=6)
+        assert drafted.ids == one.ids and drafted.texts == one.texts
 
 
 def test_timed_generation_makes_the_tokens_it_says(tiny_llama):

@@ -234,3 +234,8 @@ def test_tokenizer_gets_a_padding_token(tiny_gpt2):
 def test_a_missing_tokenizer_is_one_clear_error(tmp_path):
     with pytest.raises(utils.UserError, match="no tokenizer can be loaded"):
         utils.load_tokenizer(str(tmp_path))
+
+
+def test_the_sample_rows_have_this_versions_header():
+    rows = utils.read_results(ROOT / "sample_results.csv")
+    assert len(rows) >= 10 and all(row["git_commit"] and row["git_dirty"] == "False" for row in rows)
