@@ -11,7 +11,7 @@ draft is right, and what is lost is what drafting costs.
 """
 
 import numpy as np
-from common import add_model_args, load, machine, markdown, model_name, publish
+from common import add_model_args, load, machine, markdown, model_name, provenance, publish
 from scipy.stats import bootstrap
 
 import quantize_and_parallel
@@ -89,7 +89,7 @@ def main():
             f"on {machine(args.device)}. Each way and plain decoding take turns; tokens/s counts from text in to answer "
             f"out.\n\n{markdown(header, table)}")  # fmt: skip
     name = "bench_decoding" + ("_gpu" if args.device == "cuda" else "") + ("_7b" if args.random_llama else "")
-    publish(name, text, {"machine": machine(args.device), "args": vars(args), "rows": rows}, args.readme)
+    publish(name, text, {"machine": machine(args.device), "args": vars(args), **provenance(), "rows": rows}, args.readme)
 
 
 if __name__ == "__main__":

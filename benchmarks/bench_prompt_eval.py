@@ -21,7 +21,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from common import add_model_args, load, machine, markdown, model_name, peak_memory_gb, publish, run_child
+from common import add_model_args, load, machine, markdown, model_name, peak_memory_gb, provenance, publish, run_child, saved
 
 import tasks
 import utils
@@ -128,12 +128,17 @@ def child(args):
     model, tokenizer = load(args)
     with torch.inference_mode():  # warm-up, a pass of ordinary size
         model(torch.tensor([(tokenizer(texts[0]).input_ids * 999)[:1024]], device=model.device), logits_to_keep=1)
-    if args.child == "lm_eval":
-        scores, seconds = lm_eval(args, model, tokenizer, texts, words, separator, labels)
-    elif args.child == "ours":
-        scores, seconds = clock(ours, args, model, tokenizer, texts, words, separator)
-    else:
-        scores, seconds = None, min(clock(floor, args, model, tokenizer, texts, size)[1] for size in (32, 128))
+    try:
+        if args.child == "lm_eval":
+            scores, seconds = lm_eval(args, model, tokenizer, texts, words, separator, labels)
+        elif args.child == "ours":
+            scores, seconds = clock(ours, args, model, tokenizer, texts, words, separator)
+        else:
+            scores, seconds = None, min(clock(floor, args, model, tokenizer, texts, size)[1] for size in (32, 128))
+    except (RuntimeError, MemoryError) as error:
+        if not utils.is_out_of_memory(error):
+            raise
+        sys.exit(utils.OOM_EXIT_CODE)
     print(json.dumps({"seconds": seconds, "peak_gb": peak_memory_gb(args.device), "labels": labels, "scores": scores}))
 
 
@@ -160,12 +165,13 @@ def compare(args, k):
         for subject in args.subjects:
             if subject != "lm_eval" or turn == 0:
                 runs[subject].append(measure(args, subject, k, args.batch_size))
-    row = {"k_shots": k}
+    row = {"k_shots": k, "ours_batch_size": "auto"}
     for subject, found in runs.items():
         for name in ("seconds", "process_seconds"):
             row[f"{subject}_{name}"] = statistics.median(run[name] for run in found)
-        row.update({f"{subject}_peak_gb": max(run["peak_gb"] for run in found), f"{subject}_batch_size": found[-1]["batch_size"],
-                    f"{subject}_all_seconds": [run["seconds"] for run in found]})  # fmt: skip
+        row.update({f"{subject}_peak_gb": max(run["peak_gb"] for run in found), f"{subject}_all_seconds": [run["seconds"] for run in found]})  # fmt: skip
+        if subject == "lm_eval":
+            row["lm_eval_batch_size"] = found[-1]["batch_size"]
         if found[0]["scores"]:
             predicted = [max(range(len(scores)), key=scores.__getitem__) for scores in found[0]["scores"]]
             row[f"{subject}_accuracy"] = statistics.mean(p == label for p, label in zip(predicted, found[0]["labels"]))
@@ -182,7 +188,7 @@ def section(args, rows):
     begin = (
         f"Label scoring of {args.n} examples of {Path(args.dataset).name}, {model_name(args)} in {args.precision}, on "
         f"{machine(args.device, 'lm-eval')}. Seconds from texts to labels (of the whole process), ours and the floor the median of "
-        f"{args.repeats} runs, lm-eval one run in batches of {args.batch_size} unless said."
+        f"{args.repeats} runs, lm-eval one run."
     )
     header = [
         "k",
@@ -199,8 +205,7 @@ def section(args, rows):
     table = []
     for row in rows:
         cells = [f"{row[f'{s}_seconds']:.1f} ({row[f'{s}_process_seconds']:.1f})" for s in ("ours", "lm_eval", "floor")]
-        if row["lm_eval_batch_size"] != args.batch_size:
-            cells[1] += f", batch {row['lm_eval_batch_size']}"
+        cells[1] += f", batch {row['lm_eval_batch_size']}"
         ratios = [f"{row[f'lm_eval_{s}'] / row[f'ours_{s}']:.1f}" for s in ("seconds", "process_seconds")]
         table.append([row["k_shots"], *cells, f"{ratios[0]} ({ratios[1]})", f"{row['ours_seconds'] / row['floor_seconds']:.2f}",
                       f"{row['ours_peak_gb']:.2f}", f"{row['lm_eval_peak_gb']:.2f}", f"{row['same_label']} of {args.n}",
@@ -214,14 +219,19 @@ def main():
     args = parse_args()
     if args.child:
         return child(args)
-    rows = [compare(args, k) for k in args.k_shots]
-    if set(args.subjects) == set(SUBJECTS):
-        name = "bench_prompt_eval" + ("_gpu" if args.device == "cuda" else "") + ("_7b" if args.random_llama else "")
-        publish(name, section(args, rows), {"machine": machine(args.device, "lm-eval"), "args": vars(args), "rows": rows}, args.readme)
-        if args.precision == "fp32" and any(row["same_label"] < args.n for row in rows):
-            sys.exit("ours and lm-eval do not agree on every label")
-    else:
-        print(json.dumps(rows, indent=2))
+    if set(args.subjects) != set(SUBJECTS):
+        return print(json.dumps([compare(args, k) for k in args.k_shots], indent=2))
+    name = "bench_prompt_eval" + ("_gpu" if args.device == "cuda" else "") + ("_7b" if args.random_llama else "")
+    setting = {"machine": machine(args.device, "lm-eval"), "model": model_name(args), "precision": args.precision, "n": args.n,
+               "dataset": Path(args.dataset).name, "repeats": args.repeats}  # fmt: skip
+    before = saved(name)
+    rows = {row["k_shots"]: row for row in before.get("rows", ()) if before["setting"] == setting}
+    for k in args.k_shots:  # saved one by one, and other k of the same setting are kept: lm-eval takes its time
+        rows[k] = {**compare(args, k), **provenance()}
+        ordered = [rows[k] for k in sorted(rows)]
+        publish(name, section(args, ordered), {"setting": setting, "rows": ordered}, args.readme)
+    if args.precision == "fp32" and any(row["same_label"] < args.n for row in rows.values()):
+        sys.exit("ours and lm-eval do not agree on every label")
 
 
 if __name__ == "__main__":

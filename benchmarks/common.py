@@ -55,7 +55,7 @@ def load(args):
 def run_child(script, *flags):
     """Run `python script flags`, whose last line of output is JSON. Returns (that, seconds of the whole process).
 
-    None instead of the JSON where it ran out of memory: a raised MemoryError or its like, or a kill by the system.
+    None instead of the JSON where it ran out of memory: the scripts' exit code for that, or a kill by the system.
     """
     begin = time.perf_counter()
     done = subprocess.run([sys.executable, script, *map(str, flags)], cwd=ROOT, capture_output=True, text=True)
@@ -64,8 +64,7 @@ def run_child(script, *flags):
         return json.loads(done.stdout.splitlines()[-1]), seconds
     import utils
 
-    last = done.stderr.strip().splitlines()[-1] if done.stderr.strip() else ""
-    if done.returncode == -9 or "MemoryError" in last or utils.is_out_of_memory(RuntimeError(last)):
+    if done.returncode in (-9, utils.OOM_EXIT_CODE):
         return None, seconds
     sys.exit(f"{Path(script).name} {' '.join(map(str, flags))} failed:\n{done.stderr}")
 
@@ -94,12 +93,22 @@ def markdown(header, rows):
     return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
 
 
-def publish(name, text, data, readme):
-    """Print a section, save its numbers as benchmarks/results/NAME.json and put it between NAME's marks in the README."""
+def saved(name):
+    """What `publish` saved under this name; {} where there is nothing."""
+    file = ROOT / "benchmarks" / "results" / f"{name}.json"
+    return json.loads(file.read_text()) if file.is_file() else {}
+
+
+def provenance():
+    """The commit that a row was measured at, and whether the tree had changes."""
     import utils
 
-    print(text)
-    data = {**{name: value for name, value in utils.provenance().items() if name != "versions"}, **data}
+    return {name: value for name, value in utils.provenance().items() if name != "versions"}
+
+
+def publish(name, text, data, readme):
+    """Print a section, save its numbers as benchmarks/results/NAME.json and put it between NAME's marks in the README."""
+    print(text, flush=True)
     folder = ROOT / "benchmarks" / "results"
     folder.mkdir(exist_ok=True)
     (folder / f"{name}.json").write_text(json.dumps(data, indent=2) + "\n")
