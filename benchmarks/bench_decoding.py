@@ -46,8 +46,8 @@ def ways(args, model, tokenizer):
         if kind == "questions":
             layer = model.config.num_hidden_layers * 4 // 5
             yield kind, f"early exit, layer {layer}", {"assistant_early_exit": layer}
-        if not args.random_llama:
-            yield kind, "assistant (itself)", {"assistant_model": load(args)[0]}
+    if not args.random_llama:
+        yield "questions", "assistant (itself)", {"assistant_model": load(args)[0]}
 
 
 def speedup_interval(plain, other):

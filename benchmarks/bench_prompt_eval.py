@@ -169,7 +169,8 @@ def compare(args, k):
     for subject, found in runs.items():
         for name in ("seconds", "process_seconds"):
             row[f"{subject}_{name}"] = statistics.median(run[name] for run in found)
-        row.update({f"{subject}_peak_gb": max(run["peak_gb"] for run in found), f"{subject}_all_seconds": [run["seconds"] for run in found]})  # fmt: skip
+        row[f"{subject}_peak_gb"] = max(run["peak_gb"] for run in found)
+        row[f"{subject}_all_seconds"] = [run["seconds"] for run in found]
         if subject == "lm_eval":
             row["lm_eval_batch_size"] = found[-1]["batch_size"]
         if found[0]["scores"]:
