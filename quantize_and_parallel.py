@@ -7,7 +7,7 @@ perplexity of the same texts. int8 is LLM.int8() (Dettmers et al. 2022), nf4 is 
 request beside plain decoding, and its greedy output is compared with plain decoding's. Early exit, which drafts with the
 model's own lower layers, is left out: with models that were not trained for it, it is slower (benchmarks/bench_decoding.py).
 
-    # on a CPU, offline (after `python prepare_data.py demo`): about a minute
+    # on a CPU, offline (after `python prepare_data.py demo`): about two minutes
     python quantize_and_parallel.py --precision int8 --max_eval_samples 40
     # speculative decoding by looking up the prompt (Saxena 2023), on questions about a passage
     python quantize_and_parallel.py --dataset assets/data/disfl_qa --max_eval_samples 20 --prompt_lookup 4
