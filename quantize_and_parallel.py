@@ -5,7 +5,7 @@ throughput, and, on the same examples as the other scripts, the quality: accurac
 perplexity of the same texts. int8 is LLM.int8() (Dettmers et al. 2022), nf4 is QLoRA's 4-bit NormalFloat (Dettmers et al.
 2023), both by bitsandbytes. A faster way to decode (--compile, --prompt_lookup, --assistant_model) is timed request by
 request beside plain decoding, and its greedy output is compared with plain decoding's. Early exit, which drafts with the
-model's own lower layers, is left out: with models that were not trained for it, it is slower (benchmarks/bench_decoding.py).
+model's own lower layers, has no flag: with SmolLM2, not trained for it, it was far slower (benchmarks/bench_decoding.py).
 
     # on a CPU, offline (after `python prepare_data.py demo`): about two minutes
     python quantize_and_parallel.py --precision int8 --max_eval_samples 40
@@ -296,10 +296,8 @@ def main(argv=None):
             if args.compile:  # prompts of many lengths would be compiled again and again: their latency stays empty
                 prompted["latency_runs"] = 0
             evaluation.evaluate_answers(model, tokenizer, task, run, **prompted, max_new_tokens=args.new_tokens,
-                                        decoding=None if args.compile else options)  # fmt: skip
+                                        decoding=options)  # fmt: skip
         run.row["perplexity"] = measure_perplexity(model, tokenizer, task)
-        if args.compile and run.row.get("tokens_per_s"):
-            run.row["tokens_per_s"] = None  # of plain decoding
         if args.latency_runs and (scored or options):
             with utils.measure() as spent:
                 speed_columns(args, model, tokenizer, task, run, chat, options)

@@ -134,8 +134,8 @@ def prefill(model, ids):
 def _pack(rows, shared, depth):
     """Rows in lexicographic order as one sequence of the tokens from `depth` on, common beginnings once.
 
-    shared: [R], tokens that a row has in common with the row before it. Returns token ids [T], their positions [T], the mask
-    [T, T] in which each token sees its ancestors and itself, and for each row where in the sequence its tokens are.
+    shared: [R], tokens that a row has in common with the row before it. Returns token ids [T], their positions [T], and the
+    path of each row: where in the sequence its tokens are.
     """
     tokens, positions, paths = [], [], []
     path = np.empty(0, dtype=int)
@@ -145,10 +145,16 @@ def _pack(rows, shared, depth):
         tokens += row[depth + keep :]
         positions += range(depth + keep, len(row))
         paths.append(path)
-    mask = np.zeros((len(tokens), len(tokens)), dtype=bool)
+    return tokens, positions, paths
+
+
+def _tree_mask(paths, depth, n):
+    """The mask [1, 1, n, depth + n] by which each token sees the cached path, its ancestors and itself."""
+    mask = np.zeros((n, depth + n), dtype=bool)
+    mask[:, :depth] = True
     for path in paths:
-        mask[np.ix_(path, path)] |= np.tri(len(path), dtype=bool)
-    return tokens, positions, mask, paths
+        mask[np.ix_(path, depth + path)] |= np.tri(len(path), dtype=bool)
+    return torch.from_numpy(mask)[None, None]
 
 
 def _packed_attention(module, query, key, value, attention_mask, **kwargs):
@@ -193,16 +199,15 @@ def _packed_logits(model, prefix, rows, shared, wanted):
     """Logits [K, V] of rows that begin with `prefix`, in one forward, and the place in K of each row's wanted positions.
 
     Tree attention (SpecInfer, Miao et al. 2024): the rows are one sequence of a batch of 1 behind the cached prefix. So
-    nothing is computed twice, the cache is never copied for a batch, and there is no padding.
+    what they share is computed once, the cache is not copied for each of them, and there is no padding.
     """
     depth = len(prefix.ids)
-    tokens, positions, mask, paths = _pack(rows, shared, depth)
+    tokens, positions, paths = _pack(rows, shared, depth)
     places = [[path[t - depth] for t in spots] for path, spots in zip(paths, wanted)]
     kept = sorted({place for row in places for place in row})
     options = {"position_ids": torch.tensor([positions], device=model.device)}
-    if depth or len(paths[-1]) < len(tokens):  # else one row, plainly causal
-        mask = np.concatenate([np.ones((len(tokens), depth), dtype=bool), mask], axis=1)
-        mask = torch.from_numpy(mask)[None, None].to(model.device)  # [1, 1, T, depth + T]
+    if depth or len(paths[-1]) < len(tokens):  # else one row, plainly causal, which needs no mask however long it is
+        mask = _tree_mask(paths, depth, len(tokens)).to(model.device)
         mask.blocks = _blocks(mask)  # once for all layers; made again where the mask is copied to another device
         options["attention_mask"] = mask
     if prefix.cache is not None:

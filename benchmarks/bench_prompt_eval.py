@@ -8,7 +8,7 @@ does besides, stands beside it. Where a subject runs out of memory its batch is 
 prompts share more than all do.
 
     pip install -r benchmarks/requirements.txt -c constraints.txt
-    OMP_NUM_THREADS=2 python benchmarks/bench_prompt_eval.py --readme README.md       # on two cores about 40 minutes
+    OMP_NUM_THREADS=2 python benchmarks/bench_prompt_eval.py --k_shots 0 8 16 --readme README.md     # 14 minutes on two cores
     python benchmarks/bench_prompt_eval.py --device cuda --precision bf16 --random_llama 32     # a 7B shape, random weights
 """
 
