@@ -21,7 +21,7 @@ from models import base_model
 
 MIN_SHARED_PREFIX = 16  # tokens; for a shorter prefix a forward of its own costs more than it saves
 PACK_TOKENS = {"cpu": 1024, "cuda": 4096}  # of one pass of packed rows: enough to keep the matrix products busy
-QUERY_BLOCK = {"cpu": 128, "cuda": 1024}  # queries that attend at once: small blocks see fewer keys, large ones launch fewer kernels
+QUERY_BLOCK = {"cpu": 64, "cuda": 1024}  # queries that attend at once: small blocks see fewer keys, large ones launch fewer kernels
 
 
 @dataclass
@@ -157,26 +157,52 @@ def _tree_mask(paths, depth, n):
     return torch.from_numpy(mask)[None, None]
 
 
-def _packed_attention(module, query, key, value, attention_mask, **kwargs):
-    """Attention of a packed sequence, a block of queries at a time over no more keys than the block sees.
+def _packed_attention(module, query, key, value, attention_mask, scaling=None, **kwargs):
+    """Attention of a packed sequence behind a cached prefix: a block of queries at a time over no more keys than it sees.
 
     So a pass can hold many tokens, which makes large matrix products, while its attention does not grow with their square.
+    On CPU the prefix, which every query sees, is attended to without a mask and apart from the packed tokens; their two
+    softmaxes are merged by the log-sum-exp of their scores (cascade attention; Juravsky et al. 2024, Hydragen).
     """
     if attention_mask is None:
-        return sdpa_attention_forward(module, query, key, value, None, **kwargs)
-    outputs = []
-    for start, stop, seen, mask in getattr(attention_mask, "blocks", None) or _blocks(attention_mask):
-        outputs.append(sdpa_attention_forward(module, query[:, :, start:stop], key[:, :, seen], value[:, :, seen], mask, **kwargs)[0])
-    return torch.cat(outputs, dim=1), None  # [1, T, heads, D]
+        return sdpa_attention_forward(module, query, key, value, None, scaling=scaling, **kwargs)
+    apart = query.device.type == "cpu" and query.shape[3] == value.shape[3]
+    depth = key.shape[2] - query.shape[2] if apart else 0
+    plans = attention_mask.__dict__.setdefault("blocks", {})  # made by the first layer, for all
+    blocks = plans[depth] = plans.get(depth) or _blocks(attention_mask, depth)
+    if not apart:
+        outputs = [
+            sdpa_attention_forward(
+                module, query[:, :, some], key[:, :, seen], value[:, :, seen], mask.to(query.dtype), scaling=scaling, **kwargs
+            )
+            for some, seen, mask in blocks
+        ]
+        return torch.cat([out for out, _ in outputs], dim=1), None  # [1, T, heads, D]
+
+    def attend(queries, keys, mask=None):  # -> [G, key-value heads, T, D] and log-sum-exp [G, key-value heads, T]
+        k, v = (x[:, :, keys].expand(groups, -1, -1, -1) for x in (key, value))
+        return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(queries, k, v, attn_mask=mask, scale=scaling)
+
+    query = query[0].unflatten(0, (key.shape[1], -1)).transpose(0, 1)  # the queries of one key-value head as a batch
+    groups = len(query)
+    out, sums = attend(query, slice(0, depth)) if depth else (torch.zeros_like(query), torch.full(query.shape[:3], -torch.inf))
+    for some, seen, mask in blocks:
+        inner, inner_sums = attend(query[:, :, some], seen, mask)
+        share = torch.sigmoid(inner_sums - sums[:, :, some])[..., None]
+        out[:, :, some].lerp_(inner, share.to(out.dtype))
+    return out.permute(2, 1, 0, 3).flatten(1, 2)[None], None
 
 
-def _blocks(mask):
-    """For each block of queries of a mask [1, 1, T, K]: its start and stop, the keys that it sees, its mask over those."""
+def _blocks(mask, depth):
+    """For each block of queries of a mask [1, 1, T, K]: its queries, the keys from `depth` on that it sees, 0 or -inf for those."""
     width, result = QUERY_BLOCK[mask.device.type], []
     for start in range(0, mask.shape[2], width):
         part = mask[:, :, start : start + width]
-        seen = part[0, 0].any(0).nonzero()[:, 0]
-        result.append((start, start + width, seen, part[..., seen]))
+        seen = part[0, 0, :, depth:].any(0).nonzero()[:, 0] + depth
+        if seen[-1] - seen[0] + 1 == len(seen):  # in one piece: a view instead of a copy
+            seen = slice(int(seen[0]), int(seen[-1]) + 1)
+        part = part[..., seen]
+        result.append((slice(start, start + width), seen, torch.zeros(part.shape, device=part.device).masked_fill(~part, -torch.inf)))
     return result
 
 
@@ -207,9 +233,7 @@ def _packed_logits(model, prefix, rows, shared, wanted):
     kept = sorted({place for row in places for place in row})
     options = {"position_ids": torch.tensor([positions], device=model.device)}
     if depth or len(paths[-1]) < len(tokens):  # else one row, plainly causal, which needs no mask however long it is
-        mask = _tree_mask(paths, depth, len(tokens)).to(model.device)
-        mask.blocks = _blocks(mask)  # once for all layers; made again where the mask is copied to another device
-        options["attention_mask"] = mask
+        options["attention_mask"] = _tree_mask(paths, depth, len(tokens)).to(model.device)
     if prefix.cache is not None:
         options.update(past_key_values=prefix.cache)
     ids = torch.tensor([tokens], device=model.device)

@@ -1,8 +1,9 @@
 """How fast is label scoring? Ours, lm-evaluation-harness on the same prompts, and the floor, side by side in one run.
 
 The floor is a bare forward pass over exactly the tokens that the prompts do not share, in rows of equal length without
-padding or cache, after one pass over the tokens that they share; the faster of batches of 32 and of 128 such rows. Each
-subject runs in a process of its own, for its peak memory; ours and the floor take turns. The time of a subject is that from
+padding or cache, after one pass over the tokens that they share: batches of 32 and of 128 such rows are both timed, and the
+one with the smaller median counts. Each attempt runs in a process of its own, all start alike, and ours and the floor take
+turns. The time of a subject is that from
 the prompts' texts to the labels' scores, the model loaded; the time of the whole process, with all that the subject's library
 does besides, stands beside it. Where a subject runs out of memory its batch is halved. Ours may beat the floor where some
 prompts share more than all do.
@@ -134,7 +135,7 @@ def child(args):
         elif args.child == "ours":
             scores, seconds = clock(ours, args, model, tokenizer, texts, words, separator)
         else:
-            scores, seconds = None, min(clock(floor, args, model, tokenizer, texts, size)[1] for size in (32, 128))
+            scores, seconds = clock(floor, args, model, tokenizer, texts, args.batch_size)
     except (RuntimeError, MemoryError) as error:
         if not utils.is_out_of_memory(error):
             raise
@@ -160,12 +161,18 @@ def measure(args, subject, k, batch_size):
 
 def compare(args, k):
     """All subjects for one number of demonstrations: medians of seconds, peaks, accuracy, agreement."""
-    runs = {subject: [] for subject in args.subjects}
+    runs, floors = {subject: [] for subject in args.subjects}, {32: [], 128: []}
     for turn in range(args.repeats):
         for subject in args.subjects:
-            if subject != "lm_eval" or turn == 0:
+            if subject == "floor":
+                for size, attempts in floors.items():
+                    attempts.append(measure(args, subject, k, size))
+            elif subject == "ours" or turn == 0:
                 runs[subject].append(measure(args, subject, k, args.batch_size))
     row = {"k_shots": k, "ours_batch_size": "auto"}
+    if "floor" in runs:
+        row["floor_batch_size"] = min(floors, key=lambda size: statistics.median(run["seconds"] for run in floors[size]))
+        runs["floor"] = floors[row["floor_batch_size"]]
     for subject, found in runs.items():
         for name in ("seconds", "process_seconds"):
             row[f"{subject}_{name}"] = statistics.median(run[name] for run in found)

@@ -187,6 +187,8 @@ def small(name):
     sizes = {"vocab_size": 400, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
              "intermediate_size": 64, "max_position_embeddings": 512, "pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 1}  # fmt: skip
     windows = {"sliding_window": 256, "layer_types": ["sliding_attention", "full_attention"], "head_dim": 8}
+    wide_keys = {"num_key_value_heads": 4, "q_lora_rank": 16, "kv_lora_rank": 16, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8,
+                 "v_head_dim": 8, "first_k_dense_replace": 2}  # fmt: skip
     special = {
         "opt": {"ffn_dim": 64, "word_embed_proj_dim": 32},
         "qwen3": {"head_dim": 8},
@@ -196,6 +198,7 @@ def small(name):
         "bloom": {"n_layer": 2, "n_head": 4},
         "gptj": {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 512, "rotary_dim": 4},
         "mamba": {"state_size": 4},
+        "deepseek_v3": wide_keys,
     }
     torch.manual_seed(0)
     config = AutoConfig.for_model(name, **{**sizes, **special.get(name, {})})
@@ -206,7 +209,8 @@ def small(name):
 
 
 SHARING = {"opt": True, "gpt_neox": True, "phi": True, "qwen2": True, "qwen3": True, "olmo2": True, "starcoder2": True,
-           "gemma3_text": True, "mistral": False, "gemma2": False, "bloom": False, "gptj": False, "mamba": False}  # fmt: skip
+           "gemma3_text": True, "deepseek_v3": True, "mistral": False, "gemma2": False, "bloom": False, "gptj": False,
+           "mamba": False}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", SHARING)
