@@ -31,6 +31,40 @@ def record_classification(run, task, predictions, log_probs, spent, latencies, e
             **(extras[i] if extras else {}),
         })  # fmt: skip
     _finish(run, records, predictions, spent, latencies, len(task.labels))
+    record_groups(run, task.evaluation, [float(p == target) for p, target in zip(predictions, targets)], "accuracy")
+
+
+def record_groups(run, examples, values, metric, name="groups.json"):
+    """Mean of a score over the examples of each group (HANS' heuristics, UnifiedQA's sources), where the data have groups."""
+    groups = {}
+    for example, value in zip(examples, values, strict=True):
+        groups.setdefault(example.group, []).append(value)
+    if set(groups) != {None}:
+        found = {str(group): {"n": len(some), metric: float(np.mean(some))} for group, some in sorted(groups.items(), key=str)}
+        run.write_json(name, found)
+        if len(found) <= 12:
+            run.note(f"{metric} by group: " + ", ".join(f"{group} {cell[metric]:.3f} (n = {cell['n']})" for group, cell in found.items()))
+
+
+def record_ood(run, task, other, predictions):
+    """score_ood, ood.json and predictions_ood.jsonl. other: a tasks.OutOfDomain; predictions: [N] index into task.labels or None."""
+    mapped = [None if p is None else other.mapping[p] for p in predictions]
+    right = [float(p == ex.label) for p, ex in zip(mapped, other.evaluation, strict=True)]
+    low, high = metrics.wilson_interval(sum(right), len(right))
+    run.row["score_ood"] = float(np.mean(right))
+    groups = {}
+    for example, value in zip(other.evaluation, right):
+        for group in {"all", f"label {other.labels[example.label]}", example.group, example.group
+                      and f"{example.group}, {other.labels[example.label]}"} - {None}:  # fmt: skip
+            groups.setdefault(group, []).append(value)
+    found = {"dataset": other.name, "metric": "accuracy", "score": run.row["score_ood"], "score_low": low, "score_high": high,
+             "groups": {name: {"n": len(some), "accuracy": float(np.mean(some))} for name, some in sorted(groups.items())}}  # fmt: skip
+    run.write_json("ood.json", found)
+    run.write_jsonl("predictions_ood.jsonl", [
+        {"id": ex.id, "group": ex.group, "target": other.labels[ex.label], "prediction": None if p is None else task.labels[p],
+         "mapped": None if m is None else other.labels[m]} for ex, p, m in zip(other.evaluation, predictions, mapped)
+    ])  # fmt: skip
+    run.note(f"out of domain on {other.name}: {found['score']:.3f} [{low:.3f}, {high:.3f}], n = {len(right)}")
 
 
 def record_answers(run, task, answers, spent, latencies, extras=None):
@@ -42,6 +76,7 @@ def record_answers(run, task, answers, spent, latencies, extras=None):
     records = [{"id": ex.id, "target": list(ex.references), "prediction": answer, "scores": scores, **(extras[i] if extras else {})}
                for i, (ex, answer, scores) in enumerate(zip(task.evaluation, answers, each))]  # fmt: skip
     _finish(run, records, answers, spent, latencies)
+    record_groups(run, task.evaluation, [scores["token_f1"] for scores in each], "token_f1")
 
 
 def record_retrieval(run, task, judged, spent, latencies, extras):
@@ -71,27 +106,29 @@ def _finish(run, records, predictions, spent, latencies, n_labels=None):
         run.note(useless)
 
 
-def evaluate_classifier(model, tokenizer, task, run, batch_size, latency_runs, max_length=None):
+def evaluate_classifier(model, tokenizer, task, run, batch_size, latency_runs, max_length=None, other=None):
     """Score a model with a classification head on the evaluation examples. Returns the log-probabilities [N, C].
 
-    The head's order of the labels (model.config.id2label) may be another than the task's.
+    The head's order of the labels (model.config.id2label) may be another than the task's. other: a tasks.OutOfDomain.
     """
     import inference
 
     order = [model.config.label2id[label] for label in task.labels]
-
-    texts = [ex.text for ex in task.evaluation]
-    pairs = None if task.evaluation[0].text_pair is None else [ex.text_pair for ex in task.evaluation]
     batch_size = 32 if batch_size == "auto" else batch_size
     run.row["batch_size"] = batch_size
+
+    def classify(examples, size=batch_size, progress=None):  # -> [N, L]
+        pairs = None if examples[0].text_pair is None else [ex.text_pair for ex in examples]
+        return inference.classify(model, tokenizer, [ex.text for ex in examples], pairs, size, max_length, progress)[:, order]
+
     with utils.measure() as spent:
-        log_probs = inference.classify(model, tokenizer, texts, pairs, batch_size, max_length, progress="evaluating")[:, order]
-
-    def answer(i):  # one request, from text in to label out
-        return inference.classify(model, tokenizer, [texts[i]], None if pairs is None else [pairs[i]], 1, max_length).argmax()
-
-    latencies = utils.time_requests(answer, range(min(latency_runs, len(texts))))
+        log_probs = np.concatenate(utils.over_processes(lambda some: classify(some, progress="evaluating"), task.evaluation))
+    # one request, from text in to label out
+    latencies = utils.time_requests(lambda example: classify([example], 1).argmax(), task.evaluation[:latency_runs])
     record_classification(run, task, [int(i) for i in log_probs.argmax(axis=1)], log_probs, spent, latencies)
+    if other:
+        elsewhere = np.concatenate(utils.over_processes(classify, other.evaluation))
+        record_ood(run, task, other, [int(i) for i in elsewhere.argmax(axis=1)])
     return log_probs
 
 
@@ -146,8 +183,32 @@ def _cached_times(run, model, prefix_ids, request, inputs):
     return utils.one_by_one(lambda x: request(x, prefix), inputs)
 
 
-def evaluate_labels(model, tokenizer, task, run, batch_size, latency_runs, chat, demonstrations=(), prior=None, per_token=False):
-    """Classification by label likelihood.
+CONTENT_FREE = ("N/A", "", "[MASK]")  # the inputs of contextual calibration, as in its paper
+
+
+def contextual_prior(task, score):
+    """Log label prior [L]: the mean probability of each label after inputs without content (Zhao et al. 2021).
+
+    score: examples -> log-probabilities [N, L].
+    """
+    blank = [tasks.Example("content-free", text, text if task.evaluation[0].text_pair is not None else None) for text in CONTENT_FREE]
+    return np.log(np.exp(score(blank)).mean(axis=0))
+
+
+def batch_prior(log_probs):
+    """Log label prior [L]: the mean probability of each label over the evaluation inputs (Zhou et al. 2024)."""
+    return np.log(np.exp(log_probs).mean(axis=0))
+
+
+def label_prior(method, task):
+    """What `evaluate_labels` takes as its prior for --calibrate none, contextual or batch."""
+    return {"none": None, "contextual": lambda score, _: contextual_prior(task, score),
+            "batch": lambda _, log_probs: batch_prior(log_probs)}[method]  # fmt: skip
+
+
+def evaluate_labels(model, tokenizer, task, run, batch_size, latency_runs, chat, demonstrations=(), prior=None, per_token=False,
+                    other=None):  # fmt: skip
+    """Classification by label likelihood. Returns the log-probabilities [N, L]. other: a tasks.OutOfDomain.
 
     prior: None, or a function of (examples -> log-probabilities, the evaluation log-probabilities [N, L]) that gives the
     log label prior [L] to divide out; per_token: compare a label's mean log-probability per token instead of the sum.
@@ -167,11 +228,17 @@ def evaluate_labels(model, tokenizer, task, run, batch_size, latency_runs, chat,
     def normalised(scores):  # -> [N, L]
         return metrics.log_normalise(scores.mean if per_token else scores.total)
 
-    with utils.measure() as spent:
-        scores, lost = score(task.evaluation, progress="scoring")
-        raw = normalised(scores)
+    def score_all(examples):
+        parts = utils.over_processes(lambda some: score(some, progress="scoring"), examples)
+        return inference.joined([found for found, _ in parts]), [sum(numbers) for numbers in zip(*(lost for _, lost in parts))]
+
+    def calibrated(raw):  # -> [N, L]; and the log prior [L] that was divided out
         shift = 0.0 if prior is None else prior(lambda examples: normalised(score(examples)[0]), raw)
-        log_probs = metrics.log_normalise(raw - shift)
+        return metrics.log_normalise(raw - shift), shift
+
+    with utils.measure() as spent:
+        scores, lost = score_all(task.evaluation)
+        log_probs, shift = calibrated(normalised(scores))
 
     def request(example, prefix=None):
         return utils.milliseconds(lambda: normalised(score([example], 1, None, prefix)[0]) - shift)
@@ -183,6 +250,45 @@ def evaluate_labels(model, tokenizer, task, run, batch_size, latency_runs, chat,
     record_classification(run, task, [int(i) for i in log_probs.argmax(axis=1)], log_probs, spent, latencies, extras)
     run.row.update(utils.latency_columns(cached, "cached_"), prompt_tokens=scores.prompt_tokens, generated_tokens=0,
                    batch_size=scores.batch_size)  # fmt: skip
+    note_truncation(run, room, *lost, scores.truncated)
+    if other:
+        elsewhere, _ = calibrated(normalised(score_all(other.evaluation)[0]))
+        record_ood(run, task, other, [int(i) for i in elsewhere.argmax(axis=1)])
+    return log_probs
+
+
+def evaluate_options(model, tokenizer, task, run, batch_size, latency_runs, chat, demonstrations=(), per_token=False):
+    """Multiple choice by likelihood: the answer is the option that is likeliest after the prompt. Accuracy is its exact match."""
+    import inference
+    import models
+
+    without = sum(len(ex.options) < 2 for ex in task.evaluation)
+    if without:
+        raise tasks.DataError(f"{without} of {len(task.evaluation)} questions of {task.name} have no options to choose from; "
+                              "use --scoring generate")  # fmt: skip
+    limit = models.context_length(model)
+    longest = max(len(tokenizer(f" {option}", add_special_tokens=False).input_ids) for ex in task.evaluation for option in ex.options)
+    room = limit and limit - longest
+
+    def score(examples, size=batch_size, progress=None):
+        prompts, separator, *lost = fit_prompts(task, examples, demonstrations, tokenizer, chat, room)
+        labels = [[separator + option for option in ex.options] for ex in examples]
+        return inference.score_labels(model, tokenizer, prompts, labels, size, not chat, progress), lost
+
+    def chosen(examples, scores):
+        return [ex.options[int(i)] for ex, i in zip(examples, (scores.mean if per_token else scores.total).argmax(axis=1))]
+
+    with utils.measure() as spent:
+        parts = utils.over_processes(lambda some: score(some, progress="scoring"), task.evaluation)
+        scores, lost = inference.joined([found for found, _ in parts]), [sum(numbers) for numbers in zip(*(lost for _, lost in parts))]
+        answers = chosen(task.evaluation, scores)
+    latencies = utils.time_requests(lambda ex: chosen([ex], score([ex], 1)[0]), task.evaluation[:latency_runs])
+    extras = [{"log_probs_sum": dict(zip(ex.options, map(float, values)))} for ex, values in zip(task.evaluation, scores.total)]
+    record_answers(run, task, answers, spent, latencies, extras)
+    right = run.row["exact_match"]
+    low, high = metrics.wilson_interval(round(right * len(answers)), len(answers))
+    run.row.update(metric="accuracy", score=right, accuracy=right, score_low=low, score_high=high, prompt_tokens=scores.prompt_tokens,
+                   generated_tokens=0, batch_size=scores.batch_size)  # fmt: skip
     note_truncation(run, room, *lost, scores.truncated)
 
 
@@ -198,14 +304,18 @@ def evaluate_answers(model, tokenizer, task, run, batch_size, latency_runs, chat
 
     limit = models.context_length(model)
     room = limit and limit - (0 if model.config.is_encoder_decoder else max_new_tokens)
-    options = {"stop": answer_stop(model, chat), "add_special_tokens": not chat}
+    options = {"stop": answer_stop(model, tokenizer, task, chat), "add_special_tokens": not chat}
 
     def prompts_of(examples):
         return fit_prompts(task, examples, demonstrations, tokenizer, chat, room)
 
+    def generate(examples):
+        prompts, _, *lost = prompts_of(examples)
+        return inference.generate(model, tokenizer, prompts, max_new_tokens, batch_size, progress="generating", **options), lost
+
     with utils.measure() as spent:
-        prompts, _, *lost = prompts_of(task.evaluation)
-        found = inference.generate(model, tokenizer, prompts, max_new_tokens, batch_size, progress="generating", **options)
+        parts = utils.over_processes(generate, task.evaluation)
+        found, lost = inference.joined([answers for answers, _ in parts]), [sum(numbers) for numbers in zip(*(lost for _, lost in parts))]
 
     def request(example, prefix=None):
         return inference.time_request(model, tokenizer, lambda: prompts_of([example])[0][0], max_new_tokens, prefix=prefix, **options,
@@ -220,6 +330,7 @@ def evaluate_answers(model, tokenizer, task, run, batch_size, latency_runs, chat
         record_classification(run, task, predictions, None, spent, latencies, [{"answer": text} for text in found.texts])
     else:
         record_answers(run, task, found.texts, spent, latencies)
+        run.row["perplexity"] = target_perplexity(model, tokenizer, task, prompts_of, batch_size, chat)
     run.row.update(utils.latency_columns([t.total_ms for t in cached], "cached_"), ttft_ms=median([t.ttft_ms for t in timed]),
                    cached_ttft_ms=median([t.ttft_ms for t in cached]), tpot_ms=median([t.tpot_ms for t in timed]))  # fmt: skip
     record_tokens(run, found, None if decoding else spent)
@@ -232,9 +343,30 @@ def record_tokens(run, found, spent):
                    tokens_per_s=spent and found.new_tokens / spent.seconds)  # fmt: skip
 
 
-def answer_stop(model, chat):
-    """Where an answer ends besides its end-of-sequence token: a plain prompt's answer is one line."""
-    return () if chat or model.config.is_encoder_decoder else ("\n",)
+def target_perplexity(model, tokenizer, task, prompts_of, batch_size, chat):
+    """Perplexity of the evaluation examples' first references after their prompts, per token, the end token left out."""
+    import inference
+
+    def score(examples):
+        prompts, separator, *_ = prompts_of(examples)
+        return inference.score_labels(model, tokenizer, prompts, [[separator + task.target(ex)] for ex in examples], batch_size, not chat)
+
+    scores = inference.joined(utils.over_processes(score, task.evaluation))
+    return metrics.perplexity(-scores.total.sum(), scores.n_tokens.sum())
+
+
+def answer_stop(model, tokenizer, task, chat):
+    """Where an answer ends besides its end-of-sequence token.
+
+    A plain prompt's answer is one line, a plain instruction's response ends before the next heading; a chat template may close
+    a turn with a text that is no special token.
+    """
+    if model.config.is_encoder_decoder:
+        return ()
+    if chat:
+        end = tasks.answer_end(tokenizer, chat)
+        return () if end in tokenizer.all_special_tokens else (end,)
+    return ("\n###",) if task.kind == "instruction" else ("\n",)
 
 
 def median(values):

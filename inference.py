@@ -39,14 +39,33 @@ PADDED_TOKENS = {"cpu": 16_384, "cuda": 65_536}  # of padded rows with the token
 
 @dataclass
 class LabelScores:
-    """Natural log-probabilities of every label after every prompt."""
+    """Natural log-probabilities of every label after every prompt; -inf where a prompt has fewer labels than another."""
 
     total: np.ndarray  # [N, L] summed over the label's tokens
     mean: np.ndarray  # [N, L] per token, for labels of different lengths
+    n_tokens: np.ndarray  # [N, L] of the labels
     prompt_tokens: int  # over all prompts
     truncated: int  # prompts that were cut on the left to fit the model's context
     prefix: list  # the token ids that all prompts begin with, a token short of the shortest at most; [] for encoder-decoders
     batch_size: int  # the most examples of one pass; where rows cannot be packed, of examples with one label each
+
+
+def joined(parts):
+    """The LabelScores or the Answers of consecutive parts of the examples -> those of all of them."""
+    if len(parts) == 1:
+        return parts[0]
+    whole = {"prompt_tokens": sum(part.prompt_tokens for part in parts), "truncated": sum(part.truncated for part in parts),
+             "prefix": min((part.prefix for part in parts), key=len), "batch_size": max(part.batch_size for part in parts)}  # fmt: skip
+    if isinstance(parts[0], Answers):
+        return Answers([text for part in parts for text in part.texts], [ids for part in parts for ids in part.ids], **whole)
+    width = max(part.total.shape[1] for part in parts)
+    tables = {
+        name: np.concatenate(
+            [np.pad(getattr(part, name), ((0, 0), (0, width - part.total.shape[1])), constant_values=filler) for part in parts]
+        )
+        for name, filler in (("total", -np.inf), ("mean", -np.inf), ("n_tokens", 0))
+    }
+    return LabelScores(**tables, **whole)
 
 
 # ----------------------------------------------------------------------------------------------------------------- batches
@@ -75,7 +94,7 @@ def _bar(n, description):
     return tqdm(total=n, desc=description, disable=description is None or n < 64, leave=False)
 
 
-def _pad(rows, pad_id, device, left=False):
+def pad_rows(rows, pad_id, device, left=False):
     """Lists of token ids -> ids [B, T] and attention mask [B, T]."""
     width = max(map(len, rows))
     ids = torch.full((len(rows), width), pad_id, dtype=torch.long)
@@ -96,7 +115,7 @@ def _padded_logits(model, rows, wanted):
     The padding is on the right, so causal attention keeps it out by itself.
     """
     kept = sorted({t for _, t in wanted})
-    ids, _ = _pad(rows, 0, model.device)
+    ids, _ = pad_rows(rows, 0, model.device)
     if takes(model, "logits_to_keep") and not learns_prompt(model):
         logits = model(ids, use_cache=False, logits_to_keep=kept).logits
     else:  # learned tokens before the text have logits of their own
@@ -108,19 +127,22 @@ def _padded_logits(model, rows, wanted):
 def score_labels(model, tokenizer, prompts, labels, batch_size="auto", add_special_tokens=True, progress=None, prefix=None):
     """Log-probability of each label text (its separator included, such as " positive") after each prompt.
 
+    labels: the same for all prompts [L], or lists of their own for each of them [N][L], of one length or not.
     Prompt and label are tokenized together, and what the labels' token sequences have in common counts as the prompt, so
     no token boundary is guessed. Causal models compute what prompts have in common once, also where only some of them do
     (questions over one passage). prefix: a Prefix computed before, used where all prompts begin with it.
     UserError for an empty label.
     """
-    if not all(labels):
-        raise utils.UserError(f"label {list(labels).index('')} is an empty text; a label needs at least one token to be scored")
+    sets = [labels] * len(prompts) if isinstance(labels[0], str) else labels
+    empty = next((list(some).index("") for some in sets if "" in some), None)
+    if empty is not None:
+        raise utils.UserError(f"label {empty} is an empty text; a label needs at least one token to be scored")
     if model.config.is_encoder_decoder:
-        return _score_labels_seq2seq(model, tokenizer, prompts, labels, batch_size, progress)
-    contexts, continuations, truncated = _encode(model, tokenizer, prompts, labels, add_special_tokens)
+        return _score_labels_seq2seq(model, tokenizer, prompts, sets, batch_size, progress)
+    contexts, continuations, truncated = encode(model, tokenizer, prompts, sets, add_special_tokens)
     # a row for each example and label: the context and all but the last token of the label
     rows = [context + end[:-1] for context, ends in zip(contexts, continuations) for end in ends]
-    first = [len(context) - 1 for context in contexts for _ in labels]  # where a row's first label token is read
+    first = [len(context) - 1 for context, some in zip(contexts, sets) for _ in some]  # where a row's first label token is read
     ends = [end for group in continuations for end in group]
     wanted = [range(at, at + len(end)) for at, end in zip(first, ends)]
     total = np.zeros(len(rows))
@@ -132,13 +154,13 @@ def score_labels(model, tokenizer, prompts, labels, batch_size="auto", add_speci
         values = log_probs[[k for _, k, _ in picked], [token for _, _, token in picked]].double().cpu().numpy()
         total[some] = np.bincount([i for i, _, _ in picked], weights=values, minlength=len(some))
 
-    longest = max(map(len, rows))
+    longest, most = max(map(len, rows)), max(map(len, sets))
     if shares_prefix(model, longest):
         if prefix is None or contexts[0][:shared][: len(prefix.ids)] != prefix.ids:
             prefix = Prefix()
-        size = batch_size if batch_size == "auto" else batch_size * len(labels)
+        size = batch_size if batch_size == "auto" else batch_size * most
         with _bar(len(rows), progress) as bar:
-            largest = PrefixTree(model, rows, first, wanted, read, size, prefix, bar).score() // len(labels)
+            largest = PrefixTree(model, rows, first, wanted, read, size, prefix, bar).score() // most
     else:
         same = {}  # labels that differ in their last token have one row
         for r, row in enumerate(rows):
@@ -152,19 +174,46 @@ def score_labels(model, tokenizer, prompts, labels, batch_size="auto", add_speci
             read([r for _, r in some], logits, [[next(place) for _ in wanted[r]] for _, r in some])
 
         largest = _in_batches([len(row) for row in distinct], batch_size, 2 * PACK_TOKENS[model.device.type], work, progress)
-    total = total.reshape(len(prompts), len(labels))
-    n_tokens = np.array([[len(end) for end in group] for group in continuations])
-    return LabelScores(total, total / n_tokens, sum(map(len, contexts)), truncated, contexts[0][:shared], max(1, largest))
+    return LabelScores(*_table(total, continuations), sum(map(len, contexts)), truncated, contexts[0][:shared], max(1, largest))
 
 
-def _encode(model, tokenizer, prompts, labels, add_special_tokens):
+def continuation_log_probs(model, contexts, ends, keep, progress=None):
+    """`keep(log-probabilities [T, V])` of the T tokens of each end behind its context, both lists of token ids; [N]."""
+    rows = [list(context) + list(end[:-1]) for context, end in zip(contexts, ends)]
+    first = [len(context) - 1 for context in contexts]
+    wanted = [range(at, at + len(end)) for at, end in zip(first, ends)]
+    found = [None] * len(rows)
+
+    def read(some, logits, places):
+        for r, row in zip(some, places):
+            found[r] = keep(logits[row].float().log_softmax(-1).cpu())
+
+    with _bar(len(rows), progress) as bar:
+        if shares_prefix(model, max(map(len, rows))):
+            PrefixTree(model, rows, first, wanted, read, "auto", Prefix(), bar).score()
+        else:
+            for r, row in enumerate(rows):
+                read([r], _padded_logits(model, [row], [(0, t) for t in wanted[r]]), [range(len(wanted[r]))])
+                bar.update()
+    return found
+
+
+def _table(values, ends):
+    """Log-probabilities of all labels in a row -> total, mean and n_tokens [N, L]; ends: [N][L] token ids of the labels."""
+    there = np.array([[i < len(some) for i in range(max(map(len, ends)))] for some in ends])
+    total, n_tokens = np.full(there.shape, -np.inf), np.zeros(there.shape, dtype=int)
+    total[there], n_tokens[there] = values, [len(end) for some in ends for end in some]
+    return total, total / np.maximum(n_tokens, 1), n_tokens
+
+
+def encode(model, tokenizer, prompts, sets, add_special_tokens):
     """Token ids of the contexts [N] and of the labels behind them [N][L], and how many contexts were cut on the left."""
     limit, truncated = models.context_length(model), 0
-    texts = [prompt + label for prompt in prompts for label in ("", *labels)]
-    encoded = tokenizer(texts, add_special_tokens=add_special_tokens, verbose=False).input_ids
+    texts = [prompt + label for prompt, labels in zip(prompts, sets) for label in ("", *labels)]
+    encoded = iter(tokenizer(texts, add_special_tokens=add_special_tokens, verbose=False).input_ids)
     contexts, continuations = [], []
-    for i in range(0, len(encoded), len(labels) + 1):
-        alone, *whole = encoded[i : i + len(labels) + 1]
+    for labels in sets:
+        alone, *whole = itertools.islice(encoded, len(labels) + 1)
         cut = min(common_prefix([alone, *whole]), *(len(ids) - 1 for ids in whole))
         context, ends = whole[0][:cut], [ids[cut:] for ids in whole]
         if not context:  # an empty prompt: the model needs one token to predict from
@@ -177,7 +226,7 @@ def _encode(model, tokenizer, prompts, labels, add_special_tokens):
 
 
 @torch.inference_mode()
-def _score_labels_seq2seq(model, tokenizer, prompts, labels, batch_size, progress):
+def _score_labels_seq2seq(model, tokenizer, prompts, sets, batch_size, progress):
     """Encoder states once per prompt, then all labels in one decoder pass; the end token is not scored."""
     from transformers.modeling_outputs import BaseModelOutput
 
@@ -185,25 +234,26 @@ def _score_labels_seq2seq(model, tokenizer, prompts, labels, batch_size, progres
     rows = [tokenizer(prompt).input_ids for prompt in prompts]
     truncated = sum(len(row) > limit for row in rows) if limit else 0
     rows = [row[-limit:] for row in rows] if limit else rows
-    ends = [tokenizer(text_target=label, add_special_tokens=False).input_ids for label in labels]
-    start = model.config.decoder_start_token_id
-    decoder_ids, _ = _pad([[start, *end[:-1]] for end in ends], tokenizer.pad_token_id, model.device)  # [L, T]
-    target, target_mask = _pad(ends, tokenizer.pad_token_id, model.device)  # [L, T]
-    total = np.zeros((len(prompts), len(labels)))
+    known = {label: tokenizer(text_target=label, add_special_tokens=False).input_ids for some in sets for label in some}
+    ends = [[known[label] for label in some] for some in sets]
+    scores = [None] * len(prompts)
 
     def work(batch):
-        ids, mask = _pad([rows[i] for i in batch], tokenizer.pad_token_id, model.device)
+        ids, mask = pad_rows([rows[i] for i in batch], tokenizer.pad_token_id, model.device)
         states = model.get_encoder()(input_ids=ids, attention_mask=mask).last_hidden_state  # [B, S, H]
-        states, mask = states.repeat_interleave(len(labels), 0), mask.repeat_interleave(len(labels), 0)
+        counts = torch.tensor([len(ends[i]) for i in batch], device=model.device)
+        states, mask = states.repeat_interleave(counts, 0), mask.repeat_interleave(counts, 0)  # [all labels of the batch, S, H]
+        target, target_mask = pad_rows([end for i in batch for end in ends[i]], tokenizer.pad_token_id, model.device)  # [.., T]
+        start = torch.full((len(target), 1), model.config.decoder_start_token_id, device=model.device)
         out = model(encoder_outputs=BaseModelOutput(last_hidden_state=states), attention_mask=mask,
-                    decoder_input_ids=decoder_ids.repeat(len(batch), 1), use_cache=False)  # fmt: skip
-        log_probs = out.logits.float().log_softmax(-1)  # [B * L, T, V]
-        picked = log_probs.gather(-1, target.repeat(len(batch), 1)[..., None])[..., 0] * target_mask.repeat(len(batch), 1)
-        total[batch] = picked.sum(-1).view(len(batch), len(labels)).double().cpu().numpy()
+                    decoder_input_ids=torch.cat([start, target[:, :-1]], 1), use_cache=False)  # fmt: skip
+        picked = out.logits.float().log_softmax(-1).gather(-1, target[..., None])[..., 0] * target_mask
+        for i, found in zip(batch, picked.sum(-1).double().cpu().split(counts.tolist())):
+            scores[i] = found.numpy()
 
-    budget = PADDED_TOKENS[model.device.type] // len(labels)
+    budget = PADDED_TOKENS[model.device.type] // max(map(len, ends))
     largest = _in_batches([len(row) for row in rows], batch_size, budget, work, progress)
-    return LabelScores(total, total / np.array([len(end) for end in ends]), sum(map(len, rows)), truncated, [], largest)
+    return LabelScores(*_table(np.concatenate(scores), ends), sum(map(len, rows)), truncated, [], largest)
 
 
 # -------------------------------------------------------------------------------------------------------------- generation
@@ -247,7 +297,7 @@ def generate(model, tokenizer, prompts, max_new_tokens=32, batch_size="auto", st
     length, decoder_only = len(prefix.ids), not model.config.is_encoder_decoder
 
     def work(batch):
-        ids, mask = _pad([rows[i][length:] for i in batch], tokenizer.pad_token_id, model.device, left=decoder_only)
+        ids, mask = pad_rows([rows[i][length:] for i in batch], tokenizer.pad_token_id, model.device, left=decoder_only)
         cached = {}
         if length:  # prefix, padding, rest of the prompt
             head = torch.tensor([prefix.ids], device=model.device).expand(len(batch), -1)
@@ -371,7 +421,7 @@ def classify(model, tokenizer, texts, pairs=None, batch_size="auto", max_length=
         inputs = {}
         for name in names:
             pad = tokenizer.pad_token_id if name == "input_ids" else 0
-            inputs[name], inputs["attention_mask"] = _pad([rows[name][i] for i in batch], pad, model.device)
+            inputs[name], inputs["attention_mask"] = pad_rows([rows[name][i] for i in batch], pad, model.device)
         result[batch] = model(**inputs).logits.float().log_softmax(-1).double().cpu().numpy()
 
     _in_batches([len(ids) for ids in rows["input_ids"]], batch_size, PACK_TOKENS[model.device.type] * 2, work, progress)
@@ -392,7 +442,7 @@ def perplexity(model, tokenizer, texts, max_length=512, batch_size="auto"):
     nll = np.zeros(len(rows))
 
     def work(batch):
-        ids, mask = _pad([rows[i] for i in batch], 0, model.device)
+        ids, mask = pad_rows([rows[i] for i in batch], 0, model.device)
         logits = model(ids).logits[:, :-1].float()  # [B, T - 1, V]
         each = torch.nn.functional.cross_entropy(logits.transpose(1, 2), ids[:, 1:], reduction="none") * mask[:, 1:]
         nll[batch] = each.sum(1).double().cpu().numpy()

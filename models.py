@@ -96,6 +96,7 @@ def quiet():
 
     warnings.filterwarnings("ignore", message=".*MatMul8bitLt.*")
     warnings.filterwarnings("ignore", message=".*fan_in_fan_out.*")
+    warnings.filterwarnings("ignore", message="Position ids are not supported.*")  # with learned prompts, which have their own
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     hf_logging.set_verbosity_error()
     hf_logging.disable_progress_bar()
@@ -165,8 +166,8 @@ def load_model(name, kind="auto", *, precision="fp32", device="cpu", device_map=
     if kind == "classifier" and not labels:
         raise UserError(f"{name} has a classification head; a causal or seq2seq language model is wanted here")
     if kind == "encoder":
-        raise UserError(f"{name} is an encoder without a language-model head and cannot be prompted; train it with finetune.py or "
-                        "peft_finetune.py, or give a causal or seq2seq model")  # fmt: skip
+        raise UserError(f"{name} is an encoder without a language-model head, and cannot be prompted or trained to answer; "
+                        "train it for classification with finetune.py or peft_finetune.py, or give a causal or seq2seq model")  # fmt: skip
     loader = {"causal": AutoModelForCausalLM, "seq2seq": AutoModelForSeq2SeqLM,
               "classifier": AutoModelForSequenceClassification}[kind]  # fmt: skip
     options = {"dtype": torch_dtype(precision), "trust_remote_code": trust_remote_code}
@@ -347,10 +348,25 @@ def linear_names(model):
     return sorted(names - set(HEADS))
 
 
-def target_modules(model, wanted="auto"):
-    """What LoRA adapts: 'auto' looks for the model's attention projections, 'all-linear' is peft's own, else a list of names.
+def layer_paths(model, attention):
+    """Full names of the linear layers within attention blocks, or of the others in the model's repeated layers (the MLPs)."""
+    import torch
+    from transformers.pytorch_utils import Conv1D
 
-    Raises UserError, listing the names there are, where a name matches no linear layer.
+    paths = [name for name, module in model.named_modules() if isinstance(module, (torch.nn.Linear, Conv1D))]
+    layers = [path for path in paths if any(part.isdigit() for part in path.split(".")) and path.split(".")[-1] not in HEADS]
+
+    def attends(path):  # T5: block.0.layer.0.SelfAttention.q
+        return any("attn" in part.lower() or "attention" in part.lower() for part in path.split(".")[:-1])
+
+    return [path for path in layers if attends(path) == attention]
+
+
+def target_modules(model, wanted="auto"):
+    """What an adapter adapts: a list of names of linear layers, or peft's own 'all-linear'.
+
+    wanted: 'auto' looks for the query and value projections, 'attention' takes all projections of the attention blocks, 'mlp'
+    the layers' other linear ones; else a list of names. UserError, listing the names there are, where a name matches nothing.
     """
     if wanted == "all-linear":
         return wanted
@@ -358,8 +374,30 @@ def target_modules(model, wanted="auto"):
     if wanted == "auto":
         found = next((names for names in ATTENTION_PROJECTIONS if set(names) <= set(there)), None)
         return list(found) if found else "all-linear"
+    if wanted in ("attention", "mlp"):
+        found = layer_paths(model, wanted == "attention")
+        if not found:
+            raise UserError(f"--target_modules {wanted}: no such layers found in {model.config.model_type}; name them: {', '.join(there)}")
+        return found
     names = [name.strip() for name in wanted.split(",")]
     lost = [name for name in names if name not in there]
     if lost:
         raise UserError(f"--target_modules {','.join(lost)}: no such linear layer; {model.config.model_type} has {', '.join(there)}")
     return names
+
+
+def changes_outputs(model, tokenizer):
+    """Does the adapter of a PeftModel change what its base computes for a text?"""
+    import torch
+
+    ids = tokenizer("The quick brown fox jumps over the lazy dog.", return_tensors="pt").input_ids.to(model.device)
+    options = {"decoder_input_ids": ids} if model.config.is_encoder_decoder else {}
+
+    @torch.inference_mode()
+    def states():
+        out = model(input_ids=ids, attention_mask=torch.ones_like(ids), output_hidden_states=True, **options)
+        return (out.decoder_hidden_states if options else out.hidden_states)[-1][:, -1]
+
+    adapted = states()
+    with model.disable_adapter():
+        return not torch.equal(adapted, states())

@@ -1,107 +1,228 @@
-"""Parameter-efficient fine-tuning: LoRA (Hu et al. 2022) on a full-precision, int8 or nf4 base (QLoRA, Dettmers et al. 2023).
+"""Parameter-efficient fine-tuning: LoRA and its kin, (IA)3, prompt and prefix tuning, on a full-precision, int8 or nf4 base.
 
-The base is frozen; low-rank matrices beside some of its linear layers, and the new classification head, are trained with the
-same batches, checkpoint choice and clock as finetune.py. The adapter is saved in peft's own format.
+The base is frozen and a few new parameters are trained, by the batches, checkpoint choice and clock of finetune.py. What the
+data are decides what is trained for: classification, with a new head that is fully trained, or answers of a language model.
+The adapter is saved in peft's own format.
 
-    # on a CPU, offline (after `python prepare_data.py demo`): about two minutes
+    method         what is trained                                                          default learning rate: head, answers
+    lora           low-rank updates of linear layers (Hu et al. 2022)                                              2e-3    5e-4
+    qlora          the same on an nf4 base (Dettmers et al. 2023)                                                  2e-3    5e-4
+    dora           with magnitudes apart from directions (Liu et al. 2024)                                         2e-3    5e-4
+    rslora         scaled by alpha / sqrt(rank) (Kalajdzievski 2023)                                               1e-3    2e-4
+    adalora        ranks moved to where they matter as training goes on (Zhang et al. 2023)                        5e-3    2e-3
+    ia3            a factor for each key, value and inner MLP activation (Liu et al. 2022)                         1e-2    5e-3
+    prompt_tuning  embeddings before the text (Lester et al. 2021)                                                    -    3e-2
+    prefix_tuning  keys and values before the text, in every layer (Li and Liang 2021)                                -    1e-2
+
+LoRA-like methods want about ten times the learning rate of full fine-tuning or more, methods with fewer parameters more again.
+
+    # on a CPU, offline (after `python prepare_data.py demo`): about two minutes each
     python peft_finetune.py --model assets/models/all-MiniLM-L6-v2 --max_train_samples 2000 --epochs 2 --batch_size 32
-    # on a GPU, from the hub; --quantize nf4 for QLoRA
-    python peft_finetune.py --model distilbert-base-uncased --dataset glue --subset sst2 --epochs 3 --batch_size 16 --fp16
+    python peft_finetune.py --model assets/models/SmolLM2-135M-Instruct --dataset assets/data/openbookqa --max_steps 40 --batch_size 8
+    # on a GPU, from the hub: instruction tuning, QLoRA on all layers
+    python peft_finetune.py --model meta-llama/Llama-2-7b-hf --dataset databricks/databricks-dolly-15k --method qlora --rank 16 \\
+        --alpha 32 --dropout 0.05 --target_modules all-linear --bf16 --gradient_checkpointing --optim paged_adamw_8bit \\
+        --lr_scheduler cosine --batch_size 4 --gradient_accumulation 4 --max_length 1024 --max_new_tokens 256
     # score the adapter again, on the same examples
     python prompt_eval.py --model assets/models/all-MiniLM-L6-v2 --adapter runs/RUN_ID/adapter
 """
 
-import json
 import shutil
 
-import evaluation
 import models
 import tasks
 import training
 import utils
 
-LEARNING_RATE = 2e-3  # twenty times that of finetune.py; chosen by MiniLM's validation accuracy, large models are trained with less
+# method -> for a classification head, for answers. The head's lora rate was chosen by MiniLM's validation accuracy
+LEARNING_RATES = {"lora": (2e-3, 5e-4), "dora": (2e-3, 5e-4), "rslora": (1e-3, 2e-4), "adalora": (5e-3, 2e-3), "ia3": (1e-2, 5e-3),
+                  "prompt_tuning": (None, 3e-2), "prefix_tuning": (None, 1e-2)}  # fmt: skip
+LOW_RANK = ("lora", "dora", "rslora", "adalora")
+LEARNED_PROMPTS = ("prompt_tuning", "prefix_tuning")
 
 
 def parse_args(argv=None):
     parser = utils.ArgumentParser(__doc__)
     parser.add_argument("--model", default="assets/models/all-MiniLM-L6-v2", help="hub name or folder (default: %(default)s)")
     group = parser.add_argument_group("adapter")
-    group.add_argument("--rank", type=utils.positive_int, default=8, help="rank of the update matrices (default: %(default)s)")
+    group.add_argument("--method", choices=("qlora", *LEARNING_RATES), default="lora", help="see above (default: %(default)s)")
+    group.add_argument("--quantize", choices=("none", "int8", "nf4"), help="the frozen base's weights (default: none, nf4 for qlora)")
+    group.add_argument("--rank", type=utils.positive_int, default=8, help="of the update matrices (default: %(default)s)")
     group.add_argument("--alpha", type=utils.positive_int, help="updates are scaled by alpha / rank (default: twice the rank)")
     group.add_argument("--dropout", type=utils.fraction, default=0.05, help="on the adapter's input (default: %(default)s)")
-    group.add_argument("--target_modules", default="auto", metavar="auto|all-linear|A,B,..",
-                       help="the linear layers to adapt; auto finds the query and value projections (default: %(default)s)")  # fmt: skip
-    group.add_argument(
-        "--quantize", choices=("none", "int8", "nf4"), default="none", help="the frozen base's weights (default: %(default)s)"
-    )
-    training.add_training_args(parser, LEARNING_RATE)
+    group.add_argument("--bias", choices=("none", "all", "lora_only"), default="none", help="biases trained too (default: %(default)s)")
+    group.add_argument("--target_modules", default="auto", metavar="auto|attention|mlp|all-linear|A,B,..",
+                       help="the linear layers to adapt; auto: query and value projections (default: %(default)s)")  # fmt: skip
+    group.add_argument("--init_r", type=utils.positive_int, help="adalora: rank at the start (default: 1.5 times target_r)")
+    group.add_argument("--target_r", type=utils.positive_int, help="adalora: mean rank at the end (default: --rank)")
+    group.add_argument("--tinit", type=utils.whole_number, help="adalora: steps before ranks shrink (default: a tenth of all)")
+    group.add_argument("--tfinal", type=utils.whole_number, help="adalora: steps with the final ranks (default: three tenths)")
+    group.add_argument("--num_virtual_tokens", type=utils.positive_int, default=20, help="of a learned prompt (default: %(default)s)")
+    group.add_argument("--init_text", help="a learned prompt begins as this text (default: the task's instruction, or random)")
+    training.add_training_args(parser)
     tasks.add_data_args(parser)
     utils.add_common_args(parser)
-    return tasks.check_data_args(parser, parser.parse_args(argv))
+    args = training.check_training_args(parser, tasks.check_data_args(parser, parser.parse_args(argv)))
+    if args.method == "qlora":
+        args.method, args.quantize = "lora", args.quantize or "nf4"
+    args.quantize = args.quantize or "none"
+    if args.method == "adalora" and args.resume:
+        parser.error("--resume: AdaLoRA's importance scores are not in its checkpoints; run it again")
+    if args.method == "adalora" and (args.init_r or 10**9) < (args.target_r or args.rank):
+        parser.error(f"--init_r {args.init_r} is below the target rank {args.target_r or args.rank}; ranks only shrink")
+    if args.quantize != "none" and args.weights != "fp32":
+        parser.error("--weights bf16 is for a base that is not quantized")
+    return args
 
 
-def add_lora(model, args):
-    """Wrap the model in a LoRA adapter; the head stays fully trainable and is saved with the adapter."""
+# ----------------------------------------------------------------------------------------------------------- the technique
+
+
+def adapt(model, tokenizer, task, args):
+    """Freeze the base and put the new parameters on it. A classification head is fully trainable and saved with the adapter."""
     import peft
 
-    targets = models.target_modules(model, args.target_modules)
+    head = task.kind == "classification"
+    kind = "SEQ_CLS" if head else "SEQ_2_SEQ_LM" if model.config.is_encoder_decoder else "CAUSAL_LM"
+    if args.method in LEARNED_PROMPTS:
+        return learned_prompt(model, tokenizer, task, args, kind)
     if args.quantize != "none":
         model = peft.prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
-    config = peft.LoraConfig(task_type=peft.TaskType.SEQ_CLS, r=args.rank, lora_alpha=args.alpha or 2 * args.rank,
-                             lora_dropout=args.dropout, target_modules=targets)  # fmt: skip
-    return peft.get_peft_model(model, config)
+    if args.method == "ia3":
+        return peft.get_peft_model(model, peft.IA3Config(task_type=kind, **ia3_modules(model, args.target_modules)))
+    options = {"task_type": kind, "lora_alpha": args.alpha or 2 * args.rank, "lora_dropout": args.dropout, "bias": args.bias,
+               "target_modules": models.target_modules(model, args.target_modules)}  # fmt: skip
+    if args.method != "adalora":
+        return peft.get_peft_model(model, peft.LoraConfig(r=args.rank, use_dora=args.method == "dora",
+                                                          use_rslora=args.method == "rslora", **options))  # fmt: skip
+    steps, target = training.n_steps(len(task.train), args), args.target_r or args.rank
+    tinit = steps // 10 if args.tinit is None else args.tinit
+    tfinal = 3 * steps // 10 if args.tfinal is None else args.tfinal
+    if tinit + tfinal >= steps:
+        raise utils.UserError(f"--tinit {tinit} and --tfinal {tfinal} leave none of the {steps} steps for ranks to shrink in")
+    return peft.get_peft_model(model, peft.AdaLoraConfig(init_r=args.init_r or -(-3 * target // 2), target_r=target, tinit=tinit,
+                                                         tfinal=tfinal, total_step=steps, **options))  # fmt: skip
+
+
+def ia3_modules(model, wanted):
+    """peft's choice of layers for the architecture, or the named ones; those of the MLPs are scaled at their input."""
+    from peft.utils import TRANSFORMERS_MODELS_TO_IA3_TARGET_MODULES_MAPPING as KNOWN
+
+    if wanted == "auto":
+        if model.config.model_type not in KNOWN:
+            raise utils.UserError(f"--method ia3 has no default layers for {model.config.model_type}; name keys, values and the MLP's "
+                                  f"last layer with --target_modules, of {', '.join(models.linear_names(model))}")  # fmt: skip
+        return {}
+    names = models.target_modules(model, wanted)
+    if names == "all-linear":
+        raise utils.UserError("--method ia3 --target_modules all-linear: name the layers, or take auto, attention or mlp")
+    inner = {path if wanted in ("attention", "mlp") else path.split(".")[-1] for path in models.layer_paths(model, attention=False)}
+    return {"target_modules": names, "feedforward_modules": [name for name in names if name in inner]}
+
+
+def learned_prompt(model, tokenizer, task, args, kind):
+    """Prompt tuning, or prefix tuning, from a text's embeddings or keys and values where there is a text to begin from."""
+    import peft
+
+    if kind == "SEQ_CLS":
+        raise utils.UserError(f"--method {args.method} is for language models that answer (qa and instruction data), not for a head")
+    text = args.init_text or task.instruction
+    common = {"task_type": kind, "num_virtual_tokens": args.num_virtual_tokens}
+    if args.method == "prompt_tuning":
+        begin = {"prompt_tuning_init": "TEXT", "prompt_tuning_init_text": text, "tokenizer_name_or_path": args.model} if text else {}
+        return peft.get_peft_model(model, peft.PromptTuningConfig(**common, **begin))
+    adapted = peft.get_peft_model(model, peft.PrefixTuningConfig(**common))
+    if text and kind == "CAUSAL_LM":
+        from peft.tuners.cartridge.utils import initialize_kv_prefix_from_text
+
+        long_enough = " ".join([text] * (1 + args.num_virtual_tokens // max(1, len(tokenizer(text).input_ids) - 1)))
+        initialize_kv_prefix_from_text(adapted, tokenizer, text=long_enough, num_virtual_tokens=args.num_virtual_tokens,
+                                       use_chat_template=False)  # fmt: skip
+    return adapted
+
+
+def allocate_ranks(model):
+    """A Trainer callback that lets AdaLoRA move its ranks after every optimizer step (peft issue 1801: nothing else does)."""
+    import transformers
+
+    class AllocateRanks(transformers.TrainerCallback):
+        def on_optimizer_step(self, args, state, control, **kwargs):  # before the gradients are cleared, which it reads
+            model.base_model.update_and_allocate(state.global_step + 1)
+
+    return AllocateRanks()
+
+
+def ranks(model):
+    """AdaLoRA's ranks now: {layer: singular values that are not masked}."""
+    return {name: int((p != 0).sum()) for name, p in model.named_parameters() if "lora_E" in name}
+
+
+def variant(args):
+    """What the row calls this run: lora_r8, lora_r8_nf4, ia3, prompt_tuning_v20, ..."""
+    size = f"_r{args.target_r or args.rank}" if args.method in LOW_RANK else ""
+    size = f"_v{args.num_virtual_tokens}" if args.method in LEARNED_PROMPTS else size
+    where = "" if args.target_modules == "auto" else "_" + args.target_modules.replace(",", "+")
+    return args.method + size + where + ("" if args.quantize == "none" else f"_{args.quantize}")
 
 
 @utils.clean_exit
 def main(argv=None):
     # 1. settings
-    args = parse_args(argv)
-    models.check_names({"--model": args.model}, {"--dataset": tasks.source(args)})
-    run = utils.Run(args, __file__, "peft", folder=training.find_resumable(args, __file__))
+    given, base = parse_args(argv), None
+    models.check_names({"--model": given.model}, {"--dataset": tasks.source(given), "--eval_ood": given.eval_ood})
+    for args in training.repeats(given):
+        run = utils.Run(args, __file__, "peft", folder=training.find_resumable(args, __file__))
 
-    with run:
-        # 2. seed and device
-        utils.set_seed(args.seed)
-        device = utils.pick_device(args.device)
-        mixed, quantized = training.mixed_precision(args, device), args.quantize != "none"
-        run.row.update(variant=f"lora_r{args.rank}" + (f"_{args.quantize}" if quantized else ""), model=args.model, metric="accuracy",
-                       data_seed=args.data_seed, device=device, device_name=utils.device_name(device),
-                       precision=args.quantize if quantized else mixed)  # fmt: skip
+        with run:
+            # 2. seed and device
+            utils.set_seed(args.seed)
+            device = utils.pick_device(args.device)
+            mixed, quantized = training.mixed_precision(args, device), args.quantize != "none"
+            run.row.update(variant=variant(args), model=args.model, data_seed=args.data_seed, device=device,
+                           device_name=utils.device_name(device), precision=args.quantize if quantized else mixed)  # fmt: skip
 
-        # 3. data
-        task = tasks.from_args(args)
-        print(task.summary())
-        tasks.require_kind(task, "classification", "fine-tuning")
-        run.row.update(task.row())
+            # 3. data
+            task = tasks.from_args(args)
+            print(task.summary())
+            other = training.out_of_domain(args, task)
+            run.row.update(task.row())
 
-        # 4. model
-        tokenizer = utils.load_tokenizer(args.model, args.trust_remote_code)
-        with utils.measure() as loading:
-            weights = args.quantize if quantized else "fp32"
-            model = models.load_model(args.model, "classifier", labels=task.labels, precision=weights, device=device,
-                                      pad_token_id=tokenizer.pad_token_id, trust_remote_code=args.trust_remote_code)  # fmt: skip
+            # 4. model
+            tokenizer = utils.load_tokenizer(args.model, args.trust_remote_code)
+            with utils.measure() as loading:
+                base = base or training.load_base(args, task, tokenizer, device, args.quantize if quantized else args.weights)
+                model = training.own_copy(base, args)
 
-        # 5. adapt
-        model = add_lora(model, args)
-        run.row.update(load_seconds=loading.seconds, **models.size_columns(model, trained=True))
-        training.train_classifier(model, tokenizer, task, args, run, device)
-        model.save_pretrained(run.path("adapter"))
-        tokenizer.save_pretrained(run.path("adapter"))
-        run.path("adapter/labels.json").write_text(json.dumps(task.labels))
-        if not any(p.abs().max() > 0 for name, p in model.named_parameters() if "lora_B" in name):  # zero is where they start
-            run.row["status"] = "degenerate"
-            run.note("the adapter changed nothing")
-        run.row["artifact_mb"] = utils.folder_mb(run.path("adapter"), "adapter_model.safetensors")
+            # 5. adapt
+            model = adapt(model, tokenizer, task, args)
+            run.row.update(load_seconds=loading.seconds, **models.size_columns(model, trained=True))
+            chat = training.uses_chat(args, task, tokenizer)
+            learning_rate = args.learning_rate or LEARNING_RATES[args.method][task.kind != "classification"]
+            callbacks = [allocate_ranks(model)] if args.method == "adalora" else []
+            model = training.train(model, tokenizer, task, args, run, device, learning_rate, chat, callbacks)
+            if args.method == "adalora":
+                final = ranks(model)
+                run.write_json("ranks.json", final)
+                run.note(f"mean rank {sum(final.values()) / len(final):.1f} at the end")
+            if run.main:
+                model.save_pretrained(run.path("adapter"))
+                tokenizer.save_pretrained(run.path("adapter"))
+                if task.labels:
+                    run.write_json("adapter/labels.json", task.labels)
+                run.row["artifact_mb"] = utils.folder_mb(run.path("adapter"), "adapter_model.safetensors")
+            if not models.changes_outputs(model, tokenizer):
+                run.row["status"] = "degenerate"
+                run.note("the adapter changed nothing")
 
-        # 6. evaluate
-        evaluation.evaluate_classifier(model, tokenizer, task, run, args.batch_size, args.latency_runs, args.max_length)
-        run.note("timed with the adapter unmerged")
+            # 6. evaluate
+            training.evaluate(model, tokenizer, task, args, run, chat, other)
+            run.note("timed with the adapter unmerged")
 
-        # 7. row and report: written by leaving the block
-        share = run.row["trainable_params"] / run.row["total_params"]
-        run.headline = f"trained {share:.2%} of the parameters in {run.row['train_seconds']:.0f} s"
-        shutil.rmtree(run.path("checkpoints"))
+            # 7. row and report: written by leaving the block
+            trained = run.row["trainable_params"] / run.row["total_params"]
+            run.headline = f"trained {trained:.2%} of the parameters in {run.row['train_seconds']:.0f} s"
+            if run.main:
+                shutil.rmtree(run.path("checkpoints"))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """Prompting: zero-shot and k-shot, for causal and seq2seq models, plain or chat; also scores a checkpoint or an adapter.
 
 Classification takes the label whose words are likeliest after the prompt (--scoring likelihood), or reads a free answer
-(--scoring generate); question answering generates. The k demonstrations are the k training examples that finetune.py
+(--scoring generate); questions and instructions are answered freely, questions with options also by the likeliest option
+(--scoring likelihood). The k demonstrations are the k training examples that finetune.py
 --max_train_samples k sees with the same --data_seed. A language model's preference for some label words can be divided out:
 --calibrate contextual (Zhao et al. 2021) by what it answers to empty inputs, --calibrate batch (Zhou et al. 2024) by its mean
 answer over the evaluation inputs, whose labels it does not see.
@@ -11,20 +12,20 @@ answer over the evaluation inputs, whose labels it does not see.
     python prompt_eval.py --model assets/models/SmolLM2-135M-Instruct --max_eval_samples 200 --k_shots 8 --calibrate batch
     # on a GPU, from the hub
     python prompt_eval.py --model google/flan-t5-base --dataset glue --subset sst2 --n_examples 20
+    # UnifiedQA questions, scored by source and over all (after `python prepare_data.py unifiedqa DIR`)
+    python prompt_eval.py --dataset assets/data/unifiedqa --k_shots 4 --max_demo_tokens 100 --max_eval_samples 200
     # an adapter that peft_finetune.py saved
     python prompt_eval.py --model assets/models/all-MiniLM-L6-v2 --adapter runs/RUN_ID/adapter
 """
 
 import argparse
-
-import numpy as np
+from dataclasses import replace
 
 import evaluation
 import models
 import tasks
+import training
 import utils
-
-CONTENT_FREE = ("N/A", "", "[MASK]")  # the inputs of contextual calibration, as in its paper
 
 
 def parse_args(argv=None):
@@ -41,11 +42,14 @@ def parse_args(argv=None):
     group.add_argument("--prompt_format", choices=("plain", "chat", "auto"), default="auto",
                        help="chat uses the tokenizer's template; auto is chat for generated answers of models that have one, "
                        "plain where labels are scored (default: %(default)s)")  # fmt: skip
-    group.add_argument("--scoring", choices=("likelihood", "generate"), default="likelihood", help="of classes (default: %(default)s)")
+    group.add_argument("--max_demo_tokens", type=utils.positive_int, metavar="N", help="draw demonstrations of at most N tokens each")
+    group.add_argument("--scoring", choices=("auto", "likelihood", "generate"), default="auto",
+                       help="auto: likelihood of classes, answers to anything else (default: %(default)s)")  # fmt: skip
     group.add_argument("--calibrate", choices=("none", "contextual", "batch"), default="none", help="divide out the label prior")
     group.add_argument("--normalise", choices=("sum", "mean"), default="sum",
                        help="a label's log-probability: over its tokens, or per token (default: %(default)s)")  # fmt: skip
     group.add_argument("--max_new_tokens", type=utils.positive_int, default=32, help="of a generated answer (default: %(default)s)")
+    group.add_argument("--eval_ood", metavar="DATASET", help="score out of domain too: a data set of the same labels, or HANS for MNLI")
     tasks.add_data_args(parser)
     utils.add_common_args(parser, auto_batch=True)
     args = tasks.check_data_args(parser, parser.parse_args(argv))
@@ -57,20 +61,6 @@ def parse_args(argv=None):
 
 
 # ----------------------------------------------------------------------------------------------------------- the technique
-
-
-def contextual_prior(task, score):
-    """Log label prior [L]: the mean probability of each label after inputs without content (Zhao et al. 2021).
-
-    score: examples -> log-probabilities [N, L].
-    """
-    blank = [tasks.Example("content-free", text, text if task.evaluation[0].text_pair is not None else None) for text in CONTENT_FREE]
-    return np.log(np.exp(score(blank)).mean(axis=0))
-
-
-def batch_prior(log_probs):
-    """Log label prior [L]: the mean probability of each label over the evaluation inputs (Zhou et al. 2024)."""
-    return np.log(np.exp(log_probs).mean(axis=0))
 
 
 def read_label(answer, words):
@@ -90,14 +80,25 @@ def variant(args, kind, adapted):
         parts.append(f"{args.calibrate}_calibrated")
     if kind == "classification" and args.scoring == "generate":
         parts.append("generated")
+    if kind == "qa" and args.scoring == "likelihood":
+        parts.append("likelihood")
     return "_".join([*parts, "adapter"] if adapted else parts)
+
+
+def short_enough(task, tokenizer, chat, limit):
+    """The task with only those training examples whose demonstration, prompt and answer, has at most `limit` tokens."""
+
+    def length(example):
+        return len(tokenizer(tasks.fill(task, example, chat) + " " + task.target(example), add_special_tokens=False).input_ids)
+
+    return replace(task, train=[example for example in task.train if length(example) <= limit])
 
 
 @utils.clean_exit
 def main(argv=None):
     # 1. settings
     args = parse_args(argv)
-    models.check_names({"--model": args.model, "--adapter": args.adapter}, {"--dataset": tasks.source(args)})
+    models.check_names({"--model": args.model, "--adapter": args.adapter}, {"--dataset": tasks.source(args), "--eval_ood": args.eval_ood})
     run = utils.Run(args, __file__, "prompting")
 
     with run:
@@ -110,11 +111,19 @@ def main(argv=None):
         # 3. data
         task = tasks.from_args(args)
         print(task.summary())
-        demonstrations = tasks.draw(task.train, args.k_shots, args.data_seed)
+        by_likelihood = args.scoring == "likelihood" or (args.scoring == "auto" and task.kind == "classification")
+        if task.kind == "instruction" and by_likelihood:
+            raise tasks.DataError("--scoring likelihood is for classes and for questions with options; instructions are answered freely")
+        other = training.out_of_domain(args, task)
+        if other and not by_likelihood:
+            raise tasks.DataError("--eval_ood scores label words; leave out --scoring generate")
         run.row.update(task.row(), variant=variant(args, task.kind, args.adapter), n_train=args.k_shots)
 
         # 4. model
         tokenizer = utils.load_tokenizer(args.model, args.trust_remote_code)
+        chat = models.uses_chat(args.prompt_format, tokenizer, scoring=by_likelihood)
+        pool = task if args.max_demo_tokens is None else short_enough(task, tokenizer, chat, args.max_demo_tokens)
+        demonstrations = tasks.draw(pool.train, args.k_shots, args.data_seed)
         classifier = models.is_classifier(args.model, args.adapter, args.trust_remote_code)
         if classifier:
             tasks.require_kind(task, "classification", "a model with a classification head")
@@ -129,18 +138,19 @@ def main(argv=None):
         model, merged = models.merge_adapter(model, args.merge_adapter)
         if merged:
             run.note(merged)
-        chat = models.uses_chat(args.prompt_format, tokenizer, scoring=task.kind == "classification" and args.scoring == "likelihood")
 
         # 6. evaluate
         common = {"batch_size": args.batch_size, "latency_runs": args.latency_runs}
         prompted = {**common, "demonstrations": demonstrations, "chat": chat}
         if classifier:
             run.row.update(strategy="peft" if args.adapter else "full_finetuning", variant="checkpoint", k_shots=None, n_train=None)
-            evaluation.evaluate_classifier(model, tokenizer, task, run, **common)
-        elif task.kind == "classification" and args.scoring == "likelihood":
-            prior = {"none": None, "contextual": lambda score, _: contextual_prior(task, score),
-                     "batch": lambda _, log_probs: batch_prior(log_probs)}[args.calibrate]  # fmt: skip
-            evaluation.evaluate_labels(model, tokenizer, task, run, **prompted, prior=prior, per_token=args.normalise == "mean")
+            evaluation.evaluate_classifier(model, tokenizer, task, run, **common, other=other)
+        elif task.kind == "classification" and by_likelihood:
+            evaluation.evaluate_labels(model, tokenizer, task, run, **prompted, prior=evaluation.label_prior(args.calibrate, task),
+                                       per_token=args.normalise == "mean",
+                                       other=other)  # fmt: skip
+        elif by_likelihood:
+            evaluation.evaluate_options(model, tokenizer, task, run, **prompted, per_token=args.normalise == "mean")
         else:
             evaluation.evaluate_answers(model, tokenizer, task, run, **prompted, max_new_tokens=args.max_new_tokens, read=read_label)
 

@@ -214,7 +214,7 @@ def speed_columns(args, model, tokenizer, task, run, chat, options):
     own = task.kind != "classification" and not args.compile  # the task's own prompts, answered until they end by themselves
     prompts = timed_prompts(task, tokenizer, args.latency_runs, args.prompt_tokens, own, chat)
     request = {"add_special_tokens": not chat or not own}
-    request.update({"stop": evaluation.answer_stop(model, chat)} if own else {"exact": True})
+    request.update({"stop": evaluation.answer_stop(model, tokenizer, task, chat)} if own else {"exact": True})
     plain, other, cells = measure_decoding(model, tokenizer, prompts, args.new_tokens, options, **request)
     timed = other or plain
     run.write_jsonl("requests.jsonl", [
@@ -297,7 +297,8 @@ def main(argv=None):
                 prompted["latency_runs"] = 0
             evaluation.evaluate_answers(model, tokenizer, task, run, **prompted, max_new_tokens=args.new_tokens,
                                         decoding=options)  # fmt: skip
-        run.row["perplexity"] = measure_perplexity(model, tokenizer, task)
+        if scored:  # answers have that of their references
+            run.row["perplexity"] = measure_perplexity(model, tokenizer, task)
         if args.latency_runs and (scored or options):
             with utils.measure() as spent:
                 speed_columns(args, model, tokenizer, task, run, chat, options)

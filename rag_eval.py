@@ -242,7 +242,7 @@ class Reader:
         limit = models.context_length(self.model)
         self.room = limit and limit - (0 if self.model.config.is_encoder_decoder else args.max_new_tokens)
 
-        self.options = {"stop": evaluation.answer_stop(self.model, self.chat), "add_special_tokens": not self.chat}
+        self.options = {"stop": evaluation.answer_stop(self.model, self.tokenizer, task, self.chat), "add_special_tokens": not self.chat}
 
     def prompt(self, question, hits):
         """(prompt, passages left out) for a question and its retrieved (chunk, distance)."""

@@ -29,6 +29,7 @@ LABEL = ("label", "labels", "gold_label", "sentiment", "class")
 QUESTION, CONTEXT = ("question", "query"), ("context", "passage", "support", "input")
 ANSWER, OPTIONS = ("answers", "answer"), ("options", "choices")
 RESPONSE = ("output", "response", "completion")
+GROUP = ("heuristic", "source", "category")  # scored apart, besides all together
 
 # label names -> (instruction, template, words in the order of the sorted names); words are what a language model reads and says
 TEMPLATES = {
@@ -52,6 +53,9 @@ TEMPLATES = {
 QA_INSTRUCTION = "Answer the question with a few words."
 QA_CONTEXT_INSTRUCTION = "Use the text to answer the question in a few words."
 QA_TEMPLATE = "Question: {text}\nAnswer:"
+INSTRUCTION_TEMPLATE = (
+    "### Instruction:\n{text}\n\n### Context:\n{context}\n\n### Response:"  # without its middle where there is no context
+)
 
 
 class DataError(ValueError):
@@ -71,6 +75,7 @@ class Example:
     options: tuple = ()
     label: int | None = None
     references: tuple = ()
+    group: str | None = None  # HANS' heuristic, UnifiedQA's source, Dolly's category
 
     def key(self):
         """What makes two examples the same input, whatever their case and white space."""
@@ -256,6 +261,7 @@ def _recognise(rows, options):
         "label": _pick(first, LABEL, options["label_column"], "--label_column"),
         "question": _pick(first, QUESTION), "context": _pick(first, CONTEXT), "options": _pick(first, OPTIONS),
         "answer": _pick(first, ANSWER), "instruction": _pick(first, ("instruction",)), "response": _pick(first, RESPONSE),
+        "group": _pick(first, GROUP),
     }  # fmt: skip
     if kind == "auto":
         boolean = columns["answer"] and all(_yes_no(row.get(columns["answer"])) in ("yes", "no", "") for row in rows)
@@ -349,6 +355,8 @@ def _to_examples(rows, split, kind, columns, label_index, no_label):
             context = _text(row.get(columns["context"])) or None
             response = _text(cell("response")).strip()
             example = Example(where, _text(cell("instruction")), None, context, references=(response,) if response else ())
+        if columns["group"] not in (None, columns["label"]) and _text(row.get(columns["group"])):
+            example = replace(example, group=_text(row[columns["group"]]))
         if example.text.strip() and (kind == "classification" or example.references):
             examples.append(example)
     return examples
@@ -381,14 +389,19 @@ def _label_names(splits, column, declared):
 # ------------------------------------------------------------------------------------------------------------------ splits
 
 
-def draw(examples, k, seed):
-    """k examples by `seed`, classes in turn so that they are as balanced as the data allow; the whole list for k=None."""
+def draw(examples, k, seed, balanced=True):
+    """k examples by `seed`, classes in turn so that they are as balanced as the data allow; the whole list for k=None.
+
+    balanced: look at the labels for that; where nobody may know them, False.
+    """
     if k is None:
         return list(examples)
     if k > len(examples):
         raise DataError(f"{k} training examples or demonstrations are asked for, the data have {len(examples)}")
     shuffled = list(examples)
     random.Random(seed).shuffle(shuffled)
+    if not balanced:
+        return shuffled[:k]
     by_label = {}
     for example in shuffled:
         by_label.setdefault(example.label, []).append(example)
@@ -478,6 +491,39 @@ def load_task(dataset, subset=None, *, files=None, columns=None, kind="auto", te
     return _with_prompt(task, label_words, instruction, template)
 
 
+@dataclass
+class OutOfDomain:
+    """Evaluation examples of another data set, and what each label of the task counts as there."""
+
+    name: str
+    labels: tuple
+    mapping: list  # [labels of the task] -> index into `labels`
+    evaluation: list
+
+
+def out_of_domain(dataset, task, max_eval_samples=None):
+    """Another data set's evaluation examples for a classification task.
+
+    dataset: a hub name, a folder, or a file all of whose rows are taken. Its labels are the task's, or entailment and its
+    opposite (HANS, McCoy et al. 2019), where neutral and contradiction both count as non-entailment. DataError otherwise.
+    """
+    path = Path(dataset).expanduser()
+    files = [path] if path.is_file() else [f for f in path.iterdir() if f.suffix[1:].lower() in FORMATS] if path.is_dir() else []
+    files = {"test": files[0]} if len(files) == 1 else None
+    other = load_task(None if files else dataset, files=files, kind="classification", max_eval_samples=max_eval_samples)
+    paired = [any(ex.text_pair is not None for ex in some.evaluation) for some in (task, other)]
+    if paired[0] != paired[1]:
+        raise DataError(f"--eval_ood {dataset}: its examples have {1 + paired[1]} texts, those of {task.name} have {1 + paired[0]}")
+    there = {label.lower(): i for i, label in enumerate(other.labels)}
+    if sorted(there) == sorted(label.lower() for label in task.labels):
+        mapping = [there[label.lower()] for label in task.labels]
+    elif len(there) == 2 and "entailment" in there and "entailment" in task.labels:
+        mapping = [there["entailment"] if label == "entailment" else 1 - there["entailment"] for label in task.labels]
+    else:
+        raise DataError(f"--eval_ood {dataset} has the labels {', '.join(other.labels)}, {task.name} has {', '.join(task.labels)}")
+    return OutOfDomain(str(dataset), other.labels, mapping, other.evaluation)
+
+
 # ----------------------------------------------------------------------------------------------------------------- prompts
 
 
@@ -511,7 +557,7 @@ def _with_prompt(task, label_words, instruction, template):
         has_context = any(ex.context for ex in task.evaluation)
         task.instruction, task.template = QA_CONTEXT_INSTRUCTION if has_context else QA_INSTRUCTION, QA_TEMPLATE
     else:
-        task.instruction, task.template = "", "{text}\n"
+        task.instruction, task.template = "", INSTRUCTION_TEMPLATE
     task = replace(task, instruction=task.instruction if instruction is None else instruction, template=template or task.template)
     paired = task.kind == "classification" and any(ex.text_pair is not None for ex in task.evaluation)
     if paired != ("{text_pair}" in task.template):
@@ -522,13 +568,22 @@ def _with_prompt(task, label_words, instruction, template):
     return task
 
 
-def fill(task, example):
-    """The example's own part of a prompt: passage and options where there are any, then the template."""
-    body = task.template.replace("{text_pair}", example.text_pair or "").replace("{text}", example.text)
+def fill(task, example, chat=False):
+    """The example's own part of a prompt: passage and options where there are any, then the template.
+
+    In a chat an instruction without a template of the person's own stands as it is, its context below it.
+    """
+    if task.kind == "instruction" and chat and task.template == INSTRUCTION_TEMPLATE:
+        return "\n\n".join(filter(None, [example.text, example.context]))
+    template = task.template
+    if "{context}" in template and not example.context:
+        template = template.replace("### Context:\n{context}\n\n", "")
+    parts = {"{text_pair}": example.text_pair or "", "{text}": example.text, "{context}": example.context or ""}
+    body = re.sub(r"\{(?:text_pair|text|context)\}", lambda found: parts[found[0]], template)
     if example.options:
         head, _, tail = body.rpartition("\n")
         body = "\n".join(filter(None, [head, *example.options, tail]))
-    return f"Text: {example.context}\n\n{body}" if example.context else body
+    return body if "{context}" in task.template or not example.context else f"Text: {example.context}\n\n{body}"
 
 
 def render(task, example, demonstrations=(), tokenizer=None):
@@ -540,15 +595,24 @@ def render(task, example, demonstrations=(), tokenizer=None):
     """
     if tokenizer is None:
         blocks = [task.instruction] if task.instruction else []
-        blocks += [f"{fill(task, demo)} {task.target(demo)}" for demo in demonstrations]
-        return "\n\n".join([*blocks, fill(task, example)]), " "
+        separator = "\n" if task.template == INSTRUCTION_TEMPLATE else " "
+        blocks += [f"{fill(task, demo)}{separator}{task.target(demo)}" for demo in demonstrations]
+        return "\n\n".join([*blocks, fill(task, example)]), separator
     messages = []
     for demo in demonstrations:
-        messages += [{"role": "user", "content": fill(task, demo)}, {"role": "assistant", "content": task.target(demo)}]
-    messages.append({"role": "user", "content": fill(task, example)})
+        messages += [{"role": "user", "content": fill(task, demo, chat=True)}, {"role": "assistant", "content": task.target(demo)}]
+    messages.append({"role": "user", "content": fill(task, example, chat=True)})
     if task.instruction:
         messages[0] = {"role": "user", "content": f"{task.instruction}\n\n{messages[0]['content']}"}
     return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True), ""
+
+
+def answer_end(tokenizer, chat):
+    """The text that ends an answer: what the chat template closes the assistant's turn with, or the end-of-sequence token."""
+    mark = "0a1b2c3d"  # in no template
+    turns = [{"role": "user", "content": mark}, {"role": "assistant", "content": mark}]
+    end = tokenizer.apply_chat_template(turns, tokenize=False).rpartition(mark)[2].strip() if chat else ""
+    return end or tokenizer.eos_token or ""
 
 
 # ------------------------------------------------------------------------------------------------------------------- flags

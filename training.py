@@ -1,43 +1,123 @@
-"""Training, shared by the scripts that train: the flags, the Trainer's set-up, the training clock, the curves, `--resume`.
+"""Training, shared by the scripts that train: the flags, the data, the Trainer's set-up, the training clock, `--resume`.
 
 It stands between the scripts and inference.py, and imports heavy libraries only where they are used. The scripts differ in
 what they let the optimizer change, not in how they train: full fine-tuning and adapters get the same batches, schedule,
 checkpoint choice and clock.
 """
 
+import argparse
+import copy
 import json
+import math
+from dataclasses import dataclass
 from pathlib import Path
 
 import metrics
+import tasks
 import utils
 from utils import UserError
 
+OPTIMIZERS = ("adamw_torch", "adamw_torch_fused", "adafactor", "sgd", "adamw_8bit", "paged_adamw_8bit", "paged_adamw_32bit")
 
-def add_training_args(parser, learning_rate):
+
+def add_training_args(parser):
     """The flags of every training script."""
     group = parser.add_argument_group("training")
     group.add_argument("--epochs", type=utils.positive, default=3, help="passes over the training examples (default: %(default)s)")
     group.add_argument("--max_steps", type=utils.positive_int, help="stop after so many optimizer steps, instead of --epochs")
-    group.add_argument("--learning_rate", type=utils.positive, default=learning_rate, help="peak learning rate (default: %(default)s)")
+    group.add_argument("--learning_rate", type=utils.positive, help="peak learning rate (default: by method and data, see above)")
     group.add_argument("--warmup", type=utils.fraction, default=0.06, help="share of the steps that warm up (default: %(default)s)")
-    group.add_argument("--weight_decay", type=utils.non_negative, default=0.01, help="of AdamW (default: %(default)s)")
+    group.add_argument("--lr_scheduler", choices=("linear", "cosine", "constant_with_warmup"), default="linear", help="(default: linear)")
+    group.add_argument("--weight_decay", type=utils.non_negative, default=0.01, help="of the optimizer (default: %(default)s)")
+    group.add_argument("--optim", choices=OPTIMIZERS, default="adamw_torch", help="8bit and paged ones are bitsandbytes', on CUDA only")
+    group.add_argument("--gradient_accumulation", type=utils.positive_int, default=1, metavar="N", help="batches of one optimizer step")
+    group.add_argument("--gradient_checkpointing", action="store_true", help="compute activations again in the backward pass: less memory")
+    group.add_argument("--early_stopping", type=utils.positive_int, metavar="N", help="stop after N checkpoints that were no better")
+    group.add_argument("--save_steps", type=utils.positive_int, metavar="N", help="a checkpoint each N steps, instead of each epoch")
     group.add_argument(
         "--max_length",
         type=utils.number_type(int, "a whole number of at least 8", lambda value: value >= 8),
-        help="tokens an input is cut to (default: 512, or what the model takes)",
+        help="tokens an example is cut to (default: 512, or what the model takes)",
     )
     mixed = group.add_mutually_exclusive_group()
     mixed.add_argument("--fp16", action="store_true", help="mixed precision with float16 (CUDA only)")
     mixed.add_argument("--bf16", action="store_true", help="mixed precision with bfloat16")
+    group.add_argument("--weights", choices=("fp32", "bf16"), default="fp32", help="the model's own precision in memory (default: fp32)")
     group.add_argument("--resume", nargs="?", const="auto", metavar="RUN_DIR",
                        help="go on from a cut-off run's last checkpoint: the newest run with these flags, or RUN_DIR")  # fmt: skip
+    group = parser.add_argument_group("answers (question answering and instructions)")
+    group.add_argument("--prompt_format", choices=("plain", "chat", "auto"), default="auto",
+                       help="chat uses the tokenizer's template, auto does where there is one (default: %(default)s)")  # fmt: skip
+    group.add_argument("--max_new_tokens", type=utils.positive_int, default=32, help="of an evaluation answer (default: %(default)s)")
+    group.add_argument("--padding_free", action="store_true",
+                       help="a batch is one row without padding; for causal models, fast with flash attention")  # fmt: skip
+    group = parser.add_argument_group("study")
+    group.add_argument("--repeats", type=utils.positive_int, default=1, metavar="N",
+                       help="runs over N data seeds from --data_seed on, a row each, the model read once (default: 1)")  # fmt: skip
+    group.add_argument("--eval_ood", metavar="DATASET", help="score out of domain too: a data set of the same labels, or HANS for MNLI")
+
+
+def check_training_args(parser, args):
+    """Cross-checks that need no library. Returns args."""
+    if args.repeats > 1 and args.resume:
+        parser.error("--resume goes on with one run; leave out --repeats")
+    if args.max_steps and args.epochs != parser.get_default("epochs"):
+        parser.error("--max_steps stands instead of --epochs; give one of them")
+    return args
+
+
+def repeats(args):
+    """The arguments of each of --repeats runs: data seeds that follow each other."""
+    for i in range(args.repeats):
+        yield argparse.Namespace(**{**vars(args), "data_seed": args.data_seed + i})
 
 
 def mixed_precision(args, device):
-    """'fp16', 'bf16' or 'fp32' for the row; UserError for fp16 on a CPU."""
-    if args.fp16 and device == "cpu":
+    """'fp16', 'bf16' or 'fp32' for the row; UserError for what this device cannot do."""
+    if device == "cpu" and args.fp16:
         raise UserError("--fp16 needs a CUDA GPU; on a CPU leave it out, or use --bf16")
-    return "fp16" if args.fp16 else "bf16" if args.bf16 else "fp32"
+    if device == "cpu" and ("8bit" in args.optim or "paged" in args.optim):
+        raise UserError(f"--optim {args.optim} needs a CUDA GPU; on a CPU use adamw_torch")
+    return "fp16" if args.fp16 else "bf16" if args.bf16 or args.weights == "bf16" else "fp32"
+
+
+def out_of_domain(args, task):
+    """The tasks.OutOfDomain that --eval_ood names, or None."""
+    if not args.eval_ood:
+        return None
+    tasks.require_kind(task, "classification", "--eval_ood")
+    return tasks.out_of_domain(args.eval_ood, task, args.max_eval_samples)
+
+
+def load_base(args, task, tokenizer, device, precision):
+    """The model that is to be trained: with a classification head, or as the language model that it is."""
+    import models
+
+    head = task.kind == "classification"
+    return models.load_model(args.model, "classifier" if head else "auto", labels=task.labels if head else None, precision=precision,
+                             device=device, pad_token_id=tokenizer.pad_token_id, trust_remote_code=args.trust_remote_code)  # fmt: skip
+
+
+def own_copy(base, args):
+    """The loaded model, or a copy of it where more runs will begin from it."""
+    return copy.deepcopy(base) if args.repeats > 1 else base
+
+
+def uses_chat(args, task, tokenizer):
+    """Are examples written in the tokenizer's chat template?"""
+    import models
+
+    return task.kind != "classification" and models.uses_chat(args.prompt_format, tokenizer)
+
+
+def evaluate(model, tokenizer, task, args, run, chat, other):
+    """Score the trained model as prompt_eval.py would."""
+    import evaluation
+
+    if task.kind == "classification":
+        evaluation.evaluate_classifier(model, tokenizer, task, run, args.batch_size, args.latency_runs, args.max_length, other)
+    else:
+        evaluation.evaluate_answers(model, tokenizer, task, run, args.batch_size, args.latency_runs, chat, args.max_new_tokens)
 
 
 # ------------------------------------------------------------------------------------------------------------------ resume
@@ -71,52 +151,209 @@ def last_checkpoint(folder):
     return max(found, key=lambda path: int(path.name.split("-")[-1]), default=None)
 
 
-# ---------------------------------------------------------------------------------------------------------- classification
+# -------------------------------------------------------------------------------------------------------------------- data
 
 
-def encode(tokenizer, examples, max_length):
-    """Examples -> a datasets.Dataset of token ids and labels, tokenized in batches, not padded."""
+@dataclass
+class Data:
+    """What a Trainer needs besides the model."""
+
+    train: object  # datasets.Dataset of token ids and labels
+    validation: object  # the same, None without validation examples
+    collate: object
+    note: str | None = None
+
+
+def classification_data(model, tokenizer, task, args, device):
+    """Token ids and labels for a classification head, tokenized in batches; padded to the longest row of a batch."""
     from datasets import Dataset
-
-    data = Dataset.from_dict({"text": [ex.text for ex in examples], "text_pair": [ex.text_pair for ex in examples],
-                              "labels": [ex.label for ex in examples]})  # fmt: skip
-
-    def tokenize(batch):
-        pairs = None if batch["text_pair"][0] is None else batch["text_pair"]
-        return tokenizer(batch["text"], pairs, truncation=True, max_length=max_length)
-
-    return data.map(tokenize, batched=True, remove_columns=["text", "text_pair"])
-
-
-def train_classifier(model, tokenizer, task, args, run, device):
-    """Train with the Hugging Face Trainer and leave the best checkpoint, by validation accuracy, in `model`.
-
-    Batches are grouped by length and padded to their longest row. Fills in the row's n_train and train_seconds, which
-    leave the evaluations out, and writes training_history.json and training_curves.png.
-    """
-    import transformers
+    from transformers import DataCollatorWithPadding
 
     import inference
 
+    limit = inference.classifier_length(model, tokenizer, args.max_length)
+
+    def encode(examples):
+        if not examples:
+            return None
+        data = Dataset.from_dict({"text": [ex.text for ex in examples], "text_pair": [ex.text_pair for ex in examples],
+                                  "labels": [ex.label for ex in examples]})  # fmt: skip
+
+        def tokenize(batch):
+            pairs = None if batch["text_pair"][0] is None else batch["text_pair"]
+            return tokenizer(batch["text"], pairs, truncation=True, max_length=limit)
+
+        return data.map(tokenize, batched=True, remove_columns=["text", "text_pair"])
+
+    collate = DataCollatorWithPadding(tokenizer, pad_to_multiple_of=8 if device == "cuda" else None)
+    return Data(encode(task.train), encode(task.validation), collate)
+
+
+def answer_data(model, tokenizer, task, args, chat):
+    """Prompts with their answers, as prompt_eval.py prompts, the loss on the answers and their ends only.
+
+    Prompt and answer are tokenized together. What is too long loses the beginning of its prompt, and then the end of its answer.
+    """
+    import models
+    from shared_prefix import learns_prompt, takes
+
+    limit = min(args.max_length or 512, models.context_length(model) or args.max_length or 512)
+    seq2seq, cut = model.config.is_encoder_decoder, 0
+    end = tokenizer(tasks.answer_end(tokenizer, chat), add_special_tokens=False).input_ids
+
+    def encode(examples):
+        nonlocal cut
+        if not examples:
+            return None
+        rendered = [(*tasks.render(task, ex, (), tokenizer if chat else None), task.target(ex)) for ex in examples]
+        prompts = tokenizer([prompt for prompt, _, _ in rendered], add_special_tokens=not chat, verbose=False).input_ids
+        if seq2seq:
+            cut += sum(len(ids) > limit for ids in prompts)
+            targets = tokenizer(text_target=[target for _, _, target in rendered], truncation=True, max_length=limit).input_ids
+            return _dataset([ids[-limit:] for ids in prompts], targets)
+        ids, labels = [], []
+        whole = tokenizer(["".join(parts) for parts in rendered], add_special_tokens=not chat, verbose=False).input_ids
+        for prompt, row in zip(prompts, whole):
+            row = row if row[-len(end) :] == end else row + end
+            start = max(1, _common(prompt, row))
+            excess = min(max(len(row) - limit, 0), start - 1)
+            cut += len(row) > limit
+            ids.append(row[excess:][:limit])
+            labels.append(([-100] * (start - excess) + row[start:])[:limit])
+        return _dataset(ids, labels)
+
+    train, validation = encode(task.train), encode(task.validation)
+    if seq2seq:
+        from transformers import DataCollatorForSeq2Seq
+
+        collate = DataCollatorForSeq2Seq(tokenizer, model)
+    else:
+        if args.padding_free and not (takes(model, "position_ids") and takes(model, "logits_to_keep") and not learns_prompt(model)):
+            raise UserError("--padding_free is for causal models that take position_ids, and not for learned prompts")
+        collate = Responses(tokenizer.pad_token_id, args.padding_free, positions=takes(model, "position_ids"),
+                            partial_head=takes(model, "logits_to_keep") and not learns_prompt(model))  # fmt: skip
+    return Data(train, validation, collate, f"{cut} training or validation examples were cut to {limit} tokens" if cut else None)
+
+
+def _common(a, b):
+    from shared_prefix import common_prefix
+
+    return common_prefix([a, b])
+
+
+def _dataset(ids, labels):
+    from datasets import Dataset
+
+    return Dataset.from_dict({"input_ids": ids, "labels": labels})
+
+
+@dataclass
+class Responses:
+    """Collates prompts with their responses so that the language-model head projects few positions but the responses'.
+
+    Rows are padded on the left and so end together: only the last columns, as many as the longest response has, go through
+    the head, whose logits are most of the memory of a small model. padding_free: the rows of a batch follow each other in one,
+    position 0 begins the next (transformers keeps their attention apart), and exactly the responses' positions are projected.
+    positions: does the model take position_ids; partial_head: may the head project some positions only?
+    """
+
+    pad_id: int
+    padding_free: bool = False
+    positions: bool = True
+    partial_head: bool = True
+
+    def __call__(self, rows):
+        import torch
+
+        if self.padding_free:
+            ids, labels = (torch.tensor([token for row in rows for token in row[name]]) for name in ("input_ids", "labels"))
+            kept = (labels[1:] != -100).nonzero()[:, 0]
+            return {"input_ids": ids[None], "position_ids": torch.cat([torch.arange(len(row["input_ids"])) for row in rows])[None],
+                    "labels": labels[None], "shift_labels": labels[kept + 1][None], "logits_to_keep": kept}  # fmt: skip
+        width = max(len(row["input_ids"]) for row in rows)
+        left = self.partial_head
+
+        def pad(values, filler):
+            fill = [filler] * (width - len(values))
+            return fill + values if left else values + fill
+
+        ids, labels = (
+            torch.tensor([pad(row["input_ids"], self.pad_id) for row in rows]),
+            torch.tensor([pad(row["labels"], -100) for row in rows]),
+        )
+        mask = torch.tensor([pad([1] * len(row["input_ids"]), 0) for row in rows])
+        batch = {"input_ids": ids, "attention_mask": mask, "labels": labels}
+        if left:
+            kept = 1 + int((labels != -100).sum(1).max())  # the position before the response predicts its first token
+            following = torch.cat([labels[:, 1:], torch.full((len(rows), 1), -100)], 1)
+            batch.update(logits_to_keep=kept, shift_labels=following[:, -kept:].contiguous())
+        if left and self.positions:
+            batch["position_ids"] = (mask.cumsum(1) - 1).clamp(min=0)
+        return batch
+
+
+# ------------------------------------------------------------------------------------------------------------------ Trainer
+
+
+def n_steps(n_examples, args):
+    """Optimizer steps of a training run, as the Trainer counts them."""
+    batches = math.ceil(n_examples / args.batch_size)
+    return args.max_steps or math.ceil(args.epochs * max(math.ceil(batches / args.gradient_accumulation), 1))
+
+
+def train(model, tokenizer, task, args, run, device, learning_rate, chat=False, callbacks=()):
+    """Train on the task's training examples; the best checkpoint is that of the highest validation accuracy, or the lowest loss."""
     if len(task.train) < 2:
         raise UserError(f"{task.name} has {len(task.train)} training examples; fine-tuning needs at least two")
-    max_length = inference.classifier_length(model, tokenizer, args.max_length)
-    choose = bool(task.validation)
-    when = "epoch" if choose else "no"
+    run.row["n_train"] = len(task.train)
+    if task.kind == "classification":
+        data = classification_data(model, tokenizer, task, args, device)
+        return fit(model, tokenizer, data, args, run, device, learning_rate, callbacks, best="accuracy",
+                   compute_metrics=lambda out: {"accuracy": metrics.accuracy(out.predictions.argmax(-1), out.label_ids)})  # fmt: skip
+    data = answer_data(model, tokenizer, task, args, chat)
+    if data.note:
+        print(data.note)
+        run.note(data.note)
+    return fit(model, tokenizer, data, args, run, device, learning_rate, callbacks)
+
+
+def fit(model, tokenizer, data, args, run, device, learning_rate, callbacks=(), best="loss", compute_metrics=None, loss=None):
+    """Train with the Hugging Face Trainer and leave the best checkpoint in `model`, by a validation metric.
+
+    Batches are of rows of about one length. loss: None for the model's own, or a function of (model, batch), whose batches have
+    their targets under "labels". Fills in the row's train_seconds, which leave the evaluations out, and writes
+    training_history.json and training_curves.png. utils.RunFailed where the loss is no longer a number.
+    """
+    import transformers
+
+    choose = data.validation is not None
+    if args.early_stopping and not choose:
+        raise UserError("--early_stopping needs validation examples, and there are none")
+    when, classes = "steps" if args.save_steps else "epoch", compute_metrics is not None
+    options = {"gradient_checkpointing_kwargs": {"use_reentrant": False}} if args.gradient_checkpointing else {}
     arguments = transformers.TrainingArguments(
         output_dir=str(run.path("checkpoints")), num_train_epochs=args.epochs, max_steps=args.max_steps or -1,
-        per_device_train_batch_size=args.batch_size, per_device_eval_batch_size=4 * args.batch_size,
-        learning_rate=args.learning_rate, warmup_steps=args.warmup, weight_decay=args.weight_decay, fp16=args.fp16, bf16=args.bf16,
-        train_sampling_strategy="group_by_length", eval_strategy=when, save_strategy="epoch", save_total_limit=2,
-        load_best_model_at_end=choose, metric_for_best_model="accuracy" if choose else None, logging_steps=10, seed=args.seed,
-        use_cpu=device == "cpu", dataloader_pin_memory=device == "cuda", report_to="none", label_names=["labels"],
+        per_device_train_batch_size=args.batch_size, per_device_eval_batch_size=4 * args.batch_size if classes else args.batch_size,
+        gradient_accumulation_steps=args.gradient_accumulation, gradient_checkpointing=args.gradient_checkpointing, optim=args.optim,
+        learning_rate=learning_rate, lr_scheduler_type=args.lr_scheduler, warmup_steps=args.warmup, weight_decay=args.weight_decay,
+        fp16=args.fp16, bf16=args.bf16, train_sampling_strategy="group_by_length", eval_strategy=when if choose else "no",
+        save_strategy=when, save_steps=args.save_steps or 500, eval_steps=args.save_steps, save_total_limit=2,
+        load_best_model_at_end=choose, metric_for_best_model=best if choose else None,
+        greater_is_better=best != "loss" if choose else None,
+        logging_steps=10, logging_nan_inf_filter=False, seed=args.seed, use_cpu=device == "cpu", prediction_loss_only=not classes,
+        dataloader_pin_memory=device == "cuda", remove_unused_columns=classes, report_to="none", label_names=["labels"], **options,
     )  # fmt: skip
-    trainer = transformers.Trainer(
-        model=model, args=arguments, processing_class=tokenizer, train_dataset=encode(tokenizer, task.train, max_length),
-        eval_dataset=encode(tokenizer, task.validation, max_length) if choose else None,
-        data_collator=transformers.DataCollatorWithPadding(tokenizer, pad_to_multiple_of=8 if device == "cuda" else None),
-        compute_metrics=lambda out: {"accuracy": metrics.accuracy(out.predictions.argmax(-1), out.label_ids)},
+    if args.gradient_checkpointing and hasattr(model, "enable_input_require_grads"):
+        model.enable_input_require_grads()  # a frozen base's embeddings have no gradient to go on from (peft)
+    stopping = [transformers.EarlyStoppingCallback(args.early_stopping)] if args.early_stopping else []
+    trainer = _trainer_class(loss)(
+        model=model, args=arguments, processing_class=tokenizer, train_dataset=data.train, eval_dataset=data.validation,
+        data_collator=data.collate, callbacks=[*stopping, *callbacks], compute_metrics=compute_metrics,
     )  # fmt: skip
+    if loss:
+        trainer.model_accepts_loss_kwargs = (
+            False  # it takes a mean over its batch, which the Trainer then divides by --gradient_accumulation
+        )
     checkpoint = last_checkpoint(run.dir) if run.resumed else None
     if run.resumed:
         run.note(f"resumed from {checkpoint.name if checkpoint else 'the start'}; train_seconds count the last process only")
@@ -124,9 +361,32 @@ def train_classifier(model, tokenizer, task, args, run, device):
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     history = trainer.state.log_history
     evaluating = sum(entry.get("eval_runtime", 0.0) for entry in history if entry["step"] > (0 if not checkpoint else step_of(checkpoint)))
-    run.row.update(n_train=len(task.train), train_seconds=spent.seconds - evaluating, **spent.memory_columns())
+    run.row.update(train_seconds=spent.seconds - evaluating, **spent.memory_columns())
     save_history(run, history)
     return model.eval()
+
+
+def _trainer_class(own_loss):
+    import torch
+    import transformers
+
+    class Trainer(transformers.Trainer):
+        """The Trainer, which would train on after the loss became NaN, stopped at that step."""
+
+        def training_step(self, *args, **kwargs):
+            loss = super().training_step(*args, **kwargs)
+            if not torch.isfinite(loss):
+                raise utils.RunFailed(f"the training loss is {loss.item()} at step {self.state.global_step + 1}; try a lower "
+                                      "--learning_rate, or --bf16 instead of --fp16")  # fmt: skip
+            return loss
+
+        def compute_loss(self, model, inputs, return_outputs=False, **kwargs):
+            if own_loss is None:
+                return super().compute_loss(model, inputs, return_outputs=return_outputs, **kwargs)
+            loss = own_loss(model, inputs)
+            return (loss, {}) if return_outputs else loss
+
+    return Trainer
 
 
 def step_of(checkpoint):
@@ -141,7 +401,9 @@ def save_history(run, history):
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    run.path("training_history.json").write_text(json.dumps(history, indent=2) + "\n")
+    if not run.main:
+        return
+    run.write_json("training_history.json", history)
     figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
     for key, label in (("loss", "training loss"), ("eval_loss", "validation loss"), ("eval_accuracy", "validation accuracy")):
         points = [(entry["step"], entry[key]) for entry in history if key in entry]

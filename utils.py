@@ -6,6 +6,7 @@ Heavy libraries (torch, transformers) are imported inside the functions that nee
 
 import argparse
 import contextlib
+import copy
 import csv
 import functools
 import io
@@ -119,6 +120,10 @@ class UserError(ValueError):
     """Something the person can put right: one line on stderr and exit code 2, never a traceback."""
 
     one_line = True  # tasks.DataError carries the same mark, since tasks.py imports no other helper
+
+
+class RunFailed(RuntimeError):
+    """The run cannot go on, for a reason that is no bug: a row with status failed, one line on stderr, exit code 1."""
 
 
 def is_user_error(error):
@@ -464,6 +469,23 @@ non_negative = number_type(float, "a number of at least 0", lambda value: 0 <= v
 share = number_type(float, "a number from 0 to 1", lambda value: 0 <= value <= 1)
 
 
+def world():
+    """(rank, number of processes) of a run under `accelerate launch` or `torchrun`; (0, 1) without."""
+    return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+
+
+def over_processes(work, items):
+    """`work` on consecutive parts of the items, one for each process. Returns the results of all, in order, in every process."""
+    rank, size = world()
+    if size == 1:
+        return [work(items)]
+    from accelerate.utils import gather_object
+
+    cuts = [len(items) * i // size for i in range(size + 1)]
+    mine = items[cuts[rank] : cuts[rank + 1]]
+    return [found for found in gather_object([work(mine) if mine else None]) if found is not None]
+
+
 def set_seed(seed):
     """Seed Python, numpy and torch."""
     import numpy as np
@@ -551,6 +573,19 @@ def load_tokenizer(model_name, trust_remote_code=False):
 # -------------------------------------------------------------------------------------------------------------------- a run
 
 
+def _agree(value, device):
+    """Rank 0's value, in every process of a distributed run; joins the processes where they are not joined yet."""
+    from accelerate import PartialState
+    from accelerate.utils import broadcast_object_list
+    from tqdm.auto import tqdm
+
+    PartialState(cpu=device == "cpu")
+    if world()[0]:  # progress and messages come from rank 0
+        tqdm.__init__ = functools.partialmethod(tqdm.__init__, disable=True)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    return broadcast_object_list([value])[0]
+
+
 class Run:
     """One run: an id, a folder made when it is first needed, and exactly one row of the results CSV at the end.
 
@@ -559,38 +594,58 @@ class Run:
         run.write_jsonl("predictions.jsonl", records)
 
     Leaving the block appends the row. Out of memory: a row with status oom and exit code 3. A UserError: nothing is
-    written. Any other exception: a row with status failed, and the exception goes on with its traceback.
+    written. Any other exception: a row with status failed, and the exception goes on with its traceback. Where several
+    processes run the script together, all have one id and folder, and only rank 0 writes and reports.
     """
 
     def __init__(self, args, script, strategy, folder=None):
         now = datetime.now(UTC)
         script, self.resumed = Path(script).name, folder is not None
+        rank, n_processes = world()
+        self.main = rank == 0
         self.id = Path(folder).name if folder else f"{now:%Y%m%d-%H%M%S}-{Path(script).stem}-{secrets.token_hex(3)}"
+        if n_processes > 1:
+            self.id = _agree(self.id, args.device)
         self.dir = Path(folder) if folder else Path(args.runs_dir) / self.id
         self.args = vars(args).copy()
         self.results = args.results
-        self.headline = ""  # the strategy's own words for the summary line
+        self.headline, self.prefix = "", ""  # the strategy's own words for the summary line; of file names
         self.row = {
             "run_id": self.id, "created_at": f"{now:%Y-%m-%dT%H:%M:%SZ}", "script": script, "strategy": strategy,
-            "seed": args.seed, "batch_size": None if args.batch_size == "auto" else args.batch_size, "world_size": 1, **provenance(),
-            "args": json.dumps(self.args), "run_dir": str(self.dir),
+            "seed": args.seed, "batch_size": None if args.batch_size == "auto" else args.batch_size, "world_size": n_processes,
+            **provenance(), "args": json.dumps(self.args), "run_dir": str(self.dir),
         }  # fmt: skip
+        if not self.main:
+            return
         check_results_file(self.results)
         if Path(args.runs_dir).exists() and not Path(args.runs_dir).is_dir():
             raise UserError(f"--runs_dir {args.runs_dir} is a file; give a folder")
 
     def path(self, name):
         """A path in the run folder, which is made here with its args.json."""
-        if not self.dir.exists() or not (self.dir / "args.json").exists():
+        if self.main and (not self.dir.exists() or not (self.dir / "args.json").exists()):
             self.dir.mkdir(parents=True, exist_ok=True)
             (self.dir / "args.json").write_text(json.dumps(self.args, indent=2) + "\n")
-        return self.dir / name
+        return self.dir / (self.prefix + name)
+
+    def part(self, name):
+        """A side of the run that is measured for comparison: a row of its own that is not appended, files named after it."""
+        other = copy.copy(self)
+        other.row, other.prefix = {**self.row, "note": None}, f"{name}_"
+        return other
 
     def write_jsonl(self, name, records):
         """Write dicts as JSON lines into the run folder."""
+        if not self.main:
+            return
         with open(self.path(name), "w", encoding="utf-8") as file:
             for record in records:
                 file.write(json.dumps(record, ensure_ascii=False) + "\n")
+
+    def write_json(self, name, value):
+        """Write a value as JSON into the run folder."""
+        if self.main:
+            self.path(name).write_text(json.dumps(value, indent=2) + "\n")
 
     def note(self, text):
         """Add a remark to the row's note."""
@@ -600,7 +655,10 @@ class Run:
         return self
 
     def __exit__(self, kind, error, traceback):
-        if isinstance(error, (KeyboardInterrupt, SystemExit)):
+        if isinstance(error, (KeyboardInterrupt, SystemExit)) or (not self.main and error is None):
+            return
+        if not self.main:  # the others stop with the first; one that fails alone says why and takes them along
+            print(f"{self.row['script']}, process {world()[0]}: {kind.__name__}: {error}", file=sys.stderr)
             return
         if is_user_error(error):
             if self.dir.exists() and not self.resumed:
@@ -608,13 +666,17 @@ class Run:
             return
         if error is not None:
             self.row["status"] = "oom" if is_out_of_memory(error) else "failed"
-            self.note(f"{kind.__name__}: {str(error).splitlines()[0] if str(error) else ''}")
+            text = str(error).splitlines()[0] if str(error) else ""
+            self.note(text if kind is RunFailed else f"{kind.__name__}: {text}")
         self.row.setdefault("status", "ok")
         self.path("row.json").write_text(json.dumps(self.row, indent=2) + "\n")
         append_result(self.results, self.row)
         if self.row["status"] == "oom":
             print(f"{self.row['script']}: out of memory, recorded in {self.results}: {error}".splitlines()[0], file=sys.stderr)
             raise SystemExit(OOM_EXIT_CODE)
+        if isinstance(error, RunFailed):
+            print(f"{self.row['script']}: failed, recorded in {self.results}: {error}", file=sys.stderr)
+            raise SystemExit(1)
         if error is None:
             self.report()
 

@@ -80,7 +80,7 @@ def test_a_hub_data_set_that_cannot_be_had_is_one_line(tiny_bert, tmp_path):
     ("finetune.py --model BERT --dataset DATA --label_column colour", "no such column; there are text, label"),
     ("finetune.py --model BERT --dataset DATA --max_train_samples 9999", "the data have 160"),
     ("finetune.py --model BERT --dataset DATA --resume", "no unfinished run with these flags"),
-    ("finetune.py --model BERT --dataset QUESTIONS", "recognised as qa"),
+    ("finetune.py --model BERT --dataset QUESTIONS", "an encoder without a language-model head"),
     ("finetune.py --model BERT --test_file DATA/nowhere.tsv", "no such file"),
     ("finetune.py --model BERT --dataset DATA --results BROKEN", "not a results CSV, or one with another header"),
     ("finetune.py --model BERT --dataset DATA --results /nowhere/at/all.csv", "there is no folder"),

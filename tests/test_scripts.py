@@ -347,7 +347,7 @@ def test_contextual_calibration_is_the_papers_formula(sentiment):
     """W = diag(p_cf)^-1: the calibrated probability is proportional to p / p_cf (Zhao et al. 2021)."""
     task = tasks.load_task(sentiment)
     answers = {"N/A": [0.9, 0.1], "": [0.7, 0.3], "[MASK]": [0.8, 0.2]}
-    prior = prompt_eval.contextual_prior(task, lambda examples: np.log([answers[ex.text] for ex in examples]))
+    prior = evaluation.contextual_prior(task, lambda examples: np.log([answers[ex.text] for ex in examples]))
     assert np.exp(prior) == pytest.approx([0.8, 0.2])
 
 
@@ -535,8 +535,13 @@ def test_all_strategies_meet_the_same_examples(sentiment, tiny_bert, tiny_llama,
     import training
 
     trained, shown = [], []
-    encode, render = training.encode, tasks.render
-    monkeypatch.setattr(training, "encode", lambda tok, examples, n: trained.append(examples) or encode(tok, examples, n))
+    prepare, render = training.classification_data, tasks.render
+
+    def noted(model, tokenizer, task, args, device):
+        trained.extend([task.train, task.validation])
+        return prepare(model, tokenizer, task, args, device)
+
+    monkeypatch.setattr(training, "classification_data", noted)
     monkeypatch.setattr(tasks, "render", lambda task, ex, demos=(), tok=None: shown.append(demos) or render(task, ex, demos, tok))
     k = ["--dataset", sentiment, "--max_eval_samples", "25", "--data_seed", "3", *out]
     finetune.main(["--model", tiny_bert, "--max_train_samples", "4", "--max_steps", "1", *k])
