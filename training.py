@@ -330,11 +330,15 @@ def fit(model, tokenizer, data, args, run, device, learning_rate, callbacks=(), 
     if args.early_stopping and not choose:
         raise UserError("--early_stopping needs validation examples, and there are none")
     when, classes = "steps" if args.save_steps else "epoch", compute_metrics is not None
-    options = {"gradient_checkpointing_kwargs": {"use_reentrant": False}} if args.gradient_checkpointing else {}
+    options = {}
+    if args.gradient_checkpointing:
+        new = "activation_checkpointing"  # the name from transformers 5.2x on
+        name = new if new in transformers.TrainingArguments.__dataclass_fields__ else "gradient_checkpointing"
+        options = {name: True, f"{name}_kwargs": {"use_reentrant": False}}
     arguments = transformers.TrainingArguments(
         output_dir=str(run.path("checkpoints")), num_train_epochs=args.epochs, max_steps=args.max_steps or -1,
         per_device_train_batch_size=args.batch_size, per_device_eval_batch_size=4 * args.batch_size if classes else args.batch_size,
-        gradient_accumulation_steps=args.gradient_accumulation, gradient_checkpointing=args.gradient_checkpointing, optim=args.optim,
+        gradient_accumulation_steps=args.gradient_accumulation, optim=args.optim,
         learning_rate=learning_rate, lr_scheduler_type=args.lr_scheduler, warmup_steps=args.warmup, weight_decay=args.weight_decay,
         fp16=args.fp16, bf16=args.bf16, train_sampling_strategy="group_by_length", eval_strategy=when if choose else "no",
         save_strategy=when, save_steps=args.save_steps or 500, eval_steps=args.save_steps, save_total_limit=2,

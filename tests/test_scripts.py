@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from conftest import ROOT, predictions, reviews, write_jsonl
 
+import evaluation
 import finetune
 import metrics
 import peft_finetune
