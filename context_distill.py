@@ -257,8 +257,10 @@ def distil(student, teacher, tokenizer, task, examples, args, run, device, chat)
     for i, item in enumerate(items):
         item.update({"example": examples[i]} if online else {"target": targets[i]})
     items = [item for item in items if classes or item["answer"]]
-    if len(items) < 10:
-        raise utils.UserError(f"{len(items)} unlabelled inputs are left to learn from; context distillation needs at least ten")
+    if len(items) < 12:
+        raise utils.RunFailed(
+            f"the teacher answered only {len(items)} of the inputs; try other demonstrations or a longer --max_new_tokens"
+        )
     run.note(f"{len(items)} unlabelled inputs; the teacher was asked for {asking.seconds:.0f} s")
     cut = len(items) // 10
     ask = (teacher.targets if classes else teacher.token_targets) if online else None
@@ -305,6 +307,8 @@ def main(argv=None):
         taken = {ex.id for ex in demonstrations}
         examples = [ex for ex in task.train if ex.id not in taken]
         examples = tasks.draw(examples, args.unlabelled, args.data_seed + 1, balanced=False)
+        if len(examples) < 12:
+            raise utils.UserError(f"{len(examples)} unlabelled inputs are left to learn from; context distillation needs at least twelve")
         run.row.update(task.row(), n_train=args.k_shots)
 
         # 4. model

@@ -197,6 +197,8 @@ def answer_data(model, tokenizer, task, args, chat):
     import models
     from shared_prefix import learns_prompt, takes
 
+    if args.padding_free and not (takes(model, "position_ids") and takes(model, "logits_to_keep") and not learns_prompt(model)):
+        raise UserError("--padding_free is for causal models that take position_ids, and not for learned prompts")
     limit = min(args.max_length or 512, models.context_length(model) or args.max_length or 512)
     seq2seq, cut = model.config.is_encoder_decoder, 0
     end = tokenizer(tasks.answer_end(tokenizer, chat), add_special_tokens=False).input_ids
@@ -228,8 +230,6 @@ def answer_data(model, tokenizer, task, args, chat):
 
         collate = DataCollatorForSeq2Seq(tokenizer, model)
     else:
-        if args.padding_free and not (takes(model, "position_ids") and takes(model, "logits_to_keep") and not learns_prompt(model)):
-            raise UserError("--padding_free is for causal models that take position_ids, and not for learned prompts")
         collate = Responses(tokenizer.pad_token_id, args.padding_free, positions=takes(model, "position_ids"),
                             partial_head=takes(model, "logits_to_keep") and not learns_prompt(model))  # fmt: skip
     return Data(train, validation, collate, f"{cut} training or validation examples were cut to {limit} tokens" if cut else None)
@@ -253,7 +253,8 @@ class Responses:
 
     Rows are padded on the left and so end together: only the last columns, as many as the longest response has, go through
     the head, whose logits are most of the memory of a small model. padding_free: the rows of a batch follow each other in one,
-    position 0 begins the next (transformers keeps their attention apart), and exactly the responses' positions are projected.
+    position 0 begins the next (without a cache transformers keeps their attention apart), and exactly the responses' positions
+    are projected.
     positions: does the model take position_ids; partial_head: may the head project some positions only?
     """
 
@@ -269,7 +270,8 @@ class Responses:
             ids, labels = (torch.tensor([token for row in rows for token in row[name]]) for name in ("input_ids", "labels"))
             kept = (labels[1:] != -100).nonzero()[:, 0]
             return {"input_ids": ids[None], "position_ids": torch.cat([torch.arange(len(row["input_ids"])) for row in rows])[None],
-                    "labels": labels[None], "shift_labels": labels[kept + 1][None], "logits_to_keep": kept}  # fmt: skip
+                    "labels": labels[None], "shift_labels": labels[kept + 1][None], "logits_to_keep": kept,
+                    "use_cache": False}  # fmt: skip
         width = max(len(row["input_ids"]) for row in rows)
         left = self.partial_head
 
@@ -340,7 +342,7 @@ def fit(model, tokenizer, data, args, run, device, learning_rate, callbacks=(), 
         per_device_train_batch_size=args.batch_size, per_device_eval_batch_size=4 * args.batch_size if classes else args.batch_size,
         gradient_accumulation_steps=args.gradient_accumulation, optim=args.optim,
         learning_rate=learning_rate, lr_scheduler_type=args.lr_scheduler, warmup_steps=args.warmup, weight_decay=args.weight_decay,
-        fp16=args.fp16, bf16=args.bf16, train_sampling_strategy="group_by_length", eval_strategy=when if choose else "no",
+        fp16=args.fp16, bf16=args.bf16, eval_strategy=when if choose else "no",
         save_strategy=when, save_steps=args.save_steps or 500, eval_steps=args.save_steps, save_total_limit=2,
         load_best_model_at_end=choose, metric_for_best_model=best if choose else None,
         greater_is_better=best != "loss" if choose else None,
@@ -350,7 +352,7 @@ def fit(model, tokenizer, data, args, run, device, learning_rate, callbacks=(), 
     if args.gradient_checkpointing and hasattr(model, "enable_input_require_grads"):
         model.enable_input_require_grads()  # a frozen base's embeddings have no gradient to go on from (peft)
     stopping = [transformers.EarlyStoppingCallback(args.early_stopping)] if args.early_stopping else []
-    trainer = _trainer_class(loss)(
+    trainer = _trainer_class(loss, args.seed)(
         model=model, args=arguments, processing_class=tokenizer, train_dataset=data.train, eval_dataset=data.validation,
         data_collator=data.collate, callbacks=[*stopping, *callbacks], compute_metrics=compute_metrics,
     )  # fmt: skip
@@ -370,12 +372,30 @@ def fit(model, tokenizer, data, args, run, device, learning_rate, callbacks=(), 
     return model.eval()
 
 
-def _trainer_class(own_loss):
+def _trainer_class(own_loss, seed):
     import torch
     import transformers
+    from transformers.trainer_pt_utils import LengthGroupedSampler
+
+    class EpochSampler(LengthGroupedSampler):
+        """Rows of about one length together, in an order that depends on seed and epoch alone, as a resumed run needs it."""
+
+        def __init__(self, batch_size, dataset):
+            super().__init__(batch_size, lengths=[len(row["input_ids"]) for row in dataset], generator=torch.Generator())
+            self.epoch = 0
+
+        def set_epoch(self, epoch):
+            self.epoch = epoch
+
+        def __iter__(self):
+            self.generator.manual_seed(seed + self.epoch)
+            return super().__iter__()
 
     class Trainer(transformers.Trainer):
-        """The Trainer, which would train on after the loss became NaN, stopped at that step."""
+        """The Trainer, stopped where the loss is no number any more, its batches by length the same after a restart."""
+
+        def _get_train_sampler(self, train_dataset=None):
+            return EpochSampler(self.args.train_batch_size * self.args.gradient_accumulation_steps, train_dataset or self.train_dataset)
 
         def training_step(self, *args, **kwargs):
             loss = super().training_step(*args, **kwargs)
