@@ -18,6 +18,7 @@ are scored once at the end. Default learning rate: 1e-4 for a head, 5e-5 for a l
     accelerate launch finetune.py --model distilbert-base-uncased --dataset glue --subset sst2
 """
 
+import functools
 import shutil
 
 import models
@@ -69,7 +70,8 @@ def main(argv=None):
             # 5. adapt
             chat = training.uses_chat(args, task, tokenizer)
             learning_rate = args.learning_rate or LEARNING_RATES[task.kind]
-            model = training.train(model, tokenizer, task, args, run, device, learning_rate, chat)
+            whole = functools.partial(training.load_base, args, task, tokenizer, device, args.weights)
+            model = training.train(model, tokenizer, task, args, run, device, learning_rate, chat, reload=whole)
             if run.main:
                 model.save_pretrained(run.path("model"))
                 tokenizer.save_pretrained(run.path("model"))

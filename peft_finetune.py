@@ -27,6 +27,7 @@ LoRA-like methods want about ten times the learning rate of full fine-tuning or 
     python prompt_eval.py --model assets/models/all-MiniLM-L6-v2 --adapter runs/RUN_ID/adapter
 """
 
+import functools
 import shutil
 
 import models
@@ -157,6 +158,11 @@ def ranks(model):
     return {name: int((p != 0).sum()) for name, p in model.named_parameters() if "lora_E" in name}
 
 
+def load_adapted(args, task, tokenizer, device, precision, folder):
+    """The base read again, with the adapter that lies in a folder."""
+    return models.load_adapter(training.load_base(args, task, tokenizer, device, precision), folder)
+
+
 def variant(args):
     """What the row calls this run: lora_r8, lora_r8_nf4, ia3, prompt_tuning_v20, ..."""
     size = f"_r{args.target_r or args.rank}" if args.method in LOW_RANK else ""
@@ -178,6 +184,7 @@ def main(argv=None):
             utils.set_seed(args.seed)
             device = utils.pick_device(args.device)
             mixed, quantized = training.mixed_precision(args, device), args.quantize != "none"
+            precision = args.quantize if quantized else args.weights  # of the base in memory
             run.row.update(variant=variant(args), model=args.model, data_seed=args.data_seed, device=device,
                            device_name=utils.device_name(device), precision=args.quantize if quantized else mixed)  # fmt: skip
 
@@ -190,7 +197,7 @@ def main(argv=None):
             # 4. model
             tokenizer = utils.load_tokenizer(args.model, args.trust_remote_code)
             with utils.measure() as loading:
-                base = base or training.load_base(args, task, tokenizer, device, args.quantize if quantized else args.weights)
+                base = base or training.load_base(args, task, tokenizer, device, precision)
                 model = training.own_copy(base, args)
 
             # 5. adapt
@@ -199,7 +206,8 @@ def main(argv=None):
             chat = training.uses_chat(args, task, tokenizer)
             learning_rate = args.learning_rate or LEARNING_RATES[args.method][task.kind != "classification"]
             callbacks = [allocate_ranks(model)] if args.method == "adalora" else []
-            model = training.train(model, tokenizer, task, args, run, device, learning_rate, chat, callbacks)
+            whole = functools.partial(load_adapted, args, task, tokenizer, device, precision)
+            model = training.train(model, tokenizer, task, args, run, device, learning_rate, chat, callbacks, whole)
             if args.method == "adalora":
                 final = ranks(model)
                 run.write_json("ranks.json", final)

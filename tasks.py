@@ -442,11 +442,11 @@ def _make_splits(found, data_seed):
 
 def load_task(dataset, subset=None, *, files=None, columns=None, kind="auto", text_column=None, text_pair_column=None,
               label_column=None, label_words=None, instruction=None, template=None, max_train_samples=None,
-              max_eval_samples=None, data_seed=0):  # fmt: skip
+              max_validation_samples=None, max_eval_samples=None, data_seed=0):  # fmt: skip
     """Read a data set (hub name, folder or file), recognise its kind, make its splits. Raises DataError.
 
     files: {split: path} instead of a data set; columns: names for files without a header line.
-    max_train_samples: examples drawn by data_seed, balanced over the classes; max_eval_samples: the first of a fixed order.
+    max_train_samples: examples drawn by data_seed, balanced over the classes; max_validation_samples: at most; max_eval_samples: the first of a fixed order.
     """
     named = [name for name in (text_column, text_pair_column, label_column) if name]
     splits, declared = _read_splits(dataset, subset, files, columns, named)
@@ -473,8 +473,9 @@ def load_task(dataset, subset=None, *, files=None, columns=None, kind="auto", te
         raise DataError(f"{dataset or files}: no example with a label or answer to evaluate on")
     shuffled = list(evaluation)
     random.Random(EVAL_SEED).shuffle(shuffled)
-    if len(validation) > VALIDATION_CAP:
-        validation = random.Random(EVAL_SEED).sample(validation, VALIDATION_CAP)
+    cap = VALIDATION_CAP if max_validation_samples is None else max_validation_samples
+    if len(validation) > cap:
+        validation = random.Random(EVAL_SEED).sample(validation, cap)
     name = dataset or str(Path(next(iter(files.values()))).parent)
     task = Task(
         name,
@@ -636,6 +637,8 @@ def add_data_args(parser, dataset="assets/data/movie_reviews"):
     group.add_argument("--instruction", help="the line that opens the prompt")
     group.add_argument("--template", help="the prompt of one example, with {text} and {text_pair}; \\n is a line break")
     group.add_argument("--max_train_samples", type=_count, metavar="K", help="training examples, drawn by --data_seed (default: all)")
+    group.add_argument("--max_validation_samples", type=_count_or_0, metavar="N", help="labelled examples that choose the checkpoint; 0: the "
+                       f"last one is kept, as a few-shot study wants it (default: at most {VALIDATION_CAP})")  # fmt: skip
     group.add_argument("--max_eval_samples", "--n_examples", type=_count, metavar="N",
                        help="evaluation examples, the first N of a fixed order (default: all)")  # fmt: skip
     group.add_argument("--data_seed", type=int, default=0, help="draws training examples and demonstrations (default: %(default)s)")
@@ -645,10 +648,14 @@ def _comma_list(text):
     return [part.strip() for part in text.split(",")]
 
 
-def _count(text):
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, not {text}")
+def _count(text, least=1):
+    if not text.isdigit() or int(text) < least:
+        raise argparse.ArgumentTypeError(f"must be a whole number of at least {least}, not {text}")
     return int(text)
+
+
+def _count_or_0(text):
+    return _count(text, 0)
 
 
 def check_data_args(parser, args):
@@ -667,8 +674,8 @@ def from_args(args):
     task = load_task(None if files else args.dataset, None if files else args.subset, files=files, columns=args.columns, kind=args.kind,
                      text_column=args.text_column, text_pair_column=args.text_pair_column, label_column=args.label_column,
                      label_words=args.label_words, instruction=args.instruction, template=template,
-                     max_train_samples=args.max_train_samples, max_eval_samples=args.max_eval_samples,
-                     data_seed=args.data_seed)  # fmt: skip
+                     max_train_samples=args.max_train_samples, max_validation_samples=args.max_validation_samples,
+                     max_eval_samples=args.max_eval_samples, data_seed=args.data_seed)  # fmt: skip
     if task.kind == "classification" and len(task.labels) < 2:
         raise DataError(f"{task.name} has the one label {task.labels[0]}; classification needs two or more")
     return task

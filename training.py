@@ -89,13 +89,15 @@ def out_of_domain(args, task):
     return tasks.out_of_domain(args.eval_ood, task, args.max_eval_samples)
 
 
-def load_base(args, task, tokenizer, device, precision):
-    """The model that is to be trained: with a classification head, or as the language model that it is."""
+def load_base(args, task, tokenizer, device, precision, name=None):
+    """The model that is to be trained, --model or `name`: with a classification head, or as the language model that it is."""
     import models
 
     head = task.kind == "classification"
-    return models.load_model(args.model, "classifier" if head else "auto", labels=task.labels if head else None, precision=precision,
-                             device=device, pad_token_id=tokenizer.pad_token_id, trust_remote_code=args.trust_remote_code)  # fmt: skip
+    return models.load_model(
+        name or args.model, "classifier" if head else "auto", labels=task.labels if head else None, precision=precision, device=device,
+        pad_token_id=tokenizer.pad_token_id, trust_remote_code=args.trust_remote_code,
+    )  # fmt: skip
 
 
 def own_copy(base, args):
@@ -303,23 +305,27 @@ def n_steps(n_examples, args):
     return args.max_steps or math.ceil(args.epochs * max(math.ceil(batches / args.gradient_accumulation), 1))
 
 
-def train(model, tokenizer, task, args, run, device, learning_rate, chat=False, callbacks=()):
-    """Train on the task's training examples; the best checkpoint is that of the highest validation accuracy, or the lowest loss."""
+def train(model, tokenizer, task, args, run, device, learning_rate, chat=False, callbacks=(), reload=None):
+    """Train on the task's training examples; the best checkpoint is that of the highest validation accuracy, or the lowest loss.
+
+    reload: folder -> model, for weights that FSDP or DeepSpeed keep in pieces.
+    """
     if len(task.train) < 2:
         raise UserError(f"{task.name} has {len(task.train)} training examples; fine-tuning needs at least two")
     run.row["n_train"] = len(task.train)
     if task.kind == "classification":
         data = classification_data(model, tokenizer, task, args, device)
-        return fit(model, tokenizer, data, args, run, device, learning_rate, callbacks, best="accuracy",
+        return fit(model, tokenizer, data, args, run, device, learning_rate, callbacks, reload=reload, best="accuracy",
                    compute_metrics=lambda out: {"accuracy": metrics.accuracy(out.predictions.argmax(-1), out.label_ids)})  # fmt: skip
     data = answer_data(model, tokenizer, task, args, chat)
     if data.note:
         print(data.note)
         run.note(data.note)
-    return fit(model, tokenizer, data, args, run, device, learning_rate, callbacks)
+    return fit(model, tokenizer, data, args, run, device, learning_rate, callbacks, reload=reload)
 
 
-def fit(model, tokenizer, data, args, run, device, learning_rate, callbacks=(), best="loss", compute_metrics=None, loss=None):
+def fit(model, tokenizer, data, args, run, device, learning_rate, callbacks=(), best="loss", compute_metrics=None, loss=None,
+        reload=None):  # fmt: skip
     """Train with the Hugging Face Trainer and leave the best checkpoint in `model`, by a validation metric.
 
     Batches are of rows of about one length. loss: None for the model's own, or a function of (model, batch), whose batches have
@@ -369,6 +375,10 @@ def fit(model, tokenizer, data, args, run, device, learning_rate, callbacks=(), 
     evaluating = sum(entry.get("eval_runtime", 0.0) for entry in history if entry["step"] > (0 if not checkpoint else step_of(checkpoint)))
     run.row.update(train_seconds=spent.seconds - evaluating, **spent.memory_columns())
     save_history(run, history)
+    if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:  # each process goes on with a whole model of its own
+        trainer.save_model(str(run.path("checkpoints") / "whole"))
+        trainer.accelerator.wait_for_everyone()
+        model = reload(run.path("checkpoints") / "whole")
     return model.eval()
 
 

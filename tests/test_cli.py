@@ -15,6 +15,7 @@ import utils
 SCRIPTS = [
     "finetune",
     "peft_finetune",
+    "context_distill",
     "prompt_eval",
     "rag_eval",
     "quantize_and_parallel",

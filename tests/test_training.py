@@ -523,3 +523,10 @@ def test_one_line_each(script, flags, message, request, tmp_path, out, capsys, n
     said = capsys.readouterr().err.strip().splitlines()
     assert exit_.value.code == 2 and message in said[-1] and len(said) == 1, said
     assert not (tmp_path / "results.csv").exists() and not (tmp_path / "runs").exists()
+
+
+def test_without_validation_the_last_checkpoint_is_kept(sentiment, tiny_bert, out, only_row):
+    finetune.main(["--model", tiny_bert, "--dataset", sentiment, "--max_train_samples", "8", "--max_validation_samples", "0", *SHORT, *out])
+    history = json.loads((Path(only_row()["run_dir"]) / "training_history.json").read_text())
+    assert not any("eval_loss" in entry for entry in history)
+    assert len(tasks.load_task(sentiment, max_validation_samples=5).validation) == 5
