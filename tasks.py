@@ -446,7 +446,8 @@ def load_task(dataset, subset=None, *, files=None, columns=None, kind="auto", te
     """Read a data set (hub name, folder or file), recognise its kind, make its splits. Raises DataError.
 
     files: {split: path} instead of a data set; columns: names for files without a header line.
-    max_train_samples: examples drawn by data_seed, balanced over the classes; max_validation_samples: at most; max_eval_samples: the first of a fixed order.
+    max_train_samples: examples drawn by data_seed, balanced over the classes; max_validation_samples: the most that choose a
+    checkpoint; max_eval_samples: the first of a fixed order.
     """
     named = [name for name in (text_column, text_pair_column, label_column) if name]
     splits, declared = _read_splits(dataset, subset, files, columns, named)
@@ -637,8 +638,9 @@ def add_data_args(parser, dataset="assets/data/movie_reviews"):
     group.add_argument("--instruction", help="the line that opens the prompt")
     group.add_argument("--template", help="the prompt of one example, with {text} and {text_pair}; \\n is a line break")
     group.add_argument("--max_train_samples", type=_count, metavar="K", help="training examples, drawn by --data_seed (default: all)")
-    group.add_argument("--max_validation_samples", type=_count_or_0, metavar="N", help="labelled examples that choose the checkpoint; 0: the "
-                       f"last one is kept, as a few-shot study wants it (default: at most {VALIDATION_CAP})")  # fmt: skip
+    group.add_argument("--max_validation_samples", type=_count_or_0, metavar="N",
+                       help="labelled examples that choose the checkpoint; 0: none, as a few-shot study wants it, and the last one is "
+                       f"kept (default: at most {VALIDATION_CAP})")  # fmt: skip
     group.add_argument("--max_eval_samples", "--n_examples", type=_count, metavar="N",
                        help="evaluation examples, the first N of a fixed order (default: all)")  # fmt: skip
     group.add_argument("--data_seed", type=int, default=0, help="draws training examples and demonstrations (default: %(default)s)")
