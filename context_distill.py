@@ -15,7 +15,10 @@ distilled student are scored on the same examples; the row is the distilled stud
 
 import contextlib
 import copy
+import functools
 import shutil
+
+import numpy as np
 
 import evaluation
 import models
@@ -35,24 +38,24 @@ def parse_args(argv=None):
     group = parser.add_argument_group("teacher")
     group.add_argument("--k_shots", type=utils.positive_int, default=8, metavar="K", help="demonstrations (default: %(default)s)")
     group.add_argument("--calibrate", choices=("none", "contextual", "batch"), default="none", help="of the teacher's label words")
-    group.add_argument(
-        "--unlabelled", type=utils.positive_int, metavar="N", help="training inputs to learn from (default: all but the demonstrations)"
-    )
+    group.add_argument("--unlabelled", type=utils.positive_int, default=2000, metavar="N",
+                       help="at most so many training inputs to learn from, no demonstrations (default: %(default)s)")  # fmt: skip
     group.add_argument("--targets", choices=("precomputed", "online"), default="precomputed", help="(default: %(default)s)")
     group.add_argument("--temperature", type=utils.positive, default=1.0, help="of both distributions (default: %(default)s)")
     group = parser.add_argument_group("student")
     group.add_argument("--student", choices=tuple(LEARNING_RATES), default="lora", help="what is trained (default: %(default)s)")
+    group.add_argument("--quantize", choices=("none", "int8", "nf4"), default="none", help="the frozen weights of teacher and LoRA student")
     group.add_argument("--rank", type=utils.positive_int, default=8, help="of LoRA (default: %(default)s)")
     group.add_argument("--alpha", type=utils.positive_int, help="updates are scaled by alpha / rank (default: twice the rank)")
     group.add_argument(
         "--target_modules", default="all-linear", metavar="auto|attention|mlp|all-linear|A,B,..", help="(default: %(default)s)"
     )
-    training.add_training_args(parser)
+    training.add_training_args(parser, resume=False, padding_free=False)
     tasks.add_data_args(parser)
     utils.add_common_args(parser)
     args = training.check_training_args(parser, tasks.check_data_args(parser, parser.parse_args(argv)))
-    if args.repeats > 1 or args.eval_ood or args.padding_free or args.resume:
-        parser.error("--repeats, --eval_ood, --padding_free and --resume belong to finetune.py and peft_finetune.py")
+    if args.quantize != "none" and args.student == "full":
+        parser.error(f"--quantize {args.quantize} freezes the weights; train a LoRA student on them")
     return args
 
 
@@ -68,8 +71,9 @@ class Teacher:
     def __init__(self, model, tokenizer, task, demonstrations, args, chat):
         self.model, self.tokenizer, self.task, self.chat, self.args = model, tokenizer, task, chat, args
         self.demonstrations, self.prefix, self.prior, self.student = demonstrations, None, 0.0, None
+        self.new_tokens = training.answer_length(args, task)
         limit = models.context_length(model)
-        self.room = limit and limit - (args.max_new_tokens if task.kind != "classification" else 16)
+        self.room = limit and limit - (self.new_tokens if task.kind != "classification" else 16)
 
     def prompts(self, examples):
         """(texts, separator)."""
@@ -118,18 +122,20 @@ class Teacher:
         prompts, _ = self.prompts(examples)
         stop = evaluation.answer_stop(self.model, self.tokenizer, self.task, self.chat)
         with self.asked():
-            return inference.generate(self.model, self.tokenizer, prompts, self.args.max_new_tokens, "auto", stop, not self.chat,
+            return inference.generate(self.model, self.tokenizer, prompts, self.new_tokens, "auto", stop, not self.chat,
                                       "answering").ids  # fmt: skip
 
     def token_targets(self, examples, answers, top_k=None, progress=None):
-        """For each answer log-probabilities [T, V] of its tokens; with top_k a pair: those of the likeliest, and their ids [T, K]."""
+        """For each answer log-probabilities [T, V] of its tokens; with top_k a pair [T, K]: the highest, tempered, and their ids."""
         import inference
 
         prompts, _ = self.prompts(examples)
         rows = self.tokenizer(prompts, add_special_tokens=not self.chat, verbose=False).input_ids
 
         def kept(log_probs):
-            return log_probs if top_k is None else tuple(log_probs.topk(min(top_k, log_probs.shape[1])))
+            if top_k is None:
+                return log_probs
+            return tuple(log_probs.div(self.args.temperature).log_softmax(-1).topk(min(top_k, log_probs.shape[1])))
 
         with self.asked():
             return inference.continuation_log_probs(self.model, rows, answers, kept, progress)
@@ -224,9 +230,9 @@ def answer_loss(temperature):
 
         def with_rest(log_probs):  # [T, K] -> [T, K + 1]
             rest = torch.log((1 - log_probs.exp().sum(-1, keepdim=True)).clamp(min=1e-6))
-            return torch.cat([log_probs, rest], -1).div(temperature).log_softmax(-1)
+            return torch.cat([log_probs, rest], -1).log_softmax(-1)
 
-        student = with_rest(student.log_softmax(-1).gather(1, batch["tokens"]))
+        student = with_rest(student.div(temperature).log_softmax(-1).gather(1, batch["tokens"]))
         return kl_div(student, with_rest(batch["labels"]), reduction="batchmean", log_target=True) * temperature**2
 
     return loss
@@ -239,126 +245,159 @@ def left_padded(rows, pad_id):
     return inference.pad_rows(rows, pad_id, "cpu", left=True)
 
 
-def distil(student, teacher, tokenizer, task, examples, args, run, device, chat):
+def distil(student, teacher, tokenizer, task, examples, args, run, device, chat, reload):
     """Train the student on the teacher's targets for examples whose labels are not looked at; a tenth chooses the checkpoint."""
     classes, online = task.kind == "classification", args.targets == "online"
     with utils.measure() as asking:
         if classes:
-            raw = teacher.label_scores(examples[:256] if online else examples, "asking the teacher")
+            some = examples[:256] if online else examples
+            raw = np.concatenate(utils.over_processes(lambda part: teacher.label_scores(part, "asking the teacher"), some))
             teacher.calibrate(raw)
             items = label_rows(student, tokenizer, task, examples, chat)
             targets = None if online else teacher.targets(examples, raw).tolist()
         else:
-            answers = teacher.answers(examples)
+            answers = [ids for part in utils.over_processes(teacher.answers, examples) for ids in part]
             prompts = [tasks.render(task, ex, (), tokenizer if chat else None)[0] for ex in examples]
             items = [{"input_ids": ids, "answer": answer} for ids, answer in
                      zip(tokenizer(prompts, add_special_tokens=not chat, verbose=False).input_ids, answers)]  # fmt: skip
-            targets = None if online else teacher.token_targets(examples, answers, TOP_K, "asking the teacher")
+            if not online:
+                asked = utils.over_processes(lambda part: teacher.token_targets(*zip(*part), TOP_K), list(zip(examples, answers)))
+                targets = [found for part in asked for found in part]
     for i, item in enumerate(items):
         item.update({"example": examples[i]} if online else {"target": targets[i]})
+        item["input_ids"] = item["input_ids"][-(args.max_length or 512) :]
     items = [item for item in items if classes or item["answer"]]
     if len(items) < 12:
         raise utils.RunFailed(
             f"the teacher answered only {len(items)} of the inputs; try other demonstrations or a longer --max_new_tokens"
         )
     run.note(f"{len(items)} unlabelled inputs; the teacher was asked for {asking.seconds:.0f} s")
-    cut = len(items) // 10
+    cut = min(len(items) // 10, tasks.VALIDATION_CAP if args.max_validation_samples is None else args.max_validation_samples)
     ask = (teacher.targets if classes else teacher.token_targets) if online else None
     batches = (LabelBatches if classes else AnswerBatches)(tokenizer.pad_token_id, ask)
-    data = training.Data(items[cut:], items[:cut], batches)
+    data = training.Data(items[cut:], items[:cut] or None, batches)
     rate = args.learning_rate or LEARNING_RATES[args.student]
-    return training.fit(student, tokenizer, data, args, run, device, rate, loss=(label_loss if classes else answer_loss)(args.temperature))
+    loss = (label_loss if classes else answer_loss)(args.temperature)
+    return training.fit(student, tokenizer, data, args, run, device, rate, loss=loss, reload=reload)
 
 
-def measured(model, tokenizer, task, run, args, chat, demonstrations=(), calibrate="none"):
+def load_student(args, device, precision, folder):
+    """A student that lies in a folder: the whole model, or an adapter for the base that is read again."""
+    full = args.student == "full"
+    model = models.load_model(folder if full else args.model, precision=precision, device=device, trust_remote_code=args.trust_remote_code)
+    return model if full else models.load_adapter(model, folder)
+
+
+def measured(model, tokenizer, task, run, args, chat, other, demonstrations=(), calibrate="none"):
     """Score on the evaluation examples as prompt_eval.py does."""
     common = {"batch_size": "auto", "latency_runs": args.latency_runs, "chat": chat, "demonstrations": demonstrations}
     if task.kind == "classification":
-        evaluation.evaluate_labels(model, tokenizer, task, run, **common, prior=evaluation.label_prior(calibrate, task))
+        evaluation.evaluate_labels(model, tokenizer, task, run, **common, prior=evaluation.label_prior(calibrate, task), other=other)
     else:
-        evaluation.evaluate_answers(model, tokenizer, task, run, **common, max_new_tokens=args.max_new_tokens)
-    names = ("metric", "score", "score_low", "score_high", "latency_ms_p50", "cached_latency_ms_p50", "prompt_tokens", "perplexity")
+        evaluation.evaluate_answers(model, tokenizer, task, run, **common, max_new_tokens=training.answer_length(args, task))
+    names = (
+        "metric",
+        "score",
+        "score_low",
+        "score_high",
+        "score_ood",
+        "latency_ms_p50",
+        "cached_latency_ms_p50",
+        "prompt_tokens",
+        "perplexity",
+    )
     return {name: run.row.get(name) for name in names}
 
 
 @utils.clean_exit
 def main(argv=None):
     # 1. settings
-    args = parse_args(argv)
-    models.check_names({"--model": args.model}, {"--dataset": tasks.source(args)})
-    run = utils.Run(args, __file__, "context_distillation")
+    given, base = parse_args(argv), None
+    models.check_names({"--model": given.model}, {"--dataset": tasks.source(given), "--eval_ood": given.eval_ood})
+    for args in training.repeats(given):
+        run = utils.Run(args, __file__, "context_distillation")
 
-    with run:
-        # 2. seed and device
-        utils.set_seed(args.seed)
-        device = utils.pick_device(args.device)
-        name = f"{args.k_shots}_shot" + ("" if args.calibrate == "none" else f"_{args.calibrate}_calibrated")
-        name += f"_to_{args.student}" + (f"_r{args.rank}" if args.student == "lora" else "")
-        run.row.update(variant=name + ("_online" if args.targets == "online" else ""), model=args.model, data_seed=args.data_seed,
-                       device=device, device_name=utils.device_name(device), k_shots=0,
-                       precision=training.mixed_precision(args, device))  # fmt: skip
+        with run:
+            # 2. seed and device
+            utils.set_seed(args.seed)
+            device = utils.pick_device(args.device)
+            training.check_device(args, device)
+            precision = args.weights if args.quantize == "none" else args.quantize
+            name = f"{args.k_shots}_shot" + ("" if args.calibrate == "none" else f"_{args.calibrate}_calibrated")
+            name += f"_to_{args.student}" + (f"_r{args.rank}" if args.student == "lora" else "")
+            run.row.update(variant=name + ("_online" if args.targets == "online" else ""), model=args.model, data_seed=args.data_seed,
+                           device=device, device_name=utils.device_name(device), k_shots=0,
+                           precision=precision)  # fmt: skip
 
-        # 3. data
-        task = tasks.from_args(args)
-        print(task.summary())
-        if args.calibrate != "none":
-            tasks.require_kind(task, "classification", "--calibrate")
-        demonstrations = tasks.draw(task.train, args.k_shots, args.data_seed)
-        taken = {ex.id for ex in demonstrations}
-        examples = [ex for ex in task.train if ex.id not in taken]
-        examples = tasks.draw(examples, args.unlabelled, args.data_seed + 1, balanced=False)
-        if len(examples) < 12:
-            raise utils.UserError(f"{len(examples)} unlabelled inputs are left to learn from; context distillation needs at least twelve")
-        run.row.update(task.row(), n_train=args.k_shots)
+            # 3. data
+            task = tasks.from_args(args)
+            print(task.summary())
+            if args.calibrate != "none":
+                tasks.require_kind(task, "classification", "--calibrate")
+            demonstrations = tasks.draw(task.train, args.k_shots, args.data_seed)
+            taken = {ex.id for ex in demonstrations}
+            examples = [ex for ex in task.train if ex.id not in taken]
+            examples = tasks.draw(examples, min(args.unlabelled, len(examples)), args.data_seed + 1, balanced=False)
+            other = training.out_of_domain(args, task)
+            if len(examples) < 12:
+                raise utils.UserError(
+                    f"{len(examples)} unlabelled inputs are left to learn from; context distillation needs at least twelve"
+                )
+            run.row.update(task.row(), n_train=args.k_shots)
 
-        # 4. model
-        tokenizer = utils.load_tokenizer(args.model, args.trust_remote_code)
-        with utils.measure() as loading:
-            model = models.load_model(args.model, precision=args.weights, device=device, trust_remote_code=args.trust_remote_code)
-        if model.config.is_encoder_decoder:
-            raise utils.UserError(f"{args.model} is an encoder-decoder; context distillation here is for causal models")
-        chat = models.uses_chat(args.prompt_format, tokenizer, scoring=task.kind == "classification")
+            # 4. model
+            tokenizer = utils.load_tokenizer(args.model, args.trust_remote_code)
+            with utils.measure() as loading:
+                base = base or models.load_model(args.model, precision=precision, device=device, trust_remote_code=args.trust_remote_code,
+                                                 attention=args.attn_implementation)  # fmt: skip
+                model = training.own_copy(base, args, given)
+            if model.config.is_encoder_decoder:
+                raise utils.UserError(f"{args.model} is an encoder-decoder; context distillation here is for causal models")
+            chat = models.uses_chat(args.prompt_format, tokenizer, scoring=task.kind == "classification")
 
-        # 5. adapt
-        compared = {"teacher": measured(model, tokenizer, task, run.part("teacher"), args, chat, demonstrations, args.calibrate),
-                    "untrained_student": measured(model, tokenizer, task, run.part("untrained"), args, chat)}  # fmt: skip
-        apart = args.targets == "online" and args.student == "full"  # the teacher must stay as it is
-        teacher = Teacher(copy.deepcopy(model) if apart else model, tokenizer, task, demonstrations, args, chat)
-        student = model
-        if args.student == "lora":
-            import peft
+            # 5. adapt
+            compared = {"teacher": measured(model, tokenizer, task, run.part("teacher"), args, chat, other, demonstrations, args.calibrate),
+                        "untrained_student": measured(model, tokenizer, task, run.part("untrained"), args, chat, other)}  # fmt: skip
+            apart = args.targets == "online" and args.student == "full"  # the teacher must stay as it is
+            teacher = Teacher(copy.deepcopy(model) if apart else model, tokenizer, task, demonstrations, args, chat)
+            student = model
+            if args.student == "lora":
+                import peft
 
-            config = peft.LoraConfig(task_type="CAUSAL_LM", r=args.rank, lora_alpha=args.alpha or 2 * args.rank, lora_dropout=0.0,
-                                     target_modules=models.target_modules(model, args.target_modules))  # fmt: skip
-            student = teacher.student = peft.get_peft_model(model, config)
-        run.row.update(load_seconds=loading.seconds, **models.size_columns(student, trained=True))
-        student = distil(student, teacher, tokenizer, task, examples, args, run, device, chat)
-        folder = "adapter" if args.student == "lora" else "model"
-        student.save_pretrained(run.path(folder))
-        tokenizer.save_pretrained(run.path(folder))
-        run.row["artifact_mb"] = utils.folder_mb(run.path(folder), "*.safetensors")
+                config = peft.LoraConfig(task_type="CAUSAL_LM", r=args.rank, lora_alpha=args.alpha or 2 * args.rank, lora_dropout=0.0,
+                                         target_modules=models.target_modules(model, args.target_modules))  # fmt: skip
+                student = teacher.student = peft.get_peft_model(model, config)
+            run.row.update(load_seconds=loading.seconds, **models.size_columns(student, trained=True))
+            whole = functools.partial(load_student, args, device, precision)
+            student = distil(student, teacher, tokenizer, task, examples, args, run, device, chat, whole)
+            folder = "adapter" if args.student == "lora" else "model"
+            if run.main:
+                student.save_pretrained(run.path(folder))
+                tokenizer.save_pretrained(run.path(folder))
+                run.row["artifact_mb"] = utils.folder_mb(run.path(folder), "*.safetensors")
 
-        # 6. evaluate
-        if args.student == "lora":
-            if not models.changes_outputs(student, tokenizer):
-                run.row["status"] = "degenerate"
-                run.note("the adapter changed nothing")
-            student, merged = models.merge_adapter(student)
-            run.note(merged)
-        compared["distilled_student"] = measured(student, tokenizer, task, run, args, chat)
-        run.write_json("comparison.json", compared)
-        for side in ("teacher", "untrained_student"):
-            found = compared[side]
-            interval = f"[{found['score_low']:.3f}, {found['score_high']:.3f}]"
-            latency = f", {found['latency_ms_p50']:.0f} ms" if found["latency_ms_p50"] else ""
-            run.note(f"{side.replace('_', ' ')}: {found['metric']} {found['score']:.3f} {interval}{latency}")
+            # 6. evaluate
+            if args.student == "lora":
+                if not models.changes_outputs(student, tokenizer):
+                    run.row["status"] = "degenerate"
+                    run.note("the adapter changed nothing")
+                student, merged = models.merge_adapter(student)
+                run.note(merged)
+            compared["distilled_student"] = measured(student, tokenizer, task, run, args, chat, other)
+            run.write_json("comparison.json", compared)
+            for side in ("teacher", "untrained_student"):
+                found = compared[side]
+                interval = "" if found["score_low"] is None else f"[{found['score_low']:.3f}, {found['score_high']:.3f}]"
+                latency = f", {found['latency_ms_p50']:.0f} ms" if found["latency_ms_p50"] else ""
+                run.note(f"{side.replace('_', ' ')}: {found['metric']} {found['score']:.3f} {interval}{latency}")
 
-        # 7. row and report: written by leaving the block
-        run.headline = f"teacher {compared['teacher']['score']:.3f}, untrained {compared['untrained_student']['score']:.3f}"
-        if args.latency_runs:
-            saved = compared["teacher"]["latency_ms_p50"] - run.row["latency_ms_p50"]
-            run.headline += f", {saved:.0f} ms a request saved by the shorter prompt"
-        shutil.rmtree(run.path("checkpoints"))
+            # 7. row and report: written by leaving the block
+            run.headline = f"teacher {compared['teacher']['score']:.3f}, untrained {compared['untrained_student']['score']:.3f}"
+            if args.latency_runs:
+                saved = compared["teacher"]["latency_ms_p50"] - run.row["latency_ms_p50"]
+                run.headline += f", {saved:.0f} ms a request saved by the shorter prompt"
+            if run.main:
+                shutil.rmtree(run.path("checkpoints"))
 
 
 if __name__ == "__main__":

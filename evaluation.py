@@ -31,17 +31,21 @@ def record_classification(run, task, predictions, log_probs, spent, latencies, e
             **(extras[i] if extras else {}),
         })  # fmt: skip
     _finish(run, records, predictions, spent, latencies, len(task.labels))
-    record_groups(run, task.evaluation, [float(p == target) for p, target in zip(predictions, targets)], "accuracy")
+    record_groups(run, task.evaluation, [{"accuracy": float(p == target)} for p, target in zip(predictions, targets)], "accuracy")
 
 
-def record_groups(run, examples, values, metric, name="groups.json"):
-    """Mean of a score over the examples of each group (HANS' heuristics, UnifiedQA's sources), where the data have groups."""
+def record_groups(run, examples, values, metric):
+    """groups.json: mean scores over the examples of each group (UnifiedQA's sources), where the data have groups.
+
+    values: [N] dicts of scores; metric: the one that the note tells.
+    """
     groups = {}
     for example, value in zip(examples, values, strict=True):
         groups.setdefault(example.group, []).append(value)
     if set(groups) != {None}:
-        found = {str(group): {"n": len(some), metric: float(np.mean(some))} for group, some in sorted(groups.items(), key=str)}
-        run.write_json(name, found)
+        found = {str(group): {"n": len(some), **{name: float(np.mean([scores[name] for scores in some])) for name in some[0]}}
+                 for group, some in sorted(groups.items(), key=str)}  # fmt: skip
+        run.write_json("groups.json", found)
         if len(found) <= 12:
             run.note(f"{metric} by group: " + ", ".join(f"{group} {cell[metric]:.3f} (n = {cell['n']})" for group, cell in found.items()))
 
@@ -67,8 +71,8 @@ def record_ood(run, task, other, predictions):
     run.note(f"out of domain on {other.name}: {found['score']:.3f} [{low:.3f}, {high:.3f}], n = {len(right)}")
 
 
-def record_answers(run, task, answers, spent, latencies, extras=None):
-    """The same for free answers. answers: [N] texts."""
+def record_answers(run, task, answers, spent, latencies, extras=None, metric="token_f1"):
+    """The same for free answers. answers: [N] texts; metric: what the note tells of groups."""
     cells, each = metrics.answer_scores(answers, [ex.references for ex in task.evaluation])
     run.row.update(cells)
     contains = float(np.mean([scores["contains_answer"] for scores in each]))
@@ -76,7 +80,7 @@ def record_answers(run, task, answers, spent, latencies, extras=None):
     records = [{"id": ex.id, "target": list(ex.references), "prediction": answer, "scores": scores, **(extras[i] if extras else {})}
                for i, (ex, answer, scores) in enumerate(zip(task.evaluation, answers, each))]  # fmt: skip
     _finish(run, records, answers, spent, latencies)
-    record_groups(run, task.evaluation, [scores["token_f1"] for scores in each], "token_f1")
+    record_groups(run, task.evaluation, each, metric)
 
 
 def record_retrieval(run, task, judged, spent, latencies, extras):
@@ -266,6 +270,10 @@ def evaluate_options(model, tokenizer, task, run, batch_size, latency_runs, chat
     if without:
         raise tasks.DataError(f"{without} of {len(task.evaluation)} questions of {task.name} have no options to choose from; "
                               "use --scoring generate")  # fmt: skip
+    strange = sum(metrics.normalise_answer(ex.references[0]) not in map(metrics.normalise_answer, ex.options) for ex in task.evaluation)
+    if strange:
+        raise tasks.DataError(f"the answers of {strange} of {len(task.evaluation)} questions of {task.name} are none of their options; "
+                              "use --scoring generate")  # fmt: skip
     limit = models.context_length(model)
     longest = max(len(tokenizer(f" {option}", add_special_tokens=False).input_ids) for ex in task.evaluation for option in ex.options)
     room = limit and limit - longest
@@ -284,7 +292,7 @@ def evaluate_options(model, tokenizer, task, run, batch_size, latency_runs, chat
         answers = chosen(task.evaluation, scores)
     latencies = utils.time_requests(lambda ex: chosen([ex], score([ex], 1)[0]), task.evaluation[:latency_runs])
     extras = [{"log_probs_sum": dict(zip(ex.options, map(float, values)))} for ex, values in zip(task.evaluation, scores.total)]
-    record_answers(run, task, answers, spent, latencies, extras)
+    record_answers(run, task, answers, spent, latencies, extras, "exact_match")
     right = run.row["exact_match"]
     low, high = metrics.wilson_interval(round(right * len(answers)), len(answers))
     run.row.update(metric="accuracy", score=right, accuracy=right, score_low=low, score_high=high, prompt_tokens=scores.prompt_tokens,

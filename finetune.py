@@ -12,8 +12,12 @@ are scored once at the end. Default learning rate: 1e-4 for a head, 5e-5 for a l
     python finetune.py --model distilbert-base-uncased --dataset glue --subset sst2 --epochs 3 --batch_size 16 --fp16
     # your own files, with or without a header line, any number of labels
     python finetune.py --train_file train.tsv --test_file test.tsv --columns text,label --label_words negative,positive
-    # few-shot: 16 examples, five draws, also scored out of domain
-    python finetune.py --dataset MNLI --max_train_samples 16 --repeats 5 --eval_ood HANS
+    # few-shot: 16 labels and no more, five draws, also scored out of domain (after `python prepare_data.py mnli_hans`)
+    python finetune.py --dataset assets/data/mnli_hans/mnli --eval_ood assets/data/mnli_hans/hans --max_train_samples 16 --repeats 5 \\
+        --max_validation_samples 0 --max_steps 60 --max_eval_samples 1000
+    # a 7B model whole: bf16 weights, about 8 bytes a parameter with their optimizer, and activations
+    python finetune.py --model meta-llama/Llama-2-7b-hf --dataset databricks/databricks-dolly-15k --weights bf16 --learning_rate 1e-5 \\
+        --gradient_checkpointing --batch_size 4 --gradient_accumulation 8 --max_eval_samples 200
     # on all GPUs
     accelerate launch finetune.py --model distilbert-base-uncased --dataset glue --subset sst2
 """
@@ -51,8 +55,9 @@ def main(argv=None):
             # 2. seed and device
             utils.set_seed(args.seed)
             device = utils.pick_device(args.device)
+            training.check_device(args, device)
             run.row.update(variant="full", model=args.model, data_seed=args.data_seed, device=device,
-                           device_name=utils.device_name(device), precision=training.mixed_precision(args, device))  # fmt: skip
+                           device_name=utils.device_name(device), precision=args.weights)  # fmt: skip
 
             # 3. data
             task = tasks.from_args(args)
@@ -64,7 +69,7 @@ def main(argv=None):
             tokenizer = utils.load_tokenizer(args.model, args.trust_remote_code)
             with utils.measure() as loading:
                 base = base or training.load_base(args, task, tokenizer, device, args.weights)
-                model = training.own_copy(base, args)
+                model = training.own_copy(base, args, given)
             run.row.update(load_seconds=loading.seconds, **models.size_columns(model, trained=True))
 
             # 5. adapt

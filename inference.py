@@ -218,7 +218,8 @@ def encode(model, tokenizer, prompts, sets, add_special_tokens):
         context, ends = whole[0][:cut], [ids[cut:] for ids in whole]
         if not context:  # an empty prompt: the model needs one token to predict from
             context = [tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id]
-        if limit and len(context) + max(map(len, ends)) > limit:
+        if limit and len(context) + max(map(len, ends)) > limit:  # a token of the context stays, and as much of a label as then fits
+            ends = [end[: limit - 1] for end in ends]
             context, truncated = context[max(map(len, ends)) - limit :], truncated + 1
         contexts.append(context)
         continuations.append(ends)
@@ -284,8 +285,8 @@ def generate(model, tokenizer, prompts, max_new_tokens=32, batch_size="auto", st
     stop: an answer ends before the first of these strings; the end-of-sequence token ends it too. prefix: a Prefix computed
     before, used where all prompts begin with it; else their common prefix is computed once. options: for `model.generate`.
     """
-    if getattr(models.base_model(model), "_is_stateful", False):
-        batch_size = 1  # padding on the left would enter a recurrent state
+    if getattr(models.base_model(model), "_is_stateful", False) or learns_prompt(model):
+        batch_size = 1  # padding on the left would enter a recurrent state, or stand between a learned prompt and the text
     rows, truncated = _prompt_ids(model, tokenizer, prompts, max_new_tokens, add_special_tokens)
     texts, new = [None] * len(rows), [None] * len(rows)
     ended = _ids_of(model.generation_config.eos_token_id)

@@ -150,11 +150,13 @@ def check_precision(precision, device):
 
 
 def load_model(name, kind="auto", *, precision="fp32", device="cpu", device_map=None, labels=None, adapter=None,
-               compute_dtype=None, double_quant=True, trainable_adapter=False, pad_token_id=None, trust_remote_code=False):  # fmt: skip
+               compute_dtype=None, double_quant=True, trainable_adapter=False, pad_token_id=None, trust_remote_code=False,
+               attention=None):  # fmt: skip
     """Load a model in eval mode. Returns the model, a PeftModel where there is an adapter.
 
     kind: causal, seq2seq, classifier, or auto (by the configuration); labels: class names of a classification head, which
-    is new where the checkpoint has none; device_map: as accelerate's (auto, cpu, ...), instead of one device.
+    is new where the checkpoint has none; device_map: as accelerate's (auto, cpu, ...), instead of one device; attention: an
+    attn_implementation of transformers.
     Raises UserError for names that cannot be loaded, precisions that the device lacks, adapters of another base.
     """
     from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoModelForSequenceClassification
@@ -171,6 +173,8 @@ def load_model(name, kind="auto", *, precision="fp32", device="cpu", device_map=
     loader = {"causal": AutoModelForCausalLM, "seq2seq": AutoModelForSeq2SeqLM,
               "classifier": AutoModelForSequenceClassification}[kind]  # fmt: skip
     options = {"dtype": torch_dtype(precision), "trust_remote_code": trust_remote_code}
+    if attention:
+        options["attn_implementation"] = attention
     config = quantization_config(precision, device, compute_dtype, double_quant)
     if config is not None:
         options.update(quantization_config=config, device_map=device_map or device)
@@ -182,7 +186,7 @@ def load_model(name, kind="auto", *, precision="fp32", device="cpu", device_map=
         options.update(num_labels=len(labels), id2label=dict(enumerate(labels)), label2id={n: i for i, n in enumerate(labels)})
     try:
         model = loader.from_pretrained(name, use_safetensors=True, **options)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, ImportError) as error:  # ImportError: flash attention is not installed
         if utils.is_out_of_memory(error):
             raise
         raise UserError(f"{name} cannot be loaded as a {kind} model: {str(error).splitlines()[0]}") from None

@@ -15,6 +15,7 @@ The adapter is saved in peft's own format.
     prefix_tuning  keys and values before the text, in every layer (Li and Liang 2021)                                -    1e-2
 
 LoRA-like methods want about ten times the learning rate of full fine-tuning or more, methods with fewer parameters more again.
+The defaults are for small models (MiniLM, SmolLM2-135M); papers train 7B models with a tenth to a half of them.
 
     # on a CPU, offline (after `python prepare_data.py demo`): about two minutes each
     python peft_finetune.py --model assets/models/all-MiniLM-L6-v2 --max_train_samples 2000 --epochs 2 --batch_size 32
@@ -22,7 +23,7 @@ LoRA-like methods want about ten times the learning rate of full fine-tuning or 
     # on a GPU, from the hub: instruction tuning, QLoRA on all layers
     python peft_finetune.py --model meta-llama/Llama-2-7b-hf --dataset databricks/databricks-dolly-15k --method qlora --rank 16 \\
         --alpha 32 --dropout 0.05 --target_modules all-linear --bf16 --gradient_checkpointing --optim paged_adamw_8bit \\
-        --lr_scheduler cosine --batch_size 4 --gradient_accumulation 4 --max_length 1024 --max_new_tokens 256
+        --lr_scheduler cosine --learning_rate 2e-4 --batch_size 4 --gradient_accumulation 4 --max_length 1024 --max_eval_samples 200
     # score the adapter again, on the same examples
     python prompt_eval.py --model assets/models/all-MiniLM-L6-v2 --adapter runs/RUN_ID/adapter
 """
@@ -64,11 +65,16 @@ def parse_args(argv=None):
     tasks.add_data_args(parser)
     utils.add_common_args(parser)
     args = training.check_training_args(parser, tasks.check_data_args(parser, parser.parse_args(argv)))
+    if args.method == "qlora" and args.quantize == "none":
+        parser.error("--method qlora is LoRA on a quantized base; for a base that is not, take --method lora")
+    if args.method == "prefix_tuning" and args.gradient_checkpointing:
+        parser.error("--gradient_checkpointing drops the cache that --method prefix_tuning learns; leave it out")
     if args.method == "qlora":
         args.method, args.quantize = "lora", args.quantize or "nf4"
     args.quantize = args.quantize or "none"
-    if args.method == "adalora" and args.resume:
-        parser.error("--resume: AdaLoRA's importance scores are not in its checkpoints; run it again")
+    if args.method == "adalora" and (args.resume or args.early_stopping):
+        parser.error("--method adalora has neither --resume nor --early_stopping: its importance scores are not in its checkpoints, and "
+                     "its schedule of ranks goes over all steps")  # fmt: skip
     if args.method == "adalora" and (args.init_r or 10**9) < (args.target_r or args.rank):
         parser.error(f"--init_r {args.init_r} is below the target rank {args.target_r or args.rank}; ranks only shrink")
     if args.quantize != "none" and args.weights != "fp32":
@@ -87,8 +93,6 @@ def adapt(model, tokenizer, task, args):
     kind = "SEQ_CLS" if head else "SEQ_2_SEQ_LM" if model.config.is_encoder_decoder else "CAUSAL_LM"
     if args.method in LEARNED_PROMPTS:
         return learned_prompt(model, tokenizer, task, args, kind)
-    if args.quantize != "none":
-        model = peft.prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
     if args.method == "ia3":
         return peft.get_peft_model(model, peft.IA3Config(task_type=kind, **ia3_modules(model, args.target_modules)))
     options = {"task_type": kind, "lora_alpha": args.alpha or 2 * args.rank, "lora_dropout": args.dropout, "bias": args.bias,
@@ -101,6 +105,7 @@ def adapt(model, tokenizer, task, args):
     tfinal = 3 * steps // 10 if args.tfinal is None else args.tfinal
     if tinit + tfinal >= steps:
         raise utils.UserError(f"--tinit {tinit} and --tfinal {tfinal} leave none of the {steps} steps for ranks to shrink in")
+    options["orth_reg_weight"] = 0.5 / args.gradient_accumulation / utils.world()[1]  # peft adds it to the loss of each batch
     return peft.get_peft_model(model, peft.AdaLoraConfig(init_r=args.init_r or -(-3 * target // 2), target_r=target, tinit=tinit,
                                                          tfinal=tfinal, total_step=steps, **options))  # fmt: skip
 
@@ -183,10 +188,10 @@ def main(argv=None):
             # 2. seed and device
             utils.set_seed(args.seed)
             device = utils.pick_device(args.device)
-            mixed, quantized = training.mixed_precision(args, device), args.quantize != "none"
-            precision = args.quantize if quantized else args.weights  # of the base in memory
+            training.check_device(args, device)
+            precision = args.weights if args.quantize == "none" else args.quantize  # of the base in memory
             run.row.update(variant=variant(args), model=args.model, data_seed=args.data_seed, device=device,
-                           device_name=utils.device_name(device), precision=args.quantize if quantized else mixed)  # fmt: skip
+                           device_name=utils.device_name(device), precision=precision)  # fmt: skip
 
             # 3. data
             task = tasks.from_args(args)
@@ -198,16 +203,18 @@ def main(argv=None):
             tokenizer = utils.load_tokenizer(args.model, args.trust_remote_code)
             with utils.measure() as loading:
                 base = base or training.load_base(args, task, tokenizer, device, precision)
-                model = training.own_copy(base, args)
+                model = training.own_copy(base, args, given)
 
             # 5. adapt
+            utils.set_seed(args.seed)  # the adapter begins the same in every repeat
             model = adapt(model, tokenizer, task, args)
             run.row.update(load_seconds=loading.seconds, **models.size_columns(model, trained=True))
             chat = training.uses_chat(args, task, tokenizer)
             learning_rate = args.learning_rate or LEARNING_RATES[args.method][task.kind != "classification"]
             callbacks = [allocate_ranks(model)] if args.method == "adalora" else []
             whole = functools.partial(load_adapted, args, task, tokenizer, device, precision)
-            model = training.train(model, tokenizer, task, args, run, device, learning_rate, chat, callbacks, whole)
+            keep_last = args.method == "adalora"  # peft cannot load an earlier checkpoint, of other ranks, into it
+            model = training.train(model, tokenizer, task, args, run, device, learning_rate, chat, callbacks, whole, keep_last)
             if args.method == "adalora":
                 final = ranks(model)
                 run.write_json("ranks.json", final)

@@ -49,6 +49,8 @@ def parse_args(argv=None):
     group.add_argument("--normalise", choices=("sum", "mean"), default="sum",
                        help="a label's log-probability: over its tokens, or per token (default: %(default)s)")  # fmt: skip
     group.add_argument("--max_new_tokens", type=utils.positive_int, default=32, help="of a generated answer (default: %(default)s)")
+    group.add_argument("--repeats", type=utils.positive_int, default=1, metavar="N",
+                       help="runs over N data seeds from --data_seed on, a row each, the model read once (default: 1)")  # fmt: skip
     group.add_argument("--eval_ood", metavar="DATASET", help="score out of domain too: a data set of the same labels, or HANS for MNLI")
     tasks.add_data_args(parser)
     utils.add_common_args(parser, auto_batch=True)
@@ -97,64 +99,72 @@ def short_enough(task, tokenizer, chat, limit):
 @utils.clean_exit
 def main(argv=None):
     # 1. settings
-    args = parse_args(argv)
-    models.check_names({"--model": args.model, "--adapter": args.adapter}, {"--dataset": tasks.source(args), "--eval_ood": args.eval_ood})
-    run = utils.Run(args, __file__, "prompting")
+    given, model = parse_args(argv), None
+    models.check_names(
+        {"--model": given.model, "--adapter": given.adapter}, {"--dataset": tasks.source(given), "--eval_ood": given.eval_ood}
+    )
+    for args in training.repeats(given):
+        run = utils.Run(args, __file__, "prompting")
 
-    with run:
-        # 2. seed and device
-        utils.set_seed(args.seed)
-        device = utils.pick_device(args.device)
-        run.row.update(model=args.model, data_seed=args.data_seed, device=device, device_name=utils.device_name(device),
-                       precision=args.precision, k_shots=args.k_shots, variant=variant(args, args.kind, args.adapter))  # fmt: skip
+        with run:
+            # 2. seed and device
+            utils.set_seed(args.seed)
+            device = utils.pick_device(args.device)
+            run.row.update(model=args.model, data_seed=args.data_seed, device=device, device_name=utils.device_name(device),
+                           precision=args.precision, k_shots=args.k_shots, variant=variant(args, args.kind, args.adapter))  # fmt: skip
 
-        # 3. data
-        task = tasks.from_args(args)
-        print(task.summary())
-        by_likelihood = args.scoring == "likelihood" or (args.scoring == "auto" and task.kind == "classification")
-        if task.kind == "instruction" and by_likelihood:
-            raise tasks.DataError("--scoring likelihood is for classes and for questions with options; instructions are answered freely")
-        other = training.out_of_domain(args, task)
-        if other and not by_likelihood:
-            raise tasks.DataError("--eval_ood scores label words; leave out --scoring generate")
-        run.row.update(task.row(), variant=variant(args, task.kind, args.adapter), n_train=args.k_shots)
+            # 3. data
+            task = tasks.from_args(args)
+            print(task.summary())
+            by_likelihood = args.scoring == "likelihood" or (args.scoring == "auto" and task.kind == "classification")
+            if task.kind == "instruction" and by_likelihood:
+                raise tasks.DataError(
+                    "--scoring likelihood is for classes and for questions with options; instructions are answered freely"
+                )
+            other = training.out_of_domain(args, task)
+            if other and not by_likelihood:
+                raise tasks.DataError("--eval_ood scores label words; leave out --scoring generate")
+            run.row.update(task.row(), variant=variant(args, task.kind, args.adapter), n_train=args.k_shots)
 
-        # 4. model
-        tokenizer = utils.load_tokenizer(args.model, args.trust_remote_code)
-        chat = models.uses_chat(args.prompt_format, tokenizer, scoring=by_likelihood)
-        pool = task if args.max_demo_tokens is None else short_enough(task, tokenizer, chat, args.max_demo_tokens)
-        demonstrations = tasks.draw(pool.train, args.k_shots, args.data_seed)
-        classifier = models.is_classifier(args.model, args.adapter, args.trust_remote_code)
-        if classifier:
-            tasks.require_kind(task, "classification", "a model with a classification head")
-        labels = models.head_labels(args.model, args.adapter, task.labels) if classifier else None
-        with utils.measure() as loading:
-            model = models.load_model(args.model, "classifier" if classifier else "auto", precision=args.precision, device=device,
-                                      labels=labels, adapter=args.adapter, pad_token_id=tokenizer.pad_token_id,
-                                      trust_remote_code=args.trust_remote_code)  # fmt: skip
-        run.row.update(load_seconds=loading.seconds, **models.size_columns(model))
+            # 4. model
+            tokenizer = utils.load_tokenizer(args.model, args.trust_remote_code)
+            chat = models.uses_chat(args.prompt_format, tokenizer, scoring=by_likelihood)
+            pool = task if args.max_demo_tokens is None else short_enough(task, tokenizer, chat, args.max_demo_tokens)
+            demonstrations = tasks.draw(pool.train, args.k_shots, args.data_seed)
+            classifier = models.is_classifier(args.model, args.adapter, args.trust_remote_code)
+            if classifier:
+                tasks.require_kind(task, "classification", "a model with a classification head")
+            labels = models.head_labels(args.model, args.adapter, task.labels) if classifier else None
+            if model is None:
+                with utils.measure() as loading:
+                    model = models.load_model(args.model, "classifier" if classifier else "auto", precision=args.precision, device=device,
+                                              labels=labels, adapter=args.adapter, pad_token_id=tokenizer.pad_token_id,
+                                              trust_remote_code=args.trust_remote_code)  # fmt: skip
+                sizes = models.size_columns(model)
+                # 5. adapt: nothing to train; the demonstrations are in the prompt
+                model, merged = models.merge_adapter(model, args.merge_adapter)
+            run.row.update(load_seconds=loading.seconds, **sizes)
+            if merged:
+                run.note(merged)
 
-        # 5. adapt: nothing to train; the demonstrations are in the prompt
-        model, merged = models.merge_adapter(model, args.merge_adapter)
-        if merged:
-            run.note(merged)
+            # 6. evaluate
+            common = {"batch_size": args.batch_size, "latency_runs": args.latency_runs}
+            prompted = {**common, "demonstrations": demonstrations, "chat": chat}
+            if args.adapter:
+                run.row.update(strategy="peft")
+            if classifier:
+                run.row.update(strategy="peft" if args.adapter else "full_finetuning", variant="checkpoint", k_shots=None, n_train=None)
+                evaluation.evaluate_classifier(model, tokenizer, task, run, **common, other=other)
+            elif task.kind == "classification" and by_likelihood:
+                evaluation.evaluate_labels(model, tokenizer, task, run, **prompted, prior=evaluation.label_prior(args.calibrate, task),
+                                           per_token=args.normalise == "mean",
+                                           other=other)  # fmt: skip
+            elif by_likelihood:
+                evaluation.evaluate_options(model, tokenizer, task, run, **prompted, per_token=args.normalise == "mean")
+            else:
+                evaluation.evaluate_answers(model, tokenizer, task, run, **prompted, max_new_tokens=args.max_new_tokens, read=read_label)
 
-        # 6. evaluate
-        common = {"batch_size": args.batch_size, "latency_runs": args.latency_runs}
-        prompted = {**common, "demonstrations": demonstrations, "chat": chat}
-        if classifier:
-            run.row.update(strategy="peft" if args.adapter else "full_finetuning", variant="checkpoint", k_shots=None, n_train=None)
-            evaluation.evaluate_classifier(model, tokenizer, task, run, **common, other=other)
-        elif task.kind == "classification" and by_likelihood:
-            evaluation.evaluate_labels(model, tokenizer, task, run, **prompted, prior=evaluation.label_prior(args.calibrate, task),
-                                       per_token=args.normalise == "mean",
-                                       other=other)  # fmt: skip
-        elif by_likelihood:
-            evaluation.evaluate_options(model, tokenizer, task, run, **prompted, per_token=args.normalise == "mean")
-        else:
-            evaluation.evaluate_answers(model, tokenizer, task, run, **prompted, max_new_tokens=args.max_new_tokens, read=read_label)
-
-        # 7. row and report: written by leaving the block
+            # 7. row and report: written by leaving the block
 
 
 if __name__ == "__main__":

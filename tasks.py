@@ -205,6 +205,8 @@ def _local_files(folder):
             raise DataError(f"{folder}: both {found[split].name} and {file.name} look like the {split} split; use --{split}_file")
         if split:
             found[split] = file
+    if not found and len(files) == 1:
+        return {"all": files[0]}
     if not found:
         names = ", ".join(f.name for f in files) or "no data files"
         raise DataError(f"{folder}: no train|validation|test.({'|'.join(FORMATS)}) in this folder, it has {names}")

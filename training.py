@@ -7,6 +7,7 @@ checkpoint choice and clock.
 
 import argparse
 import copy
+import gc
 import json
 import math
 from dataclasses import dataclass
@@ -20,8 +21,8 @@ from utils import UserError
 OPTIMIZERS = ("adamw_torch", "adamw_torch_fused", "adafactor", "sgd", "adamw_8bit", "paged_adamw_8bit", "paged_adamw_32bit")
 
 
-def add_training_args(parser):
-    """The flags of every training script."""
+def add_training_args(parser, resume=True, padding_free=True):
+    """The flags of every training script; resume, padding_free: those that not every one has."""
     group = parser.add_argument_group("training")
     group.add_argument("--epochs", type=utils.positive, default=3, help="passes over the training examples (default: %(default)s)")
     group.add_argument("--max_steps", type=utils.positive_int, help="stop after so many optimizer steps, instead of --epochs")
@@ -41,16 +42,21 @@ def add_training_args(parser):
     )
     mixed = group.add_mutually_exclusive_group()
     mixed.add_argument("--fp16", action="store_true", help="mixed precision with float16 (CUDA only)")
-    mixed.add_argument("--bf16", action="store_true", help="mixed precision with bfloat16")
-    group.add_argument("--weights", choices=("fp32", "bf16"), default="fp32", help="the model's own precision in memory (default: fp32)")
-    group.add_argument("--resume", nargs="?", const="auto", metavar="RUN_DIR",
-                       help="go on from a cut-off run's last checkpoint: the newest run with these flags, or RUN_DIR")  # fmt: skip
+    mixed.add_argument("--bf16", action="store_true", help="mixed precision with bfloat16: computes in it, the weights stay --weights")
+    group.add_argument("--weights", choices=("fp32", "bf16"), default="fp32",
+                       help="of the model in memory, 4 or 2 bytes a parameter; AdamW adds 12 or 6 for each trained one "
+                       "(default: %(default)s)")  # fmt: skip
+    group.add_argument("--attn_implementation", choices=("sdpa", "eager", "flash_attention_2"), help="(default: the model's own)")
+    if resume:
+        group.add_argument("--resume", nargs="?", const="auto", metavar="RUN_DIR",
+                           help="go on from a cut-off run's last checkpoint: the newest run with these flags, or RUN_DIR")  # fmt: skip
     group = parser.add_argument_group("answers (question answering and instructions)")
     group.add_argument("--prompt_format", choices=("plain", "chat", "auto"), default="auto",
                        help="chat uses the tokenizer's template, auto does where there is one (default: %(default)s)")  # fmt: skip
-    group.add_argument("--max_new_tokens", type=utils.positive_int, default=32, help="of an evaluation answer (default: %(default)s)")
-    group.add_argument("--padding_free", action="store_true",
-                       help="a batch is one row without padding; for causal models, fast with flash attention")  # fmt: skip
+    group.add_argument("--max_new_tokens", type=utils.positive_int, help="of an evaluation answer (default: 32, 256 for instructions)")
+    if padding_free:
+        group.add_argument("--padding_free", action="store_true",
+                           help="a batch is one row without padding; for causal models, fast with flash_attention_2")  # fmt: skip
     group = parser.add_argument_group("study")
     group.add_argument("--repeats", type=utils.positive_int, default=1, metavar="N",
                        help="runs over N data seeds from --data_seed on, a row each, the model read once (default: 1)")  # fmt: skip
@@ -59,10 +65,12 @@ def add_training_args(parser):
 
 def check_training_args(parser, args):
     """Cross-checks that need no library. Returns args."""
-    if args.repeats > 1 and args.resume:
+    if args.repeats > 1 and getattr(args, "resume", None):
         parser.error("--resume goes on with one run; leave out --repeats")
     if args.max_steps and args.epochs != parser.get_default("epochs"):
         parser.error("--max_steps stands instead of --epochs; give one of them")
+    if args.fp16 and args.weights == "bf16":
+        parser.error("--fp16 scales gradients of fp32 weights; with --weights bf16 take --bf16 or neither")
     return args
 
 
@@ -72,13 +80,12 @@ def repeats(args):
         yield argparse.Namespace(**{**vars(args), "data_seed": args.data_seed + i})
 
 
-def mixed_precision(args, device):
-    """'fp16', 'bf16' or 'fp32' for the row; UserError for what this device cannot do."""
+def check_device(args, device):
+    """UserError for flags that this device cannot take."""
     if device == "cpu" and args.fp16:
         raise UserError("--fp16 needs a CUDA GPU; on a CPU leave it out, or use --bf16")
     if device == "cpu" and ("8bit" in args.optim or "paged" in args.optim):
         raise UserError(f"--optim {args.optim} needs a CUDA GPU; on a CPU use adamw_torch")
-    return "fp16" if args.fp16 else "bf16" if args.bf16 or args.weights == "bf16" else "fp32"
 
 
 def out_of_domain(args, task):
@@ -96,13 +103,14 @@ def load_base(args, task, tokenizer, device, precision, name=None):
     head = task.kind == "classification"
     return models.load_model(
         name or args.model, "classifier" if head else "auto", labels=task.labels if head else None, precision=precision, device=device,
-        pad_token_id=tokenizer.pad_token_id, trust_remote_code=args.trust_remote_code,
+        pad_token_id=tokenizer.pad_token_id, trust_remote_code=args.trust_remote_code, attention=args.attn_implementation,
     )  # fmt: skip
 
 
-def own_copy(base, args):
-    """The loaded model, or a copy of it where more runs will begin from it."""
-    return copy.deepcopy(base) if args.repeats > 1 else base
+def own_copy(base, args, given):
+    """A copy of the loaded model where more runs will begin from it, itself for the last one. given: main's own arguments."""
+    gc.collect()  # what the run before held
+    return base if args.data_seed == given.data_seed + given.repeats - 1 else copy.deepcopy(base)
 
 
 def uses_chat(args, task, tokenizer):
@@ -119,7 +127,13 @@ def evaluate(model, tokenizer, task, args, run, chat, other):
     if task.kind == "classification":
         evaluation.evaluate_classifier(model, tokenizer, task, run, args.batch_size, args.latency_runs, args.max_length, other)
     else:
-        evaluation.evaluate_answers(model, tokenizer, task, run, args.batch_size, args.latency_runs, chat, args.max_new_tokens)
+        evaluation.evaluate_answers(model, tokenizer, task, run, "auto", args.latency_runs, chat, answer_length(args, task))
+        run.row["batch_size"] = args.batch_size  # that of training
+
+
+def answer_length(args, task):
+    """Most new tokens of an answer: --max_new_tokens, or 256 for instructions and 32 for questions."""
+    return args.max_new_tokens or (256 if task.kind == "instruction" else 32)
 
 
 # ------------------------------------------------------------------------------------------------------------------ resume
@@ -301,40 +315,53 @@ class Responses:
 
 def n_steps(n_examples, args):
     """Optimizer steps of a training run, as the Trainer counts them."""
-    batches = math.ceil(n_examples / args.batch_size)
+    batches = math.ceil(n_examples / args.batch_size / utils.world()[1])
     return args.max_steps or math.ceil(args.epochs * max(math.ceil(batches / args.gradient_accumulation), 1))
 
 
-def train(model, tokenizer, task, args, run, device, learning_rate, chat=False, callbacks=(), reload=None):
+def train(model, tokenizer, task, args, run, device, learning_rate, chat=False, callbacks=(), reload=None, keep_last=False):
     """Train on the task's training examples; the best checkpoint is that of the highest validation accuracy, or the lowest loss.
 
     reload: folder -> model, for weights that FSDP or DeepSpeed keep in pieces.
     """
+    import inference
+
     if len(task.train) < 2:
         raise UserError(f"{task.name} has {len(task.train)} training examples; fine-tuning needs at least two")
     run.row["n_train"] = len(task.train)
     if task.kind == "classification":
         data = classification_data(model, tokenizer, task, args, device)
-        return fit(model, tokenizer, data, args, run, device, learning_rate, callbacks, reload=reload, best="accuracy",
-                   compute_metrics=lambda out: {"accuracy": metrics.accuracy(out.predictions.argmax(-1), out.label_ids)})  # fmt: skip
+        if args.max_length:  # saved with the tokenizer, so that whoever loads it cuts inputs alike
+            tokenizer.model_max_length = inference.classifier_length(model, tokenizer, args.max_length)
+        return fit(
+            model, tokenizer, data, args, run, device, learning_rate, callbacks, reload=reload, keep_last=keep_last, best="accuracy",
+            compute_metrics=lambda out: {"accuracy": metrics.accuracy(_logits(out.predictions).argmax(-1), out.label_ids)},
+        )  # fmt: skip
     data = answer_data(model, tokenizer, task, args, chat)
     if data.note:
         print(data.note)
         run.note(data.note)
-    return fit(model, tokenizer, data, args, run, device, learning_rate, callbacks, reload=reload)
+    return fit(model, tokenizer, data, args, run, device, learning_rate, callbacks, reload=reload, keep_last=keep_last)
+
+
+def _logits(predictions):
+    """BART's classifier returns its encoder's states besides."""
+    return predictions[0] if isinstance(predictions, tuple) else predictions
 
 
 def fit(model, tokenizer, data, args, run, device, learning_rate, callbacks=(), best="loss", compute_metrics=None, loss=None,
-        reload=None):  # fmt: skip
+        reload=None, keep_last=False):  # fmt: skip
     """Train with the Hugging Face Trainer and leave the best checkpoint in `model`, by a validation metric.
 
     Batches are of rows of about one length. loss: None for the model's own, or a function of (model, batch), whose batches have
-    their targets under "labels". Fills in the row's train_seconds, which leave the evaluations out, and writes
-    training_history.json and training_curves.png. utils.RunFailed where the loss is no longer a number.
+    their targets under "labels". keep_last: the last checkpoint stays, whatever its validation metric. Fills in the row's
+    train_seconds, which leave the evaluations out, and writes training_history.json and
+    training_curves.png. utils.RunFailed where the loss is no longer a number.
     """
     import transformers
 
     choose = data.validation is not None
+    best_stays = choose and not keep_last
     if args.early_stopping and not choose:
         raise UserError("--early_stopping needs validation examples, and there are none")
     when, classes = "steps" if args.save_steps else "epoch", compute_metrics is not None
@@ -350,9 +377,10 @@ def fit(model, tokenizer, data, args, run, device, learning_rate, callbacks=(), 
         learning_rate=learning_rate, lr_scheduler_type=args.lr_scheduler, warmup_steps=args.warmup, weight_decay=args.weight_decay,
         fp16=args.fp16, bf16=args.bf16, eval_strategy=when if choose else "no",
         save_strategy=when, save_steps=args.save_steps or 500, eval_steps=args.save_steps, save_total_limit=2,
-        load_best_model_at_end=choose, metric_for_best_model=best if choose else None,
-        greater_is_better=best != "loss" if choose else None,
-        logging_steps=10, logging_nan_inf_filter=False, seed=args.seed, use_cpu=device == "cpu", prediction_loss_only=not classes,
+        load_best_model_at_end=best_stays, metric_for_best_model=best if best_stays else None,
+        greater_is_better=best != "loss" if best_stays else None, restore_callback_states_from_checkpoint=True,
+        logging_steps=max(1, min(10, n_steps(len(data.train), args) // 10)),
+        logging_nan_inf_filter=False, seed=args.seed, use_cpu=device == "cpu", prediction_loss_only=not classes,
         dataloader_pin_memory=device == "cuda", remove_unused_columns=classes, report_to="none", label_names=["labels"], **options,
     )  # fmt: skip
     if args.gradient_checkpointing and hasattr(model, "enable_input_require_grads"):
@@ -366,6 +394,11 @@ def fit(model, tokenizer, data, args, run, device, learning_rate, callbacks=(), 
         trainer.model_accepts_loss_kwargs = (
             False  # it takes a mean over its batch, which the Trainer then divides by --gradient_accumulation
         )
+    if choose:
+        run.note(f"{len(data.validation)} validation examples" + (" chose the checkpoint" if best_stays else ", the last checkpoint kept"))
+    if trainer.args.fp16 or trainer.args.bf16:
+        run.note(f"trained in {'fp16' if trainer.args.fp16 else 'bf16'} mixed precision")
+    run.note(f"learning rate {learning_rate:g}")
     checkpoint = last_checkpoint(run.dir) if run.resumed else None
     if run.resumed:
         run.note(f"resumed from {checkpoint.name if checkpoint else 'the start'}; train_seconds count the last process only")
@@ -378,8 +411,9 @@ def fit(model, tokenizer, data, args, run, device, learning_rate, callbacks=(), 
     if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:  # each process goes on with a whole model of its own
         trainer.save_model(str(run.path("checkpoints") / "whole"))
         trainer.accelerator.wait_for_everyone()
-        model = reload(run.path("checkpoints") / "whole")
-    return model.eval()
+        return reload(run.path("checkpoints") / "whole").eval()
+    # without the autocast that mixed precision leaves on the model: it is scored as it will be loaded again
+    return trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False).eval()
 
 
 def _trainer_class(own_loss, seed):
@@ -407,9 +441,21 @@ def _trainer_class(own_loss, seed):
         def _get_train_sampler(self, train_dataset=None):
             return EpochSampler(self.args.train_batch_size * self.args.gradient_accumulation_steps, train_dataset or self.train_dataset)
 
+        def evaluate(self, *args, **kwargs):
+            """Without AdaLoRA's regulariser, which peft adds to every loss."""
+            regularised = [c for c in getattr(self.model, "peft_config", {}).values() if hasattr(c, "orth_reg_weight")]
+            weights = [config.orth_reg_weight for config in regularised]
+            for config in regularised:
+                config.orth_reg_weight = 0.0
+            found = super().evaluate(*args, **kwargs)
+            for config, weight in zip(regularised, weights):
+                config.orth_reg_weight = weight
+            return found
+
         def training_step(self, *args, **kwargs):
             loss = super().training_step(*args, **kwargs)
-            if not torch.isfinite(loss):
+            everywhere = self.accelerator.gather(loss.detach().view(1)) if self.accelerator.num_processes > 1 else loss
+            if not torch.isfinite(everywhere).all():  # all processes stop together
                 raise utils.RunFailed(f"the training loss is {loss.item()} at step {self.state.global_step + 1}; try a lower "
                                       "--learning_rate, or --bf16 instead of --fp16")  # fmt: skip
             return loss

@@ -414,6 +414,8 @@ class ArgumentParser(argparse.ArgumentParser):
         "--max_seq_length": "--max_length", "--output_dir": "--runs_dir", "--lora_r": "--rank", "--lora_alpha": "--alpha",
         "--lora_dropout": "--dropout", "--load_in_8bit": "--quantize int8 or --int8", "--load_in_4bit": "--quantize nf4 or --nf4",
         "--num_fewshot": "--k_shots", "--limit": "--max_eval_samples", "--resume_from_checkpoint": "--resume",
+        "--warmup_ratio": "--warmup", "--warmup_steps": "--warmup, a share of the steps", "--lr_scheduler_type": "--lr_scheduler",
+        "--gradient_accumulation_steps": "--gradient_accumulation", "--peft_type": "--method",
     }  # fmt: skip
 
     def __init__(self, description, **kwargs):
@@ -435,7 +437,7 @@ def add_common_args(parser, auto_batch=False):
                            help="most examples of one pass; auto: as many as a budget of tokens takes, halved where memory runs "
                            "out (default: %(default)s)")  # fmt: skip
     else:
-        group.add_argument("--batch_size", type=positive_int, default=16, help="examples per batch (default: %(default)s)")
+        group.add_argument("--batch_size", type=positive_int, default=16, help="examples per batch and process (default: %(default)s)")
     group.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto takes a CUDA GPU where there is one")
     group.add_argument("--seed", type=whole_number, default=0, help="initialisation and shuffling (default: %(default)s)")
     group.add_argument(
@@ -579,7 +581,7 @@ def _agree(value, device):
     from accelerate.utils import broadcast_object_list
     from tqdm.auto import tqdm
 
-    PartialState(cpu=device == "cpu")
+    PartialState(cpu=pick_device(device) == "cpu")
     if world()[0]:  # progress and messages come from rank 0
         tqdm.__init__ = functools.partialmethod(tqdm.__init__, disable=True)
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
@@ -658,6 +660,8 @@ class Run:
         if isinstance(error, (KeyboardInterrupt, SystemExit)) or (not self.main and error is None):
             return
         if not self.main:  # the others stop with the first; one that fails alone says why and takes them along
+            if isinstance(error, RunFailed):
+                raise SystemExit(1)
             print(f"{self.row['script']}, process {world()[0]}: {kind.__name__}: {error}", file=sys.stderr)
             return
         if is_user_error(error):
