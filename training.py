@@ -3,6 +3,10 @@
 It stands between the scripts and inference.py, and imports heavy libraries only where they are used. The scripts differ in
 what they let the optimizer change, not in how they train: full fine-tuning and adapters get the same batches, schedule,
 checkpoint choice and clock.
+
+The trainer is transformers' Trainer, for heads and answers alike, and not TRL's SFTTrainer, which computes its own loss from the
+base model (so that AdaLoRA's regulariser, which peft adds to the model's loss, is lost), projects every position on a CPU, and
+leaves a changed forward on the model. benchmarks/bench_training.py compares the two.
 """
 
 import argparse
