@@ -71,11 +71,11 @@ def joined(parts):
 # ----------------------------------------------------------------------------------------------------------------- batches
 
 
-def _in_batches(lengths, batch_size, tokens, work, description=None):
+def _in_batches(lengths, batch_size, tokens, work, description=None, alike=False):
     """Call `work(indices)` for every batch, longest rows first. Returns the most rows of one batch.
 
-    tokens: of a batch with its padding, where batch_size is "auto". Out of memory shows in the first batches, and the rows
-    of one batch are of about one length.
+    tokens: of a batch with its padding, where batch_size is "auto"; alike: no padding, only rows of one length together. Out of
+    memory shows in the first batches, and the rows of one batch are of about one length.
     """
     order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
     budget, start = Budget(batch_size, tokens), 0
@@ -83,6 +83,7 @@ def _in_batches(lengths, batch_size, tokens, work, description=None):
         while start < len(order):
             width = max(lengths[order[start]], 1)
             batch = order[start : start + (max(1, budget.tokens // width) if budget.auto else batch_size)]
+            batch = [i for i in batch if lengths[i] == lengths[batch[0]]] if alike else batch
             if budget.run(lambda batch=batch: work(batch), width * len(batch), len(batch)):
                 start += len(batch)
                 bar.update(len(batch))
@@ -285,8 +286,8 @@ def generate(model, tokenizer, prompts, max_new_tokens=32, batch_size="auto", st
     stop: an answer ends before the first of these strings; the end-of-sequence token ends it too. prefix: a Prefix computed
     before, used where all prompts begin with it; else their common prefix is computed once. options: for `model.generate`.
     """
-    if getattr(models.base_model(model), "_is_stateful", False) or learns_prompt(model):
-        batch_size = 1  # padding on the left would enter a recurrent state, or stand between a learned prompt and the text
+    # padding on the left would enter a recurrent state, or stand between a learned prompt and the text
+    alike = getattr(models.base_model(model), "_is_stateful", False) or learns_prompt(model)
     rows, truncated = _prompt_ids(model, tokenizer, prompts, max_new_tokens, add_special_tokens)
     texts, new = [None] * len(rows), [None] * len(rows)
     ended = _ids_of(model.generation_config.eos_token_id)
@@ -324,7 +325,7 @@ def generate(model, tokenizer, prompts, max_new_tokens=32, batch_size="auto", st
             texts[i], new[i] = text.strip(), tokens
 
     lengths = [len(row) + max_new_tokens for row in rows]
-    largest = _in_batches(lengths, batch_size, PADDED_TOKENS[model.device.type], work, progress)
+    largest = _in_batches(lengths, batch_size, PADDED_TOKENS[model.device.type], work, progress, alike)
     return Answers(texts, new, sum(map(len, rows)), truncated, rows[0][:shared] if decoder_only else [], largest)
 
 
