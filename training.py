@@ -368,7 +368,9 @@ def fit(model, tokenizer, data, args, run, device, learning_rate, callbacks=(), 
     best_stays = choose and not keep_last
     if args.early_stopping and not choose:
         raise UserError("--early_stopping needs validation examples, and there are none")
-    when, classes = "steps" if args.save_steps else "epoch", compute_metrics is not None
+    # without validation the epochs mean nothing to checkpoints, and those of a few examples would be written at every step
+    every = args.save_steps or (None if choose else max(50, math.ceil(n_steps(len(data.train), args) / max(args.epochs, 1))))
+    when, classes = "steps" if every else "epoch", compute_metrics is not None
     options = {}
     if args.gradient_checkpointing:
         new = "activation_checkpointing"  # the name from transformers 5.2x on
@@ -380,7 +382,7 @@ def fit(model, tokenizer, data, args, run, device, learning_rate, callbacks=(), 
         gradient_accumulation_steps=args.gradient_accumulation, optim=args.optim,
         learning_rate=learning_rate, lr_scheduler_type=args.lr_scheduler, warmup_steps=args.warmup, weight_decay=args.weight_decay,
         fp16=args.fp16, bf16=args.bf16, eval_strategy=when if choose else "no",
-        save_strategy=when, save_steps=args.save_steps or 500, eval_steps=args.save_steps, save_total_limit=2,
+        save_strategy=when, save_steps=every or 500, eval_steps=every, save_total_limit=2,
         load_best_model_at_end=best_stays, metric_for_best_model=best if best_stays else None,
         greater_is_better=best != "loss" if best_stays else None, restore_callback_states_from_checkpoint=True,
         logging_steps=max(1, min(10, n_steps(len(data.train), args) // 10)),
