@@ -166,9 +166,10 @@ def compare(args, method):
 
 def section(args, rows):
     """The README's text."""
+    turns = f"Medians of {args.repeats} runs in turns" if args.repeats > 1 else "One run each"
     begin = (f"Training {model_name(args)} in {args.precision}, {args.steps} steps of {args.batch_size} examples of "
              f"{args.dataset.rstrip('/').split('/')[-1]}, at most {args.max_length} tokens, on {machine(args.device, 'trl', 'peft')}. "
-             f"Medians of {args.repeats} runs in turns; loss is that of 64 validation answers, per token, after training.")  # fmt: skip
+             f"{turns}; loss is that of 64 validation answers, per token, after training.")  # fmt: skip
     table = []
     for row in rows:
         for subject in args.subjects:
