@@ -6,7 +6,7 @@ teacher's answers calibrated if asked for), over the tokens of the teacher's own
 instructions. --targets precomputed asks the teacher once, --targets online in every step. Teacher, untrained student and
 distilled student are scored on the same examples; the row is the distilled student's, the others are in comparison.json.
 
-    # on a CPU, offline (after `python prepare_data.py demo`): about ten minutes
+    # on a CPU, offline (after `python prepare_data.py demo`): some minutes
     python context_distill.py --model assets/models/SmolLM2-135M-Instruct --k_shots 8 --calibrate batch --unlabelled 1000 --epochs 1 \\
         --max_eval_samples 500
     # on a GPU, from the hub

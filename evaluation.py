@@ -187,6 +187,13 @@ def _cached_times(run, model, prefix_ids, request, inputs):
     return utils.one_by_one(lambda x: request(x, prefix), inputs)
 
 
+def _joined(parts):
+    """What each process found, and lost of its prompts -> that of all of them."""
+    import inference
+
+    return inference.joined([found for found, _ in parts]), [sum(numbers) for numbers in zip(*(lost for _, lost in parts))]
+
+
 CONTENT_FREE = ("N/A", "", "[MASK]")  # the inputs of contextual calibration, as in its paper
 
 
@@ -234,7 +241,7 @@ def evaluate_labels(model, tokenizer, task, run, batch_size, latency_runs, chat,
 
     def score_all(examples):
         parts = utils.over_processes(lambda some: score(some, progress="scoring"), examples)
-        return inference.joined([found for found, _ in parts]), [sum(numbers) for numbers in zip(*(lost for _, lost in parts))]
+        return _joined(parts)
 
     def calibrated(raw):  # -> [N, L]; and the log prior [L] that was divided out
         shift = 0.0 if prior is None else prior(lambda examples: normalised(score(examples)[0]), raw)
@@ -288,7 +295,7 @@ def evaluate_options(model, tokenizer, task, run, batch_size, latency_runs, chat
 
     with utils.measure() as spent:
         parts = utils.over_processes(lambda some: score(some, progress="scoring"), task.evaluation)
-        scores, lost = inference.joined([found for found, _ in parts]), [sum(numbers) for numbers in zip(*(lost for _, lost in parts))]
+        scores, lost = _joined(parts)
         answers = chosen(task.evaluation, scores)
     latencies = utils.time_requests(lambda ex: chosen([ex], score([ex], 1)[0]), task.evaluation[:latency_runs])
     extras = [{"log_probs_sum": dict(zip(ex.options, map(float, values)))} for ex, values in zip(task.evaluation, scores.total)]
@@ -323,7 +330,7 @@ def evaluate_answers(model, tokenizer, task, run, batch_size, latency_runs, chat
 
     with utils.measure() as spent:
         parts = utils.over_processes(generate, task.evaluation)
-        found, lost = inference.joined([answers for answers, _ in parts]), [sum(numbers) for numbers in zip(*(lost for _, lost in parts))]
+        found, lost = _joined(parts)
 
     def request(example, prefix=None):
         return inference.time_request(model, tokenizer, lambda: prompts_of([example])[0][0], max_new_tokens, prefix=prefix, **options,

@@ -5,7 +5,7 @@ language model on the answers to the prompts that prompt_eval.py uses. The Huggi
 length and keeps the checkpoint that is best on the validation split; the evaluation examples, the same for every strategy,
 are scored once at the end. Default learning rate: 1e-4 for a head, 5e-5 for a language model.
 
-    # on a CPU, offline (after `python prepare_data.py demo`): about two minutes each
+    # on a CPU, offline (after `python prepare_data.py demo`): two minutes for the first
     python finetune.py --model assets/models/all-MiniLM-L6-v2 --max_train_samples 2000 --epochs 2 --batch_size 32
     python finetune.py --model assets/models/SmolLM2-135M-Instruct --dataset assets/data/openbookqa --max_steps 40 --batch_size 8
     # on a GPU, from the hub

@@ -215,7 +215,7 @@ def answer_data(model, tokenizer, task, args, chat):
     Prompt and answer are tokenized together. What is too long loses the beginning of its prompt, and then the end of its answer.
     """
     import models
-    from shared_prefix import learns_prompt, takes
+    from shared_prefix import common_prefix, learns_prompt, takes
 
     if args.padding_free and not (takes(model, "position_ids") and takes(model, "logits_to_keep") and not learns_prompt(model)):
         raise UserError("--padding_free is for causal models that take position_ids, and not for learned prompts")
@@ -237,7 +237,7 @@ def answer_data(model, tokenizer, task, args, chat):
         whole = tokenizer(["".join(parts) for parts in rendered], add_special_tokens=not chat, verbose=False).input_ids
         for prompt, row in zip(prompts, whole):
             row = row if row[-len(end) :] == end else row + end
-            start = max(1, _common(prompt, row))
+            start = max(1, common_prefix([prompt, row]))
             excess = min(max(len(row) - limit, 0), start - 1)
             cut += len(row) > limit
             ids.append(row[excess:][:limit])
@@ -253,12 +253,6 @@ def answer_data(model, tokenizer, task, args, chat):
         collate = Responses(tokenizer.pad_token_id, args.padding_free, positions=takes(model, "position_ids"),
                             partial_head=takes(model, "logits_to_keep") and not learns_prompt(model))  # fmt: skip
     return Data(train, validation, collate, f"{cut} training or validation examples were cut to {limit} tokens" if cut else None)
-
-
-def _common(a, b):
-    from shared_prefix import common_prefix
-
-    return common_prefix([a, b])
 
 
 def _dataset(ids, labels):
@@ -286,24 +280,17 @@ class Responses:
     def __call__(self, rows):
         import torch
 
+        import inference
+
         if self.padding_free:
             ids, labels = (torch.tensor([token for row in rows for token in row[name]]) for name in ("input_ids", "labels"))
             kept = (labels[1:] != -100).nonzero()[:, 0]
             return {"input_ids": ids[None], "position_ids": torch.cat([torch.arange(len(row["input_ids"])) for row in rows])[None],
                     "labels": labels[None], "shift_labels": labels[kept + 1][None], "logits_to_keep": kept,
                     "use_cache": False}  # fmt: skip
-        width = max(len(row["input_ids"]) for row in rows)
         left = self.partial_head
-
-        def pad(values, filler):
-            fill = [filler] * (width - len(values))
-            return fill + values if left else values + fill
-
-        ids, labels = (
-            torch.tensor([pad(row["input_ids"], self.pad_id) for row in rows]),
-            torch.tensor([pad(row["labels"], -100) for row in rows]),
-        )
-        mask = torch.tensor([pad([1] * len(row["input_ids"]), 0) for row in rows])
+        ids, mask = inference.pad_rows([row["input_ids"] for row in rows], self.pad_id, "cpu", left)
+        labels, _ = inference.pad_rows([row["labels"] for row in rows], -100, "cpu", left)
         batch = {"input_ids": ids, "attention_mask": mask, "labels": labels}
         if left:
             kept = 1 + int((labels != -100).sum(1).max())  # the position before the response predicts its first token
@@ -359,8 +346,8 @@ def fit(model, tokenizer, data, args, run, device, learning_rate, callbacks=(), 
 
     Batches are of rows of about one length. loss: None for the model's own, or a function of (model, batch), whose batches have
     their targets under "labels". keep_last: the last checkpoint stays, whatever its validation metric. Fills in the row's
-    train_seconds, which leave the evaluations out, and writes training_history.json and
-    training_curves.png. utils.RunFailed where the loss is no longer a number.
+    train_seconds, which leave the evaluations out, and writes training_history.json and training_curves.png. utils.RunFailed
+    where the loss is no longer a number.
     """
     import transformers
 
@@ -397,9 +384,7 @@ def fit(model, tokenizer, data, args, run, device, learning_rate, callbacks=(), 
         data_collator=data.collate, callbacks=[*stopping, *callbacks], compute_metrics=compute_metrics,
     )  # fmt: skip
     if loss:
-        trainer.model_accepts_loss_kwargs = (
-            False  # it takes a mean over its batch, which the Trainer then divides by --gradient_accumulation
-        )
+        trainer.model_accepts_loss_kwargs = False  # a mean over its batch, which the Trainer is to divide by --gradient_accumulation
     if choose:
         run.note(f"{len(data.validation)} validation examples" + (" chose the checkpoint" if best_stays else ", the last checkpoint kept"))
     if trainer.args.fp16 or trainer.args.bf16:

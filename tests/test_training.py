@@ -187,7 +187,7 @@ def test_full_fine_tuning_learns_the_answers(questions, tiny_llama, tmp_path, ou
     finetune.main(["--model", tiny_llama, "--dataset", questions, "--epochs", "12", "--batch_size", "4", "--learning_rate", "3e-3",
                    "--max_new_tokens", "4", *out])  # fmt: skip
     row = only_row()
-    assert row["metric"] == "token_f1" and row["n_train"] == str(int(row["n_train"]))
+    assert row["metric"] == "token_f1" and row["n_train"] == str(len(tasks.load_task(questions).train))
     assert {p["prediction"] for p in predictions(row)} <= {"paris", "rome"}, "it learned what answers look like"
     before = ["--results", str(tmp_path / "before.csv")]
     prompt_eval.main(["--model", tiny_llama, "--dataset", questions, "--max_new_tokens", "4", *out, *before])
