@@ -167,6 +167,23 @@ def test_every_method_trains_saves_and_is_scored_again_to_the_byte(method, quest
     assert other["perplexity"] != untouched["perplexity"]
 
 
+@pytest.mark.parametrize("method", ["full", *(name for name in METHODS if name not in ("prompt_tuning", "prefix_tuning"))])
+def test_a_head_of_every_method_is_scored_again_to_the_byte(method, sentiment, tiny_bert, tmp_path, out, only_row):
+    flags = ["--model", tiny_bert, "--dataset", sentiment, "--epochs", "1", "--learning_rate", "5e-3", *out]
+    if method == "full":
+        finetune.main(flags)
+    else:
+        peft_finetune.main([*flags, "--method", method, "--target_modules", "auto" if method == "ia3" else "attention"])
+    row = only_row()
+    run_dir = Path(row["run_dir"])
+    place = ["--model", str(run_dir / "model")] if method == "full" else ["--model", tiny_bert, "--adapter", str(run_dir / "adapter"),
+                                                                        "--no-merge_adapter"]  # fmt: skip
+    prompt_eval.main([*place, "--dataset", sentiment, "--batch_size", row["batch_size"], *out, "--results", str(tmp_path / "again.csv")])
+    (other,) = utils.read_results(tmp_path / "again.csv")
+    assert without_times(other) == without_times(row) and other["eval_id"] == row["eval_id"]
+    assert len({tuple(p["scores"].values()) for p in predictions(row)}) > 20, "scores that differ from row to row"
+
+
 @pytest.mark.parametrize("script, method", [(finetune, None), (peft_finetune, "lora"), (peft_finetune, "ia3")])
 def test_an_encoder_decoder_learns_to_answer(script, method, questions, tiny_t5, tmp_path, out, only_row):
     flags = ["--model", tiny_t5, "--dataset", questions, "--batch_size", "4", "--max_new_tokens", "4"]
