@@ -24,6 +24,7 @@ NEEDS = {
     "prompting": (WEIGHTS, 0.5),
     "rag": (WEIGHTS, 1.0),
 }
+BASELINES = ("no_retrieval", "random_passages", "gold_passage")  # variants of rag_eval.py that nobody would run as such
 MIN_LABELS = {"full_finetuning": 1000, "peft": 100}  # rules of thumb, not measured here
 NAMES = {
     "full_finetuning": "full fine-tuning",
@@ -152,7 +153,7 @@ def best_row(rows, strategy, args):
         row
         for row in rows
         if row["strategy"] == strategy and row["status"] == "ok" and row["score"]
-        and row["metric"] != "ndcg_at_10" and row["variant"] != "no_retrieval"
+        and row["metric"] != "ndcg_at_10" and row["variant"] not in BASELINES
     ]  # fmt: skip
     return max(fits, key=order, default=None)
 

@@ -110,6 +110,17 @@ def recall_at_k(ranked, relevant, k):
     return len(set(ranked[:k]) & set(relevant)) / len(relevant)
 
 
+def precision_at_k(ranked, relevant, k):
+    """Share of the first k ranks that hold a relevant document; a rank that holds none counts as wrong, as trec_eval has it."""
+    return len(set(ranked[:k]) & set(relevant)) / k
+
+
+def average_precision(ranked, relevant):
+    """Mean over the relevant documents of the precision at their ranks, 0 for one that was not retrieved (trec_eval's map)."""
+    ranks = [rank for rank, doc in enumerate(ranked, start=1) if doc in relevant]
+    return sum(n / rank for n, rank in enumerate(ranks, start=1)) / len(relevant)
+
+
 def reciprocal_rank(ranked, relevant):
     """1 / rank of the first relevant document, 0.0 where none was retrieved."""
     return next((1 / rank for rank, doc in enumerate(ranked, start=1) if doc in relevant), 0.0)

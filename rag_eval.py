@@ -1,209 +1,137 @@
-"""Retrieval-augmented generation: documents -> chunks -> embeddings -> exact FAISS index -> top k -> prompt -> answer.
+"""Retrieval-augmented generation: documents -> chunks -> embeddings -> FAISS index -> retrieve -> prompt -> answer, each part measured.
 
-Measures the retrieval (recall@k, MRR, nDCG@10) and the answers (token F1, exact match) on the same questions; --k 0 asks them
-without retrieval. A BEIR folder (corpus.jsonl, queries.jsonl, qrels/) as --dataset measures the retrieval alone, of whole documents
-unless --chunk_tokens is given.
+Measures the retrieval (recall@k, nDCG@10, ...) and the answers (token F1, ...) on the same questions, with the time of each stage;
+--baselines asks them also without retrieval, with random and with gold passages, one row each. A BEIR folder (corpus.jsonl,
+queries.jsonl, qrels/) as --dataset measures the retrieval alone, of whole documents unless --chunk_tokens is given.
 
-    # on a CPU, offline (after `python prepare_data.py demo`): about two minutes, then the same questions without retrieval
+    # on a CPU, offline (after `python prepare_data.py demo`): about two minutes; with --baselines four rows
     python rag_eval.py --k 4 --chunk_tokens 64 --chunk_overlap 16 --max_eval_samples 60
-    python rag_eval.py --k 0 --max_eval_samples 60
+    # how good is the retrieval: dense, BM25 or both fused?
+    python rag_eval.py --retrieval_only --retriever hybrid --chunk_tokens 64
     # on a GPU, from the hub
     python rag_eval.py --embed_model all-MiniLM-L6-v2 --gen_model google/flan-t5-base --k 4
-    # your own documents: .txt, .md, .jsonl files or a folder of them; ask, and `add` more
-    python rag_eval.py --interactive --docs notes/
+    # your own documents: text, Markdown, HTML, PDF, tables; indexed once, asked often
+    python rag_eval.py --build_only --docs notes/ 'reports/*.pdf' --index_dir notes_index
+    python rag_eval.py --interactive --index_dir notes_index
 """
 
+import functools
+import re
 import sys
-from dataclasses import dataclass
+import time
 from pathlib import Path
 
 import numpy as np
 
+import documents as docs
 import evaluation
 import metrics
 import models
+import retrieval
 import tasks
 import utils
 
-RANKED = 100  # chunks that are ranked for MRR and nDCG@10, whatever k is
-HELP = "ask a question, or: add TEXT, add PATH, quit"
+RANKED = 100  # chunks that are ranked for MRR, MAP and nDCG@10, whatever k is
+NOT_FOUND = "not in the documents"
+HELP = "ask a question, or: add TEXT, add PATH, sources, k N, history, save [DIR], help, quit"
+CITING = "Use the numbered texts to answer the question in a few words, and give the number of the text you used, as in [1]."
 
 
 def parse_args(argv=None):
     parser = utils.ArgumentParser(__doc__)
-    parser.add_argument(
-        "--embed_model",
-        default="assets/models/all-MiniLM-L6-v2",
-        help="sentence-transformers name or folder (default: %(default)s)",
+    add = parser.add_argument
+    add("--embed_model", default="assets/models/all-MiniLM-L6-v2", help="sentence-transformers name or folder (default: %(default)s)")
+    add("--gen_model", default="assets/models/SmolLM2-135M-Instruct", help="hub name or folder (default: %(default)s)")
+    add("--precision", choices=models.PRECISIONS, default="fp32", help="of the generator (default: %(default)s)")
+    add("--interactive", action="store_true", help=f"{HELP}; no row is written")
+    add("--build_only", action="store_true", help="put --docs into --index_dir, or take --delete out of it, and stop; no row is written")
+
+    add = parser.add_argument_group("documents").add_argument
+    add("--docs", metavar="PATH", nargs="+", help=f"files, folders, globs or a BEIR folder; known are {' '.join(docs.SUFFIXES)} "
+        "(default: the data set's corpus.jsonl, else its passages)")  # fmt: skip
+    add("--max_file_mb", type=utils.positive, default=docs.MAX_FILE_MB, metavar="MB",
+        help="larger files are skipped; tables, of a document a row, are not (default: %(default)s)")  # fmt: skip
+    add("--encoding", default="utf-8-sig", help="of text files without a byte order mark (default: UTF-8)")
+    add("--chunk_tokens", type=utils.positive_int, metavar="N", help="most tokens of the embedder in a chunk (default: what it takes, "
+        "at most 512)")  # fmt: skip
+    add("--chunk_overlap", type=utils.whole_number, metavar="N", help="most tokens that neighbours share (default: 32, or a quarter of "
+        "smaller chunks)")  # fmt: skip
+    add("--whole_documents", action="store_true", help="one chunk a document, cut to what the embedder takes")
+
+    add = parser.add_argument_group("index").add_argument
+    add("--index_dir", metavar="DIR", help="where the index lives; what is there already is not embedded again")
+    add("--delete", metavar="ID", nargs="+", default=[], help="documents to forget, with --build_only")
+    add("--prune", action="store_true", help="forget the documents of --index_dir that are no longer among --docs")
+    add("--index", choices=("auto", *retrieval.KINDS), default="auto", help="auto: by size and free memory, and says why")
+    add("--metric", choices=("cosine", "l2"), default="cosine", help="(default: %(default)s)")
+    add("--mmap", action="store_true", help="map the index into memory instead of reading it; it cannot be changed then")
+    add("--nlist", type=utils.positive_int, help="ivf, ivfpq: clusters (default: four times the root of the number of vectors)")
+    add("--nprobe", type=utils.positive_int, help="ivf, ivfpq: clusters that are searched (default: a 16th of them, at least 8)")
+    add("--hnsw_m", "--M", type=utils.positive_int, help="hnsw: links of a vector (default: 32)")
+    add("--ef_construction", "--efConstruction", type=utils.positive_int, help="hnsw: candidates while building (default: 200)")
+    add("--ef_search", "--efSearch", type=utils.positive_int, help="hnsw: candidates while searching (default: 128)")
+    add("--pq_m", "--m", type=utils.positive_int, help="ivfpq: bytes of a vector (default: a fourth of the dimensions)")
+
+    add = parser.add_argument_group("retrieval").add_argument
+    add("--k", type=utils.whole_number, default=4, help="chunks in the prompt; 0 is no retrieval (default: %(default)s)")
+    add("--retriever", choices=("dense", "bm25", "hybrid"), default="dense", help="hybrid fuses both rankings (default: %(default)s)")
+    add("--language", choices=tuple(retrieval.STEMMED), default="none", help="of BM25's stop words and stemmer (default: %(default)s)")
+    add("--query_prompt", metavar="TEXT", help="put before each question, as some embedders want it (default: what the model says)")
+    add("--passage_prompt", metavar="TEXT", help="put before each passage (default: what the model says)")
+    add("--reranker", metavar="MODEL", help="a sentence-transformers cross-encoder that orders the first ones again")
+    add("--rerank_depth", type=utils.positive_int, default=50, metavar="N", help="how many of them (default: %(default)s)")
+    add(
+        "--mmr",
+        type=utils.share,
+        metavar="WEIGHT",
+        help="maximal marginal relevance: 1 is likeness to the question alone, less is diverser",
     )
-    parser.add_argument("--gen_model", default="assets/models/SmolLM2-135M-Instruct", help="hub name or folder (default: %(default)s)")
-    parser.add_argument("--precision", choices=models.PRECISIONS, default="fp32", help="of the generator (default: %(default)s)")
-    group = parser.add_argument_group("retrieval")
-    group.add_argument("--docs", metavar="PATH", help="documents: a .txt, .md or .jsonl file, or a folder "
-                       "(default: the data set's corpus.jsonl, else its passages)")  # fmt: skip
-    group.add_argument("--k", type=utils.whole_number, default=4, help="chunks in the prompt; 0 is no retrieval (default: %(default)s)")
-    group.add_argument(
-        "--chunk_tokens",
-        type=utils.positive_int,
-        metavar="N",
-        help="tokens of the embedder per chunk (default: what it takes at once)",
-    )
-    group.add_argument(
-        "--chunk_overlap",
-        type=utils.whole_number,
-        default=32,
-        metavar="N",
-        help="tokens that neighbours share (default: %(default)s)",
-    )
-    group.add_argument("--whole_documents", action="store_true", help="one chunk a document, cut to what the embedder takes")
-    group.add_argument("--retrieval_only", action="store_true", help="measure the retrieval and generate nothing")
-    group.add_argument("--interactive", action="store_true", help=f"{HELP}; no row is written")
-    group = parser.add_argument_group("generation")
-    group.add_argument(
-        "--prompt_format",
-        choices=("plain", "chat", "auto"),
-        default="auto",
-        help="auto is chat where the tokenizer has a template",
-    )
-    group.add_argument("--max_new_tokens", type=utils.positive_int, default=24, help="of an answer (default: %(default)s)")
+    add("--min_score", type=float, help="a passage below is not used: the reranker's score where there is one, else cosine or minus "
+        f"the squared distance (dense, hybrid), or BM25; without any the answer is '{NOT_FOUND}'")  # fmt: skip
+    add("--retrieval_only", action="store_true", help="measure the retrieval and generate nothing")
+    add("--baselines", action="store_true", help="four rows: no retrieval, random passages, retrieved ones, the gold passage")
+    add("--save_run", metavar="FILE", help="write the rankings as a TREC run")
+
+    add = parser.add_argument_group("generation").add_argument
+    add("--prompt_format", choices=("plain", "chat", "auto"), default="auto", help="auto is chat where the tokenizer has a template")
+    add("--max_new_tokens", type=utils.positive_int, default=24, help="of an answer (default: %(default)s)")
+    add("--context_tokens", type=utils.positive_int, metavar="N", help="most tokens of all passages (default: what the model takes)")
+    add("--citations", action="store_true", help="number the passages and ask for [1]; not scored as part of the answer")
     tasks.add_data_args(parser, dataset="assets/data/disfl_qa")
     utils.add_common_args(parser, auto_batch=True)
     args = tasks.check_data_args(parser, parser.parse_args(argv))
-    if args.retrieval_only and args.k == 0:
-        parser.error("--retrieval_only with --k 0 leaves nothing to measure")
-    if args.chunk_tokens and args.chunk_overlap >= args.chunk_tokens:
-        parser.error(f"--chunk_overlap {args.chunk_overlap} must be below --chunk_tokens {args.chunk_tokens}")
+
+    if args.retrieval_only and (args.k == 0 or args.baselines):
+        parser.error("--retrieval_only with --k 0 or --baselines leaves nothing to measure")
+    if args.baselines and args.k == 0:
+        parser.error("--baselines asks without retrieval anyway; give a --k of at least 1 for its other rows")
+    if args.chunk_tokens and (args.chunk_overlap or 0) > args.chunk_tokens // 2:
+        parser.error(f"--chunk_overlap {args.chunk_overlap} must be at most half of --chunk_tokens {args.chunk_tokens}")
+    if args.chunk_tokens and args.whole_documents:
+        parser.error("--chunk_tokens and --whole_documents exclude each other")
+    if args.build_only and not (args.index_dir and (args.docs or args.delete)):
+        parser.error("--build_only needs --index_dir, and --docs or --delete")
+    if (args.delete and not args.build_only) or (args.prune and not (args.index_dir and args.docs)):
+        parser.error("--delete goes with --build_only, --prune with --index_dir and --docs")
+    if args.mmap and (not args.index_dir or args.build_only):
+        parser.error("--mmap is for searching in an --index_dir")
+    try:
+        "".encode(args.encoding)
+    except LookupError:
+        parser.error(f"--encoding {args.encoding}: no such encoding")
     return args
-
-
-@dataclass(frozen=True)
-class Document:
-    id: str
-    title: str
-    text: str
-
-
-@dataclass(frozen=True)
-class Chunk:
-    document: str  # the document's id
-    position: int  # of its first character in the document
-    text: str
-
-
-# --------------------------------------------------------------------------------------------------------------- documents
-
-
-def read_documents(path):
-    """Documents of a file or a folder, in the order of their names; empty texts are left out."""
-    path = Path(path)
-    if path.is_dir():
-        files = [path / "corpus.jsonl"] if (path / "corpus.jsonl").is_file() else sorted(path.rglob("*"))
-        found = [doc for file in files if file.suffix in (".txt", ".md", ".jsonl") for doc in read_documents(file)]
-        if not found:
-            raise tasks.DataError(f"--docs {path}: no .txt, .md or .jsonl document with text in this folder")
-        return found
-    if path.suffix == ".jsonl":
-        rows = tasks.read_table(path)
-        strange = next((row for row in rows if not isinstance(row.get("text"), str)), None)
-        if strange:
-            raise tasks.DataError(f"{path}: documents want a column text (and _id, title); one has {', '.join(strange)}")
-        found = [Document(str(row.get("_id", f"{path.stem}-{i}")), row.get("title") or "", row["text"]) for i, row in enumerate(rows)]
-    elif path.suffix in (".txt", ".md"):
-        try:
-            found = [Document(str(path), "", path.read_text(encoding="utf-8"))]
-        except (OSError, UnicodeDecodeError) as error:
-            raise tasks.DataError(f"{path} cannot be read as UTF-8 text: {error}") from None
-    else:
-        raise tasks.DataError(f"--docs {path}: give a .txt, .md or .jsonl file, or a folder of them")
-    return [doc for doc in found if doc.text.strip()]
-
-
-def split_into_chunks(documents, tokenizer, size, overlap):
-    """Windows of `size` tokens, the title's included, that share `overlap`, cut at token borders; size None: whole documents."""
-    chunks = []
-    for doc in documents:
-        if size is None:
-            chunks.append(Chunk(doc.id, 0, f"{doc.title} {doc.text}".strip()))
-            continue
-        room = max(size - len(tokenizer(doc.title, add_special_tokens=False).input_ids), overlap + 1)
-        spans = tokenizer(doc.text, add_special_tokens=False, return_offsets_mapping=True, truncation=False, verbose=False).offset_mapping
-        head = f"{doc.title} " if doc.title else ""
-        for start in range(0, max(len(spans) - overlap, 1), room - overlap):
-            window = spans[start : start + room]
-            if window:
-                chunks.append(Chunk(doc.id, window[0][0], head + doc.text[window[0][0] : window[-1][1]]))
-    return chunks
-
-
-def load_beir(folder, split="test"):
-    """(documents, {query id: text}, {query id: {document id: grade}}) of a BEIR folder (Thakur et al. 2021)."""
-    folder = Path(folder)
-    queries = {row.get("_id"): row.get("text") for row in tasks.read_table(folder / "queries.jsonl")}
-    judgements = {}
-    for row in tasks.read_table(folder / "qrels" / f"{split}.tsv", columns=["query", "document", "grade"]):
-        if row["grade"].lstrip("-").isdigit() and int(row["grade"]) > 0:  # the header line is no judgement
-            judgements.setdefault(row["query"], {})[row["document"]] = int(row["grade"])
-    lost = [query for query in judgements if not queries.get(query)]
-    if lost or not judgements:
-        raise tasks.DataError(f"{folder}: {len(judgements)} queries are judged, of which {len(lost)} are not in queries.jsonl")
-    return read_documents(folder), {q: queries[q] for q in judgements}, judgements
 
 
 # --------------------------------------------------------------------------------------------------------------- retrieval
 
 
-class Retriever:
-    """Chunks with their exact index: inner products of unit vectors, so that distance = 1 - cosine similarity."""
-
-    def __init__(self, name, device, args):
-        models.quiet()
-        import faiss
-        from sentence_transformers import SentenceTransformer
-
-        try:
-            self.embedder = SentenceTransformer(
-                name, device=device, trust_remote_code=args.trust_remote_code, model_kwargs={"use_safetensors": True}
-            )
-        except (OSError, ValueError) as error:
-            if utils.is_out_of_memory(error):
-                raise
-            raise utils.UserError(f"--embed_model {name} cannot be loaded: {str(error).splitlines()[0]}") from None
-        limit = self.embedder.max_seq_length - 2  # its two special tokens
-        if args.chunk_tokens and args.chunk_tokens > limit:
-            raise utils.UserError(f"--chunk_tokens {args.chunk_tokens}: {name} takes {limit} tokens at once")
-        self.size = None if args.whole_documents else args.chunk_tokens or limit
-        self.overlap = min(args.chunk_overlap, limit // 2)
-        self.batch_size, self.chunks = 32 if args.batch_size == "auto" else max(args.batch_size, 32), []
-        dimension = getattr(self.embedder, "get_embedding_dimension", self.embedder.get_sentence_embedding_dimension)()
-        self.index = faiss.IndexFlatIP(dimension)
-
-    def embed(self, texts, progress=False):
-        """Unit vectors [N, D], float32."""
-        return self.embedder.encode(texts, batch_size=self.batch_size, normalize_embeddings=True, show_progress_bar=progress)
-
-    def add(self, documents):
-        """Chunk, embed and index documents; returns the number of chunks."""
-        chunks = split_into_chunks(documents, self.embedder.tokenizer, self.size, self.overlap)
-        if chunks:
-            self.index.add(np.ascontiguousarray(self.embed([chunk.text for chunk in chunks], len(chunks) > 200), dtype=np.float32))
-            self.chunks += chunks
-        return len(chunks)
-
-    def search(self, questions, k):
-        """For each question its k nearest (chunk, distance), the nearest first."""
-        k = min(k, len(self.chunks))
-        if not k:
-            return [[] for _ in questions]
-        similarities, ids = self.index.search(np.ascontiguousarray(self.embed(questions), dtype=np.float32), k)
-        return [[(self.chunks[i], 1 - float(s)) for i, s in zip(row, sims)] for row, sims in zip(ids, similarities)]
-
-
 def retrieval_scores(hits, relevant, k):
-    """recall_at_k, mrr and ndcg_at_10 for one question, by document: a document counts where its best chunk stands."""
-    ranked = list(dict.fromkeys(chunk.document for chunk, _ in hits))
-    in_prompt = list(dict.fromkeys(chunk.document for chunk, _ in hits[:k]))
-    return {"recall_at_k": metrics.recall_at_k(in_prompt, relevant, k), "mrr": metrics.reciprocal_rank(ranked, relevant),
-            "ndcg_at_10": metrics.ndcg_at_k(ranked, relevant, 10)}  # fmt: skip
+    """The retrieval cells for one question, by document: a document counts where its best chunk stands."""
+    ranked = list(dict.fromkeys(hit.chunk.document for hit in hits))
+    in_prompt = list(dict.fromkeys(hit.chunk.document for hit in hits[:k]))
+    return {"recall_at_k": metrics.recall_at_k(in_prompt, relevant, k), "precision_at_k": metrics.precision_at_k(in_prompt, relevant, k),
+            "mrr": metrics.reciprocal_rank(ranked, relevant), "ndcg_at_10": metrics.ndcg_at_k(ranked, relevant, 10),
+            "map": metrics.average_precision(ranked, relevant)}  # fmt: skip
 
 
 def relevant_documents(task, documents):
@@ -213,26 +141,47 @@ def relevant_documents(task, documents):
     return [{} if found is None else {found: 1} for found in ids]
 
 
+def write_run(path, ids, ranked, tag):
+    """A TREC run, best document first: `query Q0 document rank score tag`. Scores that do not fall are replaced by -rank."""
+    lines = []
+    for query, hits in zip(ids, ranked):
+        best = {}
+        for hit in hits:
+            best.setdefault(hit.chunk.document, hit.score)
+        values = list(best.values())
+        falls = all(a > b for a, b in zip(values, values[1:]))
+        for rank, (document, score) in enumerate(best.items(), start=1):
+            names = ["_".join(str(name).split()) for name in (query, document)]
+            lines.append(f"{names[0]} Q0 {names[1]} {rank} {score if falls else -rank:.9g} {tag}\n")
+    Path(path).write_text("".join(lines), encoding="utf-8")
+
+
+def passages_of(mode, retriever, task, ranked, args):
+    """[Q] lists of hits that go into the prompts: none, args.k random chunks, the retrieved ones, or the question's own passage."""
+    if mode == "random":
+        rng = np.random.default_rng(args.seed)
+        rows = [rng.choice(len(retriever.index), min(args.k, len(retriever.index)), replace=False) for _ in task.evaluation]
+        return [[retrieval.Hit(retriever.index.chunk(int(row)), 0.0, int(row)) for row in some] for some in rows]
+    if mode == "gold":
+        return [[retrieval.Hit(docs.Chunk("gold", 0, ex.context), 1.0, -1)] for ex in task.evaluation]
+    return [hits[: args.k] for hits in ranked]  # of mode none: []
+
+
+def hits_of(mode, retriever, task, passages, k, stages, i):
+    """The passages of question i, retrieved anew where they are retrieved at all; the stages' milliseconds go to `stages`."""
+    if mode != "retrieved":
+        return passages[i]
+    retriever.spent = {}
+    hits = retriever.search([task.evaluation[i].text], k)[0]
+    stages.append(retriever.spent)
+    return hits
+
+
 # -------------------------------------------------------------------------------------------------------------- generation
 
 
-def build_prompt(task, question, passages, tokenizer, chat, room):
-    """The prompt with as many of the passages (nearest first) as fit into `room` tokens. Returns (prompt, passages left out).
-
-    The nearest passage stands last, beside the question: small models read what is near (Liu et al. 2024, lost in the middle).
-    """
-    for n in range(len(passages), -1, -1):
-        context = "\n\n".join(reversed(passages[:n]))
-        instruction = tasks.QA_CONTEXT_INSTRUCTION if n else tasks.QA_INSTRUCTION
-        example = tasks.Example("question", question, context=context or None)
-        prompt, _ = tasks.render(tasks.with_instruction(task, instruction), example, (), tokenizer if chat else None)
-        if room is None or n == 0 or len(tokenizer(prompt, verbose=False).input_ids) <= room:
-            return prompt, len(passages) - n
-    raise AssertionError("unreachable")
-
-
 class Reader:
-    """The generator: question and chunks in, answer out."""
+    """The generator: question and passages in, answer out."""
 
     def __init__(self, args, device, task):
         self.args, self.task = args, task
@@ -241,21 +190,45 @@ class Reader:
         self.model = models.load_model(args.gen_model, precision=args.precision, device=device, trust_remote_code=args.trust_remote_code)
         limit = models.context_length(self.model)
         self.room = limit and limit - (0 if self.model.config.is_encoder_decoder else args.max_new_tokens)
-
         self.options = {"stop": evaluation.answer_stop(self.model, self.tokenizer, task, self.chat), "add_special_tokens": not self.chat}
 
-    def prompt(self, question, hits):
-        """(prompt, passages left out) for a question and its retrieved (chunk, distance)."""
-        return build_prompt(self.task, question, [chunk.text for chunk, _ in hits], self.tokenizer, self.chat, self.room)
+    def _count(self, text):
+        return len(self.tokenizer(text, verbose=False).input_ids)
 
-    def answer(self, questions, hits, batch_size="auto", progress=None):
-        """(inference.Answers, passages left out)."""
+    def prompt(self, question, hits):
+        """(prompt, passages left out) with as many of the hits, the best first, as fit into the model and --context_tokens.
+
+        The best passage stands last, beside the question: small models read what is near (Liu et al. 2024, lost in the middle).
+        """
+        texts = [f"[{n}] {hit.chunk.full}" if self.args.citations else hit.chunk.full for n, hit in enumerate(hits, start=1)]
+        with_passages = CITING if self.args.citations else tasks.QA_CONTEXT_INSTRUCTION
+        for n in range(len(texts), -1, -1):
+            context = "\n\n".join(reversed(texts[:n]))
+            if n and self.args.context_tokens and self._count(context) > self.args.context_tokens:
+                continue
+            example = tasks.Example("question", question, context=context or None)
+            asked = tasks.with_instruction(self.task, with_passages if n else tasks.QA_INSTRUCTION)
+            prompt, _ = tasks.render(asked, example, (), self.tokenizer if self.chat else None)
+            if self.room is None or n == 0 or self._count(prompt) <= self.room:
+                return prompt, len(texts) - n
+        raise AssertionError("unreachable")
+
+    def answer(self, questions, passages, required, batch_size="auto", progress=None):
+        """([Q] texts, inference.Answers of those that were generated or None, [Q] passages left out).
+
+        required: a question without any passage is answered with NOT_FOUND, and nothing is generated.
+        """
         import inference
 
-        built = [self.prompt(question, found) for question, found in zip(questions, hits)]
-        found = inference.generate(self.model, self.tokenizer, [prompt for prompt, _ in built], self.args.max_new_tokens, batch_size,
-                                   progress=progress, **self.options)  # fmt: skip
-        return found, sum(left for _, left in built)
+        built = [self.prompt(question, hits) for question, hits in zip(questions, passages)]
+        asked = [i for i, hits in enumerate(passages) if hits or not required]
+        texts, found = [NOT_FOUND] * len(questions), None
+        if asked:
+            found = inference.generate(self.model, self.tokenizer, [built[i][0] for i in asked], self.args.max_new_tokens, batch_size,
+                                       progress=progress, **self.options)  # fmt: skip
+            for i, text in zip(asked, found.texts):
+                texts[i] = text
+        return texts, found, [left for _, left in built]
 
     def time(self, question, retrieve):
         """An inference.Timed request, alone, from text in to answer out; retrieve: question -> hits."""
@@ -265,143 +238,361 @@ class Reader:
                                       self.args.max_new_tokens, **self.options)  # fmt: skip
 
 
-def interact(retriever, reader, k):
-    """Ask and add until `quit` or the end of input; a bad line is answered, never fatal."""
-    empty = "no documents yet, so answers come from the model alone" if not retriever.chunks else f"{len(retriever.chunks)} chunks indexed"
-    print(f"{empty}; {HELP}", flush=True)
-    for line in sys.stdin:
-        line = line.strip()
-        if line in ("quit", "exit"):
-            break
+def without_citations(answer):
+    """(the answer without its [n] marks, the numbers they name)."""
+    marks = [int(n) for n in re.findall(r"\[(\d+)\]", answer)]
+    return " ".join(re.sub(r"\s*\[\d+\]", "", answer).split()), marks
+
+
+# ------------------------------------------------------------------------------------------------------------- interactive
+
+
+def lines_typed():
+    """Lines of the standard input, with editing and history (arrow keys) at a terminal; the end of input ends them."""
+    if hasattr(sys.stdin, "reconfigure"):
+        sys.stdin.reconfigure(errors="replace")  # bytes that are no text
+    if not sys.stdin.isatty():
+        yield from sys.stdin
+        return
+    import contextlib
+
+    with contextlib.suppress(ImportError):
+        import readline  # noqa: F401 -- input() uses it from here on
+    while True:
         try:
-            if line.startswith("add "):
-                what = line[4:].strip()
-                documents = read_documents(what) if Path(what).exists() else [Document(f"typed-{len(retriever.chunks)}", "", what)]
-                print(f"{retriever.add(documents)} chunks added, {len(retriever.chunks)} in all", flush=True)
-            elif line in ("", "help", "add"):
-                print(HELP, flush=True)
-            else:
-                hits = retriever.search([line], k)
-                print(reader.answer([line], hits)[0].texts[0])
-                for chunk, distance in hits[0]:
-                    print(f"    {distance:.3f}  {chunk.document}  {' '.join(chunk.text.split())[:80]}", flush=True)
-        except (utils.UserError, tasks.DataError, OSError) as error:
-            print(f"that did not work: {error}", flush=True)
+            yield input("> ")
+        except KeyboardInterrupt:
+            print("(quit ends)")
+        except EOFError:
+            return
+
+
+class Session:
+    """One interactive session: what was asked, k, and whether there is something to save."""
+
+    def __init__(self, retriever, reader, k):
+        self.retriever, self.reader, self.k, self.history, self.typed = retriever, reader, k, [], 0
+
+    def add(self, what):
+        if not what:
+            raise utils.UserError("add what? A text, a file, a folder or a glob")
+        skipped = docs.Skipped()
+        try:
+            there = bool(docs.find_files([what]))
+        except (tasks.DataError, OSError):  # a long text is no file name
+            there = False
+        if there:
+            new = docs.read_documents([what], skipped, self.retriever.args.max_file_mb, self.retriever.args.encoding)
+        else:
+            known = self.retriever.index.documents
+            while f"typed-{self.typed}" in known:
+                self.typed += 1
+            new = [docs.Document(f"typed-{self.typed}", "", what)]
+        print(summary(self.retriever.add(new, skipped), self.retriever, skipped), flush=True)
+
+    def sources(self, _):
+        found = {}
+        for document in self.retriever.index.table["document"].to_pylist():
+            found[document] = found.get(document, 0) + 1
+        for document, n in list(found.items())[:50]:
+            print(f"    {document}: {n} chunks")
+        print(f"{len(found)} documents, {len(self.retriever.index)} chunks{', the first 50 shown' if len(found) > 50 else ''}")
+
+    def set_k(self, what):
+        if not what.isdecimal():
+            raise utils.UserError(f"k {what}: give a whole number of at least 0")
+        self.k = int(what)
+        print(f"k is {self.k}")
+
+    def save(self, where):
+        args = self.retriever.args
+        if where and args.index_dir and Path(where) != Path(args.index_dir):
+            raise utils.UserError(f"this session's index lives in {args.index_dir}; `save` alone writes it there")
+        if not (where or args.index_dir):
+            raise utils.UserError("save where? Give a folder: save DIR")
+        self.retriever.save(where or args.index_dir)
+        args.index_dir = where or args.index_dir
+        print(f"{len(self.retriever.index)} chunks saved in {args.index_dir}")
+
+    def show_history(self, _):
+        for question, answer in self.history:
+            print(f"    {question}  ->  {answer}")
+
+    def ask(self, question):
+        hits = self.retriever.search([question], self.k)[0] if self.k else []
+        required = bool(self.k and len(self.retriever.index))
+        (answer,), _, (left_out,) = self.reader.answer([question], [hits], required)
+        print(answer)
+        for n, hit in enumerate(hits, start=1):
+            used = "" if n <= len(hits) - left_out else "  (did not fit)"
+            print(f"    [{n}] {hit.score:.3f}  {hit.chunk.document}  {' '.join(hit.chunk.full.split())[:80]}{used}")
+        self.history.append((question, answer))
+
+    def run(self):
+        """Until `quit` or the end of input; a bad line is answered, never fatal."""
+        chunks = len(self.retriever.index)
+        print(
+            f"{chunks} chunks indexed; {HELP}" if chunks else f"no documents yet, so answers come from the model alone; {HELP}", flush=True
+        )
+        commands = {"add": self.add, "sources": self.sources, "k": self.set_k, "save": self.save, "history": self.show_history}
+        alone = ("sources", "history")
+        for line in lines_typed():
+            line = line.strip()
+            word, _, rest = line.partition(" ")
+            if line in ("quit", "exit"):
+                return
+            try:
+                if line in ("", "help"):
+                    print(HELP)
+                elif word in commands and not (word in alone and rest) and not (word == "k" and rest and not rest.strip()[:1].isdigit()):
+                    commands[word](rest.strip())
+                else:
+                    self.ask(line)
+            except (utils.UserError, tasks.DataError, OSError) as error:
+                print(f"that did not work: {error}")
+            except KeyboardInterrupt:
+                print("interrupted")
+            sys.stdout.flush()
+
+
+# ---------------------------------------------------------------------------------------------------------------- the rest
+
+
+def summary(found, retriever, skipped):
+    """One line on what `Retriever.add` did."""
+    parts = [f"{n} documents {what}" for what, n in found.items() if what != "chunks" and n]
+    return "; ".join(filter(None, [", ".join(parts) or "no new documents", f"{found['chunks']} chunks added, {len(retriever.index)} in all",
+                                   skipped.summary()]))  # fmt: skip
+
+
+def corpus_of(args, task, skipped):
+    """The documents: --docs, else the data set folder's corpus.jsonl, else the distinct passages of all its splits."""
+    corpus = data_folder(args) / "corpus.jsonl"
+    if args.docs or corpus.is_file():
+        return docs.read_documents(args.docs or [corpus], skipped, args.max_file_mb, args.encoding)
+    return [docs.Document(f"d{i}", "", text) for i, text in enumerate(task.passages)]
+
+
+def data_folder(args):
+    """The folder of the data set; one that does not exist where the splits are named by files."""
+    return Path(tasks.source(args) or "no folder", args.subset or "")
+
+
+def fill(retriever, documents, args, skipped, keep_duplicates=False):
+    """Bring the index up to the documents; one that was opened and is not changed by --docs stays as it is. Returns a report."""
+    if len(retriever.index) and not args.docs:
+        return None
+    if args.prune:
+        gone = set(retriever.index.documents) - {doc.id for doc in documents}
+        if gone:
+            print(f"{retriever.remove(gone)} chunks of {len(gone)} documents forgotten, which are no longer there")
+    return retriever.add(documents, skipped, keep_duplicates)
+
+
+def build(args):
+    """--build_only: change the index in --index_dir and tell what was done."""
+    skipped = docs.Skipped()
+    retriever = retrieval.Retriever(args, utils.pick_device(args.device))
+    if args.delete:
+        print(f"{retriever.remove(args.delete)} chunks of {len(args.delete)} documents forgotten")
+    if args.docs:
+        start = time.perf_counter()
+        documents = docs.read_documents(args.docs, skipped, args.max_file_mb, args.encoding)
+        found = fill(retriever, documents, args, skipped)
+        took = time.perf_counter() - start
+        print(f"{summary(found, retriever, skipped)}; {took:.1f} s, {len(documents) / took:.1f} documents/s")
+    print(f"{retriever.index.why or 'index ' + retriever.index.kind}; {len(retriever.index)} chunks in {args.index_dir}")
 
 
 @utils.clean_exit
 def main(argv=None):
     # 1. settings
     args = parse_args(argv)
-    beir = (data_folder(args) / "queries.jsonl").is_file()
+    beir = (data_folder(args) / "queries.jsonl").is_file() and not (args.build_only or args.interactive)
     if beir and not args.chunk_tokens:
         args.whole_documents = True  # one vector a document, as the published figures have it
-    if args.docs and not Path(args.docs).exists():
-        raise utils.UserError(f"--docs {args.docs}: no such file or folder")
+    if args.docs:
+        docs.find_files(args.docs)
+    if args.save_run and not Path(args.save_run).parent.is_dir():
+        raise utils.UserError(f"--save_run {args.save_run}: there is no folder {Path(args.save_run).parent}")
     retrieval_only = args.retrieval_only or beir
-    generator, data = None if retrieval_only else args.gen_model, None if args.interactive else tasks.source(args)
-    models.check_names({"--embed_model": args.embed_model, "--gen_model": generator}, {"--dataset": data})
+    generator = None if retrieval_only or args.build_only else args.gen_model
+    data = None if args.interactive or args.build_only else tasks.source(args)
+    models.check_names({"--embed_model": args.embed_model, "--gen_model": generator, "--reranker": args.reranker}, {"--dataset": data})
+    if args.build_only:
+        return build(args)
     if args.interactive:
-        device = utils.pick_device(args.device)
-        retriever = Retriever(args.embed_model, device, args)
+        device, skipped = utils.pick_device(args.device), docs.Skipped()
+        retriever = retrieval.Retriever(args, device)
         reader = Reader(args, device, tasks.Task("interactive", None, "qa", template=tasks.QA_TEMPLATE))
         if args.docs:
-            retriever.add(read_documents(args.docs))
-        return interact(retriever, reader, args.k)
-    run = utils.Run(args, __file__, "rag" if args.k else "prompting")
+            documents = docs.read_documents(args.docs, skipped, args.max_file_mb, args.encoding)
+            print(summary(fill(retriever, documents, args, skipped), retriever, skipped))
+        return Session(retriever, reader, args.k).run()
 
-    with run:
-        # 2. seed and device
-        utils.set_seed(args.seed)
-        device = utils.pick_device(args.device)
-        run.row.update(
-            variant=("retrieval_only_flat" if retrieval_only else f"k{args.k}_flat") if args.k else "no_retrieval",
-            model=args.embed_model if retrieval_only else args.gen_model,
-            device=device,
-            device_name=utils.device_name(device),
-            precision=args.precision,
-            data_seed=args.data_seed,
-        )
+    retriever = reader = task = None
+    for mode in ("none", "random", "retrieved", "gold") if args.baselines else ("retrieved" if args.k else "none",):
+        run = utils.Run(args, __file__, "prompting" if mode == "none" else "rag")
 
-        # 3. data
-        if beir:
-            documents, queries, judgements = load_beir(data_folder(args))
-            queries = dict(list(queries.items())[: args.max_eval_samples])
-            task = tasks.Task(args.dataset, None, "qa", evaluation=[tasks.Example(q, text) for q, text in queries.items()])
-            relevant = [judgements[q] for q in queries]
-        else:
-            task = tasks.from_args(args)
-            print(task.summary())
-            tasks.require_kind(task, "qa", "retrieval-augmented generation")
-            documents = corpus_of(args, task)
-            relevant = relevant_documents(task, documents)
-        run.row.update(task.row())
-        questions = [ex.text for ex in task.evaluation]
+        with run:
+            # 2. seed and device
+            utils.set_seed(args.seed)
+            device = utils.pick_device(args.device)
+            run.row.update(model=args.embed_model if retrieval_only else args.gen_model, device=device, data_seed=args.data_seed,
+                           device_name=utils.device_name(device), precision=args.precision)  # fmt: skip
 
-        # 4. model
-        with utils.measure() as loading:
-            retriever = Retriever(args.embed_model, device, args) if args.k else None
-            reader = None if retrieval_only else Reader(args, device, task)
-        run.row.update(load_seconds=loading.seconds, **(models.size_columns(reader.model) if reader else {}))
+            # 3. data
+            skipped = docs.Skipped()
+            if beir:
+                documents, queries, judgements = docs.load_beir(data_folder(args))
+                queries = dict(list(queries.items())[: args.max_eval_samples])
+                task = tasks.Task(args.dataset, None, "qa", evaluation=[tasks.Example(q, text) for q, text in queries.items()])
+                relevant = [judgements[q] for q in queries]
+            elif task is None:
+                task = tasks.from_args(args)
+                print(task.summary())
+                tasks.require_kind(task, "qa", "retrieval-augmented generation")
+                documents = corpus_of(args, task, skipped) if args.k else []
+                relevant = relevant_documents(task, documents)
+                if args.baselines and not all(ex.context for ex in task.evaluation):
+                    raise tasks.DataError(f"{task.name}: --baselines needs the passage of each question, as a column passage or context")
+            run.row.update(task.row())
+            questions = [ex.text for ex in task.evaluation]
 
-        # 5. adapt: build the index
-        if retriever:
-            with utils.measure() as building:
-                retriever.add(documents)
-            run.note(f"{len(documents)} documents in {len(retriever.chunks)} chunks, indexed in {building.seconds:.1f} s")
+            # 4. model
+            if retriever is None and reader is None:
+                with utils.measure() as loading:
+                    retriever = retrieval.Retriever(args, device) if args.k else None
+                    reader = None if retrieval_only else Reader(args, device, task)
+            run.row.update(load_seconds=loading.seconds, **(models.size_columns(reader.model) if reader else {}))
 
-        # 6. evaluate
-        with utils.measure() as spent:
-            ranked = retriever.search(questions, max(RANKED, args.k)) if retriever else [[] for _ in questions]
+            # 5. adapt: build the index, or bring the one that was opened up to date
+            if retriever and mode != "gold" and mode != "none":
+                with utils.measure() as building:
+                    found = fill(retriever, documents, args, skipped, keep_duplicates=beir)
+                if not len(retriever.index):
+                    raise tasks.DataError(f"{task.name} has no passages to retrieve from; give documents with --docs")
+                describe(run, retriever, found, building, skipped)
+            run.row["variant"] = variant(mode, args, retriever, retrieval_only)
+
+            # 6. evaluate
+            with utils.measure() as spent:
+                searched = mode == "retrieved"
+                ranked = retriever.search(questions, max(RANKED, args.k)) if searched else [[] for _ in questions]
+                passages = passages_of(mode, retriever, task, ranked, args)
+                if reader:
+                    texts, found, left_out = reader.answer(questions, passages, mode != "none", args.batch_size, f"answering, {mode}")
+            judged = [retrieval_scores(hits, rel, args.k) if rel and searched else {} for hits, rel in zip(ranked, relevant)]
+            record_ranking(run, args, retriever, questions, ranked, judged, task)
+            extras = [{"question": q, "retrieved": [{"document": h.chunk.document, "source": h.chunk.source, "position": h.chunk.position,
+                                                     "score": h.score, "text": h.chunk.full} for h in hits], **scores}
+                      for q, hits, scores in zip(questions, passages, judged)]  # fmt: skip
+            stages = []  # of each timed request, the milliseconds of its parts
+            retrieve = functools.partial(hits_of, mode, retriever, task, passages, args.k, stages)
+            timed = range(min(args.latency_runs, len(questions)))
             if reader:
-                answers, left_out = reader.answer(questions, [hits[: args.k] for hits in ranked], args.batch_size, "answering")
-        judged = [retrieval_scores(hits, rel, args.k) if rel and retriever else {} for hits, rel in zip(ranked, relevant)]
-        known = [scores for scores in judged if scores]
-        if known:
-            if len(known) < len(questions):
-                run.note(f"retrieval is scored on the {len(known)} of {len(questions)} questions whose passage is among the documents")
-            run.row.update({name: float(np.mean([scores[name] for scores in known])) for name in known[0]})
-            run.headline = f"recall@{args.k} {run.row['recall_at_k']:.3f}, nDCG@10 {run.row['ndcg_at_10']:.3f}"
-        extras = [
-            {"question": q, "retrieved": [{"document": c.document, "distance": d, "text": c.text} for c, d in hits[: args.k]], **scores}
-            for q, hits, scores in zip(questions, ranked, judged)
-        ]
+                answers_of(run, args, reader, task, mode, texts, found, left_out, passages, extras, spent, retrieve, timed)
+            else:
+                known = [scores for scores in judged if scores]
+                if not known:
+                    raise tasks.DataError(
+                        f"{task.name}: no question whose passage stands among the documents, so there is nothing to measure"
+                    )
+                evaluation.record_retrieval(run, task, known, spent, utils.time_requests(retrieve, timed), extras)
+            measured = stages[-len(timed) :] if len(timed) else []
+            for name in ("embed", "search", "rerank"):
+                if any(name in stage for stage in measured):
+                    run.row[f"{name}_ms"] = float(np.mean([stage.get(name, 0.0) for stage in measured]))
+            if reader and run.row.get("latency_ms_mean") is not None:
+                parts = sum(run.row.get(f"{name}_ms") or 0.0 for name in ("embed", "search", "rerank"))
+                run.row["generate_ms"] = run.row["latency_ms_mean"] - parts
 
-        def retrieve(question):
-            return retriever.search([question], args.k)[0] if retriever else []
-
-        if reader:
-            timed = utils.one_by_one(lambda question: reader.time(question, retrieve), questions[: args.latency_runs])
-            evaluation.record_answers(run, task, answers.texts, spent, [t.total_ms for t in timed], extras)
-            evaluation.record_tokens(run, answers, spent)
-            evaluation.note_truncation(run, reader.room, 0, 0, answers.truncated)
-            run.row.update(ttft_ms=evaluation.median([t.ttft_ms for t in timed]), tpot_ms=evaluation.median([t.tpot_ms for t in timed]))
-            if left_out:
-                run.note(f"{left_out} retrieved passages did not fit the context and were left out")
-        elif not known:
-            raise tasks.DataError(f"{task.name}: no question whose passage stands among the documents, so there is nothing to measure")
-        else:
-            latencies = utils.time_requests(retrieve, questions[: args.latency_runs])
-            evaluation.record_retrieval(run, task, known, spent, latencies, extras)
-
-        # 7. row and report: written by leaving the block
+            # 7. row and report: written by leaving the block
 
 
-def corpus_of(args, task):
-    """The documents: --docs, else the data set folder's corpus.jsonl, else the distinct passages of all its splits."""
-    if args.k == 0:
-        return []
-    corpus = data_folder(args) / "corpus.jsonl"
-    if args.docs or corpus.is_file():
-        return read_documents(args.docs or corpus)
-    if not task.passages:
-        raise tasks.DataError(f"{task.name} has no passages to retrieve from; give documents with --docs")
-    return [Document(f"d{i}", "", text) for i, text in enumerate(task.passages)]
+def variant(mode, args, retriever, retrieval_only):
+    """What the row calls this run: k4_flat, k4_hybrid_hnsw, k4_flat_rerank, no_retrieval, random_passages, gold_passage."""
+    if mode != "retrieved":
+        return {"none": "no_retrieval", "random": "random_passages", "gold": "gold_passage"}[mode]
+    how = [] if args.retriever == "dense" else [args.retriever]
+    kind = [] if args.retriever == "bm25" else [retriever.index.kind]
+    more = [name for name, wanted in (("rerank", args.reranker), ("mmr", args.mmr is not None)) if wanted]
+    return "_".join(["retrieval_only" if retrieval_only else f"k{args.k}", *how, *kind, *more])
 
 
-def data_folder(args):
-    """The folder of the data set; one that does not exist where the splits are named by files."""
-    return Path(tasks.source(args) or "no folder", args.subset or "")
+def describe(run, retriever, found, building, skipped):
+    """The index cells of the row, and the notes on what is in it."""
+    index = retriever.index
+    n = len(set(index.table["document"].to_pylist()))
+    if found is None or not found["chunks"]:
+        run.note(f"{n} documents in {len(index)} chunks, as the index had them")
+    else:
+        run.note(f"{n} documents in {len(index)} chunks, indexed in {building.seconds:.1f} s")
+        run.row.update(index_seconds=building.seconds, documents_per_s=(found["added"] + found["updated"]) / building.seconds)
+    if index.kind != "none":
+        run.row["index_gb"] = index.gb()
+    for text in (index.why, skipped.summary()):
+        if text:
+            print(text)
+    if len(skipped):
+        run.note(skipped.summary())
+
+
+def record_ranking(run, args, retriever, questions, ranked, judged, task):
+    """The retrieval cells of the row, the index's recall against exact search, and the TREC run."""
+    known = [scores for scores in judged if scores]
+    if known:
+        if len(known) < len(questions):
+            run.note(f"retrieval is scored on the {len(known)} of {len(questions)} questions whose passage is among the documents")
+        run.row.update({name: float(np.mean([scores[name] for scores in known])) for name in known[0]})
+        run.headline = f"recall@{args.k} {run.row['recall_at_k']:.3f}, nDCG@10 {run.row['ndcg_at_10']:.3f}"
+    if retriever and any(ranked) and args.retriever != "bm25":
+        run.row["index_recall"] = retriever.index.recall(retriever.embed(questions, questions=True), 10)
+    if args.save_run and any(ranked):
+        write_run(args.save_run, [ex.id for ex in task.evaluation], ranked, run.row["variant"])
+        run.note(f"rankings in {args.save_run}")
+
+
+def answers_of(run, args, reader, task, mode, texts, found, left_out, passages, extras, spent, retrieve, timed):
+    """The answers' quality, their citations, the requests' latencies, and what did not fit."""
+    if args.citations:
+        cited = [without_citations(text) for text in texts]
+        texts = [text for text, _ in cited]
+        for extra, (_, marks) in zip(extras, cited):
+            extra["citations"] = marks
+        wrong = sum(any(not 1 <= n <= len(hits) for n in marks) for (_, marks), hits in zip(cited, passages))
+        run.note(f"{sum(bool(marks) for _, marks in cited)} of {len(texts)} answers cite a passage, {wrong} of them one that was not given")
+    alone, requests = [], []
+
+    def request(i):
+        if mode != "none" and not passages[i]:  # answered without the generator
+            return requests.append(utils.milliseconds(lambda: retrieve(i)))
+        alone.append(reader.time(task.evaluation[i].text, lambda _: retrieve(i)))
+        requests.append(alone[-1].total_ms)
+
+    utils.one_by_one(request, timed)
+    n_warmup = len(requests) - len(timed)
+    evaluation.record_answers(run, task, texts, spent, requests[n_warmup:], extras)
+    if found:
+        evaluation.record_tokens(run, found, spent)
+        evaluation.note_truncation(run, reader.room, 0, 0, found.truncated)
+        alone = alone[-len(timed) :] if len(timed) else []
+        run.row.update(ttft_ms=evaluation.median([t.ttft_ms for t in alone]), tpot_ms=evaluation.median([t.tpot_ms for t in alone]))
+    if mode != "none":
+        used = [hits[: len(hits) - left] for hits, left in zip(passages, left_out)]
+        inside = [max((metrics.contains_answer(hit.chunk.full, ex.references) for hit in hits), default=0.0)
+                  for hits, ex in zip(used, task.evaluation)]  # fmt: skip
+        run.row["answer_in_context"] = float(np.mean(inside))
+    unanswered = sum(mode != "none" and not hits for hits in passages)
+    for text in (
+        f"{sum(left_out)} passages of {sum(map(bool, left_out))} questions did not fit the context and were left out"
+        if any(left_out)
+        else "",
+        f"{unanswered} questions without a passage above --min_score, answered '{NOT_FOUND}'" if unanswered else "",
+    ):
+        if text:
+            print(text)
+            run.note(text)
 
 
 if __name__ == "__main__":

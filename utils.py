@@ -69,8 +69,19 @@ RESULT_COLUMNS = [
     "majority_baseline",
     "score_ood",
     "recall_at_k",
+    "precision_at_k",
     "mrr",
     "ndcg_at_10",
+    "map",
+    "answer_in_context",
+    "index_recall",
+    "index_gb",
+    "index_seconds",
+    "documents_per_s",
+    "embed_ms",
+    "search_ms",
+    "rerank_ms",
+    "generate_ms",
     "latency_ms_mean",
     "latency_ms_p50",
     "latency_ms_p95",
@@ -546,6 +557,7 @@ def provenance():
         "bitsandbytes",
         "sentence-transformers",
         "faiss-cpu",
+        "bm25s",
     ):
         with contextlib.suppress(metadata.PackageNotFoundError):
             versions[name] = metadata.version(name)

@@ -102,7 +102,16 @@ def test_a_hub_data_set_that_cannot_be_had_is_one_line(tiny_bert, tmp_path):
     ("prompt_eval.py --model LLAMA --dataset QUESTIONS --max_new_tokens 2000", "leave no room for a prompt"),
     ("quantize_and_parallel.py --model CLASSIFIER --dataset DATA", "has a classification head"),
     ("prompt_eval.py --model CLASSIFIER --dataset DATA", "was trained for the labels good, bad"),
-    ("rag_eval.py --embed_model EMBEDDER --dataset QUESTIONS --docs FILE --retrieval_only", "give a .txt, .md or .jsonl file"),
+    ("rag_eval.py --embed_model EMBEDDER --dataset QUESTIONS --docs PICTURE --retrieval_only", "of an unknown type .png"),
+    ("rag_eval.py --baselines --k 0", "asks without retrieval anyway"),
+    ("rag_eval.py --build_only --docs FILE", "--build_only needs --index_dir"),
+    ("rag_eval.py --mmap", "--mmap is for searching in an --index_dir"),
+    ("rag_eval.py --chunk_tokens 20 --chunk_overlap 15", "at most half of --chunk_tokens 20"),
+    ("rag_eval.py --encoding klingon", "no such encoding"),
+    ("rag_eval.py --embed_model EMBEDDER --gen_model LLAMA --dataset QUESTIONS --reranker ./nowhere", "--reranker ./nowhere"),
+    ("rag_eval.py --embed_model EMBEDDER --gen_model LLAMA --dataset QUESTIONS --index ivfpq", "256 vectors at least"),
+    ("rag_eval.py --embed_model EMBEDDER --gen_model LLAMA --dataset QUESTIONS --index_dir FILE", "is a file; give a folder"),
+    ("rag_eval.py --embed_model EMBEDDER --index_dir NEW --build_only --delete nobody", "no document 'nobody' in the index"),
     ("prompt_eval.py --model LLAMA --dataset DATA --adapter ./nowhere", "--adapter ./nowhere: no such file or folder"),
     ("peft_finetune.py --model BERT --dataset DATA --target_modules q_proj", "bert has dense, key, query, value"),
     ("peft_finetune.py --model BERT --dataset DATA --rank 0", "--rank: must be a whole number of at least 1, not 0"),
@@ -132,6 +141,7 @@ def test_bad_input_is_one_line_and_nothing_is_written(
         pytest.skip("a GPU is here")
     (tmp_path / "broken.csv").write_text("a,b\n1,2\n")
     (tmp_path / "empty.jsonl").write_text("")
+    (tmp_path / "picture.png").write_bytes(b"PNG")
     (tmp_path / "one.csv").write_text("text,label\nx,a\ny,a\n")
     names = {"BERT": tiny_bert, "LLAMA": tiny_llama, "T5": tiny_t5, "EMBEDDER": tiny_embedder, "DATA": sentiment, "QUESTIONS": questions}
     names.update(
@@ -139,6 +149,8 @@ def test_bad_input_is_one_line_and_nothing_is_written(
         EMPTY=f"{tmp_path}/empty.jsonl",
         ONE_LABEL=f"{tmp_path}/one.csv",
         FILE=f"{tmp_path}/one.csv",
+        PICTURE=f"{tmp_path}/picture.png",
+        NEW=f"{tmp_path}/new",
         CLASSIFIER=tiny_classifier,
     )
     script, *argv = [names.get(word, word.replace("DATA/", sentiment + "/")) for word in flags.split()]

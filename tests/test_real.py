@@ -10,11 +10,13 @@ import numpy as np
 import pytest
 import torch
 
+import documents as docs
 import inference
 import models
 import prepare_data
 import prompt_eval
 import rag_eval
+import retrieval
 import tasks
 import utils
 
@@ -75,10 +77,9 @@ def test_the_language_model_tells_clear_reviews_apart(tmp_path, out, only_row):
 
 
 def test_retrieval_finds_the_passages_of_real_questions():
-    args = rag_eval.parse_args(["--embed_model", MINILM])
-    retriever = rag_eval.Retriever(MINILM, "cpu", args)
+    retriever = retrieval.Retriever(rag_eval.parse_args(["--embed_model", MINILM]), "cpu")
     task = tasks.load_task(str(ASSETS / "data/disfl_qa"), max_eval_samples=20)
-    documents = [rag_eval.Document(f"d{i}", "", text) for i, text in enumerate(dict.fromkeys(ex.context for ex in task.evaluation))]
+    documents = [docs.Document(f"d{i}", "", text) for i, text in enumerate(dict.fromkeys(ex.context for ex in task.evaluation))]
     retriever.add(documents)
     relevant = rag_eval.relevant_documents(task, documents)
     hits = retriever.search([ex.text for ex in task.evaluation], 4)
@@ -87,7 +88,7 @@ def test_retrieval_finds_the_passages_of_real_questions():
 
 @pytest.mark.skipif(not SCIFACT.is_dir(), reason="no shared data here")
 def test_scifact_is_read_whole():
-    documents, queries, judgements = rag_eval.load_beir(SCIFACT)
+    documents, queries, judgements = docs.load_beir(SCIFACT)
     assert (len(documents), len(queries), sum(map(len, judgements.values()))) == (5183, 300, 339)
 
 

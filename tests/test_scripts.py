@@ -402,7 +402,7 @@ def test_rag_and_the_same_questions_without_retrieval(questions, tiny_llama, tin
     found = predictions(row)
     assert (row["strategy"], row["variant"], row["metric"], row["n_eval"]) == ("rag", "k3_flat", "token_f1", "20")
     assert all(len(p["retrieved"]) == 3 for p in found)
-    assert all(p["retrieved"][0]["distance"] <= p["retrieved"][-1]["distance"] for p in found)
+    assert all(p["retrieved"][0]["score"] >= p["retrieved"][-1]["score"] for p in found)
     task = tasks.load_task(questions)
     passages = {ex.id: ex.context for ex in task.evaluation}
     hits = [passages[p["id"]] in [hit["text"] for hit in p["retrieved"]] for p in found]
@@ -413,62 +413,6 @@ def test_rag_and_the_same_questions_without_retrieval(questions, tiny_llama, tin
     (without,) = utils.read_results(tmp_path / "without.csv")
     assert (without["variant"], without["recall_at_k"], without["eval_id"]) == ("no_retrieval", "", row["eval_id"])
     assert int(without["prompt_tokens"]) < int(row["prompt_tokens"]) and predictions(without)[0]["retrieved"] == []
-
-
-def test_exact_search_is_exact(tiny_embedder, questions):
-    """Against the matrix product of the same embeddings."""
-    args = rag_eval.parse_args(["--embed_model", tiny_embedder])
-    retriever = rag_eval.Retriever(tiny_embedder, "cpu", args)
-    task = tasks.load_task(questions)
-    documents = [rag_eval.Document(f"d{i}", "", ex.context) for i, ex in enumerate(task.evaluation)]
-    assert retriever.add(documents[:12]) == 12 and retriever.add(documents[12:]) == 8
-    asked = [ex.text for ex in task.evaluation[:6]]
-    similarity = retriever.embed(asked) @ retriever.embed([doc.text for doc in documents]).T
-    for row, hits in zip(similarity, retriever.search(asked, 5)):
-        assert [1 - d for _, d in hits] == pytest.approx(sorted(row, reverse=True)[:5], abs=1e-5)
-        assert [row[int(c.document[1:])] for c, _ in hits] == pytest.approx(sorted(row, reverse=True)[:5], abs=1e-5)
-    assert len(retriever.search(asked, 99)[0]) == 20
-
-
-def test_chunks_cover_the_text_and_overlap(tiny_bert):
-    tokenizer = utils.load_tokenizer(tiny_bert)
-    text = "the good film was dull and very fine " * 8
-    chunks = rag_eval.split_into_chunks([rag_eval.Document("d", "Title", text)], tokenizer, 10, 3)
-    bodies = [chunk.text.removeprefix("Title ") for chunk in chunks]
-    words = text.split()
-    starts = [len(text[: chunk.position].split()) for chunk in chunks]
-    assert starts == list(range(0, 6 * len(chunks), 6))  # ten tokens: one of the title, nine of the text, three of them shared
-    assert all(body.split() == words[start : start + 9] for body, start in zip(bodies, starts))
-    assert starts[-1] + len(bodies[-1].split()) == len(words)
-    whole = rag_eval.split_into_chunks([rag_eval.Document("d", "", text)], tokenizer, None, 3)
-    assert len(whole) == 1 and whole[0].text == text.strip()
-
-
-def test_a_beir_folder_measures_the_retrieval(tmp_path, tiny_embedder, out, only_row):
-    folder = tmp_path / "beir"
-    (folder / "qrels").mkdir(parents=True)
-    write_jsonl(folder / "corpus.jsonl", [{"_id": f"d{i}", "title": "", "text": row["text"]} for i, row in enumerate(reviews(1, 30))])
-    write_jsonl(folder / "queries.jsonl", [{"_id": f"q{i}", "text": row["text"]} for i, row in enumerate(reviews(1, 30))])
-    (folder / "qrels" / "test.tsv").write_text(
-        "query-id\tcorpus-id\tscore\n" + "".join(f"q{i}\td{i}\t1\n" for i in range(10)) + "q11\td1\t0\n"
-    )
-    rag_eval.main(["--embed_model", tiny_embedder, "--dataset", str(folder), *out])
-    row = only_row()
-    assert (row["metric"], row["n_eval"], row["score"], row["mrr"]) == ("ndcg_at_10", "10", "1", "1")  # each text finds itself
-    assert row["token_f1"] == "" and row["status"] == "ok"
-
-
-def test_interactive_adds_answers_and_survives_bad_lines(tiny_llama, tiny_embedder, tmp_path, monkeypatch, capsys):
-    (tmp_path / "note.txt").write_text("the dull plot is rome .")
-    (tmp_path / "bad.txt").write_bytes(b"\xff\xfe\xff")
-    lines = ["", "what is the dull plot ?", "add the good film is paris .", f"add {tmp_path / 'note.txt'}", f"add {tmp_path / 'bad.txt'}",
-             "what is the dull plot ?", "help", "quit", "never read"]  # fmt: skip
-    monkeypatch.setattr(sys, "stdin", io.StringIO("\n".join(lines)))
-    rag_eval.main(["--interactive", "--embed_model", tiny_embedder, "--gen_model", tiny_llama, "--max_new_tokens", "3", "--k", "2"])
-    printed = capsys.readouterr().out
-    assert "1 chunks added, 1 in all" in printed and "1 chunks added, 2 in all" in printed
-    assert "that did not work" in printed and "bad.txt" in printed
-    assert "note.txt" in printed and "never read" not in printed
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "int8", "nf4"])

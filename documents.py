@@ -1,0 +1,275 @@
+"""A person's files -> documents -> chunks. Text, Markdown, HTML, PDF, and tables with one document a row.
+
+What cannot be used is never an error by itself: it is skipped, with the reason, and told in one summary. Imports nothing heavy at
+the top; beautifulsoup4 and pypdf are imported when a file needs them.
+"""
+
+import bisect
+import glob
+import hashlib
+import logging
+import re
+from collections import defaultdict
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import tasks
+
+TABLES = (".jsonl", ".csv", ".tsv", ".parquet")
+SUFFIXES = (".txt", ".md", ".html", ".htm", ".pdf", *TABLES)
+OVERLAP = 32  # tokens that neighbouring chunks share at most, a quarter of smaller chunks
+MAX_FILE_MB = 20  # of text: about five million tokens, an hour of embedding on two cores
+TABLE_TEXT, TABLE_ID = "text", ("_id", "id")
+
+
+@dataclass(frozen=True)
+class Document:
+    id: str  # a file's path, or a row's _id or id
+    title: str
+    text: str
+    source: str = ""  # the file
+
+    @property
+    def digest(self):
+        """Of what is indexed; white space does not count."""
+        return hashlib.sha256(" ".join(f"{self.title}\n{self.text}".split()).encode()).hexdigest()[:32]
+
+
+@dataclass(frozen=True)
+class Chunk:
+    document: str  # the document's id
+    position: int  # of the first character in the document's text
+    text: str
+    title: str = ""
+    source: str = ""
+
+    @property
+    def full(self):
+        """What is embedded and put into prompts: the title and the text."""
+        return f"{self.title} {self.text}".strip()
+
+
+@dataclass
+class Skipped:
+    """What was left out, and why."""
+
+    reasons: dict = field(default_factory=lambda: defaultdict(list))
+
+    def add(self, reason, what):
+        self.reasons[reason].append(str(what))
+
+    def __len__(self):
+        return sum(map(len, self.reasons.values()))
+
+    def summary(self, most=3):
+        """One line: how many for each reason, the first few by name; "" where nothing was skipped."""
+        parts = [f"{len(found)} {reason} ({', '.join(found[:most])}{', ...' if len(found) > most else ''})"
+                 for reason, found in sorted(self.reasons.items())]  # fmt: skip
+        return f"skipped {len(self)}: {'; '.join(parts)}" if parts else ""
+
+
+# ----------------------------------------------------------------------------------------------------------------- reading
+
+
+def find_files(places):
+    """The files of a list of files, folders and globs, sorted and each once; of a BEIR folder its corpus.jsonl alone.
+
+    Hidden files of a folder are left out. Raises tasks.DataError for a place where there is nothing.
+    """
+    files = {}
+    for place in places:
+        path = Path(place)
+        if path.is_dir():
+            beir = path / "corpus.jsonl"
+            found = [beir] if beir.is_file() else [p for p in sorted(path.rglob("*")) if p.is_file() and not _hidden(p, path)]
+        else:
+            found = [path] if path.is_file() else [p for p in map(Path, sorted(glob.glob(str(place), recursive=True))) if p.is_file()]
+        if not found:
+            raise tasks.DataError(f"--docs {place}: no such file or folder, or nothing in it; known are {', '.join(SUFFIXES)}")
+        files.update(dict.fromkeys(found))
+    return list(files)
+
+
+def _hidden(file, folder):
+    return any(part.startswith(".") for part in file.relative_to(folder).parts)
+
+
+def read_documents(places, skipped=None, max_file_mb=MAX_FILE_MB, encoding="utf-8-sig"):
+    """Documents of files, folders and globs, in the order of their names, texts without content left out.
+
+    skipped: a Skipped that learns what was left out. max_file_mb: larger files that hold one document are skipped. Raises
+    tasks.DataError where there is nothing, or nothing that can be used.
+    """
+    skipped = Skipped() if skipped is None else skipped
+    found, ids, before = [], set(), len(skipped)
+    for file in find_files(places):
+        try:
+            documents = _read_file(file, max_file_mb, encoding)
+        except (_Unusable, tasks.DataError, OSError) as error:
+            skipped.add(str(error).removeprefix(f"{file} ").removeprefix(f"{file}: "), file)
+            continue
+        for doc in documents:
+            if not doc.text.strip():
+                skipped.add("empty", doc.id)
+                continue
+            if doc.id in ids:  # the same _id in another file
+                doc = Document(f"{doc.source}#{doc.id}", doc.title, doc.text, doc.source)
+            ids.add(doc.id)
+            found.append(doc)
+    if not found:
+        told = skipped.summary() if len(skipped) > before else "nothing there"
+        raise tasks.DataError(f"--docs {' '.join(map(str, places))}: no document with text; {told}")
+    return found
+
+
+class _Unusable(Exception):
+    """Why a file is skipped."""
+
+
+def _read_file(file, max_file_mb, encoding):
+    suffix = file.suffix.lower()
+    if suffix in TABLES:
+        return _read_rows(file)
+    if suffix not in SUFFIXES:
+        raise _Unusable(f"of an unknown type {suffix or 'without a suffix'}")
+    size = file.stat().st_size / 2**20
+    if size > max_file_mb:
+        raise _Unusable(f"above --max_file_mb {max_file_mb:g}")
+    title, text = "", ""
+    if suffix == ".pdf":
+        title, text = _read_pdf(file)
+    else:
+        text = _decode(file.read_bytes(), encoding)
+        if suffix in (".html", ".htm"):
+            title, text = _read_html(text)
+    return [Document(str(file), title, text, str(file))]
+
+
+def _decode(data, encoding):
+    if data.startswith((b"\xff\xfe", b"\xfe\xff")):
+        encoding = "utf-16"  # its byte order mark says so
+    elif b"\0" in data:
+        raise _Unusable("binary")
+    try:
+        return data.decode(encoding)
+    except UnicodeDecodeError:
+        raise _Unusable(f"not in the encoding {encoding.removesuffix('-sig')}, see --encoding") from None
+
+
+def _read_html(markup):
+    try:
+        from bs4 import BeautifulSoup
+    except ImportError:
+        raise _Unusable("HTML, which needs `pip install beautifulsoup4`") from None
+    soup = BeautifulSoup(markup, "html.parser")
+    title = " ".join(soup.title.get_text().split()) if soup.title else ""
+    for tag in soup(["script", "style", "noscript", "template", "title"]):
+        tag.decompose()
+    for tag in soup(["p", "div", "li", "tr", "section", "article", "blockquote", "pre", "h1", "h2", "h3", "h4", "h5", "h6", "br"]):
+        tag.append("\n\n" if tag.name != "br" else "\n")
+    return title, re.sub(r"[ \t]*\n[ \t]*(\n\s*)+", "\n\n", soup.get_text()).strip()
+
+
+def _read_pdf(file):
+    try:
+        import pypdf
+    except ImportError:
+        raise _Unusable("PDF, which needs `pip install pypdf`") from None
+    logging.getLogger("pypdf").setLevel(logging.CRITICAL)  # it logs a line for each small fault
+    try:
+        reader = pypdf.PdfReader(file)
+        title = (reader.metadata or {}).get("/Title") or ""
+        text = "\n\n".join(page.extract_text() for page in reader.pages)
+    except (pypdf.errors.PyPdfError, OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        # a damaged file makes pypdf fail in many ways; each is that file's fault, not a bug here
+        raise _Unusable(f"PDF that cannot be read ({type(error).__name__})") from None
+    if not text.strip():
+        raise _Unusable("PDF without text (scanned pages?)")
+    return str(title), text
+
+
+def _read_rows(file):
+    rows = tasks.read_table(file)
+    strange = next((row for row in rows if not isinstance(row.get(TABLE_TEXT), str)), None)
+    if strange is not None:
+        raise _Unusable(f"table without a column {TABLE_TEXT} in each row (seen: {', '.join(map(str, strange))})")
+    documents = []
+    for i, row in enumerate(rows):
+        name = next((row[key] for key in TABLE_ID if row.get(key) not in (None, "")), f"{file.name}#{i}")
+        documents.append(Document(str(name), str(row.get("title") or ""), row[TABLE_TEXT], str(file)))
+    return documents
+
+
+def distinct(documents, skipped, known=()):
+    """The documents without those whose title and text came before. known: digests that are there already."""
+    seen, kept = set(known), []
+    for doc in documents:
+        if doc.digest in seen:
+            skipped.add("the same as another", doc.id)
+        else:
+            seen.add(doc.digest)
+            kept.append(doc)
+    return kept
+
+
+def load_beir(folder, split="test"):
+    """(documents, {query id: text}, {query id: {document id: grade}}) of a BEIR folder (Thakur et al. 2021)."""
+    folder = Path(folder)
+    queries = {row.get("_id"): row.get("text") for row in tasks.read_table(folder / "queries.jsonl")}
+    judgements = {}
+    for row in tasks.read_table(folder / "qrels" / f"{split}.tsv", columns=["query", "document", "grade"]):
+        if row["grade"].lstrip("-").isdigit() and int(row["grade"]) > 0:  # the header line is no judgement
+            judgements.setdefault(row["query"], {})[row["document"]] = int(row["grade"])
+    lost = [query for query in judgements if not queries.get(query)]
+    if lost or not judgements:
+        raise tasks.DataError(f"{folder}: {len(judgements)} queries are judged, of which {len(lost)} are not in queries.jsonl")
+    return read_documents([folder]), {q: queries[q] for q in judgements}, judgements
+
+
+# ---------------------------------------------------------------------------------------------------------------- chunking
+
+PARAGRAPH = re.compile(r"\n[^\S\n]*\n\s*")
+SENTENCE = re.compile(r"[.!?]+[\"'”’)\]]*\s+|[。！？]\s*|\n\s*")  # an abbreviation's full stop counts as well
+WORD = re.compile(r"\s+")
+
+
+def split_into_chunks(documents, tokenizer, size, overlap):
+    """Chunks of at most `size` tokens, the title's included, cut at the ends of paragraphs, else sentences, else words.
+
+    A chunk fills at least half of its room if the document goes on. Neighbours share at most `overlap` tokens: the sentences
+    that fit into them, else words. size None: whole documents. Tokens are counted without special tokens.
+    """
+    chunks = []
+    for doc in documents:
+        if size is None:
+            chunks.append(Chunk(doc.id, 0, doc.text.strip(), doc.title, doc.source))
+            continue
+        title = tokenizer(doc.title, add_special_tokens=False, return_offsets_mapping=True, verbose=False).offset_mapping
+        title = title[: size // 2]  # the text has the other half at least
+        head = doc.title[: title[-1][1]] if title else ""
+        offsets = tokenizer(doc.text, add_special_tokens=False, return_offsets_mapping=True, verbose=False).offset_mapping
+        for first, last in windows(doc.text, offsets, size - len(title), overlap):
+            start, end = offsets[first][0], offsets[last - 1][1]
+            chunks.append(Chunk(doc.id, start, doc.text[start:end], head, doc.source))
+    return chunks
+
+
+def windows(text, offsets, room, overlap):
+    """(first token, token after the last) of each chunk. offsets: [T] of (first character, character after the last)."""
+    starts, n = [start for start, _ in offsets], len(offsets)
+    overlap = min(overlap, room // 2)  # room is less than --chunk_tokens where there is a title
+    kinds = []  # sorted tokens before which a paragraph, a sentence or a word begins
+    for pattern in (PARAGRAPH, SENTENCE, WORD):
+        kinds.append(sorted({bisect.bisect_left(starts, match.end()) for match in pattern.finditer(text)}))
+    first = 0
+    while first < n:
+        last = first + room
+        if last < n:
+            low = first + max(room // 2, overlap + 1)
+            places = ((breaks, bisect.bisect_right(breaks, last) - 1) for breaks in kinds)
+            last = next((breaks[i] for breaks, i in places if i >= 0 and breaks[i] >= low), last)
+        yield first, min(last, n)
+        if last >= n:
+            return
+        again = ((breaks, bisect.bisect_left(breaks, last - overlap)) for breaks in kinds[1:])
+        first = next((breaks[i] for breaks, i in again if overlap and i < len(breaks) and breaks[i] < last), last - overlap)
