@@ -1,0 +1,178 @@
+"""How fast, how large and how exact is each kind of index? Ours (FAISS), hnswlib, and a plain matrix product as exact search's floor.
+
+10,000 vectors are all-MiniLM-L6-v2 embeddings of movie reviews. Larger sets are synthetic: a mixture whose clusters are those of
+the real embeddings (k-means) with the real covariance of what is left around them, on the unit sphere, as are their queries. The
+subjects of a size are built in one process and then take turns at the same queries; recall@10 is against exact search.
+
+    pip install -r benchmarks/requirements.txt -c constraints.txt
+    OMP_NUM_THREADS=2 python benchmarks/bench_retrieval.py --readme README.md            # 10,000 and 100,000: ten minutes on two cores
+    OMP_NUM_THREADS=2 python benchmarks/bench_retrieval.py --sizes 1000000 --readme README.md
+"""
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+from common import machine, markdown, provenance, publish, run_child, saved
+
+import documents as docs
+import retrieval
+import utils
+
+SUBJECTS = ("flat", "ivf", "hnsw", "ivfpq", "sq8", "hnswlib", "matrix product")
+N_QUERIES = 512
+K = 10
+
+
+def parse_args():
+    parser = utils.ArgumentParser(__doc__)
+    parser.add_argument("--sizes", type=utils.positive_int, nargs="+", default=[10_000, 100_000], help="(default: 10000 100000)")
+    parser.add_argument("--subjects", nargs="+", choices=SUBJECTS, default=list(SUBJECTS), help="(default: all)")
+    parser.add_argument("--embed_model", default="assets/models/all-MiniLM-L6-v2", help="(default: %(default)s)")
+    parser.add_argument("--texts", default="assets/data/movie_reviews", help="what is embedded (default: %(default)s)")
+    parser.add_argument("--rounds", type=utils.positive_int, default=5, help="turns (default: %(default)s)")
+    parser.add_argument("--readme", help="the page whose marked section is replaced")
+    parser.add_argument("--child", help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+# ------------------------------------------------------------------------------------------------------------------- data
+
+
+def embeddings(args):
+    """Unit vectors [N, D] of the data set's distinct texts."""
+    import tasks
+
+    task = tasks.load_task(args.texts)
+    texts = list(dict.fromkeys(ex.text for ex in [*task.train, *task.validation, *task.evaluation]))
+    from sentence_transformers import SentenceTransformer
+
+    model = SentenceTransformer(args.embed_model, device="cpu")
+    return model.encode(texts, batch_size=64, normalize_embeddings=True, show_progress_bar=True).astype(np.float32)
+
+
+def like(real, n, seed, n_clusters=100):
+    """n unit vectors [n, D] of the mixture described above."""
+    import faiss
+
+    kmeans = faiss.Kmeans(real.shape[1], n_clusters, niter=20, seed=0)
+    kmeans.train(real)
+    nearest = kmeans.index.search(real, 1)[1][:, 0]
+    rest = real - kmeans.centroids[nearest]
+    variance, axes = np.linalg.eigh(np.cov(rest.T))
+    shape = (axes * np.sqrt(np.maximum(variance, 0))).astype(np.float32)  # shape @ shape.T is the covariance
+    rng, parts = np.random.default_rng(seed), []
+    for begin in range(0, n, 100_000):
+        m = min(100_000, n - begin)
+        x = kmeans.centroids[nearest[rng.integers(0, len(real), m)]] + rng.standard_normal((m, real.shape[1]), np.float32) @ shape.T
+        parts.append(x / np.linalg.norm(x, axis=1, keepdims=True))
+    return np.concatenate(parts).astype(np.float32)
+
+
+# --------------------------------------------------------------------------------------------------------------- subjects
+
+
+def build(name, vectors):
+    """(search, GB of the index): search takes queries [Q, D] and returns rows [Q, K]."""
+    if name == "matrix product":
+        import torch
+
+        table = torch.from_numpy(vectors)
+        return lambda queries: (torch.from_numpy(queries) @ table.T).topk(K, dim=1).indices.numpy(), vectors.nbytes / utils.GB
+    if name == "hnswlib":
+        import os
+
+        import hnswlib
+
+        index = hnswlib.Index(space="ip", dim=vectors.shape[1])
+        index.init_index(max_elements=len(vectors), ef_construction=200, M=32)
+        index.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", os.cpu_count())))
+        index.add_items(vectors)
+        index.set_ef(128)
+        return lambda queries: index.knn_query(queries, K)[0].astype(np.int64), index.index_file_size() / utils.GB
+    index = retrieval.Index(vectors.shape[1], name)
+    index.add([docs.Chunk(str(i), 0, "") for i in range(len(vectors))], [""] * len(vectors), vectors)
+    return lambda queries: index.search(queries, K)[0], index.gb()
+
+
+def child(folder, subjects, rounds):
+    """Build each subject and time them in turns; the last line of output is JSON."""
+    import psutil
+
+    vectors, queries = np.load(Path(folder) / "vectors.npy"), np.load(Path(folder) / "queries.npy")
+    rows, searches = {}, {}
+    for name in subjects:
+        before, begin = psutil.Process().memory_info().rss, time.perf_counter()
+        searches[name], gb = build(name, vectors)
+        rows[name] = {"build_seconds": time.perf_counter() - begin, "index_gb": gb,
+                      "resident_gb": (psutil.Process().memory_info().rss - before) / utils.GB}  # fmt: skip
+    exact = build("matrix product", vectors)[0](queries)
+    for name, search in searches.items():
+        found = search(queries)
+        rows[name]["recall"] = float(np.mean([len(set(f) & set(e)) / K for f, e in zip(found.tolist(), exact.tolist())]))
+        rows[name].update(rate_1=[], rate_32=[])
+    slow = len(vectors) > 300_000
+    for _ in range(rounds):
+        for name, search in searches.items():
+            for size, key in ((1, "rate_1"), (32, "rate_32")):
+                some = [queries[i : i + size] for i in range(0, (32 if slow else 128) * (1 if size == 1 else 4), size)]
+                for batch in some[:2]:
+                    search(batch)
+                begin = time.perf_counter()
+                for batch in some:
+                    search(batch)
+                rows[name][key].append(sum(map(len, some)) / (time.perf_counter() - begin))
+    print(json.dumps(rows))
+
+
+# ------------------------------------------------------------------------------------------------------------------ report
+
+
+def table(rows):
+    """The Markdown table of all sizes."""
+    lines = []
+    for row in sorted(rows, key=lambda row: (row["n"], SUBJECTS.index(row["subject"]))):
+        same = {other["subject"]: other for other in rows if other["n"] == row["n"]}
+        rate = {key: statistics.median(row[key]) for key in ("rate_1", "rate_32")}
+        against = [f"{statistics.median(a / b for a, b in zip(row[key], same['flat'][key])):.2f}" if "flat" in same else ""
+                   for key in ("rate_1", "rate_32")]  # fmt: skip
+        lines.append([f"{row['n']:,}", row["vectors"], row["subject"], f"{row['build_seconds']:.1f}", f"{row['index_gb']:.3f}",
+                      f"{row['resident_gb']:.3f}", f"{row['recall']:.3f}", f"{rate['rate_1']:,.0f}", against[0], f"{rate['rate_32']:,.0f}",
+                      against[1]])  # fmt: skip
+    header = ["n", "vectors", "index", "build s", "index GB", "resident GB", "recall@10", "queries/s, 1", "times flat", "queries/s, 32",
+              "times flat"]  # fmt: skip
+    return markdown(header, lines)
+
+
+def main():
+    args = parse_args()
+    if args.child:
+        return child(args.child, args.subjects, args.rounds)
+    real = embeddings(args)
+    rows = [row for row in saved("bench_retrieval").get("rows", []) if row["n"] not in args.sizes]
+    for n in args.sizes:
+        with tempfile.TemporaryDirectory() as folder:
+            genuine = n + 100 <= len(real)
+            shuffled = real[np.random.default_rng(0).permutation(len(real))]
+            vectors = shuffled[:n] if genuine else like(real, n, seed=1)
+            queries = shuffled[n : n + N_QUERIES] if genuine else like(real, N_QUERIES, seed=2)
+            np.save(Path(folder) / "vectors.npy", vectors)
+            np.save(Path(folder) / "queries.npy", queries)
+            found, _ = run_child(__file__, "--child", folder, "--rounds", args.rounds, "--subjects", *args.subjects)
+        for name, row in found.items():
+            rows.append({"n": n, "dimension": vectors.shape[1], "vectors": "real" if genuine else "synthetic", "subject": name, **row,
+                         **provenance()})  # fmt: skip
+            print(rows[-1], flush=True)
+    about = machine("cpu", "faiss-cpu", "hnswlib")
+    text = (f"Vectors of {real.shape[1]} dimensions, cosine, {K} neighbours, on {about}. Medians of {args.rounds} turns; queries/s one at "
+            f"a time and 32 together; hnswlib with our HNSW's parameters (M 32, efConstruction 200, ef 128). Resident is what the process "
+            f"grew by while it was built.\n\n{table(rows)}")  # fmt: skip
+    publish("bench_retrieval", text, {"machine": about, "args": vars(args), "rows": rows}, args.readme)
+
+
+if __name__ == "__main__":
+    main()
