@@ -5,9 +5,11 @@ the top; beautifulsoup4 and pypdf are imported when a file needs them.
 """
 
 import bisect
+import dataclasses
 import glob
 import hashlib
 import logging
+import os
 import re
 from collections import defaultdict
 from dataclasses import dataclass, field
@@ -79,24 +81,39 @@ def find_files(places):
     files = {}
     for place in places:
         path = Path(place)
-        if path.is_dir():
-            beir = path / "corpus.jsonl"
-            found = [beir] if beir.is_file() else [p for p in sorted(path.rglob("*")) if p.is_file() and not _hidden(p, path)]
+        if _is(path.is_dir):
+            found = [p for p in sorted(path.rglob("*")) if p.is_file() and not _hidden(p, path)]
+            found = [path / "corpus.jsonl"] if is_beir(path) else found
         else:
-            found = [path] if path.is_file() else [p for p in map(Path, sorted(glob.glob(str(place), recursive=True))) if p.is_file()]
+            found = [path] if _is(path.is_file) else [p for p in map(Path, sorted(glob.glob(str(place), recursive=True))) if p.is_file()]
         if not found:
             raise tasks.DataError(f"--docs {place}: no such file or folder, or nothing in it; known are {', '.join(SUFFIXES)}")
         files.update(dict.fromkeys(found))
     return list(files)
 
 
+def is_beir(folder):
+    """Is it a BEIR folder? A corpus.jsonl alone is a table as any other."""
+    folder = Path(folder)
+    return (folder / "corpus.jsonl").is_file() and (folder / "queries.jsonl").is_file()
+
+
+def _is(question):
+    try:
+        return question()
+    except (OSError, ValueError):  # a name that is too long, or holds a zero byte
+        return False
+
+
 def _hidden(file, folder):
     return any(part.startswith(".") for part in file.relative_to(folder).parts)
 
 
-def read_documents(places, skipped=None, max_file_mb=MAX_FILE_MB, encoding="utf-8-sig"):
+def read_documents(places, skipped=None, max_file_mb=MAX_FILE_MB, encoding=None, text_column=None, bare_ids=False):
     """Documents of files, folders and globs, in the order of their names, texts without content left out.
 
+    A file's id is its absolute path, a row's the path and its _id, id or number; of a BEIR folder, or with bare_ids, the _id
+    alone. encoding: of text that is not UTF-8. text_column: of tables (default: text).
     skipped: a Skipped that learns what was left out. max_file_mb: larger files that hold one document are skipped. Raises
     tasks.DataError where there is nothing, or nothing that can be used.
     """
@@ -104,18 +121,20 @@ def read_documents(places, skipped=None, max_file_mb=MAX_FILE_MB, encoding="utf-
     found, ids, before = [], set(), len(skipped)
     for file in find_files(places):
         try:
-            documents = _read_file(file, max_file_mb, encoding)
+            documents = _read_file(file, max_file_mb, encoding, text_column or TABLE_TEXT, bare_ids or is_beir(file.parent))
         except (_Unusable, tasks.DataError, OSError) as error:
-            skipped.add(str(error).removeprefix(f"{file} ").removeprefix(f"{file}: "), file)
+            skipped.add(str(error).removeprefix(f"{file} ").removeprefix(f"{file}: "), _clean(os.path.abspath(file)))
             continue
         for doc in documents:
             if not doc.text.strip():
                 skipped.add("empty", doc.id)
                 continue
-            if doc.id in ids:  # the same _id in another file
-                doc = Document(f"{doc.source}#{doc.id}", doc.title, doc.text, doc.source)
-            ids.add(doc.id)
-            found.append(doc)
+            name, n = doc.id, 1
+            while name in ids:  # one _id of two rows
+                n += 1
+                name = f"{doc.id}~{n}"
+            ids.add(name)
+            found.append(dataclasses.replace(doc, id=name))
     if not found:
         told = skipped.summary() if len(skipped) > before else "nothing there"
         raise tasks.DataError(f"--docs {' '.join(map(str, places))}: no document with text; {told}")
@@ -126,10 +145,10 @@ class _Unusable(Exception):
     """Why a file is skipped."""
 
 
-def _read_file(file, max_file_mb, encoding):
-    suffix = file.suffix.lower()
+def _read_file(file, max_file_mb, encoding, text_column, bare_ids):
+    suffix, name = file.suffix.lower(), _clean(os.path.abspath(file))
     if suffix in TABLES:
-        return _read_rows(file)
+        return _read_rows(file, name, text_column, bare_ids)
     if suffix not in SUFFIXES:
         raise _Unusable(f"of an unknown type {suffix or 'without a suffix'}")
     size = file.stat().st_size / 2**20
@@ -142,18 +161,25 @@ def _read_file(file, max_file_mb, encoding):
         text = _decode(file.read_bytes(), encoding)
         if suffix in (".html", ".htm"):
             title, text = _read_html(text)
-    return [Document(str(file), title, text, str(file))]
+    return [Document(name, _clean(title), _clean(text), name)]
+
+
+def _clean(text):
+    """Text that can be written as UTF-8: lone surrogates, of JSON escapes or of file names in another encoding, become ?."""
+    return str(text).encode("utf-8", "replace").decode()
 
 
 def _decode(data, encoding):
     if data.startswith((b"\xff\xfe", b"\xfe\xff")):
-        encoding = "utf-16"  # its byte order mark says so
-    elif b"\0" in data:
+        encoding = encoding or "utf-16"  # its byte order mark says so
+    elif b"\0" in data and not (encoding or "").lower().startswith(("utf-16", "utf-32", "utf_16", "utf_32")):
         raise _Unusable("binary")
-    try:
-        return data.decode(encoding)
-    except UnicodeDecodeError:
-        raise _Unusable(f"not in the encoding {encoding.removesuffix('-sig')}, see --encoding") from None
+    for codec in ("utf-8-sig", encoding):
+        try:
+            return data.decode(codec or "utf-8-sig")
+        except UnicodeDecodeError:
+            pass
+    raise _Unusable(f"neither UTF-8 nor {encoding}" if encoding else "not UTF-8, see --encoding")
 
 
 def _read_html(markup):
@@ -180,23 +206,26 @@ def _read_pdf(file):
         reader = pypdf.PdfReader(file)
         title = (reader.metadata or {}).get("/Title") or ""
         text = "\n\n".join(page.extract_text() for page in reader.pages)
-    except (pypdf.errors.PyPdfError, OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        # a damaged file makes pypdf fail in many ways; each is that file's fault, not a bug here
+    except MemoryError:
+        raise
+    except Exception as error:  # a damaged or encrypted file makes pypdf fail in any way; it is the file's fault, not a bug here
         raise _Unusable(f"PDF that cannot be read ({type(error).__name__})") from None
     if not text.strip():
         raise _Unusable("PDF without text (scanned pages?)")
     return str(title), text
 
 
-def _read_rows(file):
+def _read_rows(file, name, text_column, bare_ids):
     rows = tasks.read_table(file)
-    strange = next((row for row in rows if not isinstance(row.get(TABLE_TEXT), str)), None)
-    if strange is not None:
-        raise _Unusable(f"table without a column {TABLE_TEXT} in each row (seen: {', '.join(map(str, strange))})")
+    if not any(isinstance(row.get(text_column), str) for row in rows):
+        raise _Unusable(f"table without texts in a column {text_column}, see --text_column (seen: {', '.join(map(str, rows[0]))})" if rows
+                        else "empty")  # fmt: skip
     documents = []
     for i, row in enumerate(rows):
-        name = next((row[key] for key in TABLE_ID if row.get(key) not in (None, "")), f"{file.name}#{i}")
-        documents.append(Document(str(name), str(row.get("title") or ""), row[TABLE_TEXT], str(file)))
+        own = next((row[key] for key in TABLE_ID if row.get(key) not in (None, "")), i)
+        text = row.get(text_column)
+        documents.append(Document(_clean(own) if bare_ids else f"{name}#{_clean(own)}", _clean(row.get("title") or ""),
+                                  _clean(text) if isinstance(text, str) else "", name))  # fmt: skip
     return documents
 
 
@@ -250,13 +279,16 @@ def split_into_chunks(documents, tokenizer, size, overlap):
         offsets = tokenizer(doc.text, add_special_tokens=False, return_offsets_mapping=True, verbose=False).offset_mapping
         for first, last in windows(doc.text, offsets, size - len(title), overlap):
             start, end = offsets[first][0], offsets[last - 1][1]
-            chunks.append(Chunk(doc.id, start, doc.text[start:end], head, doc.source))
+            start += len(doc.text[start:end]) - len(doc.text[start:end].lstrip())
+            chunks.append(Chunk(doc.id, start, doc.text[start:end].rstrip(), head, doc.source))
     return chunks
 
 
 def windows(text, offsets, room, overlap):
     """(first token, token after the last) of each chunk. offsets: [T] of (first character, character after the last)."""
-    starts, n = [start for start, _ in offsets], len(offsets)
+    # byte-level tokenizers count the space before a word to its token
+    starts = [start + len(text[start:end]) - len(text[start:end].lstrip()) for start, end in offsets]
+    n = len(offsets)
     overlap = min(overlap, room // 2)  # room is less than --chunk_tokens where there is a title
     kinds = []  # sorted tokens before which a paragraph, a sentence or a word begins
     for pattern in (PARAGRAPH, SENTENCE, WORD):

@@ -16,6 +16,7 @@ queries.jsonl, qrels/) as --dataset measures the retrieval alone, of whole docum
 """
 
 import functools
+import os
 import re
 import sys
 import time
@@ -31,9 +32,10 @@ import retrieval
 import tasks
 import utils
 
-RANKED = 100  # chunks that are ranked for MRR, MAP and nDCG@10, whatever k is
+MODES = ("none", "gold", "random", "retrieved")  # of --baselines; those without an embedder first
+SEARCHING = ("random", "retrieved")
 NOT_FOUND = "not in the documents"
-HELP = "ask a question, or: add TEXT, add PATH, sources, k N, history, save [DIR], help, quit"
+HELP = "ask a question, or: add TEXT, add PATH, delete ID, sources, k N, history, save [DIR], help, quit"
 CITING = "Use the numbered texts to answer the question in a few words, and give the number of the text you used, as in [1]."
 
 
@@ -51,7 +53,7 @@ def parse_args(argv=None):
         "(default: the data set's corpus.jsonl, else its passages)")  # fmt: skip
     add("--max_file_mb", type=utils.positive, default=docs.MAX_FILE_MB, metavar="MB",
         help="larger files are skipped; tables, of a document a row, are not (default: %(default)s)")  # fmt: skip
-    add("--encoding", default="utf-8-sig", help="of text files without a byte order mark (default: UTF-8)")
+    add("--encoding", help="of text files that are not UTF-8, as in latin-1 (default: they are skipped)")
     add("--chunk_tokens", type=utils.positive_int, metavar="N", help="most tokens of the embedder in a chunk (default: what it takes, "
         "at most 512)")  # fmt: skip
     add("--chunk_overlap", type=utils.whole_number, metavar="N", help="most tokens that neighbours share (default: 32, or a quarter of "
@@ -101,8 +103,13 @@ def parse_args(argv=None):
     utils.add_common_args(parser, auto_batch=True)
     args = tasks.check_data_args(parser, parser.parse_args(argv))
 
-    if args.retrieval_only and (args.k == 0 or args.baselines):
-        parser.error("--retrieval_only with --k 0 or --baselines leaves nothing to measure")
+    beir = docs.is_beir(data_folder(args)) and not (args.build_only or args.interactive)
+    if beir and not args.chunk_tokens:
+        args.whole_documents = True  # one vector a document, as the published figures have it
+    if (args.retrieval_only or beir) and (args.k == 0 or args.baselines):
+        parser.error("retrieval alone (--retrieval_only, or a BEIR folder) with --k 0 or --baselines leaves nothing to measure")
+    if beir and args.docs:
+        parser.error("a BEIR folder as --dataset brings its documents; leave --docs out")
     if args.baselines and args.k == 0:
         parser.error("--baselines asks without retrieval anyway; give a --k of at least 1 for its other rows")
     if args.chunk_tokens and (args.chunk_overlap or 0) > args.chunk_tokens // 2:
@@ -115,8 +122,16 @@ def parse_args(argv=None):
         parser.error("--delete goes with --build_only, --prune with --index_dir and --docs")
     if args.mmap and (not args.index_dir or args.build_only):
         parser.error("--mmap is for searching in an --index_dir")
+    if args.build_only and args.interactive:
+        parser.error("--build_only and --interactive exclude each other")
+    if (args.build_only or args.interactive) and (args.baselines or args.save_run or args.retrieval_only):
+        parser.error("--baselines, --retrieval_only and --save_run are for measuring, not for --build_only or --interactive")
+    if args.reranker and args.k > args.rerank_depth:
+        parser.error(f"--k {args.k} is above --rerank_depth {args.rerank_depth}")
+    if args.hnsw_m == 1:
+        parser.error("--hnsw_m must be at least 2")
     try:
-        "".encode(args.encoding)
+        "".encode(args.encoding or "utf-8")
     except LookupError:
         parser.error(f"--encoding {args.encoding}: no such encoding")
     return args
@@ -134,11 +149,23 @@ def retrieval_scores(hits, relevant, k):
             "map": metrics.average_precision(ranked, relevant)}  # fmt: skip
 
 
-def relevant_documents(task, documents):
-    """For each evaluation question {document id: 1} of its own passage; {} where the documents do not hold it."""
-    by_text = {" ".join(doc.text.split()): doc.id for doc in documents}
-    ids = [by_text.get(" ".join((ex.context or "").split())) for ex in task.evaluation]
-    return [{} if found is None else {found: 1} for found in ids]
+def relevant_documents(task, documents, known):
+    """For each evaluation question {document id: 1} of the documents that are its passage, or else that hold it; {} without any.
+
+    known: {id: digest} of what is indexed; other documents do not count.
+    """
+    by_text = {}
+    for doc in documents:
+        if known.get(doc.id) == doc.digest:
+            by_text.setdefault(" ".join(doc.text.split()), []).append(doc.id)
+    found = []
+    for ex in task.evaluation:
+        passage = " ".join((ex.context or "").split())
+        ids = by_text.get(passage) if passage else []
+        if ids is None:
+            ids = [id for text, some in by_text.items() if passage in text for id in some]
+        found.append(dict.fromkeys(ids, 1))
+    return found
 
 
 def write_run(path, ids, ranked, tag):
@@ -272,23 +299,31 @@ class Session:
 
     def __init__(self, retriever, reader, k):
         self.retriever, self.reader, self.k, self.history, self.typed = retriever, reader, k, [], 0
+        self.changed = False
 
     def add(self, what):
         if not what:
             raise utils.UserError("add what? A text, a file, a folder or a glob")
-        skipped = docs.Skipped()
+        skipped, place = docs.Skipped(), os.path.expanduser(what)
         try:
-            there = bool(docs.find_files([what]))
-        except (tasks.DataError, OSError):  # a long text is no file name
+            there = bool(docs.find_files([place]))
+        except tasks.DataError:
+            if " " not in what and (what.startswith("~") or "/" in what or Path(what).suffix in docs.SUFFIXES):
+                raise  # a path that is not there is no text
             there = False
         if there:
-            new = docs.read_documents([what], skipped, self.retriever.args.max_file_mb, self.retriever.args.encoding)
+            new = read([place], skipped, self.retriever.args)
         else:
             known = self.retriever.index.documents
             while f"typed-{self.typed}" in known:
                 self.typed += 1
             new = [docs.Document(f"typed-{self.typed}", "", what)]
         print(summary(self.retriever.add(new, skipped), self.retriever, skipped), flush=True)
+        self.changed = not self.retriever.args.index_dir
+
+    def delete(self, what):
+        print(f"{self.retriever.remove([what])} chunks forgotten")
+        self.changed = not self.retriever.args.index_dir
 
     def sources(self, _):
         found = {}
@@ -311,7 +346,7 @@ class Session:
         if not (where or args.index_dir):
             raise utils.UserError("save where? Give a folder: save DIR")
         self.retriever.save(where or args.index_dir)
-        args.index_dir = where or args.index_dir
+        args.index_dir, self.changed = where or args.index_dir, False
         print(f"{len(self.retriever.index)} chunks saved in {args.index_dir}")
 
     def show_history(self, _):
@@ -334,17 +369,18 @@ class Session:
         print(
             f"{chunks} chunks indexed; {HELP}" if chunks else f"no documents yet, so answers come from the model alone; {HELP}", flush=True
         )
-        commands = {"add": self.add, "sources": self.sources, "k": self.set_k, "save": self.save, "history": self.show_history}
-        alone = ("sources", "history")
+        commands = {"add": self.add, "delete": self.delete, "sources": self.sources, "k": self.set_k, "save": self.save,
+                    "history": self.show_history}  # fmt: skip
+        most = {"sources": 0, "history": 0, "k": 1, "save": 1}  # words after it; with more the line is a question
         for line in lines_typed():
             line = line.strip()
             word, _, rest = line.partition(" ")
-            if line in ("quit", "exit"):
-                return
+            if line.lower() in ("quit", "exit"):
+                break
             try:
-                if line in ("", "help"):
+                if line.lower() in ("", "help"):
                     print(HELP)
-                elif word in commands and not (word in alone and rest) and not (word == "k" and rest and not rest.strip()[:1].isdigit()):
+                elif word in commands and len(rest.split()) <= most.get(word, 10**9):
                     commands[word](rest.strip())
                 else:
                     self.ask(line)
@@ -353,6 +389,8 @@ class Session:
             except KeyboardInterrupt:
                 print("interrupted")
             sys.stdout.flush()
+        if self.changed:
+            print("what was added is not saved; `save DIR` would have kept it")
 
 
 # ---------------------------------------------------------------------------------------------------------------- the rest
@@ -365,11 +403,18 @@ def summary(found, retriever, skipped):
                                    skipped.summary()]))  # fmt: skip
 
 
+def read(places, skipped, args, **options):
+    """docs.read_documents with the flags that say how."""
+    return docs.read_documents(places, skipped, args.max_file_mb, args.encoding, args.text_column, **options)
+
+
 def corpus_of(args, task, skipped):
     """The documents: --docs, else the data set folder's corpus.jsonl, else the distinct passages of all its splits."""
     corpus = data_folder(args) / "corpus.jsonl"
-    if args.docs or corpus.is_file():
-        return docs.read_documents(args.docs or [corpus], skipped, args.max_file_mb, args.encoding)
+    if args.docs:
+        return read(args.docs, skipped, args)
+    if corpus.is_file():
+        return docs.read_documents([corpus], skipped, bare_ids=True)
     return [docs.Document(f"d{i}", "", text) for i, text in enumerate(task.passages)]
 
 
@@ -378,29 +423,39 @@ def data_folder(args):
     return Path(tasks.source(args) or "no folder", args.subset or "")
 
 
-def fill(retriever, documents, args, skipped, keep_duplicates=False):
-    """Bring the index up to the documents; one that was opened and is not changed by --docs stays as it is. Returns a report."""
-    if len(retriever.index) and not args.docs:
+def fill(retriever, documents, args, skipped, whole=False):
+    """Bring the index up to the documents; {"added", ...}, or None where it stays as it was opened.
+
+    That is where it holds others and there is no --docs: a person's own index, asked with a data set's questions. whole: the
+    documents are a collection with judgements, which keeps its duplicates and takes no others in.
+    """
+    strange = set(retriever.index.documents) - {doc.id for doc in documents}
+    if whole and strange:
+        raise utils.UserError(f"--index_dir {args.index_dir} holds {len(strange)} documents that are not of {args.dataset}; give another")
+    if strange and not args.docs:
         return None
     if args.prune:
-        gone = set(retriever.index.documents) - {doc.id for doc in documents}
-        if gone:
-            print(f"{retriever.remove(gone)} chunks of {len(gone)} documents forgotten, which are no longer there")
-    return retriever.add(documents, skipped, keep_duplicates)
+        # a file that is there and could not be read this time is not forgotten
+        unread = {what for names in skipped.reasons.values() for what in names}
+        sources = dict(zip(retriever.index.table["document"].to_pylist(), retriever.index.table["source"].to_pylist()))
+        gone = {id for id in strange if not {id, sources[id]} & unread}
+        print(f"{retriever.remove(gone)} chunks of {len(gone)} documents forgotten, which are no longer there")
+    return retriever.add(documents, skipped, keep_duplicates=whole)
 
 
 def build(args):
     """--build_only: change the index in --index_dir and tell what was done."""
     skipped = docs.Skipped()
+    documents = read(args.docs, skipped, args) if args.docs else []
     retriever = retrieval.Retriever(args, utils.pick_device(args.device))
     if args.delete:
         print(f"{retriever.remove(args.delete)} chunks of {len(args.delete)} documents forgotten")
     if args.docs:
         start = time.perf_counter()
-        documents = docs.read_documents(args.docs, skipped, args.max_file_mb, args.encoding)
         found = fill(retriever, documents, args, skipped)
         took = time.perf_counter() - start
-        print(f"{summary(found, retriever, skipped)}; {took:.1f} s, {len(documents) / took:.1f} documents/s")
+        rate = f"; {took:.1f} s, {(found['added'] + found['updated']) / took:.1f} documents/s" if found["chunks"] else ""
+        print(summary(found, retriever, skipped) + rate)
     print(f"{retriever.index.why or 'index ' + retriever.index.kind}; {len(retriever.index)} chunks in {args.index_dir}")
 
 
@@ -408,13 +463,11 @@ def build(args):
 def main(argv=None):
     # 1. settings
     args = parse_args(argv)
-    beir = (data_folder(args) / "queries.jsonl").is_file() and not (args.build_only or args.interactive)
-    if beir and not args.chunk_tokens:
-        args.whole_documents = True  # one vector a document, as the published figures have it
+    beir = docs.is_beir(data_folder(args)) and not (args.build_only or args.interactive)
     if args.docs:
         docs.find_files(args.docs)
-    if args.save_run and not Path(args.save_run).parent.is_dir():
-        raise utils.UserError(f"--save_run {args.save_run}: there is no folder {Path(args.save_run).parent}")
+    if args.save_run and (Path(args.save_run).is_dir() or not os.access(Path(args.save_run).parent, os.W_OK)):
+        raise utils.UserError(f"--save_run {args.save_run}: give a file in a folder that is there and can be written")
     retrieval_only = args.retrieval_only or beir
     generator = None if retrieval_only or args.build_only else args.gen_model
     data = None if args.interactive or args.build_only else tasks.source(args)
@@ -422,16 +475,10 @@ def main(argv=None):
     if args.build_only:
         return build(args)
     if args.interactive:
-        device, skipped = utils.pick_device(args.device), docs.Skipped()
-        retriever = retrieval.Retriever(args, device)
-        reader = Reader(args, device, tasks.Task("interactive", None, "qa", template=tasks.QA_TEMPLATE))
-        if args.docs:
-            documents = docs.read_documents(args.docs, skipped, args.max_file_mb, args.encoding)
-            print(summary(fill(retriever, documents, args, skipped), retriever, skipped))
-        return Session(retriever, reader, args.k).run()
+        return interact(args)
 
     retriever = reader = task = None
-    for mode in ("none", "random", "retrieved", "gold") if args.baselines else ("retrieved" if args.k else "none",):
+    for mode in MODES if args.baselines else ("retrieved" if args.k else "none",):
         run = utils.Run(args, __file__, "prompting" if mode == "none" else "rag")
 
         with run:
@@ -442,43 +489,36 @@ def main(argv=None):
                            device_name=utils.device_name(device), precision=args.precision)  # fmt: skip
 
             # 3. data
-            skipped = docs.Skipped()
-            if beir:
-                documents, queries, judgements = docs.load_beir(data_folder(args))
-                queries = dict(list(queries.items())[: args.max_eval_samples])
-                task = tasks.Task(args.dataset, None, "qa", evaluation=[tasks.Example(q, text) for q, text in queries.items()])
-                relevant = [judgements[q] for q in queries]
-            elif task is None:
-                task = tasks.from_args(args)
-                print(task.summary())
-                tasks.require_kind(task, "qa", "retrieval-augmented generation")
-                documents = corpus_of(args, task, skipped) if args.k else []
-                relevant = relevant_documents(task, documents)
-                if args.baselines and not all(ex.context for ex in task.evaluation):
-                    raise tasks.DataError(f"{task.name}: --baselines needs the passage of each question, as a column passage or context")
+            if task is None:
+                skipped = docs.Skipped()
+                task, documents, judgements = read_data(args, beir, skipped)
             run.row.update(task.row())
             questions = [ex.text for ex in task.evaluation]
 
-            # 4. model
-            if retriever is None and reader is None:
-                with utils.measure() as loading:
-                    retriever = retrieval.Retriever(args, device) if args.k else None
-                    reader = None if retrieval_only else Reader(args, device, task)
+            # 4. model: what this row needs, so that its load time and memory hold no other's
+            with utils.measure() as loading:
+                reader = reader or (None if retrieval_only else Reader(args, device, task))
+                retriever = retriever or (retrieval.Retriever(args, device) if mode in SEARCHING else None)
             run.row.update(load_seconds=loading.seconds, **(models.size_columns(reader.model) if reader else {}))
 
             # 5. adapt: build the index, or bring the one that was opened up to date
-            if retriever and mode != "gold" and mode != "none":
-                with utils.measure() as building:
-                    found = fill(retriever, documents, args, skipped, keep_duplicates=beir)
+            relevant = [{} for _ in questions]
+            if mode in SEARCHING:
+                if mode == "random" or not args.baselines:
+                    with utils.measure() as building:
+                        indexed = fill(retriever, documents, args, skipped, whole=beir)
+                        retriever.prepare()
                 if not len(retriever.index):
                     raise tasks.DataError(f"{task.name} has no passages to retrieve from; give documents with --docs")
-                describe(run, retriever, found, building, skipped)
+                describe(run, retriever, indexed, building, skipped)
+                relevant = [judgements[ex.id] for ex in task.evaluation] if beir else relevant_documents(
+                    task, documents, retriever.index.documents)  # fmt: skip
             run.row["variant"] = variant(mode, args, retriever, retrieval_only)
 
             # 6. evaluate
             with utils.measure() as spent:
                 searched = mode == "retrieved"
-                ranked = retriever.search(questions, max(RANKED, args.k)) if searched else [[] for _ in questions]
+                ranked = retriever.search(questions, max(retriever.depth, args.k)) if searched else [[] for _ in questions]
                 passages = passages_of(mode, retriever, task, ranked, args)
                 if reader:
                     texts, found, left_out = reader.answer(questions, passages, mode != "none", args.batch_size, f"answering, {mode}")
@@ -495,9 +535,8 @@ def main(argv=None):
             else:
                 known = [scores for scores in judged if scores]
                 if not known:
-                    raise tasks.DataError(
-                        f"{task.name}: no question whose passage stands among the documents, so there is nothing to measure"
-                    )
+                    raise tasks.DataError(f"{task.name}: no question has a passage (a column passage or context) that stands among the "
+                                          "documents, so there is nothing to measure")  # fmt: skip
                 evaluation.record_retrieval(run, task, known, spent, utils.time_requests(retrieve, timed), extras)
             measured = stages[-len(timed) :] if len(timed) else []
             for name in ("embed", "search", "rerank"):
@@ -508,6 +547,33 @@ def main(argv=None):
                 run.row["generate_ms"] = run.row["latency_ms_mean"] - parts
 
             # 7. row and report: written by leaving the block
+
+
+def read_data(args, beir, skipped):
+    """(task, documents, {query id: {document id: grade}} of a BEIR folder or None)."""
+    if beir:
+        documents, queries, judgements = docs.load_beir(data_folder(args))
+        examples = [tasks.Example(q, text) for q, text in list(queries.items())[: args.max_eval_samples]]
+        return tasks.Task(args.dataset, None, "qa", evaluation=examples), documents, judgements
+    task = tasks.from_args(args)
+    print(task.summary())
+    tasks.require_kind(task, "qa", "retrieval-augmented generation")
+    if args.baselines and not all(ex.context for ex in task.evaluation):
+        raise tasks.DataError(f"{task.name}: --baselines needs the passage of each question, as a column passage or context")
+    return task, corpus_of(args, task, skipped) if args.k else [], None
+
+
+def interact(args):
+    """--interactive: a Session with the index, or with --docs, or with nothing yet."""
+    device, skipped = utils.pick_device(args.device), docs.Skipped()
+    documents = read(args.docs, skipped, args) if args.docs else []
+    retriever = retrieval.Retriever(args, device)
+    if args.index_dir and not documents and not len(retriever.index):
+        raise utils.UserError(f"--index_dir {args.index_dir}: no index there; give --docs, or build it first with --build_only --docs PATH")
+    reader = Reader(args, device, tasks.Task("interactive", None, "qa", template=tasks.QA_TEMPLATE))
+    if documents:
+        print(summary(fill(retriever, documents, args, skipped), retriever, skipped))
+    Session(retriever, reader, args.k).run()
 
 
 def variant(mode, args, retriever, retrieval_only):
@@ -560,23 +626,23 @@ def answers_of(run, args, reader, task, mode, texts, found, left_out, passages, 
         texts = [text for text, _ in cited]
         for extra, (_, marks) in zip(extras, cited):
             extra["citations"] = marks
-        wrong = sum(any(not 1 <= n <= len(hits) for n in marks) for (_, marks), hits in zip(cited, passages))
+        wrong = sum(any(not 1 <= n <= len(hits) - left for n in marks) for (_, marks), hits, left in zip(cited, passages, left_out))
         run.note(f"{sum(bool(marks) for _, marks in cited)} of {len(texts)} answers cite a passage, {wrong} of them one that was not given")
-    alone, requests = [], []
 
-    def request(i):
-        if mode != "none" and not passages[i]:  # answered without the generator
-            return requests.append(utils.milliseconds(lambda: retrieve(i)))
-        alone.append(reader.time(task.evaluation[i].text, lambda _: retrieve(i)))
-        requests.append(alone[-1].total_ms)
+    def request(i):  # -> (milliseconds, a Timed or None where the generator was not asked)
+        if mode != "none" and not passages[i]:
+            return utils.milliseconds(lambda: retrieve(i)), None
+        asked = reader.time(task.evaluation[i].text, lambda _: retrieve(i))
+        return asked.total_ms, asked
 
-    utils.one_by_one(request, timed)
-    n_warmup = len(requests) - len(timed)
-    evaluation.record_answers(run, task, texts, spent, requests[n_warmup:], extras)
+    timed = utils.one_by_one(request, timed)
+    alone = [asked for _, asked in timed if asked]
+    if len(alone) < len(timed):
+        run.note(f"{len(timed) - len(alone)} of the {len(timed)} timed requests generated nothing")
+    evaluation.record_answers(run, task, texts, spent, [ms for ms, _ in timed], extras)
     if found:
         evaluation.record_tokens(run, found, spent)
         evaluation.note_truncation(run, reader.room, 0, 0, found.truncated)
-        alone = alone[-len(timed) :] if len(timed) else []
         run.row.update(ttft_ms=evaluation.median([t.ttft_ms for t in alone]), tpot_ms=evaluation.median([t.tpot_ms for t in alone]))
     if mode != "none":
         used = [hits[: len(hits) - left] for hits, left in zip(passages, left_out)]

@@ -8,6 +8,7 @@ import contextlib
 import hashlib
 import json
 import os
+import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,10 +22,13 @@ import utils
 KINDS = ("flat", "ivf", "hnsw", "ivfpq", "sq8")
 TRAINED, CLUSTERED, LOSSY = ("ivf", "ivfpq", "sq8"), ("ivf", "ivfpq"), ("ivfpq", "sq8")
 EXACT_UP_TO = 1_000_000  # vectors; the libraries' authors advise exact search up to about there (FAISS wiki, sentence-transformers)
+RANKED = 100  # chunks that are ranked for MRR, MAP and nDCG@10, whatever k is
 RRF_CONSTANT = 60  # of reciprocal rank fusion, as in its paper
 FUSED_DEPTH = 100  # first ranks of each retriever that are fused
 DIVERSE_DEPTH = 50  # first ranks out of which diverse ones are chosen
 BLOCK = 20_000  # chunks that are embedded between two saves
+# texts whose vectors tell one embedder from another, and the cosine from which they are the same; other hardware moves the sixth digit
+PROBES, SAME_VECTOR = ("The quick brown fox jumps over the lazy dog.", "How much is 17 times 3?", "Paris"), 0.9999
 FORMAT = 1  # of the folder; another is refused
 STEMMED = {"english": "en", "german": "de", "french": "fr", "spanish": "es", "italian": "it", "portuguese": "pt", "dutch": "nl",
            "swedish": "sv", "norwegian": "no", "russian": "ru", "turkish": "tr", "none": None}  # fmt: skip
@@ -95,32 +99,67 @@ class Index:
         self._writable()
         self.settle(len(self) + max(len(chunks), expected or 0))
         ids = np.arange(self.next_id, self.next_id + len(chunks), dtype=np.int64)
-        if self.faiss is None and self.kind != "none":
-            self.faiss = self._new(vectors, max(len(vectors), expected or 0))
-        if self.kind in CLUSTERED:
-            self.faiss.add_with_ids(vectors, ids)
-        elif self.kind != "none":
-            self.faiss.add(vectors)
-        if self.kind in LOSSY:
-            self.vectors = vectors if self.vectors is None else np.concatenate([self.vectors, vectors])
         columns = [ids, [c.document for c in chunks], digests, [c.title for c in chunks], [c.source for c in chunks],
                    [c.position for c in chunks], [c.text for c in chunks]]  # fmt: skip
         new = pa.table([pa.array(column, field.type) for column, field in zip(columns, self.schema)], schema=self.schema)
+        if self.kind != "none":
+            self._add_vectors(vectors, ids, max(len(vectors), expected or 0))
         self.table, self.next_id = pa.concat_tables([self.table, new]), self.next_id + len(chunks)
+
+    def _add_vectors(self, vectors, ids, expected):
+        """To faiss and to the originals of lossy kinds: all of them, or, interrupted, none."""
+        from tqdm.auto import tqdm
+
+        if self.faiss is None:
+            self.faiss = self._new(vectors, expected)
+        before, step = self.faiss.ntotal, 10_000
+        try:
+            for begin in tqdm(range(0, len(vectors), step), desc="indexing", unit="10k vectors", disable=len(vectors) <= step):
+                some = vectors[begin : begin + step]
+                if self.kind in CLUSTERED:
+                    self.faiss.add_with_ids(some, ids[begin : begin + step])
+                else:
+                    self.faiss.add(some)
+            if self.kind in LOSSY:
+                self._keep(vectors)
+        except BaseException:
+            if self.kind == "hnsw":
+                whole = self.faiss.reconstruct_n(0, before) if before else np.empty((0, self.dimension), np.float32)
+                self.faiss = self._new(whole, expected)
+                self.faiss.add(whole)
+            else:
+                self.faiss.remove_ids(ids if self.kind in CLUSTERED else np.arange(before, self.faiss.ntotal))
+            raise
+
+    def _keep(self, vectors, rows=None):
+        """Append to the originals, which lie in a file and are mapped into memory; rows: of the old ones, those that stay."""
+        file = tempfile.TemporaryFile()  # noqa: SIM115 -- lives as long as the array
+        old = [] if self.vectors is None else [self.vectors if rows is None else self.vectors[rows]]
+        n = sum(map(len, [*old, vectors]))
+        for part in (*old, vectors):
+            for begin in range(0, len(part), 10_000):
+                file.write(np.ascontiguousarray(part[begin : begin + 10_000], np.float32))
+        file.flush()
+        self.vectors = np.memmap(file, np.float32, "r", shape=(n, self.dimension)) if n else np.empty((0, self.dimension), np.float32)
+
+    def check(self, n):
+        """UserError where the options cannot be for n vectors to train on."""
+        nlist, pq_m = self.options.get("nlist"), self.options.get("pq_m")
+        if self.kind in CLUSTERED and nlist and nlist > n:
+            raise utils.UserError(f"--nlist {nlist}: there are {n} vectors; give at most a 39th of them")
+        if self.kind == "ivfpq" and ((pq_m and self.dimension % pq_m) or n < 256):
+            raise utils.UserError(f"--index ivfpq wants --pq_m to divide the {self.dimension} dimensions (given: {pq_m}) and 256 vectors "
+                                  f"at least to train on (there are {n}); take --index flat")  # fmt: skip
 
     def _new(self, vectors, n):
         """An empty faiss index for n vectors, trained on (a sample of) those given."""
         import faiss
 
         options = self.options
+        self.check(len(vectors))
         # four times the root of n (FAISS wiki), but 39 vectors a list, below which faiss calls k-means unfounded
         nlist = options.get("nlist") or max(1, min(int(4 * n**0.5), len(vectors) // 39))
         pq_m = options.get("pq_m") or next(m for m in range(max(1, self.dimension // 4), 0, -1) if self.dimension % m == 0)
-        if self.kind in CLUSTERED and nlist > len(vectors):
-            raise utils.UserError(f"--nlist {nlist}: there are {len(vectors)} vectors; give at most a 39th of them")
-        if self.kind == "ivfpq" and (self.dimension % pq_m or len(vectors) < 256):
-            raise utils.UserError(f"--index ivfpq wants --pq_m to divide the {self.dimension} dimensions (given: {pq_m}) and 256 vectors "
-                                  f"at least to train on (there are {len(vectors)}); take --index flat")  # fmt: skip
         hnsw_m = options.get("hnsw_m") or 32
         factory = {
             "flat": "Flat",
@@ -148,6 +187,8 @@ class Index:
         import pyarrow as pa
         import pyarrow.compute as pc
 
+        if not documents:
+            return 0
         self._writable()
         gone = pc.is_in(self.table["document"], value_set=pa.array(list(documents), pa.string())).to_numpy()
         if not gone.any():
@@ -155,13 +196,14 @@ class Index:
         rows = np.flatnonzero(~gone)
         if self.kind == "hnsw":
             kept = self.vectors_of(rows)
-            self.faiss = self._new(kept, len(kept))
-            self.faiss.add(kept)
+            fresh = self._new(kept, len(kept))
+            fresh.add(kept)
+            self.faiss = fresh
         elif self.kind != "none":
             ids = self.table["id"].to_numpy()
             self.faiss.remove_ids(ids[gone] if self.kind in CLUSTERED else np.flatnonzero(gone))
         if self.vectors is not None:
-            self.vectors = np.ascontiguousarray(self.vectors[rows])
+            self._keep(np.empty((0, self.dimension), np.float32), rows)
         self.table = self.table.filter(pa.array(~gone))
         return int(gone.sum())
 
@@ -235,12 +277,20 @@ class Index:
         first, and that is the moment of saving: `open_index` finishes what a killed process left. made_with: what another
         session must match. UserError where another process saved since this one opened the folder.
         """
+        self._writable()
+        if self.faiss is not None and self.faiss.ntotal != len(self):
+            raise utils.UserError("the index was interrupted while it changed, and is not saved; open it again")
+        folder = Path(folder)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            self._write(folder, made_with)
+        except OSError as error:  # a full disk, for instance
+            raise utils.UserError(f"--index_dir {folder} cannot be written: {error}") from None
+
+    def _write(self, folder, made_with):
         import faiss
         import pyarrow.parquet as pq
 
-        self._writable()
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder / "lock"):
             there = _read_meta(folder)
             _refuse_foreign(folder, there)
@@ -349,6 +399,8 @@ def open_index(folder, mmap=False):
         index.table, index.next_id, index.generation = pq.read_table(folder / "chunks.parquet"), meta["next_id"], meta["generation"]
         if "index.faiss" in meta["files"]:
             index.faiss = faiss.read_index(str(folder / "index.faiss"), faiss.IO_FLAG_MMAP_IFC if mmap else 0)
+            if index.faiss.ntotal != len(index):
+                raise utils.UserError(f"{folder} holds {index.faiss.ntotal} vectors for {len(index)} chunks; delete it and build it again")
         if "vectors.npy" in meta["files"]:
             index.vectors = np.load(folder / "vectors.npy", mmap_mode="r", allow_pickle=False)
         index.mapped = mmap
@@ -368,7 +420,10 @@ class Bm25:
         self.stem = Stemmer.Stemmer(language) if language != "none" else None
         self.stopwords, self.n = STEMMED[language] or [], len(texts)
         self.bm25 = bm25s.BM25(method="lucene", k1=1.5, b=0.75)
-        self.bm25.index(self._tokens(texts, progress), show_progress=progress)
+        tokens = self._tokens(texts, progress)
+        self.empty = not tokens.vocab  # no text has a word
+        if not self.empty:
+            self.bm25.index(tokens, show_progress=progress)
 
     def _tokens(self, texts, progress=False):
         import bm25s
@@ -377,6 +432,8 @@ class Bm25:
 
     def search(self, questions, k):
         """[Q] lists of (row, score), best first; chunks that share no word with the question are left out."""
+        if self.empty:
+            return [[] for _ in questions]
         rows, scores = self.bm25.retrieve(self._tokens(questions), k=min(k, self.n), show_progress=False)
         return [[(int(r), float(s)) for r, s in zip(some, values) if s > 0] for some, values in zip(rows, scores)]
 
@@ -432,6 +489,8 @@ class Retriever:
         if args.chunk_tokens and args.chunk_tokens > limit:
             raise utils.UserError(f"--chunk_tokens {args.chunk_tokens}: {name} takes {limit} tokens at once")
         self.size = None if args.whole_documents else args.chunk_tokens or min(limit, 512)
+        if args.chunk_overlap is not None and self.size and args.chunk_overlap > self.size // 2:
+            raise utils.UserError(f"--chunk_overlap {args.chunk_overlap} must be at most half of the {self.size} tokens of a chunk")
         self.overlap = min(docs.OVERLAP, (self.size or 0) // 4) if args.chunk_overlap is None else args.chunk_overlap
         self.batch_size = 32 if args.batch_size == "auto" else max(args.batch_size, 32)
         self.reranker = None
@@ -446,7 +505,7 @@ class Retriever:
             "passage_prompt": args.passage_prompt,
             "chunk_tokens": self.size,
             "chunk_overlap": self.overlap if self.size else None,
-            "probe": [round(float(x), 5) for x in self.embed(["The quick brown fox jumps over the lazy dog."])[0]],
+            "probes": [[round(float(x), 6) for x in vector] for vector in self.embed(PROBES)],
         }
         kind = "none" if args.retriever == "bm25" and args.mmr is None else args.index
         self.index = self._opened() or Index(self.embedder.get_embedding_dimension(), kind, args.metric, self._options())
@@ -456,20 +515,34 @@ class Retriever:
 
     def _opened(self):
         """The index in --index_dir; UserError where it was made with another embedder, chunking, metric or kind."""
+        if self.args.index_dir and not self.args.mmap:
+            try:
+                os.makedirs(self.args.index_dir, exist_ok=True)  # before anything is embedded
+            except OSError as error:
+                raise utils.UserError(f"--index_dir {self.args.index_dir} cannot be made: {error}") from None
         found = open_index(self.args.index_dir, self.args.mmap) if self.args.index_dir else None
         if found is None:
+            if self.args.mmap:
+                raise utils.UserError(f"--mmap: there is no index in {self.args.index_dir}; build it first with --build_only --docs PATH")
             return None
         index, theirs = found
         ours = {**self.made_with, "metric": self.args.metric, "index": self.args.index}
         theirs = {**theirs, "metric": index.metric, "index": index.kind}
         if (self.args.index == "auto" and index.kind != "none") or (self.args.retriever == "bm25" and self.args.mmr is None):
             ours["index"] = index.kind
-        a, b = np.asarray(ours.pop("probe")), np.asarray(theirs.pop("probe"))
-        same = len(a) == len(b) and a @ b >= 0.999 * np.linalg.norm(a) * np.linalg.norm(b)
+        a, b = np.asarray(ours.pop("probes")), np.asarray(theirs.pop("probes"))
+        same = a.shape == b.shape and (
+            (a * b).sum(1) >= SAME_VECTOR * np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)).all()  # fmt: skip
         other = [f"{key} {theirs[key]}, not {ours[key]}" for key in ours
                  if key not in ("embedder", "embedder_revision") and ours[key] != theirs.get(key)]  # fmt: skip
         if not same:
             other.insert(0, f"the embedder {theirs['embedder']}, whose vectors are not those of {ours['embedder']}")
+        fixed = ("nlist", "hnsw_m", "ef_construction", "pq_m")  # what an index was built with stays
+        given = self._options()
+        other += [f"{key} {index.options.get(key) or 'by default'}, not {given[key]}" for key in fixed
+                  if given[key] is not None and given[key] != index.options.get(key)]  # fmt: skip
+        if index.kind == "none" and ours["index"] != "none":
+            raise utils.UserError(f"--index_dir {self.args.index_dir} was built for BM25 and holds no vectors; give --retriever bm25")
         if other:
             raise utils.UserError(
                 f"--index_dir {self.args.index_dir} was built with {'; '.join(other)}: give the same flags, or another folder"
@@ -508,7 +581,7 @@ class Retriever:
         """Chunk, embed and index documents: {"added", "updated", "unchanged", "chunks"}.
 
         A document whose id is there with another text takes the old one's place; one that is there with the same text is left
-        alone. With --index_dir the index is saved, a large one after every BLOCK chunks where its kind needs no training.
+        alone. With --index_dir the index is saved, a large one also whenever it has grown by a quarter.
         """
         skipped = docs.Skipped() if skipped is None else skipped
         known = self.index.documents
@@ -523,14 +596,20 @@ class Retriever:
         chunks = docs.split_into_chunks(fresh, self.embedder.tokenizer, self.size, self.overlap)
         digests = {doc.id: doc.digest for doc in fresh}
         found["chunks"] = len(chunks)
+        first, saved = BLOCK, len(self.index)
         if chunks:
             self.index.settle(len(self.index) + len(chunks))
-        elif stale:
-            self.save()
-        for block in _blocks(chunks, None if self.index.kind in TRAINED else BLOCK):
+            if self.index.faiss is None and self.index.kind in TRAINED:  # to train on: 50 vectors for each of the clusters
+                first = max(BLOCK, 50 * int(self.args.nlist or 4 * len(chunks) ** 0.5))
+                self.index.check(min(first, len(chunks)))
+        for block in _blocks(chunks, first, BLOCK):
             vectors = None if self.index.kind == "none" else self.embed([chunk.full for chunk in block], progress=len(chunks) > 200)
             self.index.remove(stale & {chunk.document for chunk in block})
             self.index.add(block, [digests[chunk.document] for chunk in block], vectors, len(chunks))
+            if len(self.index) > 1.25 * saved:  # not after each block: a save writes everything
+                self.save()
+                saved = len(self.index)
+        if stale or len(self.index) != saved:
             self.save()
         self.bm25 = None
         return found
@@ -555,6 +634,11 @@ class Retriever:
         utils.synchronize()
         self.spent[what] = self.spent.get(what, 0.0) + 1000 * (time.perf_counter() - start)
         return found
+
+    @property
+    def depth(self):
+        """How many chunks to rank for the measures of rankings: an HNSW search for more than its candidates would be a better one."""
+        return min(RANKED, self.index.faiss.hnsw.efSearch) if self.index.kind == "hnsw" and self.index.faiss else RANKED
 
     def prepare(self):
         """Build what the first search would build: the BM25 index of the chunks."""
@@ -602,8 +686,9 @@ class Retriever:
         scores = iter(self.reranker.predict(pairs, batch_size=self.batch_size, show_progress_bar=len(pairs) > 1000) if pairs else ())
         found = []
         for some in ranked:
-            scored = [(row, float(next(scores))) for row, _ in some[: self.args.rerank_depth]]
-            found.append(sorted(scored, key=lambda pair: -pair[1]))
+            scored = sorted(((row, float(next(scores))) for row, _ in some[: self.args.rerank_depth]), key=lambda pair: -pair[1])
+            rest = some[len(scored) :] if self.args.min_score is None else []  # after them, in their old order
+            found.append(scored + [(row, scored[-1][1] - n) for n, (row, _) in enumerate(rest, start=1)])
         return found
 
     def _strengths(self, queries, i, pairs):
@@ -622,11 +707,11 @@ class Retriever:
         return [first[i] for i in order] + left + rest
 
 
-def _blocks(chunks, size):
-    """Consecutive parts of at least `size` chunks (None: all of them) that end where a document ends."""
+def _blocks(chunks, first, size):
+    """Consecutive parts of at least `size` chunks, the first of `first`, that end where a document ends."""
     begin = 0
     while begin < len(chunks):
-        end = len(chunks) if size is None else min(begin + size, len(chunks))
+        end = min(begin + (size if begin else first), len(chunks))
         while end < len(chunks) and chunks[end].document == chunks[end - 1].document:
             end += 1
         yield chunks[begin:end]

@@ -5,10 +5,12 @@ Heavy libraries (torch, transformers) are imported inside the functions that nee
 """
 
 import argparse
+import ast
 import contextlib
 import copy
 import csv
 import functools
+import hashlib
 import io
 import json
 import math
@@ -116,6 +118,8 @@ RESULT_COLUMNS = [
     "generated_tokens",
     "status",
     "note",
+    "input_id",
+    "code_id",
     "git_commit",
     "git_dirty",
     "versions",
@@ -569,6 +573,55 @@ def provenance():
     }
 
 
+OUTPUT_FLAGS = ("results", "runs_dir", "resume", "save_run")  # that change where a run writes and nothing of what it measures
+LARGE = 8 * MB  # of a larger file only the first and last MB enter its fingerprint
+
+
+def fingerprint(path):
+    """sha256 of a file's or folder's names, sizes and contents; hidden files do not count."""
+    path, digest = Path(path), hashlib.sha256()
+    files = sorted(p for p in path.rglob("*") if p.is_file() and not p.name.startswith(".")) if path.is_dir() else [path]
+    for file in files:
+        size = file.stat().st_size
+        digest.update(f"{file.relative_to(path) if path.is_dir() else ''}\0{size}\0".encode())
+        with open(file, "rb") as opened:
+            if size <= LARGE:
+                digest.update(opened.read())
+            else:
+                digest.update(opened.read(MB))
+                opened.seek(-MB, os.SEEK_END)
+                digest.update(opened.read())
+    return digest.hexdigest()
+
+
+def input_id(args):
+    """Hash of the local files and folders that the flags name, models and data; None where they name none. args: a dict."""
+    found = {}
+    for flag, value in args.items():
+        for item in value if isinstance(value, list) else [value]:
+            if flag not in OUTPUT_FLAGS and isinstance(item, str) and item and os.path.exists(item):
+                found[flag, item] = fingerprint(item)
+    return hashlib.sha256(repr(sorted(found.values())).encode()).hexdigest()[:16] if found else None
+
+
+def code_id(script):
+    """Hash of a script and of all modules beside it that it imports, comments and docstrings left out."""
+    folder, todo, dumps = Path(script).resolve().parent, [Path(script).resolve()], {}
+    while todo:
+        file = todo.pop()
+        tree = ast.parse(file.read_text(encoding="utf-8"))
+        for node in ast.walk(tree):
+            body = getattr(node, "body", None)
+            if isinstance(body, list) and body and isinstance(body[0], ast.Expr) and isinstance(body[0].value, ast.Constant):
+                body[0].value = ast.Constant("")
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            local = [folder / f"{name}.py" for name in names if (folder / f"{name}.py").is_file()]
+            todo += [path for path in local if path.name not in dumps and path not in todo and path != file]
+        dumps[file.name] = ast.dump(tree)
+    return hashlib.sha256(repr(sorted(dumps.items())).encode()).hexdigest()[:16]
+
+
 def load_tokenizer(model_name, trust_remote_code=False):
     """The model's tokenizer, with a padding token (its end-of-sequence token where it brings none) and no length warning."""
     from transformers import AutoTokenizer
@@ -614,7 +667,7 @@ class Run:
 
     def __init__(self, args, script, strategy, folder=None):
         now = datetime.now(UTC)
-        script, self.resumed = Path(script).name, folder is not None
+        source, script, self.resumed = Path(script), Path(script).name, folder is not None
         rank, n_processes = world()
         self.main = rank == 0
         self.id = Path(folder).name if folder else f"{now:%Y%m%d-%H%M%S}-{Path(script).stem}-{secrets.token_hex(3)}"
@@ -627,6 +680,7 @@ class Run:
         self.row = {
             "run_id": self.id, "created_at": f"{now:%Y-%m-%dT%H:%M:%SZ}", "script": script, "strategy": strategy,
             "seed": args.seed, "batch_size": None if args.batch_size == "auto" else args.batch_size, "world_size": n_processes,
+            "input_id": input_id(self.args), "code_id": code_id(source) if source.is_file() else None,
             **provenance(), "args": json.dumps(self.args), "run_dir": str(self.dir),
         }  # fmt: skip
         if not self.main:
