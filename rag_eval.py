@@ -68,10 +68,10 @@ def parse_args(argv=None):
     add("--metric", choices=("cosine", "l2"), default="cosine", help="(default: %(default)s)")
     add("--mmap", action="store_true", help="map the index into memory instead of reading it; it cannot be changed then")
     add("--nlist", type=utils.positive_int, help="ivf, ivfpq: clusters (default: four times the root of the number of vectors)")
-    add("--nprobe", type=utils.positive_int, help="ivf, ivfpq: clusters that are searched (default: a 16th of them, at least 8)")
+    add("--nprobe", type=utils.positive_int, help="ivf, ivfpq: clusters that are searched (default: a 16th of them, at least 32)")
     add("--hnsw_m", "--M", type=utils.positive_int, help="hnsw: links of a vector (default: 32)")
     add("--ef_construction", "--efConstruction", type=utils.positive_int, help="hnsw: candidates while building (default: 200)")
-    add("--ef_search", "--efSearch", type=utils.positive_int, help="hnsw: candidates while searching (default: 128)")
+    add("--ef_search", "--efSearch", type=utils.positive_int, help="hnsw: candidates while searching (default: 64)")
     add("--pq_m", "--m", type=utils.positive_int, help="ivfpq: bytes of a vector (default: a fourth of the dimensions)")
 
     add = parser.add_argument_group("retrieval").add_argument

@@ -26,6 +26,7 @@ RANKED = 100  # chunks that are ranked for MRR, MAP and nDCG@10, whatever k is
 RRF_CONSTANT = 60  # of reciprocal rank fusion, as in its paper
 FUSED_DEPTH = 100  # first ranks of each retriever that are fused
 DIVERSE_DEPTH = 50  # first ranks out of which diverse ones are chosen
+PRODUCT = 2**25  # scores of a block of exact search, 128 MB
 BLOCK = 20_000  # chunks that are embedded between two saves
 # texts whose vectors tell one embedder from another, and the cosine from which they are the same; other hardware moves the sixth digit
 PROBES, SAME_VECTOR = ("The quick brown fox jumps over the lazy dog.", "How much is 17 times 3?", "Paris"), 0.9999
@@ -173,9 +174,9 @@ class Index:
         index = faiss.index_factory(self.dimension, factory[self.kind], metric)
         if self.kind == "hnsw":
             index.hnsw.efConstruction = options.get("ef_construction") or 200
-            index.hnsw.efSearch = options.get("ef_search") or 128
+            index.hnsw.efSearch = options.get("ef_search") or 64
         if self.kind in CLUSTERED:
-            index.nprobe = min(nlist, options.get("nprobe") or max(8, nlist // 16))
+            index.nprobe = min(nlist, options.get("nprobe") or max(32, nlist // 16))
             index.set_direct_map_type(faiss.DirectMap.Hashtable)  # to read a vector by its id
         if self.kind in TRAINED:
             sample = np.random.default_rng(0).permutation(len(vectors))[: max(256 * nlist, 65_536)]
@@ -233,6 +234,8 @@ class Index:
         if exact and self.vectors is not None:
             scores, rows = faiss.knn(queries, np.ascontiguousarray(self.vectors), k, metric=metric)
             clustered = False
+        elif self.kind == "flat" and self.metric == "cosine":
+            scores, rows = self._product(queries, k)
         elif exact and self.kind == "hnsw":
             scores, rows = self.faiss.storage.search(queries, k)
         elif exact and self.kind == "ivf":
@@ -245,6 +248,18 @@ class Index:
         if clustered:
             rows = np.where(rows < 0, -1, np.searchsorted(self.table["id"].to_numpy(), rows))
         return rows, scores if self.metric == "cosine" else -scores
+
+    def _product(self, queries, k):
+        """Exact search by a matrix product over faiss' own vectors: two to five times as fast as its flat search here."""
+        import faiss
+        import torch
+
+        n = len(self)
+        vectors = torch.from_numpy(faiss.rev_swig_ptr(self.faiss.get_xb(), n * self.dimension).reshape(n, self.dimension))
+        step, parts = max(1, PRODUCT // n), []  # queries at a time, so that their scores stay small
+        for begin in range(0, len(queries), step):
+            parts.append((torch.from_numpy(queries[begin : begin + step]) @ vectors.T).topk(k, dim=1))
+        return torch.cat([part.values for part in parts]).numpy(), torch.cat([part.indices for part in parts]).numpy()
 
     def recall(self, queries, k=10):
         """Mean share of the exact k nearest that the index finds."""
