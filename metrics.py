@@ -159,6 +159,51 @@ def bootstrap_interval(values, seed=0, n_resamples=2000):
     return float(result.confidence_interval.low), float(result.confidence_interval.high)
 
 
+def mcnemar(first, second):
+    """(p, n right only in the first, n right only in the second) of McNemar's exact test on the same examples.
+
+    first, second: [N] of 0 or 1. Two-sided, by the binomial distribution (scipy); p is 1.0 where the two never differ.
+    """
+    from scipy.stats import binomtest
+
+    only_first = sum(a > b for a, b in zip(first, second, strict=True))
+    only_second = sum(a < b for a, b in zip(first, second))
+    n = only_first + only_second
+    return (float(binomtest(only_first, n).pvalue) if n else 1.0), only_first, only_second
+
+
+def paired_difference(first, second, seed=0, n_resamples=10_000):
+    """(mean of second - first, its low, high, p) by resampling the same examples of both (paired percentile bootstrap, scipy).
+
+    p: twice the smaller share of resampled means on the other side of 0, at least 1 / n_resamples; 1.0 where the two never differ.
+    """
+    from scipy.stats import bootstrap
+
+    difference = np.asarray(second, dtype=float) - np.asarray(first, dtype=float)
+    if len(difference) < 2 or not difference.any():
+        return float(difference.mean()), None, None, 1.0
+    found = bootstrap((difference,), np.mean, confidence_level=CONFIDENCE, n_resamples=n_resamples, method="percentile",
+                      rng=np.random.default_rng(seed))  # fmt: skip
+    means = found.bootstrap_distribution
+    p = 2 * min(float(np.mean(means <= 0)), float(np.mean(means >= 0)))
+    interval = found.confidence_interval
+    return float(difference.mean()), float(interval.low), float(interval.high), min(1.0, max(p, 1 / n_resamples))
+
+
+def examples_needed(first, second, power=0.8):
+    """How many examples would show the mean difference that was seen, at 5 % and this power; None where there is none.
+
+    Of the normal approximation of a paired test: ((z(0.975) + z(power)) x standard deviation / difference) squared.
+    """
+    from scipy.stats import norm
+
+    difference = np.asarray(second, dtype=float) - np.asarray(first, dtype=float)
+    mean, spread = difference.mean(), difference.std(ddof=1) if len(difference) > 1 else 0.0
+    if not mean or not spread:
+        return None
+    return int(np.ceil(((norm.ppf(0.5 + CONFIDENCE / 2) + norm.ppf(power)) * spread / mean) ** 2))
+
+
 # ------------------------------------------------------------------------------------------------- the quality of one run
 
 

@@ -4,11 +4,13 @@ Rows are drawn together only where their evaluation examples (eval_id) and metri
 
     python plot_results.py                         # results.csv, or sample_results.csv if there is none yet
     python plot_results.py --results mine.csv --output_dir charts
+    python plot_results.py --compare runs/RUN_A runs/RUN_B     # a paired test on the examples that both have seen
 """
 
 import json
 from pathlib import Path
 
+import metrics
 import utils
 
 # the columns of the printed table; one that is empty in all rows of a panel is left out there
@@ -30,6 +32,7 @@ def parse_args(argv=None):
     parser.add_argument("--results", help="the results CSV (default: results.csv, or sample_results.csv if there is none yet)")
     parser.add_argument("--output_dir", default="plots", help="where the PNGs go (default: %(default)s)")
     parser.add_argument("--markdown", action="store_true", help="print the rows as a Markdown table and draw nothing")
+    parser.add_argument("--compare", nargs=2, metavar="RUN", help="two run folders: are they different on the same examples? Draws nothing")
     return parser.parse_args(argv)
 
 
@@ -86,6 +89,64 @@ def panels(rows):
         data = " ".join(filter(None, [Path(row["dataset"]).name, row["subset"]]))
         groups.setdefault((data, row["metric"], row["eval_id"], row["n_eval"], row["device_name"]), []).append(row)
     return groups
+
+
+# --------------------------------------------------------------------------------------------------------- the paired test
+
+
+def run_scores(folder):
+    """({example id: score}, metric, row, what the run is called) of a run folder; UserError where it has no predictions."""
+    folder = Path(folder)
+    try:
+        row = json.loads((folder / "row.json").read_text(encoding="utf-8"))
+        records = [json.loads(line) for line in (folder / "predictions.jsonl").read_text(encoding="utf-8").splitlines()]
+    except (OSError, ValueError) as error:
+        raise utils.UserError(f"{folder} is no run folder with row.json and predictions.jsonl: {error}") from None
+    metric = row.get("metric")
+    if row.get("status") not in ("ok", "degenerate") or not records:
+        raise utils.UserError(f"{folder}: the run's status is {row.get('status')}, so there is nothing to compare")
+
+    def score(record):
+        each = record.get("scores") or {}
+        if metric == "accuracy":  # of labels, or of options, whose exact match is there
+            return each.get("exact_match", float(record["prediction"] == record["target"]))
+        return each.get(metric, record.get(metric))
+
+    scores = {record["id"]: score(record) for record in records}
+    name = f"{row['strategy']} {row['variant']}, {Path(row['model']).name}"
+    return {key: value for key, value in scores.items() if value is not None}, metric, row, name
+
+
+def compare(first, second):
+    """Print whether two runs differ on the examples that both have scored, and how many examples would settle it."""
+    (a, metric, row_a, name_a), (b, other, row_b, name_b) = run_scores(first), run_scores(second)
+    if metric != other:
+        raise utils.UserError(f"the runs are scored by {metric} and by {other}, which cannot be compared")
+    ids = [key for key in a if key in b]
+    if not ids or row_a["dataset"] != row_b["dataset"]:
+        raise utils.UserError(f"the runs have no examples in common: {row_a['dataset']} and {row_b['dataset']}")
+    one, two = [a[key] for key in ids], [b[key] for key in ids]
+    difference, low, high, p = metrics.paired_difference(one, two)
+    test = "paired bootstrap"
+    if set(one) | set(two) <= {0.0, 1.0}:
+        p, only_one, only_two = metrics.mcnemar(one, two)
+        test = f"McNemar's exact test, {only_one} right only in the first, {only_two} only in the second"
+    n = len(ids)
+    print(f"first:  {name_a}, {metric} {sum(one) / n:.3f}  ({first})")
+    print(f"second: {name_b}, {metric} {sum(two) / n:.3f}  ({second})")
+    if len(a) != n or len(b) != n:
+        print(f"on the {n} examples that both have; {len(a) - n} and {len(b) - n} others left out")
+    if p == 1.0 and not difference:
+        print(f"the two have the same score on all {n} examples" if one == two else f"no difference at all in the mean of {n} examples")
+        return
+    interval = "" if low is None else f" [{low:+.3f}, {high:+.3f}]"
+    print(f"second - first: {difference:+.3f}{interval}, p = {p:.3g} ({test})")
+    if p < 0.05:
+        print(f"the {'second' if difference > 0 else 'first'} is better: chance alone would do this in {p:.1%} of such pairs")
+        return
+    needed = metrics.examples_needed(one, two)
+    settle = f"; about {needed:,} examples would settle it, if the difference is what was seen" if needed else ""
+    print(f"no difference that n = {n} can show{settle}")
 
 
 # -------------------------------------------------------------------------------------------------------------- the charts
@@ -202,6 +263,8 @@ def short(name, cell):
 def main(argv=None):
     # 1. settings
     args = parse_args(argv)
+    if args.compare:
+        return compare(*args.compare)
     path = args.results or ("results.csv" if Path("results.csv").is_file() else "sample_results.csv")
     rows = utils.read_results(path)
 

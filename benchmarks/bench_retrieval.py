@@ -175,9 +175,9 @@ def main():
             np.save(Path(folder) / "vectors.npy", vectors)
             np.save(Path(folder) / "queries.npy", queries)
             found, _ = run_child(__file__, "--child", folder, "--rounds", args.rounds, "--subjects", *args.subjects)
+        kind = "synthetic" if not genuine else "chunks" if args.docs else "reviews"
         for name, row in found.items():
-            rows.append({"n": n, "dimension": vectors.shape[1], "vectors": ("chunks" if args.docs else "reviews") if genuine else "synthetic", "subject": name, **row,
-                         **provenance()})  # fmt: skip
+            rows.append({"n": n, "dimension": vectors.shape[1], "vectors": kind, "subject": name, **row, **provenance()})
             print(rows[-1], flush=True)
     about = machine("cpu", "faiss-cpu", "hnswlib")
     text = (f"Vectors of {real.shape[1]} dimensions, cosine, {K} neighbours, on {about}. Medians of {args.rounds} turns; queries/s one at "

@@ -76,3 +76,42 @@ def test_degenerate_outputs_are_named():
     assert "could not be read" in metrics.degenerate([None, None, 1], 2)
     assert "same" in metrics.degenerate(["x"] * 30)
     assert metrics.degenerate([1] * 5, 2) is None  # too few to tell
+
+
+@pytest.mark.parametrize("b, c", [(0, 0), (1, 0), (3, 9), (12, 12), (40, 61)])
+def test_mcnemar_is_the_exact_binomial_test(b, c):
+    from scipy.stats import binom
+
+    first, second = [1] * b + [0] * c + [1] * 20 + [0] * 7, [0] * b + [1] * c + [1] * 20 + [0] * 7
+    p, only_first, only_second = metrics.mcnemar(first, second)
+    assert (only_first, only_second) == (b, c)
+    assert p == pytest.approx(min(1.0, 2 * binom.cdf(min(b, c), b + c, 0.5)))
+    statsmodels = pytest.importorskip("statsmodels.stats.contingency_tables")
+    assert p == pytest.approx(statsmodels.mcnemar([[20, b], [c, 7]], exact=True).pvalue)
+
+
+def test_a_paired_difference_agrees_with_the_paired_t_test():
+    from scipy.stats import ttest_rel
+
+    rng = np.random.default_rng(0)
+    for shift, n in ((0.0, 400), (0.04, 400), (0.1, 100)):
+        base = rng.uniform(size=n)
+        other = np.clip(base + shift + 0.3 * rng.normal(size=n), 0, 1)
+        mean, low, high, p = metrics.paired_difference(base, other)
+        t = ttest_rel(other, base)
+        interval = t.confidence_interval(0.95)
+        assert mean == pytest.approx(np.mean(other - base)) and p == pytest.approx(t.pvalue, abs=0.03)
+        assert (low, high) == pytest.approx((interval.low, interval.high), abs=0.005)
+    assert metrics.paired_difference([0.5, 1.0], [0.5, 1.0]) == (0.0, None, None, 1.0)
+
+
+def test_the_examples_needed_show_the_difference_at_that_power():
+    rng = np.random.default_rng(1)
+    first, second = rng.binomial(1, 0.80, 5000), rng.binomial(1, 0.84, 5000)
+    needed = metrics.examples_needed(first, second)
+    found = []
+    for _ in range(300):
+        some = rng.integers(0, 5000, needed)
+        found.append(metrics.mcnemar(first[some], second[some])[0] < 0.05)
+    assert 0.7 < np.mean(found) < 0.9
+    assert metrics.examples_needed([1, 0], [1, 0]) is None

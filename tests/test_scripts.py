@@ -566,3 +566,25 @@ def test_resume_goes_on_from_the_last_checkpoint(sentiment, tiny_bert, tmp_path,
     with pytest.raises(SystemExit) as exit_, contextlib.redirect_stderr(io.StringIO()) as said:
         finetune.main([*flags, *out, "--resume"])
     assert exit_.value.code == 2 and "no unfinished run with these flags" in said.getvalue()
+
+
+def test_two_runs_are_compared_on_the_examples_that_both_have_seen(sentiment, tiny_bert, tmp_path, out, capsys):
+    runs = []
+    for seed, epochs in ((0, "6"), (1, "6"), (0, "1")):
+        finetune.main(["--model", tiny_bert, "--dataset", sentiment, "--epochs", epochs, "--seed", str(seed), "--learning_rate",
+                       "1e-3" if epochs == "6" else "1e-6", "--max_eval_samples", "60" if seed else "50", *out])  # fmt: skip
+        runs.append(utils.read_results(tmp_path / "results.csv")[-1])
+    capsys.readouterr()
+    plot_results.main(["--compare", runs[0]["run_dir"], runs[1]["run_dir"]])
+    said = capsys.readouterr().out
+    assert "on the 50 examples that both have; 0 and 10 others left out" in said
+    assert "same score on all 50" in said or "no difference that n = 50 can show" in said, "two seeds of one configuration"
+    plot_results.main(["--compare", runs[2]["run_dir"], runs[0]["run_dir"]])
+    said = capsys.readouterr().out
+    right = [[p["prediction"] == p["target"] for p in predictions(run)] for run in (runs[2], runs[0])]
+    p, only_first, only_second = metrics.mcnemar(*right)
+    assert p < 0.05 and "the second is better" in said and f"{only_first} right only in the first, {only_second} only in the second" in said
+    for folder in (str(tmp_path), str(tmp_path / "nowhere")):
+        with pytest.raises(SystemExit) as ended:
+            plot_results.main(["--compare", runs[0]["run_dir"], folder])
+        assert ended.value.code == 2 and "is no run folder" in capsys.readouterr().err
