@@ -429,7 +429,8 @@ def fill(retriever, documents, args, skipped, whole=False):
     That is where it holds others and there is no --docs: a person's own index, asked with a data set's questions. whole: the
     documents are a collection with judgements, which keeps its duplicates and takes no others in.
     """
-    strange = set(retriever.index.documents) - {doc.id for doc in documents}
+    known, texts = retriever.index.documents, {doc.digest for doc in documents}
+    strange = [id for id, digest in known.items() if digest not in texts]
     if whole and strange:
         raise utils.UserError(f"--index_dir {args.index_dir} holds {len(strange)} documents that are not of {args.dataset}; give another")
     if strange and not args.docs:
@@ -438,7 +439,7 @@ def fill(retriever, documents, args, skipped, whole=False):
         # a file that is there and could not be read this time is not forgotten
         unread = {what for names in skipped.reasons.values() for what in names}
         sources = dict(zip(retriever.index.table["document"].to_pylist(), retriever.index.table["source"].to_pylist()))
-        gone = {id for id in strange if not {id, sources[id]} & unread}
+        gone = {id for id in set(known) - {doc.id for doc in documents} if not {id, sources[id]} & unread}
         print(f"{retriever.remove(gone)} chunks of {len(gone)} documents forgotten, which are no longer there")
     return retriever.add(documents, skipped, keep_duplicates=whole)
 

@@ -523,7 +523,8 @@ class Retriever:
             "probes": [[round(float(x), 6) for x in vector] for vector in self.embed(PROBES)],
         }
         kind = "none" if args.retriever == "bm25" and args.mmr is None else args.index
-        self.index = self._opened() or Index(self.embedder.get_embedding_dimension(), kind, args.metric, self._options())
+        opened = self._opened()
+        self.index = opened if opened is not None else Index(self.embedder.get_embedding_dimension(), kind, args.metric, self._options())
 
     def _options(self):
         return {name: getattr(self.args, name) for name in ("nlist", "nprobe", "hnsw_m", "ef_construction", "ef_search", "pq_m")}
@@ -533,6 +534,8 @@ class Retriever:
         if self.args.index_dir and not self.args.mmap:
             try:
                 os.makedirs(self.args.index_dir, exist_ok=True)  # before anything is embedded
+            except FileExistsError:
+                raise utils.UserError(f"--index_dir {self.args.index_dir} is a file; give a folder") from None
             except OSError as error:
                 raise utils.UserError(f"--index_dir {self.args.index_dir} cannot be made: {error}") from None
         found = open_index(self.args.index_dir, self.args.mmap) if self.args.index_dir else None

@@ -573,7 +573,7 @@ def provenance():
     }
 
 
-OUTPUT_FLAGS = ("results", "runs_dir", "resume", "save_run")  # that change where a run writes and nothing of what it measures
+OUTPUT_FLAGS = ("results", "runs_dir", "resume", "save_run", "index_dir")  # that change where a run writes and nothing of what it measures
 LARGE = 8 * MB  # of a larger file only the first and last MB enter its fingerprint
 
 

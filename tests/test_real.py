@@ -81,7 +81,7 @@ def test_retrieval_finds_the_passages_of_real_questions():
     task = tasks.load_task(str(ASSETS / "data/disfl_qa"), max_eval_samples=20)
     documents = [docs.Document(f"d{i}", "", text) for i, text in enumerate(dict.fromkeys(ex.context for ex in task.evaluation))]
     retriever.add(documents)
-    relevant = rag_eval.relevant_documents(task, documents)
+    relevant = rag_eval.relevant_documents(task, documents, retriever.index.documents)
     hits = retriever.search([ex.text for ex in task.evaluation], 4)
     assert np.mean([rag_eval.retrieval_scores(h, r, 4)["recall_at_k"] for h, r in zip(hits, relevant)]) >= 0.95
 
@@ -90,6 +90,13 @@ def test_retrieval_finds_the_passages_of_real_questions():
 def test_scifact_is_read_whole():
     documents, queries, judgements = docs.load_beir(SCIFACT)
     assert (len(documents), len(queries), sum(map(len, judgements.values()))) == (5183, 300, 339)
+
+
+@pytest.mark.skipif(not SCIFACT.is_dir(), reason="no shared data here")
+def test_bm25_on_scifact_is_what_is_published(out, only_row):
+    rag_eval.main(["--embed_model", MINILM, "--dataset", str(SCIFACT), "--retriever", "bm25", "--k", "10", *out])
+    row = only_row()
+    assert float(row["ndcg_at_10"]) == pytest.approx(0.665, abs=0.01) and row["n_eval"] == "300"
 
 
 def test_demo_assets_are_left_alone_when_intact_and_made_again_when_damaged(tmp_path, monkeypatch, capsys):

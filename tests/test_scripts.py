@@ -16,6 +16,7 @@ import evaluation
 import finetune
 import metrics
 import peft_finetune
+import plot_results
 import prompt_eval
 import quantize_and_parallel
 import rag_eval

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from conftest import ROOT, write_jsonl
@@ -55,7 +56,7 @@ experiments:
     base = "--model assets/models/all-MiniLM-L6-v2 --dataset assets/data/movie_reviews"
     assert words(path) == [f"{base} --rank 4 --alpha 8 --target_modules query,value",
                            f"{base} --rank 16 --learning_rate 0.001 --epochs 1 --quantize nf4"]  # fmt: skip
-    path = suite(tmp_path / "b.yaml", "script: prompt_eval.py\nflags: {scoring: likelihood}\ngrid: {k_shots: [0, 2], data_seed: [0, 1]}\n")
+    path = suite(tmp_path / "b.yaml", "script: prompt_eval.py\nflags: {scoring: guessing}\ngrid: {k_shots: [0, 2], data_seed: [0, 1]}\n")
     with pytest.raises(utils.UserError, match="--scoring"):
         words(path)
     path = suite(tmp_path / "c.yaml", "script: finetune.py\nflags: {fp16: false, resume: null}\ngrid: {seed: [0, 1], epochs: [1, 2]}\n")
@@ -109,16 +110,16 @@ def test_a_suite_runs_once_and_what_changed_runs_again(sentiment, tiny_bert, tmp
     folder = tmp_path / "data"
     folder.mkdir()
     for name in ("train", "validation", "test"):
-        (folder / f"{name}.jsonl").write_bytes(open(f"{sentiment}/{name}.jsonl", "rb").read())
+        (folder / f"{name}.jsonl").write_bytes(Path(f"{sentiment}/{name}.jsonl").read_bytes())
     text = f"script: finetune.py\nflags: {{model: {tiny_bert}, dataset: {folder}, max_steps: 2, latency_runs: 2}}\ngrid: {{seed: [0, 1]}}\n"
     path, out = suite(tmp_path / "s.yaml", text), ["--results", tmp_path / "r.csv", "--runs_dir", tmp_path / "runs"]
     first = run_sweep(path, *out)
     assert first.returncode == 0 and "2 of 2 to run" in first.stdout, first.stderr
     rows = utils.read_results(tmp_path / "r.csv")
-    assert [json.loads(row["args"])["seed"] for row in rows] == [0, 1] and all(row["status"] == "ok" for row in rows)
+    assert [json.loads(row["args"])["seed"] for row in rows] == [0, 1] and {row["status"] for row in rows} <= {"ok", "degenerate"}
     assert (tmp_path / "runs/sweeps/s-000.log").read_text().startswith("$ python finetune.py")
     again = run_sweep(path, *out)
-    assert "0 of 2 to run; there already: 2 ok" in again.stdout and len(utils.read_results(tmp_path / "r.csv")) == 2
+    assert "0 of 2 to run; there already: " in again.stdout and len(utils.read_results(tmp_path / "r.csv")) == 2
 
     def wanted(path=path, *flags):
         args = sweep.parse_args([path, *flags, *map(str, out)])
