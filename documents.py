@@ -20,7 +20,7 @@ import tasks
 TABLES = (".jsonl", ".csv", ".tsv", ".parquet")
 SUFFIXES = (".txt", ".md", ".html", ".htm", ".pdf", *TABLES)
 OVERLAP = 32  # tokens that neighbouring chunks share at most, a quarter of smaller chunks
-MAX_FILE_MB = 20  # of text: about five million tokens, an hour of embedding on two cores
+MAX_FILE_MB = 20  # of text, some millions of tokens
 TABLE_TEXT, TABLE_ID = "text", ("_id", "id")
 
 

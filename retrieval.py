@@ -28,7 +28,7 @@ FUSED_DEPTH = 100  # first ranks of each retriever that are fused
 DIVERSE_DEPTH = 50  # first ranks out of which diverse ones are chosen
 PRODUCT = 2**25  # scores of a block of exact search, 128 MB
 BLOCK = 20_000  # chunks that are embedded between two saves
-# texts whose vectors tell one embedder from another, and the cosine from which they are the same; other hardware moves the sixth digit
+# texts whose vectors tell one embedder from another, and the cosine from which they count as the same
 PROBES, SAME_VECTOR = ("The quick brown fox jumps over the lazy dog.", "How much is 17 times 3?", "Paris"), 0.9999
 FORMAT = 1  # of the folder; another is refused
 STEMMED = {"english": "en", "german": "de", "french": "fr", "spanish": "es", "italian": "it", "portuguese": "pt", "dutch": "nl",
@@ -240,9 +240,6 @@ class Index:
             scores, rows = self.faiss.storage.search(queries, k)
         elif exact and self.kind == "ivf":
             scores, rows = self.faiss.search(queries, k, params=faiss.SearchParametersIVF(nprobe=self.faiss.nlist))
-        elif self.kind == "hnsw":
-            ef = max(k, self.faiss.hnsw.efSearch)
-            scores, rows = self.faiss.search(queries, k, params=faiss.SearchParametersHNSW(efSearch=ef))
         else:
             scores, rows = self.faiss.search(queries, k)
         if clustered:

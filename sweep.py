@@ -37,9 +37,11 @@ import utils
 ROOT = Path(__file__).resolve().parent
 BLOCK_KEYS = ("script", "flags", "grid", "experiments")
 # what other suites of LoRA studies call our flags
-OTHER_KEYS = {"base_model": "model", "model_name": "model", "dataset_path": "dataset", "lora_r": "rank", "r": "rank", "lora_alpha": "alpha",
-              "lora_dropout": "dropout", "lr": "learning_rate", "num_epochs": "epochs", "num_train_epochs": "epochs",
-              "per_device_train_batch_size": "batch_size", "max_seq_length": "max_length", "quantization": "quantize"}  # fmt: skip
+OTHER_KEYS = {
+    **{old[2:]: new[2:] for old, new in utils.ArgumentParser.OTHER_NAMES.items() if " " not in new},
+    "base_model": "model", "model_name": "model", "dataset_path": "dataset", "r": "rank", "num_epochs": "epochs",
+    "quantization": "quantize",
+}  # fmt: skip
 QUANTIZATIONS = {"4bit": "nf4", "8bit": "int8", "None": "none"}
 
 
@@ -103,7 +105,7 @@ def load_suite(path):
             raise utils.UserError(f"{path}: grid wants a list of values for each flag, experiments a list of mappings")
         for experiment, values in itertools.product(experiments, itertools.product(*grid.values())):
             own = {key: value for key, value in experiment.items() if key not in ("name", "description")}
-            own = {**own.pop("flags", {}), **own.pop("lora", {}), **own.pop("training", {}), **own} if isinstance(own, dict) else own
+            own = {**own.pop("flags", {}), **own.pop("lora", {}), **own.pop("training", {}), **own}
             chosen = dict(zip(grid, values))
             label = " ".join([str(experiment.get("name", Path(script).stem)), *(f"{key}={value}" for key, value in chosen.items())])
             cells.append((label, script, {**flags, **own, **chosen}))

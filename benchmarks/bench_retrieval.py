@@ -8,6 +8,7 @@ a size are built in one process and then take turns at the same queries; recall@
     pip install -r benchmarks/requirements.txt -c constraints.txt
     OMP_NUM_THREADS=2 python benchmarks/bench_retrieval.py --sizes 10000 --readme README.md
     OMP_NUM_THREADS=2 python benchmarks/bench_retrieval.py --sizes 100000 --docs SCIFACT_DIR assets/data/*/corpus.jsonl --readme README.md
+    # a million: was stopped after 13 minutes on two cores
     OMP_NUM_THREADS=2 python benchmarks/bench_retrieval.py --sizes 1000000 --subjects flat ivf ivfpq sq8 'matrix product' --readme README.md
 """
 

@@ -613,7 +613,7 @@ def test_a_second_run_embeds_only_what_changed(tiny_embedder, tmp_path, capsys):
     (folder / "5.txt").unlink()
     rag_eval.main(flags)
     said = capsys.readouterr().out
-    assert "1 documents added, 1 documents updated, 5 documents unchanged".replace("5", "4") in said and "1 the same as another" in said
+    assert "1 documents added, 1 documents updated, 4 documents unchanged" in said and "1 the same as another" in said
     assert "flat, which is exact" not in said and "7 chunks in" in said
     (folder / "4.txt").write_bytes(b"\xff\xff")  # there, but not to be read this time: it keeps its old text
     rag_eval.main([*flags, "--prune"])
