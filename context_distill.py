@@ -367,7 +367,7 @@ def main(argv=None):
                 config = peft.LoraConfig(task_type="CAUSAL_LM", r=args.rank, lora_alpha=args.alpha or 2 * args.rank, lora_dropout=0.0,
                                          target_modules=models.target_modules(model, args.target_modules))  # fmt: skip
                 student = teacher.student = peft.get_peft_model(model, config)
-            run.row.update(load_seconds=loading.seconds, **models.size_columns(student, trained=True))
+            run.row.update(**training.load_columns(loading, given), **models.size_columns(student, trained=True))
             whole = functools.partial(load_student, args, device, precision)
             student = distil(student, teacher, tokenizer, task, examples, args, run, device, chat, whole)
             folder = "adapter" if args.student == "lora" else "model"

@@ -110,6 +110,29 @@ def _finish(run, records, predictions, spent, latencies, n_labels=None):
         run.note(useless)
 
 
+def predict(run, model, batch_size, longest, kind, shared=0):
+    """predicted_gb of a run that trains nothing, from its configuration and its longest batch.
+
+    longest: tokens of the longest row; kind: packed (label words scored behind a shared prefix), generated or classified.
+    """
+    if run.row.get("train_seconds") is not None:
+        return
+    import forecast
+    import shared_prefix
+
+    packed = shared_prefix.PACK_TOKENS[run.row["device"]]
+    kind = "classified" if kind == "packed" and model.config.is_encoder_decoder else kind  # those have no packed rows
+    shape = {
+        "packed": forecast.Shape(1, max(packed, longest - shared), batch_size, packed + longest),
+        "generated": forecast.Shape(batch_size, longest - shared, 1, batch_size * longest),
+        "classified": forecast.Shape(batch_size, longest),
+    }[kind]
+    adapter = next(iter(getattr(model, "peft_config", {}).values()), None)
+    run.row["predicted_gb"] = forecast.inference(
+        model.config, forecast.kind_of(model), shape, precision=run.row["precision"], peft_config=adapter, device=run.row["device"]
+    ).gb
+
+
 def evaluate_classifier(model, tokenizer, task, run, batch_size, latency_runs, max_length=None, other=None):
     """Score a model with a classification head on the evaluation examples. Returns the log-probabilities [N, C].
 
@@ -130,6 +153,8 @@ def evaluate_classifier(model, tokenizer, task, run, batch_size, latency_runs, m
     # one request, from text in to label out
     latencies = utils.time_requests(lambda example: classify([example], 1).argmax(), task.evaluation[:latency_runs])
     record_classification(run, task, [int(i) for i in log_probs.argmax(axis=1)], log_probs, spent, latencies)
+    longest = max(len(tokenizer(ex.text, ex.text_pair, truncation=True, max_length=max_length or 512).input_ids) for ex in task.evaluation)
+    predict(run, model, min(batch_size, len(task.evaluation)), longest, "classified")
     if other:
         elsewhere = np.concatenate(utils.over_processes(classify, other.evaluation))
         record_ood(run, task, other, [int(i) for i in elsewhere.argmax(axis=1)])
@@ -261,6 +286,7 @@ def evaluate_labels(model, tokenizer, task, run, batch_size, latency_runs, chat,
     record_classification(run, task, [int(i) for i in log_probs.argmax(axis=1)], log_probs, spent, latencies, extras)
     run.row.update(utils.latency_columns(cached, "cached_"), prompt_tokens=scores.prompt_tokens, generated_tokens=0,
                    batch_size=scores.batch_size)  # fmt: skip
+    predict(run, model, scores.batch_size, scores.longest, "packed", len(scores.prefix))
     note_truncation(run, room, *lost, scores.truncated)
     if other:
         elsewhere, _ = calibrated(normalised(score_all(other.evaluation)[0]))
@@ -304,6 +330,7 @@ def evaluate_options(model, tokenizer, task, run, batch_size, latency_runs, chat
     low, high = metrics.wilson_interval(round(right * len(answers)), len(answers))
     run.row.update(metric="accuracy", score=right, accuracy=right, score_low=low, score_high=high, prompt_tokens=scores.prompt_tokens,
                    generated_tokens=0, batch_size=scores.batch_size)  # fmt: skip
+    predict(run, model, scores.batch_size, scores.longest, "packed", len(scores.prefix))
     note_truncation(run, room, *lost, scores.truncated)
 
 
@@ -349,6 +376,7 @@ def evaluate_answers(model, tokenizer, task, run, batch_size, latency_runs, chat
     run.row.update(utils.latency_columns([t.total_ms for t in cached], "cached_"), ttft_ms=median([t.ttft_ms for t in timed]),
                    cached_ttft_ms=median([t.ttft_ms for t in cached]), tpot_ms=median([t.tpot_ms for t in timed]))  # fmt: skip
     record_tokens(run, found, None if decoding else spent)
+    predict(run, model, found.batch_size, found.longest, "generated", len(found.prefix))
     note_truncation(run, room, *lost, found.truncated)
 
 

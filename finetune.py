@@ -70,7 +70,7 @@ def main(argv=None):
             with utils.measure() as loading:
                 base = base or training.load_base(args, task, tokenizer, device, args.weights)
                 model = training.own_copy(base, args, given)
-            run.row.update(load_seconds=loading.seconds, **models.size_columns(model, trained=True))
+            run.row.update(**training.load_columns(loading, given), **models.size_columns(model, trained=True))
 
             # 5. adapt
             chat = training.uses_chat(args, task, tokenizer)

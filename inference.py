@@ -46,6 +46,7 @@ class LabelScores:
     n_tokens: np.ndarray  # [N, L] of the labels
     prompt_tokens: int  # over all prompts
     truncated: int  # prompts that were cut on the left to fit the model's context
+    longest: int  # tokens of the longest row, prompt and continuation
     prefix: list  # the token ids that all prompts begin with, a token short of the shortest at most; [] for encoder-decoders
     batch_size: int  # the most examples of one pass; where rows cannot be packed, of examples with one label each
 
@@ -55,6 +56,7 @@ def joined(parts):
     if len(parts) == 1:
         return parts[0]
     whole = {"prompt_tokens": sum(part.prompt_tokens for part in parts), "truncated": sum(part.truncated for part in parts),
+             "longest": max(part.longest for part in parts),
              "prefix": min((part.prefix for part in parts), key=len), "batch_size": max(part.batch_size for part in parts)}  # fmt: skip
     if isinstance(parts[0], Answers):
         return Answers([text for part in parts for text in part.texts], [ids for part in parts for ids in part.ids], **whole)
@@ -175,7 +177,7 @@ def score_labels(model, tokenizer, prompts, labels, batch_size="auto", add_speci
             read([r for _, r in some], logits, [[next(place) for _ in wanted[r]] for _, r in some])
 
         largest = _in_batches([len(row) for row in distinct], batch_size, 2 * PACK_TOKENS[model.device.type], work, progress)
-    return LabelScores(*_table(total, continuations), sum(map(len, contexts)), truncated, contexts[0][:shared], max(1, largest))
+    return LabelScores(*_table(total, continuations), sum(map(len, contexts)), truncated, longest, contexts[0][:shared], max(1, largest))
 
 
 def continuation_log_probs(model, contexts, ends, keep, progress=None):
@@ -255,7 +257,7 @@ def _score_labels_seq2seq(model, tokenizer, prompts, sets, batch_size, progress)
 
     budget = PADDED_TOKENS[model.device.type] // max(map(len, ends))
     largest = _in_batches([len(row) for row in rows], batch_size, budget, work, progress)
-    return LabelScores(*_table(np.concatenate(scores), ends), sum(map(len, rows)), truncated, [], largest)
+    return LabelScores(*_table(np.concatenate(scores), ends), sum(map(len, rows)), truncated, max(map(len, rows)), [], largest)
 
 
 # -------------------------------------------------------------------------------------------------------------- generation
@@ -269,6 +271,7 @@ class Answers:
     ids: list  # [N] the new token ids, with the end-of-sequence token, to the end of the stop string
     prompt_tokens: int  # over all prompts
     truncated: int  # prompts that were cut on the left to fit the model's context
+    longest: int  # tokens of the longest prompt and max_new_tokens
     prefix: list  # as of LabelScores
     batch_size: int  # the most prompts of one batch
 
@@ -326,7 +329,7 @@ def generate(model, tokenizer, prompts, max_new_tokens=32, batch_size="auto", st
 
     lengths = [len(row) + max_new_tokens for row in rows]
     largest = _in_batches(lengths, batch_size, PADDED_TOKENS[model.device.type], work, progress, alike)
-    return Answers(texts, new, sum(map(len, rows)), truncated, rows[0][:shared] if decoder_only else [], largest)
+    return Answers(texts, new, sum(map(len, rows)), truncated, max(lengths), rows[0][:shared] if decoder_only else [], largest)
 
 
 def _prompt_ids(model, tokenizer, prompts, max_new_tokens, add_special_tokens):

@@ -208,7 +208,7 @@ def main(argv=None):
             # 5. adapt
             utils.set_seed(args.seed)  # the adapter begins the same in every repeat
             model = adapt(model, tokenizer, task, args)
-            run.row.update(load_seconds=loading.seconds, **models.size_columns(model, trained=True))
+            run.row.update(**training.load_columns(loading, given), **models.size_columns(model, trained=True))
             chat = training.uses_chat(args, task, tokenizer)
             learning_rate = args.learning_rate or LEARNING_RATES[args.method][task.kind != "classification"]
             callbacks = [allocate_ranks(model)] if args.method == "adalora" else []

@@ -143,7 +143,7 @@ def main(argv=None):
                 sizes = models.size_columns(model)
                 # 5. adapt: nothing to train; the demonstrations are in the prompt
                 model, merged = models.merge_adapter(model, args.merge_adapter)
-            run.row.update(load_seconds=loading.seconds, **sizes)
+            run.row.update(**loading.load_columns(), **sizes)
             if merged:
                 run.note(merged)
 

@@ -274,7 +274,7 @@ def main(argv=None):
             model = models.load_model(args.model, precision=args.precision, device=device, device_map=args.device_map, adapter=args.adapter,
                                       compute_dtype=args.compute_dtype, double_quant=args.double_quant,
                                       trust_remote_code=args.trust_remote_code)  # fmt: skip
-        run.row.update(load_seconds=loading.seconds, **models.size_columns(model))
+        run.row.update(**loading.load_columns(), **models.size_columns(model))
 
         # 5. adapt: nothing to train
         model, merged = models.merge_adapter(model, args.merge_adapter)

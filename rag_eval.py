@@ -500,7 +500,7 @@ def main(argv=None):
             with utils.measure() as loading:
                 reader = reader or (None if retrieval_only else Reader(args, device, task))
                 retriever = retriever or (retrieval.Retriever(args, device) if mode in SEARCHING else None)
-            run.row.update(load_seconds=loading.seconds, **(models.size_columns(reader.model) if reader else {}))
+            run.row.update(**loading.load_columns(), **(models.size_columns(reader.model) if reader else {}))
 
             # 5. adapt: build the index, or bring the one that was opened up to date
             relevant = [{} for _ in questions]
@@ -546,6 +546,8 @@ def main(argv=None):
             if reader and run.row.get("latency_ms_mean") is not None:
                 parts = sum(run.row.get(f"{name}_ms") or 0.0 for name in ("embed", "search", "rerank"))
                 run.row["generate_ms"] = run.row["latency_ms_mean"] - parts
+            if retriever:  # the generator's forecast, where there is one, and what retrieval holds besides
+                run.row["predicted_gb"] = (run.row.get("predicted_gb") or 0.0) + retriever.gb()
 
             # 7. row and report: written by leaving the block
 
@@ -643,6 +645,7 @@ def answers_of(run, args, reader, task, mode, texts, found, left_out, passages, 
     evaluation.record_answers(run, task, texts, spent, [ms for ms, _ in timed], extras)
     if found:
         evaluation.record_tokens(run, found, spent)
+        evaluation.predict(run, reader.model, found.batch_size, found.longest, "generated", len(found.prefix))
         evaluation.note_truncation(run, reader.room, 0, 0, found.truncated)
         run.row.update(ttft_ms=evaluation.median([t.ttft_ms for t in alone]), tpot_ms=evaluation.median([t.tpot_ms for t in alone]))
     if mode != "none":

@@ -523,6 +523,12 @@ class Retriever:
         opened = self._opened()
         self.index = opened if opened is not None else Index(self.embedder.get_embedding_dimension(), kind, args.metric, self._options())
 
+    def gb(self):
+        """GB of the embedder's weights, the reranker's and the index."""
+        modules = [self.embedder, self.reranker] if self.reranker else [self.embedder]
+        weights = sum(p.numel() * p.element_size() for module in modules for p in module.parameters())
+        return weights / utils.GB + (0.0 if self.index.kind == "none" else self.index.gb())
+
     def _options(self):
         return {name: getattr(self.args, name) for name in ("nlist", "nprobe", "hnsw_m", "ef_construction", "ef_search", "pq_m")}
 

@@ -111,6 +111,11 @@ def load_base(args, task, tokenizer, device, precision, name=None):
     )  # fmt: skip
 
 
+def load_columns(loading, given):
+    """The load cells of the row. Of several runs in one process none knows what the memory was before the model: it stays empty."""
+    return {**loading.load_columns(), **({"start_rss_gb": None} if given.repeats > 1 else {})}
+
+
 def own_copy(base, args, given):
     """A copy of the loaded model where more runs will begin from it, itself for the last one. given: main's own arguments."""
     gc.collect()  # what the run before held
@@ -393,6 +398,7 @@ def fit(model, tokenizer, data, args, run, device, learning_rate, callbacks=(), 
     checkpoint = last_checkpoint(run.dir) if run.resumed else None
     if run.resumed:
         run.note(f"resumed from {checkpoint.name if checkpoint else 'the start'}; train_seconds count the last process only")
+    predict(run, model, data, args, device)
     with utils.measure() as spent:
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     history = trainer.state.log_history
@@ -405,6 +411,24 @@ def fit(model, tokenizer, data, args, run, device, learning_rate, callbacks=(), 
         return reload(run.path("checkpoints") / "whole").eval()
     # without the autocast that mixed precision leaves on the model: it is scored as it will be loaded again
     return trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False).eval()
+
+
+def predict(run, model, data, args, device):
+    """predicted_gb: the forecast of this training's peak, from the configuration and the longest batch."""
+    import forecast
+
+    rows, precision = data.train, run.row["precision"]
+    responses = [sum(label != -100 for label in row["labels"]) for row in rows] if isinstance(rows[0]["labels"], list) else []
+    shape = forecast.Shape(
+        batch_size=min(args.batch_size, len(rows)), seq_len=max(len(row["input_ids"]) for row in rows),
+        head_tokens=1 + max(responses) if responses and getattr(data.collate, "partial_head", True) else 0,
+    )  # fmt: skip
+    adapter = next(iter(getattr(model, "peft_config", {}).values()), None)
+    run.row["predicted_gb"] = forecast.training(
+        model.config, forecast.kind_of(model), shape, precision=precision, peft_config=adapter, optimizer=args.optim,
+        mixed=args.fp16 or args.bf16, checkpointing=args.gradient_checkpointing, attention=args.attn_implementation or "sdpa",
+        device=device,
+    ).gb  # fmt: skip
 
 
 def _trainer_class(own_loss, seed):

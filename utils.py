@@ -109,6 +109,7 @@ RESULT_COLUMNS = [
     "peak_gpu_reserved_gb",
     "gpu_used_gb",
     "peak_rss_gb",
+    "start_rss_gb",
     "model_gb",
     "artifact_mb",
     "predicted_gb",
@@ -360,6 +361,10 @@ class Measurement:
     gpu_used_gb: float = None
     peak_rss_gb: float = None
     start_rss_gb: float = None
+
+    def load_columns(self):
+        """The cells of a results row that loading fills in; start_rss_gb: resident before the model, what a run's own need is above."""
+        return {"load_seconds": self.seconds, "start_rss_gb": self.start_rss_gb}
 
     def memory_columns(self):
         """The memory cells of a results row."""

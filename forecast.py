@@ -1,0 +1,293 @@
+"""How much memory a run needs, from the model's configuration alone: no weights are read, nothing is computed.
+
+The model is built on PyTorch's meta device, whose tensors have shapes but no data, and one forward pass over it is counted:
+every tensor that autograd saves for the backward pass, once for each storage. To that come the weights at their precision,
+the gradients, the optimizer's states and the key-value cache. What is left (libraries, the allocator's cache) is learned
+from rows that hold both `predicted_gb` and a measured peak (`calibrate`).
+
+torch and transformers are imported only in the functions that count, so that rows can be read without them.
+Units: bytes inside, GB (2**30 bytes) in what `Forecast.gb` and the rows say.
+"""
+
+import dataclasses
+import functools
+from dataclasses import dataclass
+
+import utils
+
+METHODS = ("full", "lora", "qlora", "int8_lora", "inference")
+# bytes an optimizer keeps for each trained parameter; AdamW's two moments have the parameter's own precision, Adafactor's are rows and
+# columns (Shazeer and Stern 2018), the eight-bit ones are Dettmers et al. 2021
+OPTIMIZER_BYTES = {"adamw_torch": 8, "adamw_torch_fused": 8, "adamw_8bit": 2, "paged_adamw_8bit": 2, "paged_adamw_32bit": 8,
+                   "adafactor": 0.1, "sgd": 0}  # fmt: skip
+# a quantized linear layer's bytes a parameter: int8 with a scale a row; nf4 with double-quantized scales, 4.127 bits (Dettmers et al. 2023)
+PACKED_BYTES = {"int8": 1.0, "nf4": 4.127 / 8}
+DTYPE_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
+MIN_ROWS = 5  # measured rows that a calibration needs
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """Bytes of each part of the peak."""
+
+    weights: float
+    gradients: float
+    optimizer: float
+    activations: float
+    kv_cache: float
+    transient: float  # logits and their gradient, a layer's weights put back to full precision
+
+    @property
+    def gb(self):
+        """GB at the peak: gradients grow while activations are given back, so that only the larger of the two counts."""
+        moving = max(self.activations + self.transient, self.gradients)
+        return (self.weights + self.optimizer + self.kv_cache + moving) / utils.GB
+
+    def parts_gb(self):
+        """{part: GB}."""
+        return {field.name: getattr(self, field.name) / utils.GB for field in dataclasses.fields(self)}
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What one step holds at once."""
+
+    batch_size: int
+    seq_len: int  # tokens of the longest row, prompt and answer
+    head_tokens: int = 0  # positions of a row that the language-model head projects; 0: all of them
+    cached_tokens: int = 0  # tokens in the key-value cache, over all rows
+
+
+# ------------------------------------------------------------------------------------------------------------ on the meta device
+
+
+def _saves_no_matrix(module, query, key, value, attention_mask=None, scaling=None, dropout=0.0, **options):
+    """Attention that keeps queries, keys, values and its output for the backward pass, and no matrix of scores (Dao et al. 2022)."""
+    import torch
+
+    class Attend(torch.autograd.Function):
+        @staticmethod
+        def forward(context, q, k, v):
+            out = torch.empty((*q.shape[:-1], v.shape[-1]), dtype=q.dtype, device=q.device)
+            context.save_for_backward(q, k, v, out)
+            return out.transpose(1, 2).contiguous()
+
+        @staticmethod
+        def backward(context, grad):
+            return None, None, None
+
+    groups = query.shape[1] // key.shape[1]
+    return Attend.apply(query, key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)), None
+
+
+@functools.cache
+def _register():
+    from transformers import AttentionInterface
+
+    AttentionInterface.register("saves_no_matrix", _saves_no_matrix)
+
+
+def meta_model(config, kind, dtype="fp32", peft_config=None, attention="sdpa"):
+    """The model of a configuration on the meta device, with the adapter of a peft configuration. kind: causal, seq2seq, classifier."""
+    import copy
+
+    import torch
+    from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoModelForSequenceClassification
+
+    import models
+
+    models.quiet()
+    _register()
+    config = copy.deepcopy(config)
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    loader = {"causal": AutoModelForCausalLM, "seq2seq": AutoModelForSeq2SeqLM, "classifier": AutoModelForSequenceClassification}[kind]
+    name = "eager" if attention == "eager" else "saves_no_matrix"
+    with torch.device("meta"):
+        try:
+            model = loader.from_config(config, dtype=models.torch_dtype(dtype), attn_implementation=name)
+        except ValueError as error:  # an architecture without attention functions to choose from
+            if "attn_implementation" not in str(error) and "does not support" not in str(error):
+                raise
+            model = loader.from_config(config, dtype=models.torch_dtype(dtype), attn_implementation="eager")
+        if peft_config is not None:
+            import peft
+
+            changes = {"inference_mode": False}
+            if getattr(peft_config, "prompt_tuning_init", None):
+                changes["prompt_tuning_init"] = peft.PromptTuningInit.RANDOM  # a text would want the tokenizer and the weights
+            model = peft.get_peft_model(model, dataclasses.replace(copy.deepcopy(peft_config), **changes))
+    return model
+
+
+def saved_bytes(model, shape, checkpointing=False):
+    """(bytes that autograd saves in one forward pass, those of the layer that saves most, bytes of the logits).
+
+    checkpointing: of each layer only its input is saved, and the layer computed again in the backward pass (Chen et al. 2016).
+    """
+    import torch
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
+    owned = {p.untyped_storage()._cdata for p in (*model.parameters(), *model.buffers())}
+    seen, layers, stack = {}, {}, []  # storage -> (bytes, the layer it belongs to); kept alive, so that no address comes twice
+
+    def pack(tensor):
+        storage = tensor.untyped_storage()
+        if storage._cdata not in owned:
+            seen.setdefault(storage._cdata, (storage, stack[-1] if stack else None))
+        return tensor
+
+    def enter(module, args, kwargs):
+        hidden = next(x for x in (*args, *kwargs.values()) if isinstance(x, torch.Tensor) and x.is_floating_point())
+        layers[id(module)] = hidden.numel() * hidden.element_size()
+        stack.append(id(module))
+
+    def leave(module, args, output):
+        stack.pop()
+
+    hooks = []
+    for module in model.modules():
+        if isinstance(module, GradientCheckpointingLayer):
+            hooks += [module.register_forward_pre_hook(enter, with_kwargs=True), module.register_forward_hook(leave)]
+    model.train()
+    ids = torch.zeros(shape.batch_size, shape.seq_len, dtype=torch.long, device="meta")
+    inputs = {"input_ids": ids}
+    head = _head_width(model)
+    if model.config.is_encoder_decoder:
+        inputs["decoder_input_ids"] = ids[:, : shape.head_tokens or shape.seq_len]
+    elif head and shape.head_tokens and shape.head_tokens < shape.seq_len:
+        inputs["logits_to_keep"] = shape.head_tokens
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        logits = model(**inputs).logits
+    for hook in hooks:
+        hook.remove()
+    by_layer = dict.fromkeys(layers, 0)
+    outside = 0
+    for storage, layer in seen.values():
+        if layer is None:
+            outside += storage.nbytes()
+        else:
+            by_layer[layer] += storage.nbytes()
+    largest = max(by_layer.values(), default=0)
+    inside = sum(layers.values()) + largest if checkpointing else sum(by_layer.values())
+    return outside + inside, largest, logits.numel() * logits.element_size()
+
+
+def kind_of(model):
+    """causal, seq2seq or classifier: how meta_model builds a model again."""
+    import models
+
+    name = type(models.base_model(model)).__name__
+    return "classifier" if "ForSequenceClassification" in name else "seq2seq" if model.config.is_encoder_decoder else "causal"
+
+
+def _head_width(model):
+    """Does its forward pass take logits_to_keep, and does no learned prompt stand before the text?"""
+    from shared_prefix import learns_prompt, takes
+
+    return takes(model, "logits_to_keep") and not learns_prompt(model)
+
+
+def weight_bytes(model, precision, compute="fp32"):
+    """(bytes of the weights, bytes of the largest linear layer in the precision that it computes in).
+
+    precision: int8 and nf4 pack the linear layers but for heads and adapters; the rest is as wide as `compute`.
+    """
+    import torch
+
+    import models
+
+    packed, largest = 0, 0
+    adapters = getattr(model, "peft_config", None) is not None
+    for name, module in model.named_modules():
+        plain = isinstance(module, torch.nn.Linear) and name.split(".")[-1] not in models.HEADS and "lora_" not in name
+        if plain and "modules_to_save" not in name:
+            packed += module.weight.numel()
+            largest = max(largest, module.weight.numel())
+    total = sum(p.numel() for p in model.parameters())
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad) if adapters else 0
+    if precision not in PACKED_BYTES:
+        return DTYPE_BYTES[precision] * (total - trained) + 4 * trained if adapters else DTYPE_BYTES[precision] * total, 0
+    width = DTYPE_BYTES[compute]
+    return PACKED_BYTES[precision] * packed + width * (total - packed - trained) + 4 * trained, width * largest
+
+
+def kv_bytes(config, tokens, width):
+    """Bytes of a key-value cache of so many tokens: keys and values of every layer. width: bytes of a number."""
+    text = config.get_text_config() if hasattr(config, "get_text_config") else config
+    heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
+    size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    return 2 * text.num_hidden_layers * heads * size * tokens * width
+
+
+def training(config, kind, shape, *, precision="fp32", peft_config=None, optimizer="adamw_torch", mixed=False, checkpointing=False,
+             attention="sdpa", device="cpu"):  # fmt: skip
+    """Forecast of the peak of training.
+
+    config: a transformers configuration; precision: of the weights in memory (fp32, bf16, int8, nf4); mixed: computes in 16 bits
+    over fp32 weights; attention: sdpa, eager or flash_attention_2; device: cpu or cuda.
+    """
+    compute = ("bf16" if device == "cuda" else "fp32") if precision in PACKED_BYTES else precision
+    text = config.get_text_config() if hasattr(config, "get_text_config") else config
+    drops = any(getattr(text, name, 0) for name in ("attention_probs_dropout_prob", "attention_dropout"))
+    if device == "cpu" and attention == "sdpa" and drops:
+        attention = "eager"  # torch's CPU kernel takes no dropout: the matrices are written out
+    model = meta_model(config, kind, "bf16" if mixed else compute, peft_config, attention)
+    activations, _, logits = saved_bytes(model, shape, checkpointing)
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    width = 4 if peft_config is not None or precision == "fp32" else DTYPE_BYTES[compute]
+    weights, unpacked = weight_bytes(model, precision, compute)
+    if mixed:  # the copies that autocast makes are kept for the backward pass
+        activations += 2 * sum(p.numel() for p in model.parameters())
+    return Forecast(weights, width * trained, OPTIMIZER_BYTES[optimizer] * trained * width / 4, activations, 0.0,
+                    2 * logits * (4 / DTYPE_BYTES["bf16" if mixed else compute]) + 2 * unpacked)  # fmt: skip
+
+
+def inference(config, kind, shape, *, precision="fp32", peft_config=None, device="cpu"):
+    """Forecast of the peak of scoring or generating: weights, the cache, what one layer holds, and the logits."""
+    compute = ("bf16" if device == "cuda" else "fp32") if precision in PACKED_BYTES else precision
+    model = meta_model(config, kind, compute, peft_config)
+    _, layer, logits = saved_bytes(model, shape)
+    weights, unpacked = weight_bytes(model, precision, compute)
+    cache = kv_bytes(config, shape.cached_tokens, DTYPE_BYTES[compute]) if shape.cached_tokens else 0.0
+    return Forecast(weights, 0.0, 0.0, layer, cache, 2 * logits * (4 / DTYPE_BYTES[compute]) + unpacked)
+
+
+# ------------------------------------------------------------------------------------------------------------------ calibration
+
+
+def measured_gb(row):
+    """GB that a row's run needed: the GPU's peak, or on a CPU the resident memory above that before the model; None unknown."""
+    gpu, peak, start = (utils.number(row.get(name)) for name in ("peak_gpu_gb", "peak_rss_gb", "start_rss_gb"))
+    if gpu is not None:
+        return gpu
+    return None if peak is None or start is None or peak <= start else peak - start
+
+
+def _phase(row):
+    return "training" if utils.number(row.get("train_seconds")) is not None else "inference"
+
+
+def known(rows, device, phase):
+    """[(predicted, measured)] in GB of the ok rows of one kind of device and phase (training, inference)."""
+    found = []
+    for row in rows:
+        predicted = utils.number(row.get("predicted_gb"))
+        if row["status"] in ("ok", "degenerate") and row["device"] == device and _phase(row) == phase and predicted:
+            found.append((predicted, measured_gb(row)))
+    return [(p, m) for p, m in found if m]
+
+
+def calibrate(pairs):
+    """(offset, factor), both at least 0, with measured = offset + factor * predicted, least squares of relative errors (scipy's nnls).
+
+    (0, 1) for fewer than MIN_ROWS pairs. The offset is what no configuration tells: libraries loaded late, the allocator's cache.
+    """
+    if len(pairs) < MIN_ROWS:
+        return 0.0, 1.0
+    import numpy as np
+    from scipy.optimize import nnls
+
+    predicted, measured = np.array(pairs).T
+    solution, _ = nnls(np.stack([1 / measured, predicted / measured], 1), np.ones(len(pairs)))
+    return float(solution[0]), float(solution[1])
