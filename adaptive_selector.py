@@ -1,43 +1,32 @@
-"""Which strategy, under these limits? Rules from memory, latency, labelled data, knowledge and accuracy; then what was measured.
+"""Which strategy, under these limits? From what was measured where it was; else from a model of the rows; else from rules of thumb.
 
-Each strategy is first checked against the limits: at which precision does it fit, are there labels for it? Those that fit are
-ranked by points, and every point has its reason. The best measured row of a strategy stands beside the rule, with a caution
-where that row breaks a limit. Says so where nothing fits, and what is nearest.
+It says which of the three it used. Rows are comparable where task and hardware are the same and the model is of a like size: of the
+configurations that keep the limits the best is taken, and of those that tie within the noise the cheapest. Where nothing keeps them, it
+says what is nearest and which limit to relax. With --forecast it predicts the memory of a run from the model's configuration alone.
 
     python adaptive_selector.py --memory_gb 8 --latency_ms 200 --data_size 5000 --knowledge_heavy --required_accuracy 0.9
+    python adaptive_selector.py --dataset assets/data/movie_reviews --latency_ms 100 --data_size 2000 --explain
     python adaptive_selector.py --memory_gb 24 --params_b 8 --data_size 300 --json
+    # does LoRA on this model fit the card, at which batch size?
+    python adaptive_selector.py --forecast --model assets/models/SmolLM2-135M-Instruct --method lora --seq_len 512 --memory_gb 8
 """
 
-import json
+import argparse
+import dataclasses
+import math
 from pathlib import Path
 
+import forecast
+import rows as table
+import rules
+import selection
 import utils
 
-# for each strategy, from the best precision to the smallest: GB per billion parameters, and GB besides. Full: 16 bytes a
-# parameter for weights, gradients and Adam's two moments (ZeRO, Rajbhandari et al. 2020). The others keep the weights only:
-# 4 bytes in fp32, 2 in bf16, about 1.1 in int8 and 0.7 in nf4 with their scales (Dettmers et al. 2022, 2023). Besides: room for
-# activations of short inputs, and for RAG an embedder and its index.
-WEIGHTS = {"fp32": 4.0, "bf16": 2.0, "int8": 1.1, "nf4": 0.7}
-NEEDS = {
-    "full_finetuning": ({"fp32": 16.0}, 1.0),
-    "peft": ({name: WEIGHTS[name] for name in ("fp32", "int8", "nf4")}, 1.5),
-    "prompting": (WEIGHTS, 0.5),
-    "rag": (WEIGHTS, 1.0),
-}
-BASELINES = ("no_retrieval", "random_passages", "gold_passage")  # variants of rag_eval.py that nobody would run as such
-MIN_LABELS = {"full_finetuning": 1000, "peft": 100}  # rules of thumb, not measured here
-NAMES = {
-    "full_finetuning": "full fine-tuning",
-    "peft": "LoRA fine-tuning",
-    "prompting": "prompting",
-    "rag": "retrieval-augmented generation",
-}
-COMMANDS = {
-    "full_finetuning": "python finetune.py --epochs 2 --batch_size 32",
-    "peft": "python peft_finetune.py --quantize {quantize} --rank 8 --epochs 2 --batch_size 32",
-    "prompting": "python prompt_eval.py --precision {precision} --k_shots {k} --calibrate {calibrate} --max_eval_samples 200",
-    "rag": "python rag_eval.py --precision {precision} --k 4 --max_eval_samples 60",
-}
+KINDS = ("classification", "qa", "instruction")
+UNITS = {"latency_ms": "latency to {:.0f} ms", "memory_gb": "memory to {:.2f} GB", "data_size": "labelled examples to {:.0f}",
+         "required_accuracy": "accuracy to {:.3f}"}  # fmt: skip
+TIGHT = 0.9  # of the memory: above it a forecast's error decides
+QUANTIZED = {"qlora": "nf4", "int8_lora": "int8"}
 
 
 def parse_args(argv=None):
@@ -48,166 +37,359 @@ def parse_args(argv=None):
     group.add_argument("--data_size", type=utils.whole_number, default=0, help="labelled examples (default: %(default)s)")
     group.add_argument("--knowledge_heavy", action="store_true", help="answers depend on facts that stand in documents")
     group.add_argument("--required_accuracy", type=utils.share, help="the score needed, from 0 to 1 (default: as good as it gets)")
+    group = parser.add_argument_group("goal")
+    group.add_argument("--prefer", choices=selection.PREFER, default="accuracy", help="of what keeps the limits (default: %(default)s)")
+    group.add_argument("--requests_per_day", type=utils.positive, default=1000.0, help="for costs and break-even (default: %(default)g)")
+    group.add_argument("--horizon_days", type=utils.positive, default=30.0, help="how long they will be asked (default: %(default)g)")
     group = parser.add_argument_group("task")
-    group.add_argument("--params_b", type=utils.positive, default=0.14, help="billions of parameters (default: %(default)s, SmolLM2-135M)")
+    group.add_argument("--task", choices=KINDS, help="(default: qa with --knowledge_heavy, else classification)")
+    group.add_argument("--params_b", type=utils.positive, help="billions of parameters of your model (default: any; 0.14 for the rules)")
+    group.add_argument(
+        "--tokens", type=utils.positive, help="of one example's prompt, for data that no row has measured (default: as the rows')"
+    )
     group.add_argument("--model", help="put into the command to run next (default: the script's own)")
-    group.add_argument("--dataset", help="put into the command to run next (default: the script's own)")
+    group.add_argument("--dataset", help="take the rows of this data set; put into the command to run next")
     parser.add_argument("--results", help="measured rows (default: results.csv, or sample_results.csv if there is none yet)")
+    parser.add_argument(
+        "--basis", choices=("auto", "rows", "model", "rules"), default="auto", help="decide from these alone (default: auto)"
+    )
     parser.add_argument("--json", action="store_true", help="print the decision as JSON")
-    return parser.parse_args(argv)
+    parser.add_argument("--explain", action="store_true", help="print the decision as a short text for people who do not run scripts")
+    group = parser.add_argument_group("memory forecast")
+    group.add_argument("--forecast", action="store_true", help="predict the memory of a run of --model; does it fit --memory_gb?")
+    group.add_argument("--method", choices=forecast.METHODS, default="lora", help="(default: %(default)s)")
+    group.add_argument("--batch_size", type=utils.positive_int, default=8, help="(default: %(default)s)")
+    group.add_argument("--seq_len", type=utils.positive_int, default=512, help="tokens of the longest row (default: %(default)s)")
+    group.add_argument("--new_tokens", type=utils.whole_number, default=32, help="inference: tokens to be generated (default: %(default)s)")
+    group.add_argument("--rank", type=utils.positive_int, default=8, help="of LoRA (default: %(default)s)")
+    group.add_argument("--target_modules", default="auto", help="of LoRA, as in peft_finetune.py (default: %(default)s)")
+    group.add_argument("--weights", choices=("fp32", "bf16", "fp16"), default="fp32", help="precision of the base (default: %(default)s)")
+    group.add_argument("--mixed", action="store_true", help="trained with --bf16 or --fp16 mixed precision")
+    group.add_argument("--gradient_checkpointing", action="store_true", help="compute activations again in the backward pass")
+    group.add_argument("--attn_implementation", choices=("sdpa", "eager", "flash_attention_2"), default="sdpa", help="(default: sdpa)")
+    group.add_argument("--optim", choices=tuple(forecast.OPTIMIZER_BYTES), default="adamw_torch", help="(default: %(default)s)")
+    group.add_argument("--n_labels", type=utils.positive_int, default=2, help="of a classification head (default: %(default)s)")
+    group.add_argument("--device", choices=("cpu", "cuda"), help="(default for a forecast: cuda; for a decision: any)")
+    args = parser.parse_args(argv)
+    if args.forecast and not args.model:
+        parser.error("--forecast needs --model, a hub name or a folder")
+    if args.json and args.explain:
+        parser.error("--json is for scripts, --explain for people; give one of them")
+    args.task = args.task or ("qa" if args.knowledge_heavy else "classification")
+    return args
 
 
-# --------------------------------------------------------------------------------------------------------------- the rules
+def limits_of(args):
+    return selection.Limits(
+        args.memory_gb, args.latency_ms, args.data_size, args.required_accuracy, args.requests_per_day * args.horizon_days
+    )
 
 
-def needed_gb(strategy, precision, params_b):
-    """GB that a strategy needs for a model of `params_b` billion parameters, by rule of thumb."""
-    per_billion, besides = NEEDS[strategy]
-    return per_billion[precision] * params_b + besides
+# ---------------------------------------------------------------------------------------------------- from comparable rows
 
 
-def best_precision(strategy, args):
-    """The best precision at which a strategy fits the memory; its smallest where none does."""
-    precisions = list(NEEDS[strategy][0])
-    fits = [p for p in precisions if args.memory_gb is None or needed_gb(strategy, p, args.params_b) <= args.memory_gb]
-    return fits[0] if fits else precisions[-1]
+def comparable(kept, args):
+    """(Panel, Candidates) of the rows of this task, data set, hardware and model size; (None, why there are none)."""
+    wanted = [row for row in kept if table.task_kind(row) == args.task]
+    if args.device:
+        wanted = [row for row in wanted if row["device"] == args.device]
+    if args.dataset:
+        wanted = [row for row in wanted if Path(row["dataset"]).name == Path(args.dataset).name]
+    if not wanted:
+        return None, f"no row measures {args.task}" + (f" on {Path(args.dataset).name}" if args.dataset else "")
+    if args.params_b:
+        near = [
+            row for row in wanted if 1 / selection.NEAR <= (table.value(row, "total_params") or 0) / (args.params_b * 1e9) <= selection.NEAR
+        ]
+        if not near:
+            sizes = sorted({(table.value(row, "total_params") or 0) / 1e9 for row in wanted})
+            return None, f"the rows have models of {sizes[0]:.2g} to {sizes[-1]:.2g} billion parameters, not near {args.params_b:g}"
+        wanted = near
+    groups = {panel: selection.measured(table.configurations(members)) for panel, members in table.panels(wanted).items()}
+    panel = max(groups, key=lambda p: len(groups[p]))
+    return (panel, groups[panel]) if groups[panel] else (None, "the rows hold baselines only")
 
 
-def obstacles(strategy, args):
-    """What stands against a strategy under these limits: a list of (how far over, relative, sentence), empty where it fits."""
-    found, precision = [], best_precision(strategy, args)
-    need = needed_gb(strategy, precision, args.params_b)
-    if args.memory_gb is not None and need > args.memory_gb:
-        found.append((need / args.memory_gb - 1, f"needs about {need:.1f} GB ({precision}), {args.memory_gb:g} GB are there"))
-    wanted = MIN_LABELS.get(strategy, 0)
-    if args.data_size < wanted:
-        found.append((1 - args.data_size / wanted, f"wants {wanted} labelled examples or more, there are {args.data_size}"))
-    return found
+def from_rows(panel, candidates, args):
+    """The decision from measured candidates, as a dict."""
+    limits = limits_of(args)
+    choice, ties, kept = selection.choose(candidates, limits, args.prefer)
+    near, relaxed = (None, []) if choice else selection.nearest(candidates, limits)
+    others = [c for c in kept if c is not choice]
+    cautions = []
+    if choice and args.required_accuracy is not None and choice.score - 1.96 * choice.score_error < args.required_accuracy:
+        cautions.append(f"its 95 % interval reaches below the {args.required_accuracy:g} needed")
+    if choice and choice.majority is not None and choice.score - 1.96 * choice.score_error <= choice.majority:
+        cautions.append(f"it is not shown to be above always answering the commonest class, {choice.majority:.3f}")
+    if len(candidates) == 1:
+        cautions.append("nothing else was measured to compare it with")
+    return {"basis": "rows", "data": panel.data, "metric": panel.metric, "n": int(panel.n_eval),
+            "hardware": panel.device, "considered": len(candidates), "choice": choice, "ties": ties, "others": others,
+            "nearest": near, "relaxed": relaxed, "cautions": cautions,
+            "over": [text for *_, text in selection.obstacles(near, limits)] if near else []}  # fmt: skip
 
 
-def points(strategy, args):
-    """[(points, reason)] for one strategy that fits."""
-    trained, precision, found = strategy in MIN_LABELS, best_precision(strategy, args), []
-    if args.knowledge_heavy:
-        if strategy == "rag":
-            found.append((8, "the answers depend on documents: retrieval brings the facts, and follows them when they change"))
-        else:
-            found.append((-3, "it does not bring the facts that the answers depend on"))
-    elif strategy == "rag":
-        found.append((-3, "the task needs no documents, so retrieval only adds latency"))
-    if trained:
-        found.append((3 if args.data_size >= 1000 else 2, f"{args.data_size} labelled examples are enough to train on"))
-    if strategy == "peft":
-        found.append((1, "an adapter is a few MB to store, and the base stays as it is"))
-    if strategy == "full_finetuning" and args.data_size >= 5000:
-        found.append((1.5, "with this much data, training every weight has the edge"))
-    if args.required_accuracy is not None and args.required_accuracy >= 0.8:
-        if trained:
-            found.append((2, f"{args.required_accuracy:g} is a high bar, and training on labelled examples is the usual way over it"))
-        elif strategy == "prompting" and 8 <= args.data_size < 100:
-            found.append((0.5, "with so few labels, a calibrated few-shot prompt is the likeliest way to the accuracy"))
-    if args.latency_ms is not None and args.latency_ms < 500:
-        if trained:
-            found.append((1, f"no demonstrations in the prompt: the shortest input there is, for {args.latency_ms:g} ms"))
-        elif strategy == "rag":
-            found.append((-1, f"retrieved passages lengthen the prompt, {args.latency_ms:g} ms are tight"))
-    if strategy == "prompting":
-        found.append((1, "nothing to train, an answer today"))
-    if precision in ("int8", "nf4"):
-        found.append((-0.5, f"only {precision} weights fit the memory, which costs some accuracy; measure the speed"))
-    return found
+# ----------------------------------------------------------------------------------------------------- from a model of the rows
 
 
-def decide(args):
-    """(ranked [(strategy, points, reasons)], {strategy: obstacles}); ranked holds only what fits, the best first."""
-    against = {name: obstacles(name, args) for name in NEEDS}
-    ranked = []
-    for name in NEEDS:
-        if not against[name]:
-            found = points(name, args)
-            ranked.append((name, sum(p for p, _ in found), [reason for _, reason in sorted(found, reverse=True)]))
-    return sorted(ranked, key=lambda item: -item[1]), {name: found for name, found in against.items() if found}
+def from_model(kept, args):
+    """(the decision from predictions for configurations like those measured, None) or (None, why the model refuses)."""
+    tokens = selection.prompt_tokens(kept)
+    try:
+        predictor = selection.Predictor(selection.groups_of(kept), tokens)
+    except utils.UserError as error:
+        return None, str(error)
+    alike = [(c, s) for _, c, s in predictor.known if s.kind == args.task]
+    if args.device:
+        alike = [(c, s) for c, s in alike if c["device"] == args.device]
+    specs, refused = {}, []
+    for configuration, known in alike:
+        known = dataclasses.replace(known, tokens=args.tokens or known.tokens)
+        if args.params_b:
+            scale = args.params_b * 1e9 / known.params
+            known = dataclasses.replace(known, params=args.params_b * 1e9, predicted_gb=known.predicted_gb and known.predicted_gb * scale)
+        why = predictor.refusal(known)
+        refused += [why] if why else []
+        if not why:
+            specs.setdefault(known, configuration)
+    if not specs:
+        return None, f"the model does not reach so far: {refused[0]}" if refused else f"no row measures {args.task}"
+    candidates = [predictor.candidate(known, configuration.name, configuration) for known, configuration in specs.items()]
+    choice, probability, others = selection.choose_predicted(candidates, limits_of(args), args.prefer)
+    near = None if choice else max(candidates, key=lambda c: selection.chance(c, limits_of(args)))
+    sure = f"it keeps the limits with a probability of about {probability:.0%}"
+    return {"basis": "model", "considered": len(candidates), "choice": choice, "ties": [], "others": others, "nearest": near, "relaxed": [],
+            "metric": "score", "cautions": [f"predicted, not measured: {sure}"] if choice else [],
+            "over": [] if choice else [sure]}, None  # fmt: skip
 
 
-def command(strategy, args):
-    """The command to run next."""
-    few, precision = args.data_size >= 8, best_precision(strategy, args)
-    line = COMMANDS[strategy].format(k=8 if few else 0, calibrate="batch" if few else "none", precision=precision,
-                                     quantize="none" if precision == "fp32" else precision)  # fmt: skip
-    model_flag = "--gen_model" if strategy == "rag" else "--model"
-    return line + (f" {model_flag} {args.model}" if args.model else "") + (f" --dataset {args.dataset}" if args.dataset else "")
+# ----------------------------------------------------------------------------------------------------------------- from rules
 
 
-# ------------------------------------------------------------------------------------------------------------ measured rows
+def from_rules(args):
+    """The decision from the rules of thumb, as a dict of the same keys as far as they make sense."""
+    known = argparse.Namespace(**{**vars(args), "params_b": args.params_b or 0.14})
+    ranked, against = rules.decide(known)
+    near = None if ranked else min(against, key=lambda name: max(over for over, _ in against[name]))
+    choice, _, reasons = ranked[0] if ranked else (None, 0, [])
+    cautions = [f"its {what} was not checked: rules cannot know it" for what, limit in
+                (("latency", args.latency_ms), ("score", args.required_accuracy)) if limit is not None and choice]  # fmt: skip
+    return {"basis": "rules", "choice": choice, "precision": rules.best_precision(choice, known) if choice else None, "reasons": reasons,
+            "runner_up": ranked[1][0] if len(ranked) > 1 else None, "cautions": cautions, "nearest": near,
+            "rejected": {name: [text for _, text in found] for name, found in against.items()},
+            "command": rules.command(choice, known) if choice else None}  # fmt: skip
 
 
-def best_row(rows, strategy, args):
-    """The ok row that measures a strategy, the best score first among those within the latency limit; None without any."""
-
-    def order(row):
-        slow = args.latency_ms is not None and row["latency_ms_p50"] and utils.number(row["latency_ms_p50"]) > args.latency_ms
-        large = args.memory_gb is not None and (peak_gb(row) or 0) > args.memory_gb
-        return not slow and not large, utils.number(row["score"])
-
-    fits = [
-        row
-        for row in rows
-        if row["strategy"] == strategy and row["status"] == "ok" and row["score"]
-        and row["metric"] != "ndcg_at_10" and row["variant"] not in BASELINES
-    ]  # fmt: skip
-    return max(fits, key=order, default=None)
+# -------------------------------------------------------------------------------------------------------------------- the answer
 
 
-def peak_gb(row):
-    """The measured peak: the GPU's where there was one, else the process' resident memory."""
-    return utils.number(row["peak_gpu_gb"] or row["peak_rss_gb"])
+def decide(kept, args):
+    """(decision, [why an earlier basis was not used])."""
+    reasons = []
+    if args.basis in ("auto", "rows"):
+        panel, found = comparable(kept, args)
+        if panel is not None:
+            return from_rows(panel, found, args), reasons
+        reasons.append(found)
+    if args.basis in ("auto", "model"):
+        decision, why = from_model(kept, args)
+        if decision:
+            return decision, reasons
+        reasons.append(why)
+    if args.basis in ("auto", "rules"):
+        return from_rules(args), reasons
+    raise utils.UserError(f"--basis {args.basis}: {'; '.join(reasons)}")
 
 
-def describe(row, path):
-    """One sentence about a measured row."""
-    if row is None:
-        return f"not measured yet in {path}"
-    latency = f", {utils.number(row['latency_ms_p50']):.0f} ms a request" if row["latency_ms_p50"] else ""
-    score = f"{row['metric']} {utils.number(row['score']):.3f}"
-    return (f"measured in {path}: {score} with {Path(row['model']).name} on {row['n_eval']} examples of "
-            f"{row['dataset']}{latency}, {row['device_name']}")  # fmt: skip
+def break_even(decision, args):
+    """A sentence on what training costs against longer prompts; None where the choice and the others leave nothing to weigh."""
+    choice = decision["choice"]
+    trained = [c for c in [choice, *decision["others"]] if c.train_seconds]
+    plain = [c for c in [choice, *decision["others"]] if not c.train_seconds]
+    if not trained or not plain:
+        return None
+    first, second = (choice, plain[0]) if choice.train_seconds else (trained[0], choice)
+    found = selection.break_even(first, second, args.requests_per_day)
+    if found is None:
+        never = f"Training {first.name} ({first.train_seconds:.0f} s) is never paid back in time"
+        return f"{never}: its answers are not faster than those of {second.name}."
+    requests, days = found
+    planned = limits_of(args).requests
+    saved = (second.cost_seconds(planned) - first.cost_seconds(planned)) / 3600
+    sooner = second.latency_ms - first.latency_ms
+    longer = first.train_seconds - second.train_seconds
+    text = (f"{first.name} takes {longer:.0f} s more to train than {second.name} and answers {sooner:.0f} ms "
+            f"sooner: paid back after {math.ceil(requests):,} requests, {days:.2g} days at {args.requests_per_day:g} a day")  # fmt: skip
+    return f"{text}; over {args.horizon_days:g} days it {'saves' if saved > 0 else 'loses'} {abs(saved):.1f} machine hours."
 
 
-def cautions(row, args):
-    """Which limits the choice may break: rules cannot know latency and score, which depend on model, task and hardware."""
-    found = []
-    if args.latency_ms is not None:
-        if not row or not row["latency_ms_p50"]:
-            found.append("its latency was not checked, there is no measured row")
-        elif utils.number(row["latency_ms_p50"]) > args.latency_ms:
-            found.append(
-                f"the measured row took {utils.number(row['latency_ms_p50']):.0f} ms a request, over the limit of {args.latency_ms:g} ms"
+def words(candidate, metric):
+    """A candidate in a line."""
+    parts = [f"{metric} {candidate.score:.3f} ± {1.96 * candidate.score_error:.3f}"]
+    parts += [f"{candidate.latency_ms:.0f} ms a request"] if candidate.latency_ms is not None else []
+    parts += [f"{candidate.memory_gb:.2f} GB"] if candidate.memory_gb is not None else []
+    parts += [f"{candidate.labels:.0f} labelled examples"] if candidate.labels else []
+    parts += [f"{candidate.train_seconds:.0f} s of training"] if candidate.train_seconds else []
+    return f"{candidate.name}: {', '.join(parts)}"
+
+
+def tell(decision, reasons, source, skipped, args):
+    """Print the decision."""
+    if decision["basis"] == "rows":
+        where = f"{decision['data']}, n = {decision['n']}, {decision['hardware']} ({source})"
+        print(f"Decided from rows: {decision['considered']} configurations measured on {where}")
+    elif decision["basis"] == "model":
+        print(f"Decided by a model of the rows in {source} ({'; '.join(reasons)}): {decision['considered']} configurations predicted")
+    else:
+        print("Decided by rules of thumb" + (f" ({'; '.join(reasons)})" if reasons else ""))
+    if skipped:
+        statuses = sorted({why.split(":")[0] for _, why in skipped})
+        print(f"  {len(skipped)} rows not used ({'; '.join(statuses)[:160]})")
+    if decision["basis"] == "rules":
+        return tell_rules(decision)
+    if decision["choice"] is None:
+        print(f"Nothing fits. The nearest is {words(decision['nearest'], decision['metric'])}; {', '.join(decision['over'])}")
+        if decision["relaxed"]:
+            print(f"Something fits if you relax {' or '.join(UNITS[name].format(value) for name, value in decision['relaxed'])}")
+        thumb = from_rules(args)
+        if thumb["choice"]:
+            print(f"Not measured here, but what rules of thumb would try: {rules.NAMES[thumb['choice']]}; {thumb['command']}")
+        return None
+    print(f"Choice: {words(decision['choice'], decision['metric'])}")
+    for text in decision["cautions"]:
+        print(f"  - CAUTION: {text}")
+    if decision["ties"]:
+        names = "; ".join(c.name for c in decision["ties"][:6])
+        print(f"  - it costs least among {len(decision['ties']) + 1} that tie within the noise; the others: {names}")
+    for other in decision["others"][:3]:
+        print(f"Next: {words(other, decision['metric'])}")
+    found = break_even(decision, args)
+    if found:
+        print(f"Break-even: {found}")
+    configuration = decision["choice"].configuration
+    print(f"Rows used: {' '.join(row['run_id'] for row in configuration.rows)}")
+    print(f"Run {'it again' if decision['basis'] == 'rows' else 'next'}: {table.command(configuration.rows[0])}")
+
+
+def tell_rules(decision):
+    if decision["choice"]:
+        print(f"Choice: {rules.NAMES[decision['choice']]}, {decision['precision']} weights")
+        print("".join(f"  - {reason}\n" for reason in decision["reasons"]), end="")
+        print("".join(f"  - CAUTION: {text}\n" for text in decision["cautions"]), end="")
+        if decision["runner_up"]:
+            print(f"Runner-up: {rules.NAMES[decision['runner_up']]}")
+    else:
+        near = decision["nearest"]
+        print(f"Nothing fits. The nearest is {rules.NAMES[near]}, which {' and '.join(decision['rejected'][near])}.")
+    for name, found in decision["rejected"].items():
+        print(f"Ruled out: {rules.NAMES[name]}, which {' and '.join(found)}")
+    if decision["choice"]:
+        print(f"Run next: {decision['command']}")
+
+
+def explain(decision, args):
+    """The decision as a short text that a manager can read."""
+    wanted = [text for text in (
+        f"at most {args.latency_ms:g} ms an answer" if args.latency_ms else "",
+        f"at most {args.memory_gb:g} GB of memory" if args.memory_gb else "",
+        f"{args.data_size:,} labelled examples",
+        f"a score of {args.required_accuracy:g} or better" if args.required_accuracy else "") if text]  # fmt: skip
+    said = [f"You asked for {args.task} with {', '.join(wanted)}."]
+    if decision["basis"] == "rules":
+        said.append("Nothing comparable has been measured yet, so this is experience, not evidence.")
+        said.append(f"Begin with {rules.NAMES[decision['choice']]}: {decision['reasons'][0]}." if decision["choice"] else
+                    f"Nothing fits; the nearest is {rules.NAMES[decision['nearest']]}.")  # fmt: skip
+        said.append(
+            f"Measure it before you decide: {decision['command']}"
+            if decision["choice"]
+            else "More memory or more labelled examples would change that."
+        )
+    elif decision["choice"] is None:
+        near = f"{decision['nearest'].name}, {', '.join(decision['over'])}"
+        said.append(f"None of the {decision['considered']} ways that were tried keeps all of that. The nearest is {near}.")
+        if decision["relaxed"]:
+            said.append(
+                f"It becomes possible if you relax {' or '.join(UNITS[name].format(value) for name, value in decision['relaxed'])}."
             )
-    if row and args.memory_gb is not None and (peak_gb(row) or 0) > args.memory_gb:
-        found.append(f"the measured row needed {peak_gb(row):.1f} GB, over the limit of {args.memory_gb:g} GB")
-    if args.required_accuracy is not None:
-        if row and row["metric"] != "accuracy":
-            found.append(f"its accuracy was not checked, the measured row has {row['metric']} {utils.number(row['score']):.3f}")
-        elif not row:
-            found.append("its accuracy was not checked, there is no measured row")
-        elif utils.number(row["score"]) < args.required_accuracy:
-            found.append(
-                f"the measured row reached {row['metric']} {utils.number(row['score']):.3f}, short of the {args.required_accuracy:g} needed"
-            )
-    return found
+    else:
+        choice, how = decision["choice"], "measured" if decision["basis"] == "rows" else "predicted from other tasks"
+        takes = f", and an answer takes {choice.latency_ms:.0f} ms" if choice.latency_ms else ""
+        score = f"{choice.score:.2f}, give or take {1.96 * choice.score_error:.2f}"
+        said.append(f"Of {decision['considered']} ways, we suggest {choice.name}. Its {how} {decision['metric']} is {score}{takes}.")
+        if decision["ties"]:
+            said.append(f"{len(decision['ties'])} others score about as well, so the one that costs least to run was taken.")
+        said += [found for found in [break_even(decision, args)] if found]
+        said += [f"Note: {text}." for text in decision["cautions"]]
+    print("\n".join(said))
 
 
-def prefer_measured(ranked, best, args):
-    """Put another strategy first where the first one's measured row breaks a limit that the other's keeps, on the same examples."""
-    if not ranked or not cautions(best[ranked[0][0]], args):
-        return ranked
-    first = best[ranked[0][0]]
-    for i, (name, total, reasons) in enumerate(ranked[1:], start=1):
-        row = best[name]
-        if first and row and row["eval_id"] == first["eval_id"] and not cautions(row, args):
-            why = f"{NAMES[ranked[0][0]]} ranks higher by the rules, but its measured row breaks a limit that this one's keeps"
-            return [(name, total, [why, *reasons]), *ranked[:i], *ranked[i + 1 :]]
-    return ranked
+def as_json(decision, reasons, args):
+    """The decision with nothing but JSON's own types."""
+    if decision["basis"] == "rules":
+        return {**decision, "not_used": reasons}
+    choice = decision["choice"]
+    return {**decision, "choice": choice.strategy if choice else None, "configuration": selection.as_json(choice),
+            "ties": [c.name for c in decision["ties"]], "others": [selection.as_json(c) for c in decision["others"][:10]],
+            "nearest": selection.as_json(decision["nearest"]), "relaxed": dict(decision["relaxed"]), "not_used": reasons,
+            "break_even": break_even(decision, args) if choice else None}  # fmt: skip
+
+
+# -------------------------------------------------------------------------------------------------------------------- forecast
+
+
+def forecast_of(config, kind, args, batch_size):
+    """The forecast.Forecast of the run that the flags describe."""
+    precision = QUANTIZED.get(args.method, args.weights)
+    if args.method == "inference":
+        total = args.seq_len + args.new_tokens
+        shape = forecast.Shape(batch_size, args.seq_len, 1 if kind == "causal" else 0, batch_size * total if kind != "classifier" else 0)
+        return forecast.inference(config, kind, shape, precision=precision, device=args.device)
+    adapter = forecast.lora(config, kind, args.rank, args.target_modules) if args.method != "full" else None
+    return forecast.training(config, kind, forecast.Shape(batch_size, args.seq_len), precision=precision, peft_config=adapter,
+                             optimizer=args.optim, mixed=args.mixed, checkpointing=args.gradient_checkpointing,
+                             attention=args.attn_implementation, device=args.device)  # fmt: skip
+
+
+def tell_forecast(args, all_rows, source):
+    """Print the parts of the peak, whether it fits, and the largest batch that does."""
+    args.device = args.device or "cuda"
+    config, kind = forecast.configuration(args.model, args.task == "classification" and args.method != "inference", args.n_labels)
+    found = forecast_of(config, kind, args, args.batch_size)
+    pairs = forecast.known(all_rows, args.device, "inference" if args.method == "inference" else "training")
+    offset, factor = forecast.calibrate(pairs)
+    enough = len(pairs) >= forecast.MIN_ROWS
+
+    def total(batch_size):
+        return offset + factor * forecast_of(config, kind, args, batch_size).gb
+
+    needed = offset + factor * found.gb
+    verdict = None
+    if args.memory_gb:
+        verdict = "fits" if needed <= TIGHT * args.memory_gb else "tight" if needed <= args.memory_gb else "does not fit"
+    largest = forecast.largest_batch(total, args.memory_gb) if args.memory_gb else None
+    if args.json:
+        return print(selection.dumps({"model": args.model, "method": args.method, "device": args.device, "batch_size": args.batch_size,
+                                      "seq_len": args.seq_len, "parts_gb": found.parts_gb(), "configuration_gb": found.gb,
+                                      "predicted_gb": needed, "calibrated_on_rows": len(pairs) if enough else 0, "verdict": verdict,
+                                      "largest_batch": largest}))  # fmt: skip
+    print(f"{args.method} of {Path(args.model).name} on {args.device}, batch {args.batch_size} x {args.seq_len} tokens")
+    for name, gb in found.parts_gb().items():
+        print(f"  {name:12} {gb:8.3f} GB")
+    print(f"  {'peak':12} {found.gb:8.3f} GB (gradients take the place that activations give back)")
+    if enough:
+        print(f"  {'calibrated':12} {needed:8.3f} GB: {offset:.2f} + {factor:.2f} x peak, from {len(pairs)} measured rows in {source}")
+    else:
+        print(
+            f"  not calibrated: {len(pairs)} rows on {args.device} hold both a forecast and a measured peak, {forecast.MIN_ROWS} are wanted"
+        )
+    if verdict:
+        limit = (
+            f"largest batch that fits {args.memory_gb:g} GB: {largest}"
+            if largest
+            else f"not even a batch of one fits {args.memory_gb:g} GB"
+        )
+        print(f"{verdict}: {needed:.2f} of {args.memory_gb:g} GB; {limit}")
+    return None
 
 
 @utils.clean_exit
@@ -215,38 +397,22 @@ def main(argv=None):
     # 1. settings
     args = parse_args(argv)
     path = args.results or next((name for name in ("results.csv", "sample_results.csv") if Path(name).is_file()), None)
-    rows = utils.read_results(path) if path else []
+    found = utils.read_results(path) if path else []
+    if args.forecast:
+        return tell_forecast(args, found, path)
 
     # 2. decide
-    ranked, against = decide(args)
-    best = {name: best_row(rows, name, args) for name in NEEDS}
-    ranked = prefer_measured(ranked, best, args)
-    nearest = None if ranked else min(against, key=lambda name: max(over for over, _ in against[name]))
-    choice, _, reasons = ranked[0] if ranked else (None, 0, [])
-    runner_up = ranked[1][0] if len(ranked) > 1 else None
-    measured = {name: describe(best[name], path) if path else "no results file yet" for name in (choice, runner_up) if name}
-    warned = cautions(best[choice], args) if choice else []
-    rejected = {name: [text for _, text in found] for name, found in against.items()}
+    kept, skipped = table.select(found)
+    decision, reasons = decide(kept, args)
 
     # 3. report
     if args.json:
-        decision = {"choice": choice, "precision": best_precision(choice, args) if choice else None, "reasons": reasons, "cautions": warned,
-                    "runner_up": runner_up, "measured": measured, "command": command(choice, args) if choice else None,
-                    "nearest": nearest, "rejected": rejected}  # fmt: skip
-        print(json.dumps(decision, indent=2))
-        return
-    if ranked:
-        print(f"Choice: {NAMES[choice]}, {best_precision(choice, args)} weights")
-        print("".join(f"  - {reason}\n" for reason in reasons) + f"  - {measured[choice]}")
-        print("".join(f"  - CAUTION: {text}\n" for text in warned), end="")
-        if runner_up:
-            print(f"Runner-up: {NAMES[runner_up]}, {best_precision(runner_up, args)} weights; {measured[runner_up]}")
+        print(selection.dumps(as_json(decision, reasons, args)))
+    elif args.explain:
+        explain(decision, args)
     else:
-        print(f"Nothing fits. The nearest is {NAMES[nearest]}, which {' and '.join(rejected[nearest])}.")
-    for name, found in rejected.items():
-        print(f"Ruled out: {NAMES[name]}, which {' and '.join(found)}")
-    if ranked:
-        print(f"Run next: {command(choice, args)}")
+        tell(decision, reasons, path, skipped, args)
+    return None
 
 
 if __name__ == "__main__":

@@ -291,3 +291,45 @@ def calibrate(pairs):
     predicted, measured = np.array(pairs).T
     solution, _ = nnls(np.stack([1 / measured, predicted / measured], 1), np.ones(len(pairs)))
     return float(solution[0]), float(solution[1])
+
+
+# -------------------------------------------------------------------------------------------------------------- for a person's flags
+
+
+def configuration(model, classify, n_labels, trust_remote_code=False):
+    """(transformers configuration, kind) of a model's name; classify: with a classification head, as encoders always have here."""
+    from transformers import AutoConfig
+
+    import models
+
+    models.check_names({"--model": model})
+    kind = models.model_kind(model, trust_remote_code)
+    config = AutoConfig.from_pretrained(model, trust_remote_code=trust_remote_code)
+    if classify or kind in ("encoder", "classifier"):
+        config.num_labels, kind = n_labels, "classifier"
+        config.pad_token_id = config.pad_token_id if getattr(config, "pad_token_id", None) is not None else 0
+    return config, kind
+
+
+def lora(config, kind, rank, target_modules="auto"):
+    """The peft configuration of LoRA on the layers that peft_finetune.py would take."""
+    import peft
+
+    import models
+
+    bare = meta_model(config, kind)
+    task = {"causal": "CAUSAL_LM", "seq2seq": "SEQ_2_SEQ_LM", "classifier": "SEQ_CLS"}[kind]
+    return peft.LoraConfig(task_type=task, r=rank, target_modules=models.target_modules(bare, target_modules))
+
+
+def largest_batch(total, memory_gb, most=4096):
+    """The largest batch size whose `total(batch size)` GB stays within memory_gb, 0 where not even one example fits."""
+    if total(1) > memory_gb:
+        return 0
+    low, high = 1, 2
+    while high <= most and total(high) <= memory_gb:
+        low, high = high, 2 * high
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if total(middle) <= memory_gb else (low, middle)
+    return low

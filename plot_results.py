@@ -1,16 +1,19 @@
-"""Charts of the results CSV: score bars with 95 % intervals, and score against latency; prints the rows as a table.
+"""Charts and a report of the results CSV; paired tests of two runs; export for SQL and JSON.
 
-Rows are drawn together only where their evaluation examples (eval_id) and metric are the same; each such group is one panel.
+Rows are drawn together only where their evaluation examples (eval_id), metric and hardware are the same; each such group is one
+panel. Runs that differ in their seeds alone are one configuration, drawn as mean and spread. What is left out is said, and why.
 
     python plot_results.py                         # results.csv, or sample_results.csv if there is none yet
-    python plot_results.py --results mine.csv --output_dir charts
+    python plot_results.py --results mine.csv --output_dir charts --report RESULTS.md
     python plot_results.py --compare runs/RUN_A runs/RUN_B     # a paired test on the examples that both have seen
+    python plot_results.py --export results.db && sqlite3 results.db "SELECT variant, score FROM results ORDER BY score"
 """
 
 import json
 from pathlib import Path
 
-import metrics
+import report
+import rows as table
 import utils
 
 # the columns of the printed table; one that is empty in all rows of a panel is left out there
@@ -20,232 +23,327 @@ COLUMNS = (
     "accepted_length", "greedy_agreement",
     "compile_seconds", "train_seconds", "model_gb", "peak_gpu_gb", "peak_rss_gb",
 )  # fmt: skip
-# flags that tell two rows with one name apart, as far as they differ
-TELLING = (
-    "n_train", "seed", "data_seed", "rank", "learning_rate", "epochs", "target_modules", "embed_model", "chunk_tokens", "template",
-    "scoring", "precision",
-)  # fmt: skip
+COLOURS = {
+    "full_finetuning": "C0",
+    "peft": "C1",
+    "prompting": "C2",
+    "rag": "C3",
+    "quantized": "C4",
+    "context_distillation": "C5",
+    "chat": "C6",
+}
 
 
 def parse_args(argv=None):
     parser = utils.ArgumentParser(__doc__)
     parser.add_argument("--results", help="the results CSV (default: results.csv, or sample_results.csv if there is none yet)")
     parser.add_argument("--output_dir", default="plots", help="where the PNGs go (default: %(default)s)")
-    parser.add_argument("--markdown", action="store_true", help="print the rows as a Markdown table and draw nothing")
-    parser.add_argument("--compare", nargs=2, metavar="RUN", help="two run folders: are they different on the same examples? Draws nothing")
-    return parser.parse_args(argv)
-
-
-# ---------------------------------------------------------------------------------------------------------------- the rows
-
-
-def flags(row):
-    """The run's flags, from its cell args."""
-    try:
-        return json.loads(row["args"] or "{}")
-    except ValueError:
-        raise utils.UserError(f"run {row['run_id']}: its cell args is no JSON") from None
-
-
-def labels(rows):
-    """What each row of a panel is called: strategy, variant, model, and the flags that differ where those are the same."""
-    plain = [f"{row['strategy']} {row['variant']}, {Path(row['model']).name}" for row in rows]
-    names = []
-    for row, name in zip(rows, plain):
-        twins = [other for other, other_name in zip(rows, plain) if other_name == name]
-        for key in TELLING:
-            values = {str(other.get(key) or flags(other).get(key)) for other in twins}
-            if len(values) > 1:
-                name += f", {key} {row.get(key) or flags(row).get(key)}"
-        names.append(name)
-    return names
-
-
-def identity(row):
-    """Rows of one configuration, that is, of the same script with the same flags on the same data: the newest is drawn."""
-    same = {key: value for key, value in flags(row).items() if key not in ("results", "runs_dir", "resume")}
-    return row["script"], row["variant"], row["eval_id"], row["device_name"], json.dumps(same, sort_keys=True)
-
-
-def select(rows):
-    """(rows to draw, [(run id, why not)])."""
-    newest, skipped = {}, []
-    for row in rows:
-        if row["status"] != "ok":
-            skipped.append((row["run_id"], f"status {row['status']}: {row['note']}"))
-        elif utils.number(row["score"]) is None:
-            skipped.append((row["run_id"], "no score"))
-        else:
-            if identity(row) in newest:
-                skipped.append((newest[identity(row)]["run_id"], f"the same configuration was run again as {row['run_id']}"))
-            newest[identity(row)] = row
-    return list(newest.values()), skipped
-
-
-def panels(rows):
-    """{(data set, subset, metric, eval_id, device): rows}: what may be compared."""
-    groups = {}
-    for row in rows:
-        data = " ".join(filter(None, [Path(row["dataset"]).name, row["subset"]]))
-        groups.setdefault((data, row["metric"], row["eval_id"], row["n_eval"], row["device_name"]), []).append(row)
-    return groups
-
-
-# --------------------------------------------------------------------------------------------------------- the paired test
-
-
-def run_scores(folder):
-    """({example id: score}, metric, row, what the run is called) of a run folder; UserError where it has no predictions."""
-    folder = Path(folder)
-    try:
-        row = json.loads((folder / "row.json").read_text(encoding="utf-8"))
-        records = [json.loads(line) for line in (folder / "predictions.jsonl").read_text(encoding="utf-8").splitlines()]
-    except (OSError, ValueError) as error:
-        raise utils.UserError(f"{folder} is no run folder with row.json and predictions.jsonl: {error}") from None
-    metric = row.get("metric")
-    if row.get("status") not in ("ok", "degenerate") or not records:
-        raise utils.UserError(f"{folder}: the run's status is {row.get('status')}, so there is nothing to compare")
-
-    def score(record):
-        each = record.get("scores") or {}
-        if metric == "accuracy":  # of labels, or of options, whose exact match is there
-            return each.get("exact_match", float(record["prediction"] == record["target"]))
-        return each.get(metric, record.get(metric))
-
-    scores = {record["id"]: score(record) for record in records}
-    name = f"{row['strategy']} {row['variant']}, {Path(row['model']).name}"
-    return {key: value for key, value in scores.items() if value is not None}, metric, row, name
-
-
-def compare(first, second):
-    """Print whether two runs differ on the examples that both have scored, and how many examples would settle it."""
-    (a, metric, row_a, name_a), (b, other, row_b, name_b) = run_scores(first), run_scores(second)
-    if metric != other:
-        raise utils.UserError(f"the runs are scored by {metric} and by {other}, which cannot be compared")
-    ids = [key for key in a if key in b]
-    if not ids or row_a["dataset"] != row_b["dataset"]:
-        raise utils.UserError(f"the runs have no examples in common: {row_a['dataset']} and {row_b['dataset']}")
-    one, two = [a[key] for key in ids], [b[key] for key in ids]
-    difference, low, high, p = metrics.paired_difference(one, two)
-    test = "paired bootstrap"
-    if set(one) | set(two) <= {0.0, 1.0}:
-        p, only_one, only_two = metrics.mcnemar(one, two)
-        test = f"McNemar's exact test, {only_one} right only in the first, {only_two} only in the second"
-    n = len(ids)
-    print(f"first:  {name_a}, {metric} {sum(one) / n:.3f}  ({first})")
-    print(f"second: {name_b}, {metric} {sum(two) / n:.3f}  ({second})")
-    if len(a) != n or len(b) != n:
-        print(f"on the {n} examples that both have; {len(a) - n} and {len(b) - n} others left out")
-    if p == 1.0 and not difference:
-        print(f"the two have the same score on all {n} examples" if one == two else f"no difference at all in the mean of {n} examples")
-        return
-    interval = "" if low is None else f" [{low:+.3f}, {high:+.3f}]"
-    print(f"second - first: {difference:+.3f}{interval}, p = {p:.3g} ({test})")
-    if p < 0.05:
-        print(f"the {'second' if difference > 0 else 'first'} is better: chance alone would do this in {p:.1%} of such pairs")
-        return
-    needed = metrics.examples_needed(one, two)
-    settle = f"; about {needed:,} examples would settle it, if the difference is what was seen" if needed else ""
-    print(f"no difference that n = {n} can show{settle}")
+    parser.add_argument("--report", metavar="FILE.md", help="write the findings, tables, charts and commands as Markdown")
+    group = parser.add_argument_group("instead of charts")
+    group.add_argument("--markdown", action="store_true", help="print the rows as a Markdown table")
+    group.add_argument("--compare", nargs=2, metavar="RUN", help="two run folders: are they different on the same examples?")
+    group.add_argument("--export", metavar="FILE.db|FILE.json", help="write the rows as a SQLite database (table results) or as JSON")
+    args = parser.parse_args(argv)
+    if args.export and Path(args.export).suffix not in (".db", ".sqlite", ".json"):
+        parser.error(f"--export {args.export}: the ending says the kind, .db or .sqlite for SQLite, .json for JSON")
+    return args
 
 
 # -------------------------------------------------------------------------------------------------------------- the charts
 
 
-def title(key):
-    data, _, _, n, device = key
-    return f"{data}, n = {n}\n{device}"
+def title(panel):
+    return f"{panel.data}, n = {panel.n_eval}\n{panel.device}"
 
 
-def errors(row):
-    """How far the 95 % interval reaches below and above the score; nothing where it is unknown."""
-    score, low, high = (utils.number(row[name]) for name in ("score", "score_low", "score_high"))
-    return (0, 0) if low is None or high is None else (score - low, high - score)
+def errors(configuration):
+    """How far the 95 % interval reaches below and above the mean score; nothing where it is unknown."""
+    low, high = configuration.interval
+    return (0, 0) if low is None or high is None else (max(0, configuration.mean() - low), max(0, high - configuration.mean()))
 
 
-def bar_chart(groups, path):
-    """A panel a group; bars from the worst to the best, with 95 % intervals and the majority baseline where it is known."""
+def with_value(found, *columns):
+    return [c for c in found if all(c.mean(column) is not None for column in columns)]
+
+
+def axis_name(column):
+    metric = table.METRICS[column]
+    return metric.label + (f", {metric.unit}" if metric.unit else "")
+
+
+def new_figure(heights, columns=1, width=9):
+    """A figure with a row of `columns` axes for each height in inches; the axes as [row, column]."""
     import matplotlib.pyplot as plt
 
-    heights = [len(rows) for rows in groups.values()]
-    figure, axes = plt.subplots(len(groups), 1, figsize=(9, sum(1.1 + 0.36 * h for h in heights)), squeeze=False,
-                                height_ratios=[h + 1 for h in heights], layout="constrained")  # fmt: skip
-    for axis, (key, rows) in zip(axes[:, 0], groups.items()):
-        rows = sorted(rows, key=lambda row: utils.number(row["score"]))
-        scores = [utils.number(row["score"]) for row in rows]
-        axis.barh(range(len(rows)), scores, xerr=list(zip(*map(errors, rows))), capsize=3)
-        axis.set_yticks(range(len(rows)), labels(rows), fontsize=8)
-        for i, row in enumerate(rows):
-            end = scores[i] + errors(row)[1]
-            axis.annotate(f"{scores[i]:.3f}", (end, i), xytext=(4, 0), textcoords="offset points", va="center", fontsize=8)
-        baseline = utils.number(rows[0]["majority_baseline"])
-        name = f"{rows[0]['metric']} with 95 % interval"
-        if baseline is not None:
-            axis.axvline(baseline, linestyle="--", linewidth=1.2, color="C1", zorder=3)
-            name += f"; dashed: the majority class, {baseline:.3f}"
-        axis.set_title(title(key), fontsize=9)
-        axis.set_xlabel(name, fontsize=8)
-        axis.set_xlim(0, max(s + errors(row)[1] for s, row in zip(scores, rows)) * 1.12)
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
+    return plt.subplots(len(heights), columns, figsize=(width, sum(heights)), squeeze=False, height_ratios=heights, layout="constrained")
 
 
-def scatter_chart(groups, path):
-    """A panel a group; score with its interval against the latency of one request alone (median, logarithmic)."""
+def save(figure, path):
     import matplotlib.pyplot as plt
-    from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
 
-    groups = {key: [row for row in rows if utils.number(row["latency_ms_p50"])] for key, rows in groups.items()}
-    groups = {key: rows for key, rows in groups.items() if rows}
-    if not groups:
-        return False
-    figure, axes = plt.subplots(len(groups), 1, figsize=(9, 2.8 * len(groups)), squeeze=False, layout="constrained")
-    for axis, (key, rows) in zip(axes[:, 0], groups.items()):
-        rows = sorted(rows, key=lambda row: -utils.number(row["score"]))
-        for row, name in zip(rows, labels(rows)):
-            below, above = errors(row)
-            axis.errorbar(
-                utils.number(row["latency_ms_p50"]), utils.number(row["score"]), [[below], [above]], fmt="o", capsize=3, label=name
-            )
-        latencies = [utils.number(row["latency_ms_p50"]) for row in rows]
-        axis.set(xscale="log", xlim=(min(latencies) / 2, max(latencies) * 2))
-        axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axis.xaxis.set_major_formatter(ScalarFormatter())
-        axis.xaxis.set_minor_formatter(NullFormatter())
-        axis.set_xlabel("latency of one request, ms (p50)", fontsize=8)
-        axis.set_ylabel(rows[0]["metric"], fontsize=8)
-        axis.set_title(title(key), fontsize=9)
-        axis.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5))
-        axis.grid(True, alpha=0.3)
     figure.savefig(path, dpi=120)
     plt.close(figure)
     return True
 
 
-def print_table(key, rows):
+def bar_chart(groups, path):
+    """Scores with 95 % intervals, coloured and grouped by strategy, the best of each first; the majority baseline where it is known."""
+    figure, axes = new_figure([1.3 + 0.3 * len(found) for found in groups.values()])
+    for axis, (panel, found) in zip(axes[:, 0], groups.items()):
+        best = {s: max(c.mean() for c in found if c["strategy"] == s) for s in {c["strategy"] for c in found}}
+        found = sorted(found, key=lambda c: (best[c["strategy"]], c["strategy"], c.mean()))
+        scores = [c.mean() for c in found]
+        axis.barh(range(len(found)), scores, xerr=list(zip(*map(errors, found))), capsize=2,
+                  color=[COLOURS.get(c["strategy"], "C7") for c in found])  # fmt: skip
+        axis.set_yticks(range(len(found)), [c.name + (f" ({len(c.rows)} runs)" if len(c.rows) > 1 else "") for c in found], fontsize=7)
+        for i, c in enumerate(found):
+            axis.annotate(
+                f"{scores[i]:.3f}", (scores[i] + errors(c)[1], i), xytext=(4, 0), textcoords="offset points", va="center", fontsize=7
+            )
+        baseline = table.value(found[0].rows[0], "majority_baseline")
+        name = f"{panel.metric} with 95 % interval"
+        if baseline is not None:
+            axis.axvline(baseline, linestyle="--", linewidth=1.2, color="black", zorder=3)
+            name += f"; dashed: the majority class, {baseline:.3f}"
+        axis.set_title(title(panel), fontsize=9)
+        axis.set_xlabel(name, fontsize=8)
+        axis.set_ylim(-0.6, len(found) - 0.4)
+        axis.set_xlim(0, max(s + errors(c)[1] for s, c in zip(scores, found)) * 1.12)
+    return save(figure, path)
+
+
+def frontier_chart(groups, path, column):
+    """Score against a cost, latency or memory (logarithmic); the Pareto frontier as a line, its points named."""
+    from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
+
+    groups = {panel: with_value(found, column) for panel, found in groups.items()}
+    groups = {panel: [c for c in found if c.mean(column) > 0] for panel, found in groups.items()}
+    groups = {panel: found for panel, found in groups.items() if found}
+    if not groups:
+        return False
+    figure, axes = new_figure([3.4] * len(groups))
+    for axis, (panel, found) in zip(axes[:, 0], groups.items()):
+        for strategy in dict.fromkeys(c["strategy"] for c in found):
+            some = [c for c in found if c["strategy"] == strategy]
+            axis.errorbar([c.mean(column) for c in some], [c.mean() for c in some], list(zip(*map(errors, some))), fmt="o", capsize=2,
+                          markersize=4, elinewidth=0.6, alpha=0.75, color=COLOURS.get(strategy, "C7"), label=strategy)  # fmt: skip
+        best = [found[i] for i in table.pareto([(c.mean(column), c.mean()) for c in found])]
+        axis.step([c.mean(column) for c in best], [c.mean() for c in best], where="post", color="black", linewidth=1,
+                  label="nothing is both cheaper and better")  # fmt: skip
+        names = []
+        for i, c in enumerate(best, start=1):
+            axis.annotate(str(i), (c.mean(column), c.mean()), xytext=(-4, 5), textcoords="offset points", fontsize=8, weight="bold")
+            names.append(f"{i}  {c.name}")
+        costs = [c.mean(column) for c in found]
+        axis.set(xscale="log", xlim=(min(costs) / 1.5, max(costs) * 1.5))
+        axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.xaxis.set_major_formatter(ScalarFormatter())
+        axis.xaxis.set_minor_formatter(NullFormatter())
+        axis.set_xlabel(axis_name(column), fontsize=8)
+        axis.set_ylabel(panel.metric, fontsize=8)
+        axis.set_title(title(panel), fontsize=9)
+        axis.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1.0, 1.0), title="\n".join(names), title_fontsize=6.5, alignment="left")
+        axis.grid(True, alpha=0.3)
+    return save(figure, path)
+
+
+def cost_chart(groups, path):
+    """What was trained: seconds, megabytes and parameters of each configuration (logarithmic)."""
+    columns = ("train_seconds", "artifact_mb", "trainable_params")
+    groups = {panel: [c for c in with_value(found, *columns) if c.mean("trainable_params")] for panel, found in groups.items()}
+    groups = {panel: found for panel, found in groups.items() if found}
+    if not groups:
+        return False
+    figure, axes = new_figure([1.2 + 0.26 * len(found) for found in groups.values()], 3, width=11)
+    for line, (panel, found) in zip(axes, groups.items()):
+        found = sorted(found, key=lambda c: (c["strategy"], c.mean("train_seconds")), reverse=True)
+        for axis, column in zip(line, columns):
+            spread = [c.spread(column) or 0 for c in found]
+            axis.barh(
+                range(len(found)), [c.mean(column) for c in found], xerr=spread, color=[COLOURS.get(c["strategy"], "C7") for c in found]
+            )
+            axis.set(xscale="log")
+            axis.set_yticks(range(len(found)), [c.name for c in found] if column == columns[0] else [], fontsize=7)
+            axis.set_ylim(-0.6, len(found) - 0.4)
+            axis.set_xlabel(axis_name(column), fontsize=8)
+            axis.tick_params(axis="x", labelsize=7)
+        line[0].set_title(title(panel), fontsize=9, loc="left")
+    return save(figure, path)
+
+
+def study_chart(groups, path, flag, columns, log=True):
+    """A flag's levels against some columns, mean and spread over the seeds, a line for each set of configurations alike but for it."""
+    found = [(panel, levels) for panel, members in groups.items() for name, levels in report.studies(members) if name == flag]
+    if not found:
+        return False
+    figure, axes = new_figure([3.0], len(columns), width=max(6, 4 * len(columns)))
+    for axis, column in zip(axes[0], columns):
+        for panel, levels in found:
+            levels = [(x, c) for x, c in levels if c.mean(column) is not None]
+            if not levels:
+                continue
+            first = levels[0][1]
+            name = f"{panel.data}: {first['strategy']}, {Path(first['model']).name}, n = {panel.n_eval}"
+            places = [x for x, _ in levels] if log else range(len(levels))
+            axis.errorbar(places, [c.mean(column) for _, c in levels], [c.spread(column) or 0 for _, c in levels], marker="o", capsize=3,
+                          label=f"{name}, {max(len(c.rows) for _, c in levels)} runs a point")  # fmt: skip
+            if log:
+                axis.set_xscale("log", base=2)
+                axis.set_xticks(places, [f"{x:g}" for x in places], fontsize=7)
+            else:
+                axis.set_xticks(places, [str(x) for x, _ in levels], fontsize=7, rotation=20)
+        axis.minorticks_off()
+        axis.set_xlabel(report.STUDIES[flag], fontsize=8)
+        axis.set_ylabel(axis_name(column), fontsize=8)
+        axis.tick_params(axis="y", labelsize=7)
+        axis.grid(True, alpha=0.3)
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), fontsize=7, loc="outside lower center")
+    figure.suptitle(f"mean and standard deviation over the seeds; {'; '.join(sorted({panel.device for panel, _ in found}))}", fontsize=8)
+    return save(figure, path)
+
+
+def learning_curves(groups, path):
+    """Score over the number of labelled examples, trained on or shown in the prompt: mean and spread over the seeds."""
+    import matplotlib.ticker as ticker
+
+    panels = {}
+    for panel, found in groups.items():
+        lines = {}
+        for c in found:
+            used = c.mean("labels_used")
+            if c["strategy"] in ("full_finetuning", "peft", "prompting", "context_distillation"):
+                kept = {
+                    k: v for k, v in table.flags(c.rows[0]).items() if k not in (*table.CHANGES_NOTHING, "max_train_samples", "k_shots")
+                }
+                lines.setdefault((c["strategy"], Path(c["model"]).name, json.dumps(kept, sort_keys=True)), []).append((used, c))
+        lines = {key: sorted(points, key=lambda p: p[0]) for key, points in lines.items() if len({used for used, _ in points}) > 1}
+        if lines:
+            panels[panel] = lines
+    if not panels:
+        return False
+    figure, axes = new_figure([3.2] * len(panels))
+    for axis, (panel, lines) in zip(axes[:, 0], panels.items()):
+        for (strategy, model, _), points in lines.items():
+            told = points[0][1].flag("max_steps")
+            told = f", {told} steps" if told else f", {points[0][1].flag('epochs')} epochs" if points[0][1].flag("epochs") else ""
+            calibrated = points[0][1].flag("calibrate")
+            told += f", {calibrated} calibration" if calibrated not in (None, "none") else ""
+            axis.errorbar([used for used, _ in points], [c.mean() for _, c in points], [c.spread() or 0 for _, c in points], marker="o",
+                          capsize=3, label=f"{strategy}, {model}{told} ({max(len(c.rows) for _, c in points)} runs a point)")  # fmt: skip
+        axis.set_xscale("symlog", linthresh=4)
+        axis.xaxis.set_major_locator(ticker.FixedLocator(sorted({used for points in lines.values() for used, _ in points})))
+        axis.xaxis.set_major_formatter(ticker.FormatStrFormatter("%g"))
+        axis.tick_params(labelsize=7)
+        axis.set_xlabel("labelled examples, trained on or in the prompt", fontsize=8)
+        axis.set_ylabel(f"{panel.metric}, mean ± sd", fontsize=8)
+        axis.set_title(title(panel), fontsize=9)
+        axis.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+        axis.grid(True, alpha=0.3)
+    return save(figure, path)
+
+
+def question_chart(groups, path):
+    """Question answering: token F1 and exact match of each model and method."""
+    groups = {panel: with_value(found, "token_f1", "exact_match") for panel, found in groups.items() if panel.metric == "token_f1"}
+    groups = {panel: found for panel, found in groups.items() if found}
+    if not groups:
+        return False
+    figure, axes = new_figure([1.3 + 0.34 * len(found) for found in groups.values()])
+    for axis, (panel, found) in zip(axes[:, 0], groups.items()):
+        found = sorted(found, key=lambda c: c.mean("token_f1"))
+        for shift, column in ((0.2, "token_f1"), (-0.2, "exact_match")):
+            axis.barh([i + shift for i in range(len(found))], [c.mean(column) for c in found], 0.38, label=table.METRICS[column].label,
+                      xerr=[c.spread(column) or 0 for c in found])  # fmt: skip
+        axis.set_yticks(range(len(found)), [c.name for c in found], fontsize=7)
+        axis.set_title(title(panel), fontsize=9)
+        axis.set_xlabel("share of the answer; error bars: standard deviation over the seeds, where there are several", fontsize=8)
+        axis.legend(fontsize=7, loc="lower right")
+    return save(figure, path)
+
+
+def loss_chart(groups, path, folder):
+    """Training and validation loss of the runs whose folders are there, a panel for each set of examples."""
+    panels = {}
+    for panel, found in groups.items():
+        for configuration in found:
+            file = Path(folder) / configuration["run_dir"] / "training_history.json"
+            if configuration["train_seconds"] and file.is_file():
+                panels.setdefault(panel, []).append((configuration.name, json.loads(file.read_text(encoding="utf-8"))))
+    if not panels:
+        return False
+    figure, axes = new_figure([3.4] * len(panels))
+    for axis, (panel, runs) in zip(axes[:, 0], panels.items()):
+        for i, (name, history) in enumerate(runs[:10]):
+            for key, style in (("loss", "-"), ("eval_loss", ":")):
+                points = [(entry["step"], entry[key]) for entry in history if key in entry]
+                if points:
+                    axis.plot(*zip(*points), style, color=f"C{i % 10}", linewidth=1, label=name if key == "loss" else None,
+                              marker="." if len(points) < 3 else None)  # fmt: skip
+        left = f"; {len(runs) - 10} of {len(runs)} configurations left out" if len(runs) > 10 else ""
+        axis.set_title(f"{panel.data}: the first run of each configuration; dotted: validation{left}\n{panel.device}", fontsize=8)
+        axis.set_xlabel("optimizer step", fontsize=8)
+        axis.set_ylabel("loss", fontsize=8)
+        axis.legend(fontsize=6.5, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    return save(figure, path)
+
+
+def draw(groups, folder, source):
+    """Draw every chart that the rows have something for. Returns {file: caption}; prints what was saved and what was not."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    charts = [
+        ("scores.png", "Scores with 95 % intervals", bar_chart, (), "no scores"),
+        ("latency_vs_score.png", "Score against latency", frontier_chart, ("latency_ms_p50",), "no row has a latency"),
+        ("memory_vs_score.png", "Score against memory", frontier_chart, ("memory",), "no row has its memory"),
+        ("training_cost.png", "What training took and left", cost_chart, (), "no row was trained"),
+        ("rank.png", "LoRA's rank", study_chart, ("rank", ("score", "memory", "train_seconds")),
+         "no runs that differ in their rank alone"),
+        ("target_modules.png", "Which layers LoRA adapts", study_chart,
+         ("target_modules", ("score", "trainable_params", "train_seconds"), False), "no runs that differ in their target modules alone"),
+        ("precision.png", "Precision of the weights", study_chart, ("precision", ("score", "model_gb", "latency_ms_p50"), False),
+         "no runs that differ in their precision alone"),
+        ("learning_curves.png", "Score over labelled examples", learning_curves, (), "no runs that differ in their labels alone"),
+        ("questions.png", "Question answering by model and method", question_chart, (), "no questions were answered"),
+        ("loss_curves.png", "Loss over the steps", loss_chart, (Path(source).parent,), "the run folders of trained rows are not here"),
+    ]  # fmt: skip
+    drawn = {}
+    for name, caption, chart, options, otherwise in charts:
+        if chart(groups, folder / name, *options):
+            drawn[folder / name] = caption
+            print(f"saved {folder / name}")
+        else:
+            print(f"no {name}: {otherwise}")
+    return drawn
+
+
+# --------------------------------------------------------------------------------------------------------------- the tables
+
+
+def print_table(panel, members):
     """The rows of one panel, as a plain table under its title."""
-    columns = [name for name in COLUMNS if any(row[name] for row in rows)]
-    lines = [columns] + [[short(name, row[name]) for name in columns] for row in rows]
+    columns = [name for name in COLUMNS if any(row[name] for row in members)]
+    lines = [columns] + [[short(name, row[name]) for name in columns] for row in members]
     widths = [max(len(line[i]) for line in lines) for i in range(len(columns))]
-    print(f"\n{title(key)}, {rows[0]['metric']}".replace("\n", ", ").removeprefix(", "))
+    print(f"\n{title(panel)}, {panel.metric}".replace("\n", ", ").removeprefix(", "))
     for line in lines:
         print("  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip())
 
 
-def print_markdown(rows):
+def print_markdown(members):
     """The rows as a Markdown table, with intervals."""
     print("| strategy | variant | model | data, n | score [95 % interval] | ms a request (p50) | training s | peak GB | hardware |")
     print("| --- | --- | --- | --- | --- | --- | --- | --- | --- |")
 
     def cell(row, name, digits):
-        value = utils.number(row[name])
-        return "" if value is None else f"{value:.{digits}f}"
+        found = table.value(row, name)
+        return "" if found is None else f"{found:.{digits}f}"
 
-    for row in rows:
+    for row in members:
         interval = f" [{cell(row, 'score_low', 3)}, {cell(row, 'score_high', 3)}]" if row["score_low"] else ""
         cells = [row["strategy"], row["variant"], Path(row["model"]).name, f"{Path(row['dataset']).name}, {row['n_eval']}",
                  f"{row['metric']} {cell(row, 'score', 3)}{interval}" if row["score"] else row["status"], cell(row, "latency_ms_p50", 0),
-                 cell(row, "train_seconds", 0), cell(row, "peak_gpu_gb", 2) or cell(row, "peak_rss_gb", 2), row["device_name"]]  # fmt: skip
+                 cell(row, "train_seconds", 0), cell(row, "memory", 2), row["device_name"]]  # fmt: skip
         print("| " + " | ".join(cells) + " |")
 
 
@@ -259,43 +357,51 @@ def short(name, cell):
         return cell
 
 
+def writable(path, flag):
+    """The path, whose folder is there; UserError where nothing can be written."""
+    path = Path(path)
+    if path.is_dir() or not path.parent.is_dir():
+        raise utils.UserError(f"{flag} {path}: {'that is a folder' if path.is_dir() else f'there is no folder {path.parent}'}")
+    return path
+
+
 @utils.clean_exit
 def main(argv=None):
     # 1. settings
     args = parse_args(argv)
     if args.compare:
-        return compare(*args.compare)
+        return report.compare(*args.compare)
     path = args.results or ("results.csv" if Path("results.csv").is_file() else "sample_results.csv")
-    rows = utils.read_results(path)
+    found = utils.read_results(path)
+    if args.report:
+        writable(args.report, "--report")
 
     # 2. the rows
     if args.markdown:
-        return print_markdown(rows)
-    drawn, skipped = select(rows)
-    print(f"{len(rows)} rows in {path}")
-    groups = panels(drawn)
-    for key, members in groups.items():
-        print_table(key, members)
+        return print_markdown(found)
+    if args.export:
+        report.export(writable(args.export, "--export"), found)
+        return print(f"{len(found)} rows in {args.export}")
+    kept, skipped = table.select(found)
+    print(f"{len(found)} rows in {path}")
+    for panel, members in table.panels(kept).items():
+        print_table(panel, members)
     for run_id, why in skipped:
         print(f"not drawn: {run_id} ({why})")
-    if not drawn:
+    if not kept:
         raise utils.UserError(f"{path} has no row with status ok and a score, so there is nothing to draw")
 
-    # 3. the charts
-    import matplotlib
-
-    matplotlib.use("Agg")
+    # 3. charts and report
     folder = Path(args.output_dir)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise utils.UserError(f"--output_dir {folder}: {error.strerror}") from None
-    bar_chart(groups, folder / "scores.png")
-    print(f"saved {folder / 'scores.png'}")
-    if scatter_chart(groups, folder / "latency_vs_score.png"):
-        print(f"saved {folder / 'latency_vs_score.png'}")
-    else:
-        print("no row has a latency, so there is no latency chart")
+    groups = {panel: table.configurations(members) for panel, members in table.panels(kept).items()}
+    charts = draw(groups, folder, path)
+    if args.report:
+        report.write(args.report, found, kept, skipped, charts, path)
+        print(f"saved {args.report}")
 
 
 if __name__ == "__main__":

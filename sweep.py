@@ -19,6 +19,7 @@ the script and of what it imports) has a row already is skipped; one that failed
 import concurrent.futures
 import contextlib
 import functools
+import hashlib
 import importlib
 import io
 import itertools
@@ -190,14 +191,36 @@ def plan(cells, args):
 # ----------------------------------------------------------------------------------------------------------------- running
 
 
-def run_cell(cell, log, device=None):
-    """Run one command, its output into a log file; returns its exit code."""
+@contextlib.contextmanager
+def claimed(cell, args):
+    """A lock on one cell and CSV, which the run inherits: a run that a killed sweep left behind is waited for, not doubled."""
+    import fcntl
+
+    key = json.dumps([os.path.realpath(args.results), cell.script, what_counts(cell.args)], sort_keys=True)
+    name = hashlib.sha256(key.encode()).hexdigest()[:16]
+    with open(Path(args.runs_dir) / "sweeps" / f"{name}.lock", "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            from tqdm.auto import tqdm
+
+            tqdm.write(f"    {cell.name}: another process runs it already, waiting for its end")
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield file.fileno()
+
+
+def run_cell(cell, log, device=None, lock=None):
+    """Run one command, its output into a log file; returns its exit code. lock: a file descriptor it holds open to its end."""
     environment = {**os.environ, **({"CUDA_VISIBLE_DEVICES": device} if device is not None else {})}
     with open(log, "w", encoding="utf-8") as file:
         file.write(f"$ {cell.command}\n")
         file.flush()
         return subprocess.run(
-            [sys.executable, ROOT / cell.script, *cell.argv], stdout=file, stderr=subprocess.STDOUT, env=environment
+            [sys.executable, ROOT / cell.script, *cell.argv],
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            env=environment,
+            pass_fds=[lock] if lock else (),
         ).returncode
 
 
@@ -216,10 +239,15 @@ def run_all(name, cells, args):
         if stop.is_set():
             return None
         device = devices.get()
-        tqdm.write(cell.command)
         log = logs / f"{name}-{number:03d}.log"
-        code = run_cell(cell, log, device)
+        with claimed(cell, args) as lock:
+            _, _, wanted = plan([cell], args)[0]
+            if wanted:
+                tqdm.write(cell.command)
+                code = run_cell(cell, log, device, lock)
         devices.put(device)
+        if not wanted:
+            return None
         last = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()][-2:]
         tqdm.write("\n".join(f"    {line[-300:]}" for line in last))
         if code:

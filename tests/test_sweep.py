@@ -33,7 +33,7 @@ def words(path):
 
 def test_every_suite_that_is_shipped_is_read_by_its_scripts():
     found = {path.stem: words(str(path)) for path in (ROOT / "suites").glob("*.yaml")}
-    assert set(found) == {"demo", "compare", "rank", "modules", "quantization", "fewshot", "qa_peft", "speculative"}
+    assert set(found) == {"demo", "compare", "rank", "modules", "quantization", "fewshot", "qa_peft", "speculative", "datasets"}
     assert [line.split("--rank ")[1].split()[0] for line in found["rank"][::3]] == ["4", "8", "16", "32", "64"]
     assert len(found["demo"]) == 10 and "--target_modules query,value" in found["modules"][3]
 
@@ -156,6 +156,21 @@ def test_a_suite_killed_in_the_middle_goes_on(sentiment, tiny_bert, tmp_path):
     done = run_sweep(path, *out)
     assert f"{3 - before} of 3 to run" in done.stdout and done.returncode == 0
     assert sorted(json.loads(row["args"])["seed"] for row in utils.read_results(tmp_path / "r.csv")) == [0, 1, 2]
+
+
+def test_a_run_that_outlives_its_sweep_is_waited_for(sentiment, tiny_bert, tmp_path):
+    text = f"script: finetune.py\nflags: {{model: {tiny_bert}, dataset: {sentiment}, max_steps: 40, latency_runs: 0}}\n"
+    path, out = suite(tmp_path / "s.yaml", text), ["--results", str(tmp_path / "r.csv"), "--runs_dir", str(tmp_path / "runs")]
+    child = subprocess.Popen([sys.executable, "sweep.py", path, *out], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not list((tmp_path / "runs").glob("*-finetune-*")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    child.kill()  # the sweep alone, the run goes on
+    child.wait()
+    assert not (tmp_path / "r.csv").exists()
+    done = run_sweep(path, *out)
+    assert done.returncode == 0 and "1 of 1 to run" in done.stdout and "waiting for its end" in done.stdout + done.stderr
+    assert len(utils.read_results(tmp_path / "r.csv")) == 1
 
 
 def test_a_cell_that_fails_stops_the_suite_or_does_not(tiny_bert, sentiment, tmp_path):

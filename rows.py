@@ -1,0 +1,232 @@
+"""From the rows of a results CSV to what may be compared: panels of one set of examples, configurations of several seeds.
+
+Needs no library but numpy, so that the selector and the charts answer at once. A row is a dict of strings, as utils.read_results gives it.
+"""
+
+import functools
+import importlib
+import json
+import math
+import shlex
+import statistics
+from collections import namedtuple
+from dataclasses import dataclass
+from pathlib import Path
+
+import utils
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A column that is compared: what it is called, its unit, and which way is better (1 more, -1 less, 0 neither)."""
+
+    column: str
+    label: str
+    unit: str
+    direction: int
+
+
+# the one table that charts, tables, report and selector read
+METRICS = {
+    metric.column: metric
+    for metric in (
+        Metric("score", "score", "", 1),
+        Metric("accuracy", "accuracy", "", 1),
+        Metric("macro_f1", "macro F1", "", 1),
+        Metric("exact_match", "exact match", "", 1),
+        Metric("token_f1", "token F1", "", 1),
+        Metric("rouge_l", "ROUGE-L", "", 1),
+        Metric("ndcg_at_10", "nDCG@10", "", 1),
+        Metric("recall_at_k", "recall@k", "", 1),
+        Metric("score_ood", "score out of domain", "", 1),
+        Metric("perplexity", "perplexity", "", -1),
+        Metric("calibration_error", "calibration error", "", -1),
+        Metric("latency_ms_p50", "latency of one request (p50)", "ms", -1),
+        Metric("latency_ms_p95", "latency of one request (p95)", "ms", -1),
+        Metric("cached_latency_ms_p50", "latency with the prompt's beginning in a cache", "ms", -1),
+        Metric("ttft_ms", "time to the first token", "ms", -1),
+        Metric("tpot_ms", "time of each further token", "ms", -1),
+        Metric("tokens_per_s", "generated tokens", "1/s", 1),
+        Metric("speedup", "speed against plain decoding", "times", 1),
+        Metric("acceptance_rate", "drafted tokens accepted", "", 1),
+        Metric("examples_per_s", "examples in batches", "1/s", 1),
+        Metric("train_seconds", "training time", "s", -1),
+        Metric("memory", "memory at the peak", "GB", -1),
+        Metric("model_gb", "weights", "GB", -1),
+        Metric("artifact_mb", "size of what was trained", "MB", -1),
+        Metric("trainable_params", "trained parameters", "", -1),
+        Metric("labels_used", "labelled examples", "", -1),
+    )
+}
+SEEDS = ("seed", "data_seed")
+CHANGES_NOTHING = (*utils.OUTPUT_FLAGS, *SEEDS, "latency_runs")
+BASELINES = ("random_passages", "gold_passage")  # variants of rag_eval.py that nobody could choose as a way to answer
+Panel = namedtuple("Panel", "data metric eval_id n_eval device")
+
+
+def flags(row):
+    """The run's flags, from its cell args; UserError where that is no JSON object."""
+    try:
+        found = json.loads(row["args"] or "{}")
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        raise utils.UserError(f"run {row['run_id']}: its cell args is no JSON object")
+    return found
+
+
+def value(row, column):
+    """A cell as a finite number, None where there is none. memory: the GPU's peak, or the process'; labels_used: training or shots."""
+    if column == "memory":
+        found = value(row, "peak_gpu_gb")
+        return value(row, "peak_rss_gb") if found is None else found
+    if column == "labels_used":
+        return max(value(row, "n_train") or 0, value(row, "k_shots") or 0)
+    found = utils.number(row[column])
+    return found if found is not None and math.isfinite(found) else None
+
+
+@functools.cache
+def _defaults(script):
+    try:
+        return vars(importlib.import_module(Path(script).stem).parse_args([]))
+    except (ImportError, AttributeError, SystemExit):  # a row of another checkout's script
+        return {}
+
+
+def command(row):
+    """The command that made a row: its script and the flags that are not the script's defaults."""
+    words, defaults = ["python", row["script"]], _defaults(row["script"])
+    for name, found in flags(row).items():
+        if name in utils.OUTPUT_FLAGS or found is None or found == defaults.get(name, False):
+            continue
+        if isinstance(found, bool):
+            words.append(f"--{name}" if found else f"--no-{name}")
+        else:
+            words += [f"--{name}", *(map(str, found) if isinstance(found, list) else [str(found)])]
+    return shlex.join(words)
+
+
+# -------------------------------------------------------------------------------------------------------- what may be compared
+
+
+def _same(row, without):
+    kept = {key: found for key, found in flags(row).items() if key not in without}
+    return row["script"], row["strategy"], row["variant"], row["eval_id"], row["device_name"], json.dumps(kept, sort_keys=True)
+
+
+def select(rows):
+    """(rows that count, [(run id, why not)]): ok, with a score, the newest of each script, flags, examples and hardware."""
+    newest, skipped = {}, []
+    for row in rows:
+        if row["status"] != "ok":
+            skipped.append((row["run_id"], f"status {row['status']}: {row['note']}"))
+        elif value(row, "score") is None:
+            skipped.append((row["run_id"], "no score"))
+        else:
+            key = _same(row, utils.OUTPUT_FLAGS)
+            if key in newest:
+                skipped.append((newest[key]["run_id"], f"the same configuration was run again as {row['run_id']}"))
+            newest[key] = row
+    return list(newest.values()), skipped
+
+
+def panels(rows):
+    """{Panel: rows}: the same examples, metric and hardware, so that scores and times may stand side by side."""
+    groups = {}
+    for row in rows:
+        data = " ".join(filter(None, [Path(row["dataset"]).name, row["subset"]]))
+        groups.setdefault(Panel(data, row["metric"], row["eval_id"], row["n_eval"], row["device_name"]), []).append(row)
+    return groups
+
+
+def task_kind(row):
+    """classification, qa, instruction or retrieval, from the columns that are filled."""
+    if row["metric"] == "ndcg_at_10":
+        return "retrieval"
+    if row["macro_f1"]:
+        return "classification"
+    return "instruction" if row["metric"] == "rouge_l" else "qa" if row["metric"] in ("token_f1", "exact_match", "accuracy") else ""
+
+
+@dataclass
+class Configuration:
+    """Rows that differ in nothing but their seeds."""
+
+    rows: list
+    name: str = ""
+
+    def __getitem__(self, column):
+        """A cell that all rows share, as text."""
+        return self.rows[0][column]
+
+    def flag(self, name):
+        """What a flag was set to."""
+        return flags(self.rows[0]).get(name)
+
+    def values(self, column):
+        """The numbers of a column that are known."""
+        return [found for found in (value(row, column) for row in self.rows) if found is not None]
+
+    def mean(self, column="score"):
+        """Their mean, None without any."""
+        found = self.values(column)
+        return statistics.fmean(found) if found else None
+
+    def spread(self, column="score"):
+        """Their sample standard deviation, None for fewer than two."""
+        found = self.values(column)
+        return statistics.stdev(found) if len(found) > 1 else None
+
+    @property
+    def standard_error(self):
+        """Of the mean score: that of the examples, which all seeds share, and that of the seeds; None where neither is known."""
+        widths = [(value(row, "score_high") - value(row, "score_low")) / 2 / 1.96 for row in self.rows
+                  if value(row, "score_low") is not None and value(row, "score_high") is not None]  # fmt: skip
+        if not widths and self.spread() is None:
+            return None
+        between = (self.spread() or 0.0) ** 2 / len(self.rows)
+        return math.sqrt((statistics.fmean(widths) if widths else 0.0) ** 2 + between)
+
+    @property
+    def interval(self):
+        """95 % interval of the mean score, (None, None) where its error is not known."""
+        if len(self.rows) == 1:
+            return value(self.rows[0], "score_low"), value(self.rows[0], "score_high")
+        error = self.standard_error
+        return (None, None) if error is None else (self.mean() - 1.96 * error, self.mean() + 1.96 * error)
+
+
+# flags that tell two configurations with one name apart
+TELLING = ("n_train", "k_shots", "max_train_samples", "rank", "alpha", "learning_rate", "epochs", "max_steps", "batch_size",
+           "target_modules", "precision", "embed_model", "retriever", "chunk_tokens", "k", "template", "scoring", "calibrate", "max_length",
+           "gradient_checkpointing")  # fmt: skip
+
+
+def configurations(rows):
+    """The Configurations of a panel's rows, named by strategy, variant, model and the flags in which namesakes differ."""
+    groups = {}
+    for row in rows:
+        groups.setdefault(_same(row, CHANGES_NOTHING), []).append(row)
+    found = [Configuration(members) for members in groups.values()]
+    plain = [f"{c['strategy']} {c['variant']}, {Path(c['model']).name}" for c in found]
+    for configuration, name in zip(found, plain):
+        twins = [other for other, other_name in zip(found, plain) if other_name == name]
+        told = []
+        for key in TELLING:
+            cells = [other[key] if key in other.rows[0] and other[key] else other.flag(key) for other in twins]
+            if len(set(map(str, cells))) > 1 and not (key == "max_train_samples" and any("n_train" in part for part in told)):
+                own = configuration[key] if key in configuration.rows[0] and configuration[key] else configuration.flag(key)
+                told.append(f"{key} {own}")
+        configuration.name = ", ".join([name, *told])
+    return found
+
+
+def pareto(points):
+    """Indices of the points (cost, score) that no other beats in both, from the cheapest on (Pareto frontier)."""
+    best, kept = -math.inf, []
+    for i in sorted(range(len(points)), key=lambda i: (points[i][0], -points[i][1])):
+        if points[i][1] > best:
+            best = points[i][1]
+            kept.append(i)
+    return kept

@@ -1,0 +1,356 @@
+"""Decides from measured rows: what keeps the limits, the best of that by a goal, what is nearest where nothing does.
+
+A Candidate is one configuration with what it costs and scores, measured or predicted. Predictions come from Gaussian processes
+(scikit-learn) over what is known of a configuration before it runs; they carry their uncertainty, and are refused for sizes and
+kinds that the rows do not cover.
+"""
+
+import json
+import math
+import statistics
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import rows as table
+import utils
+
+PREFER = ("accuracy", "latency", "memory", "cost")
+NEAR = 3.0  # models within this factor of each other's parameters are of a like size
+MIN_CONFIGURATIONS, MIN_GROUPS = 20, 3  # that a model is trained on
+CONFIDENCE = 0.8  # that a predicted configuration keeps the limits
+BEYOND = 1.5  # a number may be outside of those seen by this factor
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a choice must keep; None: no limit. requests: to be answered over the horizon."""
+
+    memory_gb: float | None = None
+    latency_ms: float | None = None
+    data_size: int | None = None
+    required_accuracy: float | None = None
+    requests: float = 30_000.0
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One configuration. Errors are standard errors: of the score, and of the natural logarithms of latency and memory."""
+
+    name: str
+    strategy: str
+    score: float
+    latency_ms: float | None
+    memory_gb: float | None
+    labels: float
+    train_seconds: float
+    score_error: float = 0.0
+    latency_error: float = 0.0
+    memory_error: float = 0.0
+    majority: float | None = None
+    configuration: table.Configuration | None = field(default=None, compare=False)
+
+    def cost_seconds(self, requests):
+        """Machine seconds to train once and to answer that many requests one at a time."""
+        return self.train_seconds + (self.latency_ms or 0.0) / 1000 * requests
+
+
+def measured(found):
+    """Candidates of a panel's Configurations, without those that only serve to compare."""
+    return [
+        Candidate(c.name, c["strategy"], c.mean(), c.mean("latency_ms_p50"), c.mean("memory"), c.mean("labels_used"),
+                  c.mean("train_seconds") or 0.0, c.standard_error or 0.0,
+                  majority=table.value(c.rows[0], "majority_baseline"), configuration=c)
+        for c in found if c["variant"] not in table.BASELINES and table.task_kind(c.rows[0]) != "retrieval"
+    ]  # fmt: skip
+
+
+# ------------------------------------------------------------------------------------------------------------------- limits
+
+
+def obstacles(candidate, limits):
+    """[(limit, what it would have to be, relative excess, sentence)]: where a candidate breaks the limits; empty where it keeps them."""
+    found = []
+    for limit, wanted, has, text in (
+        ("memory_gb", limits.memory_gb, candidate.memory_gb, "{:.2g} GB"),
+        ("latency_ms", limits.latency_ms, candidate.latency_ms, "{:.0f} ms"),
+        ("data_size", limits.data_size, candidate.labels, "{:.0f} labelled examples"),
+    ):  # fmt: skip
+        if wanted is None or (has is not None and has <= wanted):
+            continue
+        if has is None:
+            found.append((limit, None, math.inf, f"its {'memory' if limit == 'memory_gb' else 'latency'} was not measured"))
+        else:
+            over = text.format(has - wanted) if limit != "memory_gb" else f"{has - wanted:.2f} GB"
+            found.append((limit, has, (has - wanted) / max(wanted, 1e-9) if wanted else has, f"over by {over}"))
+    if limits.required_accuracy is not None and candidate.score < limits.required_accuracy:
+        short = limits.required_accuracy - candidate.score
+        found.append(("required_accuracy", candidate.score, short / limits.required_accuracy, f"short by {short:.3f}"))
+    return found
+
+
+def choose(candidates, limits, prefer="accuracy"):
+    """(the best of the candidates that keep the limits or None, those that tie with it, all that keep them, from the best on).
+
+    By accuracy: the best score, where scores within one standard error of it count as ties (the one-standard-error rule, Breiman
+    et al. 1984) and the tie that costs least over the horizon is taken. By latency, memory or cost: the least, among those above
+    the majority class.
+    """
+    kept = [c for c in candidates if not obstacles(c, limits)]
+    if prefer != "accuracy" and limits.required_accuracy is None:
+        kept = [c for c in kept if c.majority is None or c.score > c.majority] or kept
+    if not kept:
+        return None, [], []
+    if prefer == "accuracy":
+        kept = sorted(kept, key=lambda c: -c.score)
+        ties = [c for c in kept if c.score >= kept[0].score - kept[0].score_error]
+        choice = min(ties, key=lambda c: (c.cost_seconds(limits.requests), -c.score))
+        return choice, [c for c in ties if c is not choice], kept
+    amount = {"latency": lambda c: c.latency_ms, "memory": lambda c: c.memory_gb, "cost": lambda c: c.cost_seconds(limits.requests)}[prefer]
+    kept = sorted(kept, key=lambda c: (math.inf if amount(c) is None else amount(c), -c.score))
+    return kept[0], [], kept
+
+
+def nearest(candidates, limits):
+    """(the candidate that is over by least, [(limit, the value that would let something in with the other limits kept)])."""
+    if not candidates:
+        return None, []
+    near = min(candidates, key=lambda c: max((excess for _, _, excess, _ in obstacles(c, limits)), default=0.0))
+    relaxed = []
+    for name in ("latency_ms", "memory_gb", "data_size", "required_accuracy"):
+        needs = []
+        for candidate in candidates:
+            broken = obstacles(candidate, limits)
+            if [limit for limit, *_ in broken] == [name] and broken[0][1] is not None:
+                needs.append(broken[0][1])
+        if needs:
+            relaxed.append((name, max(needs) if name == "required_accuracy" else min(needs)))
+    return near, relaxed
+
+
+def break_even(trained, other, requests_per_day):
+    """(requests after which the training is paid back by faster answers, days), None where the answers are not faster."""
+    if trained.latency_ms is None or other.latency_ms is None or trained.latency_ms >= other.latency_ms:
+        return None
+    requests = max(0.0, trained.train_seconds - other.train_seconds) / ((other.latency_ms - trained.latency_ms) / 1000)
+    return requests, requests / requests_per_day
+
+
+# ------------------------------------------------------------------------------------------- what is known before a run
+
+
+@dataclass(frozen=True)
+class Spec:
+    """A configuration as it is known before it runs. tokens: of one example's prompt without demonstrations and passages."""
+
+    strategy: str
+    kind: str
+    params: float
+    labels: float
+    shots: float
+    precision: str
+    trainable: float
+    passages: float
+    tokens: float
+    new_tokens: float
+    steps: float
+    majority: float | None
+    predicted_gb: float | None
+    encoder: bool  # a classification head reads the text, no prompt
+
+    def input_tokens(self):
+        """Tokens that one request reads, roughly."""
+        return self.tokens * (1 + self.shots) + 64 * self.passages
+
+    def numbers(self):
+        """The features that are sizes: (name, value), as logarithms."""
+        return [
+            ("parameters", math.log10(self.params)), ("labelled examples", math.log10(1 + self.labels)),
+            ("demonstrations", math.log10(1 + self.shots)),
+            ("tokens of a request", math.log10(1 + self.input_tokens())), ("new tokens", math.log10(1 + self.new_tokens)),
+            ("trained parameters", math.log10(1 + self.trainable)), ("optimizer steps", math.log10(1 + self.steps)),
+            ("passages", math.log10(1 + self.passages)),
+        ]  # fmt: skip
+
+    def vector(self):
+        """Features of the score: sizes, strategy, precision, kind."""
+        strategies = [
+            float(self.strategy == name) for name in ("full_finetuning", "peft", "prompting", "rag", "quantized", "context_distillation")
+        ]
+        bits = [float(self.precision in names) for names in (("bf16", "fp16"), ("int8",), ("nf4",))]
+        return [*(x for _, x in self.numbers()), *strategies, *bits, float(self.encoder), float(self.kind == "classification")]
+
+    def work(self):
+        """Features of latency: the logarithms of what is read and written, times the parameters, and the precision."""
+        read, written = self.params * self.input_tokens(), self.params * (1 + self.new_tokens)
+        bits = [float(self.precision in names) for names in (("bf16", "fp16"), ("int8",), ("nf4",))]
+        return [math.log10(read), math.log10(written), float(self.encoder), *bits, float(self.passages > 0), float(self.trainable > 0)]
+
+
+def prompt_tokens(rows):
+    """{data set: mean tokens of a prompt without demonstrations or passages}, from the rows that counted them."""
+    found = {}
+    for row in rows:
+        tokens, n = table.value(row, "prompt_tokens"), table.value(row, "n_eval")
+        if tokens and n and not table.value(row, "k_shots") and row["strategy"] != "rag" and row["variant"] not in table.BASELINES:
+            found.setdefault(Path(row["dataset"]).name, []).append(tokens / n)
+    return {name: statistics.median(values) for name, values in found.items()}
+
+
+def spec(configuration, tokens):
+    """The Spec of a Configuration. tokens: of its data set's examples."""
+    row, flags = configuration.rows[0], table.flags(configuration.rows[0])
+    labels, epochs = configuration.mean("labels_used"), flags.get("epochs") or 0
+    trainable = configuration.mean("trainable_params") or 0.0
+    steps = (flags.get("max_steps") or math.ceil(epochs * labels / (table.value(row, "batch_size") or 1))) if row["train_seconds"] else 0
+    kind = table.task_kind(row)
+    encoder = kind == "classification" and row["strategy"] in ("full_finetuning", "peft")
+    new = 0 if kind == "classification" else flags.get("max_new_tokens") or 32
+    passages = flags.get("k") or 0 if row["strategy"] == "rag" else 0
+    return Spec(row["strategy"], kind, configuration.mean("total_params") or 1.0, labels, table.value(row, "k_shots") or 0,
+                row["precision"], trainable, passages, tokens, new, steps, table.value(row, "majority_baseline"),
+                configuration.mean("predicted_gb"), encoder)  # fmt: skip
+
+
+# ------------------------------------------------------------------------------------------------------------- the learned model
+
+
+class Predictor:
+    """Gaussian processes for score, log latency, log memory and log training time, trained on Configurations of all panels."""
+
+    def __init__(self, found, tokens):
+        """found: [(group, Configuration)] with their data set and model as group; tokens: as of `prompt_tokens`. UserError: too few."""
+        known = [(group, c, spec(c, tokens[group[0]])) for group, c in found if group[0] in tokens and c["variant"] not in table.BASELINES]
+        known = [(group, c, s) for group, c, s in known if s.kind not in ("", "retrieval")]
+        groups = {group for group, _, _ in known}
+        if len(known) < MIN_CONFIGURATIONS or len(groups) < MIN_GROUPS:
+            raise utils.UserError(f"{len(known)} configurations of {len(groups)} data sets and models are too few to learn from "
+                                  f"({MIN_CONFIGURATIONS} and {MIN_GROUPS} are wanted)")  # fmt: skip
+        self.specs = [s for _, _, s in known]
+        self.known = known
+        self.score = _fit([s.vector() for s in self.specs], [c.mean() - (s.majority or 0.0) for _, c, s in known])
+        self.latency = self._fit_log("latency_ms_p50", Spec.work)
+        self.memory = self._fit_log("memory", _memory_features)
+        self.training = self._fit_log("train_seconds", _training_features)
+
+    def _fit_log(self, column, features):
+        pairs = [(features(s), math.log(c.mean(column))) for _, c, s in self.known if c.mean(column)]
+        return (*_fit(*zip(*pairs)), features) if len(pairs) >= 5 else None
+
+    def refusal(self, wanted):
+        """Why a Spec is beyond what the rows cover, None where it is not."""
+        alike = [s for s in self.specs if (s.strategy, s.kind) == (wanted.strategy, wanted.kind)]
+        if not alike:
+            return f"no row of {wanted.strategy} on {wanted.kind}"
+        edge = math.log10(BEYOND)
+        for i, (name, value) in enumerate(wanted.numbers()):
+            seen = [s.numbers()[i][1] for s in self.specs if s.kind == wanted.kind]
+            if not min(seen) - edge <= value <= max(seen) + edge:
+                return f"{10**value:,.0f} {name} are beyond the {10 ** min(seen):,.0f} to {10 ** max(seen):,.0f} that were measured"
+        return None
+
+    def candidate(self, wanted, name, configuration=None):
+        """The Candidate of a Spec, with predicted score, latency and memory and their errors."""
+        score, error = _predict(self.score, wanted.vector())
+        found = {}
+        for quantity, model in (("latency", self.latency), ("memory", self.memory), ("training", self.training)):
+            found[quantity] = _predict(model[:2], model[2](wanted)) if model else (None, 0.0)
+        (latency, latency_error), (memory, memory_error), (training, _) = found["latency"], found["memory"], found["training"]
+        seconds = math.exp(training) if training is not None and wanted.steps else 0.0
+        return Candidate(name, wanted.strategy, score + (wanted.majority or 0.0), latency and math.exp(latency),
+                         memory and math.exp(memory), wanted.labels, seconds, error, latency_error, memory_error, wanted.majority,
+                         configuration)  # fmt: skip
+
+
+def _memory_features(s):
+    return [math.log10(s.params), math.log10(s.predicted_gb or s.params * 4 / utils.GB), float(s.steps > 0), float(s.passages > 0)]
+
+
+def _training_features(s):
+    return [
+        math.log10(s.params * (1 + s.tokens)),
+        math.log10(1 + s.steps),
+        math.log10(1 + s.trainable),
+        float(s.strategy == "context_distillation"),
+    ]
+
+
+def _fit(features, targets):
+    """(scaler, Gaussian process) with one length scale over standardised features and a noise of its own."""
+    from sklearn.gaussian_process import GaussianProcessRegressor
+    from sklearn.gaussian_process.kernels import RBF, ConstantKernel, DotProduct, WhiteKernel
+    from sklearn.preprocessing import StandardScaler
+
+    scaler = StandardScaler().fit(features)
+    kernel = (
+        ConstantKernel(1.0, (1e-2, 1e2)) * RBF(2.0, (0.5, 20))
+        + ConstantKernel(0.1, (1e-4, 1e1)) * DotProduct(1.0)
+        + WhiteKernel(0.1, (1e-3, 1))
+    )
+    return scaler, GaussianProcessRegressor(kernel, normalize_y=True, n_restarts_optimizer=2, random_state=0).fit(
+        scaler.transform(features), targets
+    )
+
+
+def _predict(model, features):
+    scaler, process = model
+    mean, deviation = process.predict(scaler.transform([features]), return_std=True)
+    return float(mean[0]), float(deviation[0])
+
+
+def chance(candidate, limits):
+    """Probability that a predicted candidate keeps the limits, latency, memory and score taken as independent normal variables."""
+    from scipy.stats import norm
+
+    if limits.data_size is not None and candidate.labels > limits.data_size:
+        return 0.0
+    p = 1.0
+    for limit, value, error in (
+        (limits.latency_ms, candidate.latency_ms, candidate.latency_error),
+        (limits.memory_gb, candidate.memory_gb, candidate.memory_error),
+    ):
+        if limit is not None:
+            p *= norm.cdf((math.log(limit) - math.log(value)) / max(error, 1e-9)) if value else 0.0
+    if limits.required_accuracy is not None:
+        p *= norm.cdf((candidate.score - limits.required_accuracy) / max(candidate.score_error, 1e-9))
+    return float(p)
+
+
+def choose_predicted(candidates, limits, prefer="accuracy", otherwise_likeliest=False):
+    """(choice or None, its chance to keep the limits, [others as sure, from the best on]) among predicted candidates.
+
+    Those that keep the limits with CONFIDENCE are compared; where none is that sure, the surest is taken if it is likelier than not,
+    or in any case.
+    """
+    chances = [(c, chance(c, limits)) for c in candidates]
+    sure = [(c, p) for c, p in chances if p >= CONFIDENCE]
+    if not sure:
+        best = max(chances, key=lambda pair: pair[1], default=(None, 0.0))
+        return (best[0] if best[1] >= 0.5 or otherwise_likeliest else None), best[1], []
+    goal = {"accuracy": lambda c: -c.score, "latency": lambda c: c.latency_ms, "memory": lambda c: c.memory_gb,
+            "cost": lambda c: c.cost_seconds(limits.requests)}[prefer]  # fmt: skip
+    ordered = sorted(sure, key=lambda pair: goal(pair[0]))
+    return ordered[0][0], ordered[0][1], [c for c, _ in ordered[1:]]
+
+
+def groups_of(rows):
+    """[((data set, model), Configuration)] of rows that `rows.select` kept."""
+    found = []
+    for panel, members in table.panels(rows).items():
+        found += [((panel.data, Path(c["model"]).name), c) for c in table.configurations(members)]
+    return found
+
+
+def as_json(candidate):
+    """What a script wants to know of a candidate."""
+    if candidate is None:
+        return None
+    c = candidate.configuration
+    return {"name": candidate.name, "strategy": candidate.strategy, "score": candidate.score, "score_error": candidate.score_error,
+            "latency_ms": candidate.latency_ms, "memory_gb": candidate.memory_gb, "labels": candidate.labels,
+            "train_seconds": candidate.train_seconds, "rows": [row["run_id"] for row in c.rows] if c else [],
+            "command": table.command(c.rows[0]) if c else None}  # fmt: skip
+
+
+def dumps(decision):
+    """A decision as JSON."""
+    return json.dumps(decision, indent=2, allow_nan=False)
