@@ -8,6 +8,7 @@ kinds that the rows do not cover.
 import json
 import math
 import statistics
+import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -276,19 +277,17 @@ def _training_features(s):
 
 def _fit(features, targets):
     """(scaler, Gaussian process) with one length scale over standardised features and a noise of its own."""
+    from sklearn.exceptions import ConvergenceWarning
     from sklearn.gaussian_process import GaussianProcessRegressor
     from sklearn.gaussian_process.kernels import RBF, ConstantKernel, DotProduct, WhiteKernel
     from sklearn.preprocessing import StandardScaler
 
     scaler = StandardScaler().fit(features)
-    kernel = (
-        ConstantKernel(1.0, (1e-2, 1e2)) * RBF(2.0, (0.5, 20))
-        + ConstantKernel(0.1, (1e-4, 1e1)) * DotProduct(1.0)
-        + WhiteKernel(0.1, (1e-3, 1))
-    )
-    return scaler, GaussianProcessRegressor(kernel, normalize_y=True, n_restarts_optimizer=2, random_state=0).fit(
-        scaler.transform(features), targets
-    )
+    kernel = ConstantKernel(1.0, (1e-2, 1e2)) * RBF(2.0, (0.5, 20)) + ConstantKernel(0.1, (1e-4, 1e1)) * DotProduct(1.0, (0.1, 10))
+    process = GaussianProcessRegressor(kernel + WhiteKernel(0.1, (1e-3, 1)), normalize_y=True, n_restarts_optimizer=2, random_state=0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # an optimum at one of the bounds is what they are for
+        return scaler, process.fit(scaler.transform(features), targets)
 
 
 def _predict(model, features):

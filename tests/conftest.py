@@ -232,3 +232,26 @@ def only_row(tmp_path):
 
 def predictions(row):
     return [json.loads(line) for line in (Path(row["run_dir"]) / "predictions.jsonl").read_text().splitlines()]
+
+
+def result_row(**cells):
+    """A row as a script would append it, for tests of what is made of rows; cells change it."""
+    args = {"seed": cells.get("seed", 0), "data_seed": cells.get("data_seed", 0), **cells.pop("flags", {})}
+    row = {
+        "script": "finetune.py", "strategy": "full_finetuning", "variant": "full", "model": "a/m", "dataset": "data/d",
+        "metric": "accuracy",
+        "n_eval": 100, "eval_id": "e", "status": "ok", "macro_f1": 0.5, "precision": "fp32", "device": "cpu", "device_name": "a processor",
+        "total_params": 20_000_000, "peak_rss_gb": 1.0, "latency_ms_p50": 10, **cells, "args": json.dumps(args),
+    }  # fmt: skip
+    if row.get("score") is not None:
+        row = {"score_low": row["score"] - 0.05, "score_high": row["score"] + 0.05, **row}
+    return {"run_id": f"{row['strategy']}-{row['variant']}-{row.get('score')}-{args['seed']}-{args['data_seed']}", **row}
+
+
+def results_csv(path, rows):
+    """A results CSV of such rows; its path."""
+    import utils
+
+    for row in rows:
+        utils.append_result(path, row)
+    return str(path)
