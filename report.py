@@ -120,15 +120,14 @@ def difference(first, second, folder="."):
     from scipy.stats import norm
 
     a, b = _each(first, folder), _each(second, folder)
-    n = int(first["n_eval"])
+    n, seeds = int(first["n_eval"]), sum((c.spread() or 0.0) ** 2 / len(c.rows) for c in (first, second))
     if a and b and set(a) == set(b):
         one, two = [a[key] for key in a], [b[key] for key in a]
         if len(first.rows) == len(second.rows) == 1:
             return paired(one, two)
         differences = [y - x for x, y in zip(one, two)]
         mean = sum(differences) / len(differences)
-        variance = sum((d - mean) ** 2 for d in differences) / (len(differences) - 1) / len(differences)
-        variance += sum((c.spread() or 0.0) ** 2 / len(c.rows) for c in (first, second))
+        variance = seeds + sum((d - mean) ** 2 for d in differences) / (len(differences) - 1) / len(differences)
         test = "paired over the examples, with the spread of the seeds"
     else:
         if first.standard_error is None or second.standard_error is None:
@@ -137,7 +136,8 @@ def difference(first, second, folder="."):
         variance = first.standard_error**2 + second.standard_error**2
     error = math.sqrt(variance)
     p = 2 * float(norm.sf(abs(mean) / error)) if error else 1.0
-    needed = math.ceil(n * ((1.96 + 0.84) * error / mean) ** 2) if mean and p >= SIGNIFICANT else None
+    room = (mean / (norm.ppf(0.975) + norm.ppf(0.8))) ** 2 - seeds  # what more examples cannot take away is the seeds' part
+    needed = math.ceil(n * (variance - seeds) / room) if room > 0 and p >= SIGNIFICANT else None
     return Difference(mean, mean - 1.96 * error, mean + 1.96 * error, p, test, n, needed)
 
 
@@ -220,9 +220,11 @@ def _findings(panel, found, folder):
     for flag, levels in studies(found):
         means = [configuration.mean() for _, configuration in levels]
         low, high = levels[means.index(min(means))], levels[means.index(max(means))]
-        test = difference(low[1], high[1], folder)
-        said = "" if test is None else f" Between {low[0]} and {high[0]}: {test.delta:+.3f}, p = {test.p:.2g}" + (
-            "." if test.p < SIGNIFICANT else ", no difference that these runs can show.")  # fmt: skip
+        test, said = difference(low[1], high[1], folder), ""
+        if test is not None:
+            p = min(1.0, test.p * math.comb(len(levels), 2))  # the worst and the best of so many levels (Bonferroni)
+            shown = "." if p < SIGNIFICANT else ", no difference that these runs can show."
+            said = f" Between {low[0]} and {high[0]}: {test.delta:+.3f}, p = {p:.2g}{shown}"
         told = ", ".join(f"{level}: {configuration.mean():.3f}" + (f" ± {configuration.spread():.3f}" if configuration.spread() else "")
                          for level, configuration in levels)  # fmt: skip
         first = levels[0][1]
@@ -240,7 +242,8 @@ def write(path, all_rows, kept, skipped, charts, source):
              f"{path.name}`.", "",
              "Rows that differ in their seeds alone are one configuration: mean ± standard deviation over the runs, then a 95 % interval "
              "that counts the examples and the seeds. Differences between strategies carry p values adjusted for how many are looked at "
-             "(Benjamini and Hochberg); those of single flags are not adjusted."]  # fmt: skip
+             "(Benjamini and Hochberg), those between the worst and the best level of a flag for the number of pairs of levels "
+             "(Bonferroni)."]  # fmt: skip
     numbered = {row["run_id"]: i for i, row in enumerate(kept, start=1)}
     for panel, members in table.panels(kept).items():
         found = table.configurations(members)

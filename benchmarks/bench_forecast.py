@@ -1,0 +1,60 @@
+"""How near is the memory forecast to what runs measured? Each row is forecast from a calibration on the other rows.
+
+The rows carry `predicted_gb`, forecast from the configuration before the run, and the measured peak: on a GPU what torch allocated,
+on a CPU the resident memory above that before the model. A row's own measurement never enters its calibration (leave one out).
+
+    python benchmarks/bench_forecast.py --results sample_results.csv
+
+Needs no GPU and no model: a second on a CPU. Writes benchmarks/results/bench_forecast.json.
+"""
+
+import json
+import statistics
+from pathlib import Path
+
+from common import ROOT
+
+import forecast
+import utils
+
+BOUNDS = {"cpu": 0.2, "cuda": 0.1}
+
+
+def parse_args(argv=None):
+    parser = utils.ArgumentParser(__doc__)
+    parser.add_argument("--results", default=str(ROOT / "sample_results.csv"), help="the rows (default: sample_results.csv)")
+    parser.add_argument("--output", default=str(ROOT / "benchmarks/results/bench_forecast.json"), help="(default: %(default)s)")
+    return parser.parse_args(argv)
+
+
+@utils.clean_exit
+def main(argv=None):
+    args = parse_args(argv)
+    found, report = utils.read_results(args.results), []
+    print(f"{'device':7} {'phase':10} {'rows':>5} {'within':>14} {'median error':>13} {'largest':>8} {'uncalibrated':>13}")
+    for device, bound in BOUNDS.items():
+        for phase in ("training", "inference"):
+            pairs = forecast.known(found, device, phase)
+            if len(pairs) <= forecast.MIN_ROWS:
+                continue
+            errors = []
+            for i, (predicted, measured) in enumerate(pairs):
+                offset, factor = forecast.calibrate(pairs[:i] + pairs[i + 1 :])
+                errors.append(abs((offset + factor * predicted) / measured - 1))
+            within = sum(error <= bound for error in errors) / len(errors)
+            raw = sum(abs(predicted / measured - 1) <= bound for predicted, measured in pairs) / len(pairs)
+            offset, factor = forecast.calibrate(pairs)
+            report.append({"device": device, "phase": phase, "rows": len(pairs), "bound": bound, "within": within,
+                           "uncalibrated_within": raw, "median_error": statistics.median(errors), "largest_error": max(errors),
+                           "offset_gb": offset, "factor": factor})  # fmt: skip
+            share = f"{within:.0%} in {bound:.0%}"
+            print(f"{device:7} {phase:10} {len(pairs):5} {share:>14} {statistics.median(errors):13.1%} {max(errors):8.1%} {raw:13.0%}")
+    if not report:
+        raise utils.UserError(
+            f"{args.results} has not more than {forecast.MIN_ROWS} rows of a device with predicted_gb and a measured peak"
+        )
+    Path(args.output).write_text(json.dumps({"results": Path(args.results).name, "leave_one_out": report}, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
