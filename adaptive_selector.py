@@ -359,8 +359,10 @@ def tell_forecast(args, all_rows, source):
     offset, factor = forecast.calibrate(pairs)
     enough = len(pairs) >= forecast.MIN_ROWS
 
+    one, two = (forecast_of(config, kind, args, size) for size in (1, 2)) if args.memory_gb else (None, None)
+
     def total(batch_size):
-        return offset + factor * forecast_of(config, kind, args, batch_size).gb
+        return offset + factor * forecast.of_batch(one, two, batch_size).gb
 
     needed = offset + factor * found.gb
     verdict = None

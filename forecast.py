@@ -9,6 +9,7 @@ torch and transformers are imported only in the functions that count, so that ro
 Units: bytes inside, GB (2**30 bytes) in what `Forecast.gb` and the rows say.
 """
 
+import bisect
 import dataclasses
 import functools
 from dataclasses import dataclass
@@ -237,7 +238,7 @@ def training(config, kind, shape, *, precision="fp32", peft_config=None, optimiz
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     width = 4 if peft_config is not None or precision == "fp32" else DTYPE_BYTES[compute]
     weights, unpacked = weight_bytes(model, precision, compute)
-    if mixed:  # the copies that autocast makes are kept for the backward pass
+    if mixed and precision == "fp32":  # the copies that autocast makes are kept for the backward pass
         activations += 2 * sum(p.numel() for p in model.parameters())
     return Forecast(weights, width * trained, OPTIMIZER_BYTES[optimizer] * trained * width / 4, activations, 0.0,
                     2 * logits * (4 / DTYPE_BYTES["bf16" if mixed else compute]) + 2 * unpacked)  # fmt: skip
@@ -303,6 +304,7 @@ def configuration(model, classify, n_labels, trust_remote_code=False):
     import models
 
     models.check_names({"--model": model})
+    models.quiet()
     kind = models.model_kind(model, trust_remote_code)
     config = AutoConfig.from_pretrained(model, trust_remote_code=trust_remote_code)
     if classify or kind in ("encoder", "classifier"):
@@ -322,14 +324,12 @@ def lora(config, kind, rank, target_modules="auto"):
     return peft.LoraConfig(task_type=task, r=rank, target_modules=models.target_modules(bare, target_modules))
 
 
-def largest_batch(total, memory_gb, most=4096):
-    """The largest batch size whose `total(batch size)` GB stays within memory_gb, 0 where not even one example fits."""
-    if total(1) > memory_gb:
-        return 0
-    low, high = 1, 2
-    while high <= most and total(high) <= memory_gb:
-        low, high = high, 2 * high
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if total(middle) <= memory_gb else (low, middle)
-    return low
+def of_batch(one, two, batch_size):
+    """The Forecast of a batch from those of one and two examples: every part grows by the same bytes with each example."""
+    parts = {name: first + (batch_size - 1) * (getattr(two, name) - first) for name, first in vars(one).items()}
+    return Forecast(**parts)
+
+
+def largest_batch(total, memory_gb, most=1 << 20):
+    """The largest batch size, up to `most`, whose `total(batch size)` GB stays within memory_gb; 0 where not even one example fits."""
+    return bisect.bisect_right(range(1, most + 1), memory_gb, key=total)

@@ -95,6 +95,7 @@ def quiet():
     from transformers.utils import logging as hf_logging
 
     warnings.filterwarnings("ignore", message=".*MatMul8bitLt.*")
+    warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*")  # peft reads the old name
     warnings.filterwarnings("ignore", message=".*fan_in_fan_out.*")
     warnings.filterwarnings("ignore", message="Position ids are not supported.*")  # with learned prompts, which have their own
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
