@@ -14,6 +14,7 @@ says what is nearest and which limit to relax. With --forecast it predicts the m
 import argparse
 import dataclasses
 import math
+import statistics
 from pathlib import Path
 
 import forecast
@@ -23,8 +24,15 @@ import selection
 import utils
 
 KINDS = ("classification", "qa", "instruction")
+MEANING = {
+    "accuracy": "share of answers that are right",
+    "token_f1": "overlap with the reference's words, from 0 to 1",
+    "exact_match": "share of answers that equal the reference",
+    "rouge_l": "longest common subsequence with the reference, from 0 to 1",
+}
 UNITS = {"latency_ms": "latency to {:.0f} ms", "memory_gb": "memory to {:.2f} GB", "data_size": "labelled examples to {:.0f}",
          "required_accuracy": "accuracy to {:.3f}"}  # fmt: skip
+ROUNDED = {"latency_ms": 0, "memory_gb": 2, "data_size": 0, "required_accuracy": 3}  # digits
 TIGHT = 0.9  # of the memory: above it a forecast's error decides
 QUANTIZED = {"qlora": "nf4", "int8_lora": "int8"}
 
@@ -32,9 +40,11 @@ QUANTIZED = {"qlora": "nf4", "int8_lora": "int8"}
 def parse_args(argv=None):
     parser = utils.ArgumentParser(__doc__)
     group = parser.add_argument_group("limits")
-    group.add_argument("--memory_gb", type=utils.positive, help="memory of the GPU, or of the processor (default: no limit)")
-    group.add_argument("--latency_ms", type=utils.positive, help="the longest one answer may take (default: no limit)")
-    group.add_argument("--data_size", type=utils.whole_number, default=0, help="labelled examples (default: %(default)s)")
+    group.add_argument(
+        "--memory_gb", type=utils.positive, help="memory of the GPU, or of the process, training included (default: no limit)"
+    )
+    group.add_argument("--latency_ms", type=utils.positive, help="what one answer may take, in the median (default: no limit)")
+    group.add_argument("--data_size", type=utils.whole_number, help="labelled examples you have (default: no limit)")
     group.add_argument("--knowledge_heavy", action="store_true", help="answers depend on facts that stand in documents")
     group.add_argument("--required_accuracy", type=utils.share, help="the score needed, from 0 to 1 (default: as good as it gets)")
     group = parser.add_argument_group("goal")
@@ -47,6 +57,7 @@ def parse_args(argv=None):
     group.add_argument(
         "--tokens", type=utils.positive, help="of one example's prompt, for data that no row has measured (default: as the rows')"
     )
+    group.add_argument("--majority_share", type=utils.share, help="share of the commonest class in such data (default: as the rows')")
     group.add_argument("--model", help="put into the command to run next (default: the script's own)")
     group.add_argument("--dataset", help="take the rows of this data set; put into the command to run next")
     parser.add_argument("--results", help="measured rows (default: results.csv, or sample_results.csv if there is none yet)")
@@ -63,7 +74,12 @@ def parse_args(argv=None):
     group.add_argument("--new_tokens", type=utils.whole_number, default=32, help="inference: tokens to be generated (default: %(default)s)")
     group.add_argument("--rank", type=utils.positive_int, default=8, help="of LoRA (default: %(default)s)")
     group.add_argument("--target_modules", default="auto", help="of LoRA, as in peft_finetune.py (default: %(default)s)")
-    group.add_argument("--weights", choices=("fp32", "bf16", "fp16"), default="fp32", help="precision of the base (default: %(default)s)")
+    group.add_argument(
+        "--weights",
+        choices=("fp32", "bf16", "fp16", "int8", "nf4"),
+        default="fp32",
+        help="precision of the base; inference also int8, nf4 (default: %(default)s)",
+    )
     group.add_argument("--mixed", action="store_true", help="trained with --bf16 or --fp16 mixed precision")
     group.add_argument("--gradient_checkpointing", action="store_true", help="compute activations again in the backward pass")
     group.add_argument("--attn_implementation", choices=("sdpa", "eager", "flash_attention_2"), default="sdpa", help="(default: sdpa)")
@@ -73,9 +89,12 @@ def parse_args(argv=None):
     args = parser.parse_args(argv)
     if args.forecast and not args.model:
         parser.error("--forecast needs --model, a hub name or a folder")
+    if args.weights in ("int8", "nf4") and args.method != "inference":
+        parser.error(f"--weights {args.weights} is for --method inference; to train on it take --method int8_lora or qlora")
     if args.json and args.explain:
         parser.error("--json is for scripts, --explain for people; give one of them")
-    args.task = args.task or ("qa" if args.knowledge_heavy else "classification")
+    if not args.forecast:
+        args.task = args.task or ("qa" if args.knowledge_heavy else "classification")
     return args
 
 
@@ -89,44 +108,52 @@ def limits_of(args):
 
 
 def comparable(kept, args):
-    """(Panel, Candidates) of the rows of this task, data set, hardware and model size; (None, why there are none)."""
+    """(Panel, Candidates, what else there is) of the rows of this task, data, hardware and model size; (None, why there are none, "").
+
+    Of several panels the one with most configurations; with --knowledge_heavy one that has retrieval, where there is one.
+    """
     wanted = [row for row in kept if table.task_kind(row) == args.task]
     if args.device:
         wanted = [row for row in wanted if row["device"] == args.device]
+    known = sorted({table.data_name(row) for row in wanted})
     if args.dataset:
         wanted = [row for row in wanted if Path(row["dataset"]).name == Path(args.dataset).name]
     if not wanted:
-        return None, f"no row measures {args.task}" + (f" on {Path(args.dataset).name}" if args.dataset else "")
+        where = (f" on {Path(args.dataset).name}" if args.dataset else "") + (f" on {args.device}" if args.device else "")
+        return None, f"no row measures {args.task}{where}" + (f"; there are {', '.join(known)}" if known else ""), ""
     if args.params_b:
-        near = [
-            row for row in wanted if 1 / selection.NEAR <= (table.value(row, "total_params") or 0) / (args.params_b * 1e9) <= selection.NEAR
-        ]
+        sizes = [(table.value(row, "total_params") or 0) / 1e9 for row in wanted]
+        near = [row for row, size in zip(wanted, sizes) if 1 / selection.NEAR <= size / args.params_b <= selection.NEAR]
         if not near:
-            sizes = sorted({(table.value(row, "total_params") or 0) / 1e9 for row in wanted})
-            return None, f"the rows have models of {sizes[0]:.2g} to {sizes[-1]:.2g} billion parameters, not near {args.params_b:g}"
+            return None, f"the rows have models of {min(sizes):.2g} to {max(sizes):.2g} billion parameters, not near {args.params_b:g}", ""
         wanted = near
     groups = {panel: selection.measured(table.configurations(members)) for panel, members in table.panels(wanted).items()}
-    panel = max(groups, key=lambda p: len(groups[p]))
-    return (panel, groups[panel]) if groups[panel] else (None, "the rows hold baselines only")
+    groups = {panel: found for panel, found in groups.items() if found}
+    if not groups:
+        return None, "the rows hold nothing that one could choose", ""
+    panel = max(groups, key=lambda p: (args.knowledge_heavy and any(c.strategy == "rag" for c in groups[p]), len(groups[p])))
+    others = [f"{p.data} (n = {p.n_eval}, {len(found)} configurations on {p.device})" for p, found in groups.items() if p != panel]
+    return panel, groups[panel], f"not looked at: {'; '.join(others)}; choose with --dataset and --device" if others else ""
 
 
-def from_rows(panel, candidates, args):
+def from_rows(panel, candidates, elsewhere, args):
     """The decision from measured candidates, as a dict."""
     limits = limits_of(args)
     choice, ties, kept = selection.choose(candidates, limits, args.prefer)
-    near, relaxed = (None, []) if choice else selection.nearest(candidates, limits)
-    others = [c for c in kept if c is not choice]
+    near, relaxed, alone = (None, [], True) if choice else selection.nearest(candidates, limits)
     cautions = []
     if choice and args.required_accuracy is not None and choice.score - 1.96 * choice.score_error < args.required_accuracy:
         cautions.append(f"its 95 % interval reaches below the {args.required_accuracy:g} needed")
     if choice and choice.majority is not None and choice.score - 1.96 * choice.score_error <= choice.majority:
         cautions.append(f"it is not shown to be above always answering the commonest class, {choice.majority:.3f}")
+    if choice and "validation examples chose" in choice.configuration["note"]:
+        cautions.append("besides its labelled examples, validation examples chose the checkpoint (see the row's note)")
     if len(candidates) == 1:
         cautions.append("nothing else was measured to compare it with")
-    return {"basis": "rows", "data": panel.data, "metric": panel.metric, "n": int(panel.n_eval),
-            "hardware": panel.device, "considered": len(candidates), "choice": choice, "ties": ties, "others": others,
-            "nearest": near, "relaxed": relaxed, "cautions": cautions,
-            "over": [text for *_, text in selection.obstacles(near, limits)] if near else []}  # fmt: skip
+    return {"basis": "rows", "data": panel.data, "metric": panel.metric, "n": panel.n_eval, "hardware": panel.device,
+            "considered": len(candidates), "strategies": sorted({c.strategy for c in candidates}), "elsewhere": elsewhere, "choice": choice,
+            "ties": ties, "others": [c for c in kept if c is not choice], "nearest": near, "relaxed": relaxed, "relax_one": alone,
+            "cautions": cautions, "over": [text for *_, text in selection.obstacles(near, limits)] if near else []}  # fmt: skip
 
 
 # ----------------------------------------------------------------------------------------------------- from a model of the rows
@@ -134,33 +161,37 @@ def from_rows(panel, candidates, args):
 
 def from_model(kept, args):
     """(the decision from predictions for configurations like those measured, None) or (None, why the model refuses)."""
-    tokens = selection.prompt_tokens(kept)
+    devices = [row["device"] for row in kept]
+    device = args.device or max(set(devices), key=devices.count, default="")
+    rows = [row for row in kept if row["device"] == device]
     try:
-        predictor = selection.Predictor(selection.groups_of(kept), tokens)
+        predictor = selection.Predictor(selection.groups_of(rows), selection.prompt_tokens(rows))
     except utils.UserError as error:
         return None, str(error)
     alike = [(c, s) for _, c, s in predictor.known if s.kind == args.task]
-    if args.device:
-        alike = [(c, s) for c, s in alike if c["device"] == args.device]
+    if not alike:
+        return None, f"no row on {device} measures {args.task}"
+    majorities = [s.majority for _, s in alike if s.majority is not None]
+    majority = args.majority_share or (statistics.median(majorities) if majorities else None)
     specs, refused = {}, []
     for configuration, known in alike:
-        known = dataclasses.replace(known, tokens=args.tokens or known.tokens)
-        if args.params_b:
-            scale = args.params_b * 1e9 / known.params
-            known = dataclasses.replace(known, params=args.params_b * 1e9, predicted_gb=known.predicted_gb and known.predicted_gb * scale)
-        why = predictor.refusal(known)
+        scale = args.params_b * 1e9 / known.params if args.params_b else 1.0
+        gb = known.predicted_gb and known.predicted_gb * scale
+        wanted = dataclasses.replace(known, tokens=args.tokens or known.tokens, majority=majority, params=known.params * scale,
+                                     trainable=known.trainable * scale, predicted_gb=gb)  # fmt: skip
+        why = predictor.refusal(wanted)
         refused += [why] if why else []
         if not why:
-            specs.setdefault(known, configuration)
+            specs.setdefault(dataclasses.replace(wanted, predicted_gb=None), (configuration, wanted))
     if not specs:
-        return None, f"the model does not reach so far: {refused[0]}" if refused else f"no row measures {args.task}"
-    candidates = [predictor.candidate(known, configuration.name, configuration) for known, configuration in specs.items()]
+        return None, f"the model does not reach so far: {refused[0]}"
+    candidates = [predictor.candidate(wanted, configuration.name, configuration) for configuration, wanted in specs.values()]
     choice, probability, others = selection.choose_predicted(candidates, limits_of(args), args.prefer)
-    near = None if choice else max(candidates, key=lambda c: selection.chance(c, limits_of(args)))
-    sure = f"it keeps the limits with a probability of about {probability:.0%}"
-    return {"basis": "model", "considered": len(candidates), "choice": choice, "ties": [], "others": others, "nearest": near, "relaxed": [],
-            "metric": "score", "cautions": [f"predicted, not measured: {sure}"] if choice else [],
-            "over": [] if choice else [sure]}, None  # fmt: skip
+    sure = "likely" if probability >= selection.CONFIDENCE else "UNLIKELY" if probability < 0.5 else "not sure"
+    return {"basis": "model", "considered": len(candidates), "choice": choice, "ties": [], "others": others, "nearest": None, "relaxed": [],
+            "metric": "score", "over": [],
+            "cautions": [f"predicted, not measured; {sure} to keep the limits (probability about {probability:.0%}). Measure it first"],
+            }, None  # fmt: skip
 
 
 # ----------------------------------------------------------------------------------------------------------------- from rules
@@ -168,12 +199,16 @@ def from_model(kept, args):
 
 def from_rules(args):
     """The decision from the rules of thumb, as a dict of the same keys as far as they make sense."""
-    known = argparse.Namespace(**{**vars(args), "params_b": args.params_b or 0.14})
+    known = argparse.Namespace(**{**vars(args), "params_b": args.params_b or 0.14, "data_size": args.data_size or 0})
     ranked, against = rules.decide(known)
     near = None if ranked else min(against, key=lambda name: max(over for over, _ in against[name]))
     choice, _, reasons = ranked[0] if ranked else (None, 0, [])
     cautions = [f"its {what} was not checked: rules cannot know it" for what, limit in
                 (("latency", args.latency_ms), ("score", args.required_accuracy)) if limit is not None and choice]  # fmt: skip
+    if args.data_size is None:
+        cautions.append("no --data_size was given: the rules take it that there are no labelled examples")
+    if args.params_b is None:
+        cautions.append("no --params_b was given: the rules take a model of 0.14 billion parameters")
     return {"basis": "rules", "choice": choice, "precision": rules.best_precision(choice, known) if choice else None, "reasons": reasons,
             "runner_up": ranked[1][0] if len(ranked) > 1 else None, "cautions": cautions, "nearest": near,
             "rejected": {name: [text for _, text in found] for name, found in against.items()},
@@ -187,9 +222,9 @@ def decide(kept, args):
     """(decision, [why an earlier basis was not used])."""
     reasons = []
     if args.basis in ("auto", "rows"):
-        panel, found = comparable(kept, args)
+        panel, found, elsewhere = comparable(kept, args)
         if panel is not None:
-            return from_rows(panel, found, args), reasons
+            return from_rows(panel, found, elsewhere, args), reasons
         reasons.append(found)
     if args.basis in ("auto", "model"):
         decision, why = from_model(kept, args)
@@ -202,35 +237,57 @@ def decide(kept, args):
 
 
 def break_even(decision, args):
-    """A sentence on what training costs against longer prompts; None where the choice and the others leave nothing to weigh."""
-    choice = decision["choice"]
-    trained = [c for c in [choice, *decision["others"]] if c.train_seconds]
-    plain = [c for c in [choice, *decision["others"]] if not c.train_seconds]
+    """A sentence on what the best trained way that keeps the limits costs against the best untrained one; None without the two."""
+    kept = [c for c in [decision["choice"], *decision["others"]] if c.latency_ms is not None]
+    trained, plain = ([c for c in kept if bool(c.train_seconds) == wanted] for wanted in (True, False))
     if not trained or not plain:
         return None
-    first, second = (choice, plain[0]) if choice.train_seconds else (trained[0], choice)
+    first, second = (max(some, key=lambda c: (c is decision["choice"], c.score)) for some in (trained, plain))
+    names = f"{first.name} ({first.score:.3f}, {first.train_seconds:.0f} s of training) against {second.name} ({second.score:.3f})"
     found = selection.break_even(first, second, args.requests_per_day)
     if found is None:
-        never = f"Training {first.name} ({first.train_seconds:.0f} s) is never paid back in time"
-        return f"{never}: its answers are not faster than those of {second.name}."
+        return f"{names}: the training is never paid back in time, its answers are not faster"
     requests, days = found
     planned = limits_of(args).requests
     saved = (second.cost_seconds(planned) - first.cost_seconds(planned)) / 3600
-    sooner = second.latency_ms - first.latency_ms
-    longer = first.train_seconds - second.train_seconds
-    text = (f"{first.name} takes {longer:.0f} s more to train than {second.name} and answers {sooner:.0f} ms "
-            f"sooner: paid back after {math.ceil(requests):,} requests, {days:.2g} days at {args.requests_per_day:g} a day")  # fmt: skip
-    return f"{text}; over {args.horizon_days:g} days it {'saves' if saved > 0 else 'loses'} {abs(saved):.1f} machine hours."
+    text = f"{names}: answers come {second.latency_ms - first.latency_ms:.0f} ms sooner"
+    reads = [selection.tokens_of(c) for c in (first, second)]
+    if None not in reads:
+        text += (
+            f" and read {reads[1] - reads[0]:.0f} tokens fewer"
+            if reads[1] >= reads[0]
+            else f" and read {reads[0] - reads[1]:.0f} tokens more"
+        )
+    text += f"; paid back after {math.ceil(requests):,} requests, {days:.2g} days at {args.requests_per_day:g} a day"
+    return f"{text}; over {args.horizon_days:g} days it {'saves' if saved > 0 else 'loses'} {abs(saved):.1f} machine hours"
 
 
 def words(candidate, metric):
     """A candidate in a line."""
     parts = [f"{metric} {candidate.score:.3f} ± {1.96 * candidate.score_error:.3f}"]
-    parts += [f"{candidate.latency_ms:.0f} ms a request"] if candidate.latency_ms is not None else []
-    parts += [f"{candidate.memory_gb:.2f} GB"] if candidate.memory_gb is not None else []
+    parts += [f"{candidate.latency_ms:.0f} ms a request (median)"] if candidate.latency_ms is not None else []
+    parts += [f"{candidate.memory_gb:.2f} GB at its peak"] if candidate.memory_gb is not None else []
     parts += [f"{candidate.labels:.0f} labelled examples"] if candidate.labels else []
     parts += [f"{candidate.train_seconds:.0f} s of training"] if candidate.train_seconds else []
     return f"{candidate.name}: {', '.join(parts)}"
+
+
+def relax(decision):
+    """Which limits to relax, to values that do let something in: rounded up, an accuracy down."""
+    told = []
+    for name, value in decision["relaxed"]:
+        digits = ROUNDED[name]
+        rounded = math.floor(value * 10**digits) if name == "required_accuracy" else math.ceil(value * 10**digits)
+        told.append(UNITS[name].format(rounded / 10**digits))
+    return (" or " if decision["relax_one"] else " and ").join(told)
+
+
+def next_command(decision, args):
+    """The command of the choice; for a predicted one with the person's own model and data."""
+    row = decision["choice"].configuration.rows[0]
+    model = "gen_model" if "gen_model" in table.flags(row) else "model"
+    changes = {name: found for name, found in ((model, args.model), ("dataset", args.dataset)) if found}
+    return table.command(row, **(changes if decision["basis"] == "model" else {}))
 
 
 def tell(decision, reasons, source, skipped, args):
@@ -238,10 +295,12 @@ def tell(decision, reasons, source, skipped, args):
     if decision["basis"] == "rows":
         where = f"{decision['data']}, n = {decision['n']}, {decision['hardware']} ({source})"
         print(f"Decided from rows: {decision['considered']} configurations measured on {where}")
-    elif decision["basis"] == "model":
-        print(f"Decided by a model of the rows in {source} ({'; '.join(reasons)}): {decision['considered']} configurations predicted")
+        if decision["elsewhere"]:
+            print(f"  {decision['elsewhere']}")
     else:
-        print("Decided by rules of thumb" + (f" ({'; '.join(reasons)})" if reasons else ""))
+        why = f" ({'; '.join(reasons)})" if reasons else ""
+        print(f"Decided by a model of the rows in {source}{why}: {decision['considered']} configurations predicted"
+              if decision["basis"] == "model" else f"Decided by rules of thumb{why}")  # fmt: skip
     if skipped:
         statuses = sorted({why.split(":")[0] for _, why in skipped})
         print(f"  {len(skipped)} rows not used ({'; '.join(statuses)[:160]})")
@@ -250,9 +309,9 @@ def tell(decision, reasons, source, skipped, args):
     if decision["choice"] is None:
         print(f"Nothing fits. The nearest is {words(decision['nearest'], decision['metric'])}; {', '.join(decision['over'])}")
         if decision["relaxed"]:
-            print(f"Something fits if you relax {' or '.join(UNITS[name].format(value) for name, value in decision['relaxed'])}")
+            print(f"Something fits if you relax {relax(decision)}")
         thumb = from_rules(args)
-        if thumb["choice"]:
+        if thumb["choice"] and thumb["choice"] not in decision["strategies"]:
             print(f"Not measured here, but what rules of thumb would try: {rules.NAMES[thumb['choice']]}; {thumb['command']}")
         return None
     print(f"Choice: {words(decision['choice'], decision['metric'])}")
@@ -260,15 +319,15 @@ def tell(decision, reasons, source, skipped, args):
         print(f"  - CAUTION: {text}")
     if decision["ties"]:
         names = "; ".join(c.name for c in decision["ties"][:6])
-        print(f"  - it costs least among {len(decision['ties']) + 1} that tie within the noise; the others: {names}")
+        why = "it costs least" if args.prefer == "accuracy" else "it scores best"
+        print(f"  - {why} among {len(decision['ties']) + 1} that tie within the noise; the others: {names}")
     for other in decision["others"][:3]:
         print(f"Next: {words(other, decision['metric'])}")
     found = break_even(decision, args)
     if found:
         print(f"Break-even: {found}")
-    configuration = decision["choice"].configuration
-    print(f"Rows used: {' '.join(row['run_id'] for row in configuration.rows)}")
-    print(f"Run {'it again' if decision['basis'] == 'rows' else 'next'}: {table.command(configuration.rows[0])}")
+    print(f"Rows used: {' '.join(row['run_id'] for row in decision['choice'].configuration.rows)}")
+    print(f"Run {'it again' if decision['basis'] == 'rows' else 'next'}: {next_command(decision, args)}")
 
 
 def tell_rules(decision):
@@ -292,35 +351,45 @@ def explain(decision, args):
     wanted = [text for text in (
         f"at most {args.latency_ms:g} ms an answer" if args.latency_ms else "",
         f"at most {args.memory_gb:g} GB of memory" if args.memory_gb else "",
-        f"{args.data_size:,} labelled examples",
+        f"{args.data_size:,} labelled examples" if args.data_size is not None else "",
         f"a score of {args.required_accuracy:g} or better" if args.required_accuracy else "") if text]  # fmt: skip
-    said = [f"You asked for {args.task} with {', '.join(wanted)}."]
+    said = [f"You asked for {args.task}" + (f" with {', '.join(wanted)}." if wanted else ", without limits.")]
     if decision["basis"] == "rules":
         said.append("Nothing comparable has been measured yet, so this is experience, not evidence.")
-        said.append(f"Begin with {rules.NAMES[decision['choice']]}: {decision['reasons'][0]}." if decision["choice"] else
-                    f"Nothing fits; the nearest is {rules.NAMES[decision['nearest']]}.")  # fmt: skip
-        said.append(
-            f"Measure it before you decide: {decision['command']}"
-            if decision["choice"]
-            else "More memory or more labelled examples would change that."
-        )
+        if decision["choice"]:
+            said.append(f"Begin with {rules.NAMES[decision['choice']]}: {decision['reasons'][0]}.")
+            said.append(f"Measure it before you decide: {decision['command']}")
+        else:
+            said.append(
+                f"Nothing fits; the nearest is {rules.NAMES[decision['nearest']]}. More memory or labelled examples would change that."
+            )
     elif decision["choice"] is None:
         near = f"{decision['nearest'].name}, {', '.join(decision['over'])}"
-        said.append(f"None of the {decision['considered']} ways that were tried keeps all of that. The nearest is {near}.")
+        said.append(
+            f"None of the {decision['considered']} ways that were tried on {decision['data']} keeps all of that. The nearest is {near}."
+        )
         if decision["relaxed"]:
-            said.append(
-                f"It becomes possible if you relax {' or '.join(UNITS[name].format(value) for name, value in decision['relaxed'])}."
-            )
+            said.append(f"It becomes possible if you relax {relax(decision)}.")
     else:
-        choice, how = decision["choice"], "measured" if decision["basis"] == "rows" else "predicted from other tasks"
-        takes = f", and an answer takes {choice.latency_ms:.0f} ms" if choice.latency_ms else ""
-        score = f"{choice.score:.2f}, give or take {1.96 * choice.score_error:.2f}"
-        said.append(f"Of {decision['considered']} ways, we suggest {choice.name}. Its {how} {decision['metric']} is {score}{takes}.")
+        choice, measured = decision["choice"], decision["basis"] == "rows"
+        where = (
+            f"measured on {decision['n']} examples of {decision['data']}, {decision['hardware']}"
+            if measured
+            else "predicted from other tasks"
+        )
+        name = f"{decision['metric']} ({MEANING[decision['metric']]})" if decision["metric"] in MEANING else decision["metric"]
+        said.append(f"Of {decision['considered']} ways, we suggest {choice.name}.")
+        said.append(f"Its {name} is {choice.score:.2f}, give or take {1.96 * choice.score_error:.2f}, {where}.")
+        needs = [f"an answer takes {choice.latency_ms:.0f} ms" if choice.latency_ms is not None else "",
+                 f"{choice.memory_gb:.1f} GB of memory are needed at the peak" if choice.memory_gb is not None else "",
+                 f"{choice.labels:.0f} labelled examples were used" if choice.labels else ""]  # fmt: skip
+        said.append(f"{', '.join(filter(None, needs)).capitalize()}." if any(needs) else "")
         if decision["ties"]:
-            said.append(f"{len(decision['ties'])} others score about as well, so the one that costs least to run was taken.")
-        said += [found for found in [break_even(decision, args)] if found]
+            why = "costs least to run" if args.prefer == "accuracy" else "scores best"
+            said.append(f"Within the noise {len(decision['ties'])} others do as well, so the one that {why} was taken.")
+        said += [f"Break-even: {found}." for found in [break_even(decision, args)] if found]
         said += [f"Note: {text}." for text in decision["cautions"]]
-    print("\n".join(said))
+    print("\n".join(filter(None, said)))
 
 
 def as_json(decision, reasons, args):
@@ -330,7 +399,8 @@ def as_json(decision, reasons, args):
     choice = decision["choice"]
     return {**decision, "choice": choice.strategy if choice else None, "configuration": selection.as_json(choice),
             "ties": [c.name for c in decision["ties"]], "others": [selection.as_json(c) for c in decision["others"][:10]],
-            "nearest": selection.as_json(decision["nearest"]), "relaxed": dict(decision["relaxed"]), "not_used": reasons,
+            "nearest": selection.as_json(decision["nearest"]), "relaxed": dict(decision["relaxed"]),
+            "command": next_command(decision, args) if choice else None, "not_used": reasons,
             "break_even": break_even(decision, args) if choice else None}  # fmt: skip
 
 
@@ -340,6 +410,8 @@ def as_json(decision, reasons, args):
 def forecast_of(config, kind, args, batch_size):
     """The forecast.Forecast of the run that the flags describe."""
     precision = QUANTIZED.get(args.method, args.weights)
+    if kind != "seq2seq" and (limit := forecast.context(config)) and args.seq_len > limit:
+        raise utils.UserError(f"--seq_len {args.seq_len}: {Path(args.model).name} reads {limit} tokens at most")
     if args.method == "inference":
         total = args.seq_len + args.new_tokens
         shape = forecast.Shape(batch_size, args.seq_len, 1 if kind == "causal" else 0, batch_size * total if kind != "classifier" else 0)
@@ -353,7 +425,7 @@ def forecast_of(config, kind, args, batch_size):
 def tell_forecast(args, all_rows, source):
     """Print the parts of the peak, whether it fits, and the largest batch that does."""
     args.device = args.device or "cuda"
-    config, kind = forecast.configuration(args.model, args.task == "classification" and args.method != "inference", args.n_labels)
+    config, kind = forecast.configuration(args.model, args.task, args.n_labels)
     found = forecast_of(config, kind, args, args.batch_size)
     pairs = forecast.known(all_rows, args.device, "inference" if args.method == "inference" else "training")
     offset, factor = forecast.calibrate(pairs)
@@ -374,12 +446,16 @@ def tell_forecast(args, all_rows, source):
                                       "seq_len": args.seq_len, "parts_gb": found.parts_gb(), "configuration_gb": found.gb,
                                       "predicted_gb": needed, "calibrated_on_rows": len(pairs) if enough else 0, "verdict": verdict,
                                       "largest_batch": largest}))  # fmt: skip
-    print(f"{args.method} of {Path(args.model).name} on {args.device}, batch {args.batch_size} x {args.seq_len} tokens")
+    head = f"a classification head of {args.n_labels} labels" if kind == "classifier" else "the language model's head"
+    print(f"{args.method} of {Path(args.model).name} with {head} on {args.device}, batch {args.batch_size} x {args.seq_len} tokens")
     for name, gb in found.parts_gb().items():
         print(f"  {name:12} {gb:8.3f} GB")
     print(f"  {'peak':12} {found.gb:8.3f} GB (gradients take the place that activations give back)")
     if enough:
         print(f"  {'calibrated':12} {needed:8.3f} GB: {offset:.2f} + {factor:.2f} x peak, from {len(pairs)} measured rows in {source}")
+        low, high = min(predicted for predicted, _ in pairs), max(predicted for predicted, _ in pairs)
+        if not low / 2 <= found.gb <= 2 * high:
+            print(f"  CAUTION: those rows are of {low:.2f} to {high:.2f} GB, so this is far from what was measured")
     else:
         print(
             f"  not calibrated: {len(pairs)} rows on {args.device} hold both a forecast and a measured peak, {forecast.MIN_ROWS} are wanted"

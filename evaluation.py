@@ -128,9 +128,10 @@ def predict(run, model, batch_size, longest, kind, shared=0):
         "classified": forecast.Shape(batch_size, longest),
     }[kind]
     adapter = next(iter(getattr(model, "peft_config", {}).values()), None)
-    run.row["predicted_gb"] = forecast.inference(
-        model.config, forecast.kind_of(model), shape, precision=run.row["precision"], peft_config=adapter, device=run.row["device"]
-    ).gb
+    forecast.record(
+        run, forecast.inference, model.config, forecast.kind_of(model), shape, precision=run.row["precision"], peft_config=adapter,
+        device=run.row["device"],
+    )  # fmt: skip
 
 
 def evaluate_classifier(model, tokenizer, task, run, batch_size, latency_runs, max_length=None, other=None):
@@ -153,8 +154,10 @@ def evaluate_classifier(model, tokenizer, task, run, batch_size, latency_runs, m
     # one request, from text in to label out
     latencies = utils.time_requests(lambda example: classify([example], 1).argmax(), task.evaluation[:latency_runs])
     record_classification(run, task, [int(i) for i in log_probs.argmax(axis=1)], log_probs, spent, latencies)
-    longest = max(len(tokenizer(ex.text, ex.text_pair, truncation=True, max_length=max_length or 512).input_ids) for ex in task.evaluation)
-    predict(run, model, min(batch_size, len(task.evaluation)), longest, "classified")
+    if run.row.get("train_seconds") is None:
+        limit = inference.classifier_length(model, tokenizer, max_length)
+        longest = max(len(tokenizer(ex.text, ex.text_pair, truncation=True, max_length=limit).input_ids) for ex in task.evaluation)
+        predict(run, model, min(batch_size, len(task.evaluation)), longest, "classified")
     if other:
         elsewhere = np.concatenate(utils.over_processes(classify, other.evaluation))
         record_ood(run, task, other, [int(i) for i in elsewhere.argmax(axis=1)])

@@ -17,14 +17,20 @@ from dataclasses import dataclass
 import utils
 
 METHODS = ("full", "lora", "qlora", "int8_lora", "inference")
-# bytes an optimizer keeps for each trained parameter; AdamW's two moments have the parameter's own precision, Adafactor's are rows and
-# columns (Shazeer and Stern 2018), the eight-bit ones are Dettmers et al. 2021
-OPTIMIZER_BYTES = {"adamw_torch": 8, "adamw_torch_fused": 8, "adamw_8bit": 2, "paged_adamw_8bit": 2, "paged_adamw_32bit": 8,
+# bytes an optimizer keeps for each trained parameter: torch's AdamW two moments of the parameter's own precision (None), bitsandbytes'
+# two of eight or of 32 bits (Dettmers et al. 2021), Adafactor rows and columns only (Shazeer and Stern 2018)
+OPTIMIZER_BYTES = {"adamw_torch": None, "adamw_torch_fused": None, "adamw_8bit": 2, "paged_adamw_8bit": 2, "paged_adamw_32bit": 8,
                    "adafactor": 0.1, "sgd": 0}  # fmt: skip
+ATTENTION_DROPOUT = ("attention_probs_dropout_prob", "attention_dropout", "attn_pdrop", "dropout_rate")  # what configurations call it
 # a quantized linear layer's bytes a parameter: int8 with a scale a row; nf4 with double-quantized scales, 4.127 bits (Dettmers et al. 2023)
 PACKED_BYTES = {"int8": 1.0, "nf4": 4.127 / 8}
 DTYPE_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
 MIN_ROWS = 5  # measured rows that a calibration needs
+FACTORS, SPREAD = (0.5, 2.0), 1.5  # what a calibration may multiply by; how far apart its rows must be to say so
+
+
+class Unknown(RuntimeError):
+    """This architecture cannot be run on the meta device, so that nothing can be said of its activations."""
 
 
 @dataclass(frozen=True)
@@ -37,16 +43,17 @@ class Forecast:
     activations: float
     kv_cache: float
     transient: float  # logits and their gradient, a layer's weights put back to full precision
+    accumulates: bool = False  # gradients of earlier batches are there while the next one's activations are
 
     @property
     def gb(self):
         """GB at the peak: gradients grow while activations are given back, so that only the larger of the two counts."""
-        moving = max(self.activations + self.transient, self.gradients)
+        moving = max(self.activations + self.transient + self.accumulates * self.gradients, self.gradients)
         return (self.weights + self.optimizer + self.kv_cache + moving) / utils.GB
 
     def parts_gb(self):
         """{part: GB}."""
-        return {field.name: getattr(self, field.name) / utils.GB for field in dataclasses.fields(self)}
+        return {field.name: getattr(self, field.name) / utils.GB for field in dataclasses.fields(self) if field.name != "accumulates"}
 
 
 @dataclass(frozen=True)
@@ -121,7 +128,31 @@ def meta_model(config, kind, dtype="fp32", peft_config=None, attention="sdpa"):
     return model
 
 
-def saved_bytes(model, shape, checkpointing=False):
+def counted(config, kind, shape, dtype, peft_config=None, attention="sdpa", checkpointing=False):
+    """(meta model, what `saved_bytes` counts) at the first way in which the architecture runs on the meta device; Unknown for none.
+
+    Some look at the padding of inputs without a mask, which on the meta device nobody can; some have no attention to choose.
+    """
+    tried = []
+    for kind_of_attention in dict.fromkeys((attention, "eager")):
+        for masked in (False, True):
+            try:
+                model = meta_model(config, kind, dtype, peft_config, kind_of_attention)
+                return model, saved_bytes(model, shape, checkpointing, masked)
+            except (RuntimeError, NotImplementedError, KeyError, AttributeError, TypeError, IndexError) as error:
+                tried.append(f"{type(error).__name__}: {error}")
+    raise Unknown(f"{config.model_type} does not run on the meta device ({tried[0].splitlines()[0][:120]})")
+
+
+def record(run, forecast, *args, **kwargs):
+    """predicted_gb of a run's row; empty with a note where the architecture is beyond the forecast, which must never end a run."""
+    try:
+        run.row["predicted_gb"] = forecast(*args, **kwargs).gb
+    except Unknown as error:
+        run.note(f"no memory forecast: {error}")
+
+
+def saved_bytes(model, shape, checkpointing=False, masked=False):
     """(bytes that autograd saves in one forward pass, those of the layer that saves most, bytes of the logits).
 
     checkpointing: of each layer only its input is saved, and the layer computed again in the backward pass (Chen et al. 2016).
@@ -153,12 +184,14 @@ def saved_bytes(model, shape, checkpointing=False):
     model.train()
     ids = torch.zeros(shape.batch_size, shape.seq_len, dtype=torch.long, device="meta")
     inputs = {"input_ids": ids}
+    if masked:
+        inputs["attention_mask"] = torch.ones_like(ids)
     head = _head_width(model)
     if model.config.is_encoder_decoder:
         inputs["decoder_input_ids"] = ids[:, : shape.head_tokens or shape.seq_len]
     elif head and shape.head_tokens and shape.head_tokens < shape.seq_len:
         inputs["logits_to_keep"] = shape.head_tokens
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+    with torch.device("meta"), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         logits = model(**inputs).logits
     for hook in hooks:
         hook.remove()
@@ -195,13 +228,14 @@ def weight_bytes(model, precision, compute="fp32"):
     precision: int8 and nf4 pack the linear layers but for heads and adapters; the rest is as wide as `compute`.
     """
     import torch
+    from transformers.pytorch_utils import Conv1D
 
     import models
 
     packed, largest = 0, 0
     adapters = getattr(model, "peft_config", None) is not None
     for name, module in model.named_modules():
-        plain = isinstance(module, torch.nn.Linear) and name.split(".")[-1] not in models.HEADS and "lora_" not in name
+        plain = isinstance(module, (torch.nn.Linear, Conv1D)) and name.split(".")[-1] not in models.HEADS and "lora_" not in name
         if plain and "modules_to_save" not in name:
             packed += module.weight.numel()
             largest = max(largest, module.weight.numel())
@@ -216,39 +250,42 @@ def weight_bytes(model, precision, compute="fp32"):
 def kv_bytes(config, tokens, width):
     """Bytes of a key-value cache of so many tokens: keys and values of every layer. width: bytes of a number."""
     text = config.get_text_config() if hasattr(config, "get_text_config") else config
+    if not getattr(text, "num_attention_heads", None):  # a recurrent model keeps a state of one size
+        return 0
     heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
     size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     return 2 * text.num_hidden_layers * heads * size * tokens * width
 
 
 def training(config, kind, shape, *, precision="fp32", peft_config=None, optimizer="adamw_torch", mixed=False, checkpointing=False,
-             attention="sdpa", device="cpu"):  # fmt: skip
+             attention="sdpa", accumulation=1, device="cpu"):  # fmt: skip
     """Forecast of the peak of training.
 
     config: a transformers configuration; precision: of the weights in memory (fp32, bf16, int8, nf4); mixed: computes in 16 bits
-    over fp32 weights; attention: sdpa, eager or flash_attention_2; device: cpu or cuda.
+    over fp32 weights; attention: sdpa, eager or flash_attention_2; accumulation: batches of one step; device: cpu or cuda. Unknown for an
+    architecture that does not run on the meta device.
     """
     compute = ("bf16" if device == "cuda" else "fp32") if precision in PACKED_BYTES else precision
     text = config.get_text_config() if hasattr(config, "get_text_config") else config
-    drops = any(getattr(text, name, 0) for name in ("attention_probs_dropout_prob", "attention_dropout"))
+    drops = any(getattr(text, name, 0) for name in ATTENTION_DROPOUT)
     if device == "cpu" and attention == "sdpa" and drops:
         attention = "eager"  # torch's CPU kernel takes no dropout: the matrices are written out
-    model = meta_model(config, kind, "bf16" if mixed else compute, peft_config, attention)
-    activations, _, logits = saved_bytes(model, shape, checkpointing)
+    dtype = "bf16" if mixed else compute
+    model, (activations, _, logits) = counted(config, kind, shape, dtype, peft_config, attention, checkpointing)
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     width = 4 if peft_config is not None or precision == "fp32" else DTYPE_BYTES[compute]
     weights, unpacked = weight_bytes(model, precision, compute)
     if mixed and precision == "fp32":  # the copies that autocast makes are kept for the backward pass
         activations += 2 * sum(p.numel() for p in model.parameters())
-    return Forecast(weights, width * trained, OPTIMIZER_BYTES[optimizer] * trained * width / 4, activations, 0.0,
-                    2 * logits * (4 / DTYPE_BYTES["bf16" if mixed else compute]) + 2 * unpacked)  # fmt: skip
+    states = OPTIMIZER_BYTES[optimizer]
+    return Forecast(weights, width * trained, (2 * width if states is None else states) * trained, activations, 0.0,
+                    2 * logits * (4 / DTYPE_BYTES[dtype]) + 2 * unpacked, accumulation > 1)  # fmt: skip
 
 
 def inference(config, kind, shape, *, precision="fp32", peft_config=None, device="cpu"):
     """Forecast of the peak of scoring or generating: weights, the cache, what one layer holds, and the logits."""
     compute = ("bf16" if device == "cuda" else "fp32") if precision in PACKED_BYTES else precision
-    model = meta_model(config, kind, compute, peft_config)
-    _, layer, logits = saved_bytes(model, shape)
+    model, (_, layer, logits) = counted(config, kind, shape, compute, peft_config)
     weights, unpacked = weight_bytes(model, precision, compute)
     cache = kv_bytes(config, shape.cached_tokens, DTYPE_BYTES[compute]) if shape.cached_tokens else 0.0
     return Forecast(weights, 0.0, 0.0, layer, cache, 2 * logits * (4 / DTYPE_BYTES[compute]) + unpacked)
@@ -280,25 +317,33 @@ def known(rows, device, phase):
 
 
 def calibrate(pairs):
-    """(offset, factor), both at least 0, with measured = offset + factor * predicted, least squares of relative errors (scipy's nnls).
+    """(offset, factor) with measured = offset + factor * predicted, least squares of relative errors within bounds (scipy).
 
-    (0, 1) for fewer than MIN_ROWS pairs. The offset is what no configuration tells: libraries loaded late, the allocator's cache.
+    (0, 1) for fewer than MIN_ROWS pairs. The offset, of 0 or more, is what no configuration tells: libraries loaded late, the
+    allocator's cache. The factor stays within FACTORS, and is 1 where the rows are of about one size and say nothing about it.
     """
     if len(pairs) < MIN_ROWS:
         return 0.0, 1.0
     import numpy as np
-    from scipy.optimize import nnls
+    from scipy.optimize import lsq_linear
 
     predicted, measured = np.array(pairs).T
-    solution, _ = nnls(np.stack([1 / measured, predicted / measured], 1), np.ones(len(pairs)))
-    return float(solution[0]), float(solution[1])
+    low, high = FACTORS if predicted.max() >= SPREAD * predicted.min() else (1.0 - 1e-9, 1.0)
+    found = lsq_linear(np.stack([1 / measured, predicted / measured], 1), np.ones(len(pairs)), bounds=([0.0, low], [np.inf, high]))
+    return float(found.x[0]), float(found.x[1])
 
 
 # -------------------------------------------------------------------------------------------------------------- for a person's flags
 
 
-def configuration(model, classify, n_labels, trust_remote_code=False):
-    """(transformers configuration, kind) of a model's name; classify: with a classification head, as encoders always have here."""
+def context(config):
+    """The most tokens the configuration allows, None where it sets no limit."""
+    text = config.get_text_config() if hasattr(config, "get_text_config") else config
+    return getattr(text, "max_position_embeddings", None) or getattr(text, "n_positions", None)
+
+
+def configuration(model, task, n_labels, trust_remote_code=False):
+    """(transformers configuration, kind) of a model's name. Encoders have a classification head, other models where the task says so."""
     from transformers import AutoConfig
 
     import models
@@ -307,7 +352,7 @@ def configuration(model, classify, n_labels, trust_remote_code=False):
     models.quiet()
     kind = models.model_kind(model, trust_remote_code)
     config = AutoConfig.from_pretrained(model, trust_remote_code=trust_remote_code)
-    if classify or kind in ("encoder", "classifier"):
+    if task == "classification" or kind in ("encoder", "classifier"):
         config.num_labels, kind = n_labels, "classifier"
         config.pad_token_id = config.pad_token_id if getattr(config, "pad_token_id", None) is not None else 0
     return config, kind
@@ -326,8 +371,9 @@ def lora(config, kind, rank, target_modules="auto"):
 
 def of_batch(one, two, batch_size):
     """The Forecast of a batch from those of one and two examples: every part grows by the same bytes with each example."""
-    parts = {name: first + (batch_size - 1) * (getattr(two, name) - first) for name, first in vars(one).items()}
-    return Forecast(**parts)
+    names = [field.name for field in dataclasses.fields(one) if field.name != "accumulates"]
+    parts = {name: getattr(one, name) + (batch_size - 1) * (getattr(two, name) - getattr(one, name)) for name in names}
+    return Forecast(**parts, accumulates=one.accumulates)
 
 
 def largest_batch(total, memory_gb, most=1 << 20):

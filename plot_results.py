@@ -9,6 +9,7 @@ panel. Runs that differ in their seeds alone are one configuration, drawn as mea
     python plot_results.py --export results.db && sqlite3 results.db "SELECT variant, score FROM results ORDER BY score"
 """
 
+import collections
 import json
 from pathlib import Path
 
@@ -34,6 +35,9 @@ COLOURS = {
 }
 
 
+SKIPPED = {}  # rows of each data set that are in no chart: failed, without a score, or run again
+
+
 def parse_args(argv=None):
     parser = utils.ArgumentParser(__doc__)
     parser.add_argument("--results", help="the results CSV (default: results.csv, or sample_results.csv if there is none yet)")
@@ -53,7 +57,9 @@ def parse_args(argv=None):
 
 
 def title(panel):
-    return f"{panel.data}, n = {panel.n_eval}\n{panel.device}"
+    """Data, n, hardware, and how many rows of these data were skipped (`draw` fills them in)."""
+    left = SKIPPED.get(panel.data, 0)
+    return f"{panel.data}, n = {panel.n_eval}\n{panel.device}" + (f"; {left} rows skipped, see the output" if left else "")
 
 
 def errors(configuration):
@@ -116,8 +122,8 @@ def frontier_chart(groups, path, column):
     """Score against a cost, latency or memory (logarithmic); the Pareto frontier as a line, its points named."""
     from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
 
-    groups = {panel: with_value(found, column) for panel, found in groups.items()}
-    groups = {panel: [c for c in found if c.mean(column) > 0] for panel, found in groups.items()}
+    whole = {panel: len(found) for panel, found in groups.items()}
+    groups = {panel: [c for c in with_value(found, column) if c.mean(column) > 0] for panel, found in groups.items()}
     groups = {panel: found for panel, found in groups.items() if found}
     if not groups:
         return False
@@ -127,7 +133,8 @@ def frontier_chart(groups, path, column):
             some = [c for c in found if c["strategy"] == strategy]
             axis.errorbar([c.mean(column) for c in some], [c.mean() for c in some], list(zip(*map(errors, some))), fmt="o", capsize=2,
                           markersize=4, elinewidth=0.6, alpha=0.75, color=COLOURS.get(strategy, "C7"), label=strategy)  # fmt: skip
-        best = [found[i] for i in table.pareto([(c.mean(column), c.mean()) for c in found])]
+        choices = [c for c in found if c["variant"] not in table.BASELINES] or found
+        best = [choices[i] for i in table.pareto([(c.mean(column), c.mean()) for c in choices])]
         axis.step([c.mean(column) for c in best], [c.mean() for c in best], where="post", color="black", linewidth=1,
                   label="nothing is both cheaper and better")  # fmt: skip
         names = []
@@ -136,19 +143,22 @@ def frontier_chart(groups, path, column):
             names.append(f"{i}  {c.name}")
         costs = [c.mean(column) for c in found]
         axis.set(xscale="log", xlim=(min(costs) / 1.5, max(costs) * 1.5))
-        axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.xaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
         axis.xaxis.set_major_formatter(ScalarFormatter())
         axis.xaxis.set_minor_formatter(NullFormatter())
         axis.set_xlabel(axis_name(column), fontsize=8)
         axis.set_ylabel(panel.metric, fontsize=8)
-        axis.set_title(title(panel), fontsize=9)
+        left = whole[panel] - len(found)
+        axis.set_title(title(panel) + (f"; {left} without this figure left out" if left else ""), fontsize=9)
         axis.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1.0, 1.0), title="\n".join(names), title_fontsize=6.5, alignment="left")
         axis.grid(True, alpha=0.3)
     return save(figure, path)
 
 
 def cost_chart(groups, path):
-    """What was trained: seconds, megabytes and parameters of each configuration (logarithmic)."""
+    """What was trained: seconds, megabytes and parameters of each configuration."""
+    from matplotlib.ticker import MaxNLocator
+
     columns = ("train_seconds", "artifact_mb", "trainable_params")
     groups = {panel: [c for c in with_value(found, *columns) if c.mean("trainable_params")] for panel, found in groups.items()}
     groups = {panel: found for panel, found in groups.items() if found}
@@ -158,15 +168,20 @@ def cost_chart(groups, path):
     for line, (panel, found) in zip(axes, groups.items()):
         found = sorted(found, key=lambda c: (c["strategy"], c.mean("train_seconds")), reverse=True)
         for axis, column in zip(line, columns):
-            spread = [c.spread(column) or 0 for c in found]
-            axis.barh(
-                range(len(found)), [c.mean(column) for c in found], xerr=spread, color=[COLOURS.get(c["strategy"], "C7") for c in found]
-            )
-            axis.set(xscale="log")
+            means = [c.mean(column) for c in found]
+            axis.barh(range(len(found)), means, xerr=[c.spread(column) or 0 for c in found], capsize=2,
+                      color=[COLOURS.get(c["strategy"], "C7") for c in found])  # fmt: skip
+            for i, mean in enumerate(means):
+                told = f"{mean:,.0f}" if mean >= 100 else f"{mean:.2g}"
+                axis.annotate(
+                    told, (mean + (found[i].spread(column) or 0), i), xytext=(3, 0), textcoords="offset points", va="center", fontsize=6.5
+                )
+            axis.set_xlim(0, max(means) * 1.35)
             axis.set_yticks(range(len(found)), [c.name for c in found] if column == columns[0] else [], fontsize=7)
             axis.set_ylim(-0.6, len(found) - 0.4)
             axis.set_xlabel(axis_name(column), fontsize=8)
             axis.tick_params(axis="x", labelsize=7)
+            axis.xaxis.set_major_locator(MaxNLocator(4))
         line[0].set_title(title(panel), fontsize=9, loc="left")
     return save(figure, path)
 
@@ -176,7 +191,8 @@ def study_chart(groups, path, flag, columns, log=True):
     found = [(panel, levels) for panel, members in groups.items() for name, levels in report.studies(members) if name == flag]
     if not found:
         return False
-    figure, axes = new_figure([3.0], len(columns), width=max(6, 4 * len(columns)))
+    order = list(dict.fromkeys(level for _, levels in sorted(found, key=lambda pair: -len(pair[1])) for level, _ in levels))
+    figure, axes = new_figure([3.2], len(columns), width=max(6, 3.4 * len(columns)))
     for axis, column in zip(axes[0], columns):
         for panel, levels in found:
             levels = [(x, c) for x, c in levels if c.mean(column) is not None]
@@ -184,21 +200,24 @@ def study_chart(groups, path, flag, columns, log=True):
                 continue
             first = levels[0][1]
             name = f"{panel.data}: {first['strategy']}, {Path(first['model']).name}, n = {panel.n_eval}"
-            places = [x for x, _ in levels] if log else range(len(levels))
-            axis.errorbar(places, [c.mean(column) for _, c in levels], [c.spread(column) or 0 for _, c in levels], marker="o", capsize=3,
-                          label=f"{name}, {max(len(c.rows) for _, c in levels)} runs a point")  # fmt: skip
-            if log:
-                axis.set_xscale("log", base=2)
-                axis.set_xticks(places, [f"{x:g}" for x in places], fontsize=7)
-            else:
-                axis.set_xticks(places, [str(x) for x, _ in levels], fontsize=7, rotation=20)
+            places = [x if log else order.index(x) for x, _ in levels]
+            most = max(len(c.rows) for _, c in levels)
+            spread = list(zip(*(errors(c) for _, c in levels))) if column == "score" else [c.spread(column) or 0 for _, c in levels]
+            axis.errorbar(places, [c.mean(column) for _, c in levels], spread, marker="o", capsize=3,
+                          label=f"{name}, {most} run{'s' * (most > 1)} a point")  # fmt: skip
+        if log:
+            axis.set_xscale("log", base=2)
+            axis.set_xticks(order, [f"{x:g}" for x in order], fontsize=8)
+        else:
+            axis.set_xticks(range(len(order)), [str(x)[:18] for x in order], fontsize=8, rotation=20)
         axis.minorticks_off()
         axis.set_xlabel(report.STUDIES[flag], fontsize=8)
         axis.set_ylabel(axis_name(column), fontsize=8)
         axis.tick_params(axis="y", labelsize=7)
         axis.grid(True, alpha=0.3)
     figure.legend(*axes[0, 0].get_legend_handles_labels(), fontsize=7, loc="outside lower center")
-    figure.suptitle(f"mean and standard deviation over the seeds; {'; '.join(sorted({panel.device for panel, _ in found}))}", fontsize=8)
+    devices = "; ".join(sorted({panel.device for panel, _ in found}))
+    figure.suptitle(f"scores with 95 % intervals, else mean and standard deviation over the seeds; {devices}", fontsize=8)
     return save(figure, path)
 
 
@@ -253,11 +272,11 @@ def question_chart(groups, path):
         found = sorted(found, key=lambda c: c.mean("token_f1"))
         for shift, column in ((0.2, "token_f1"), (-0.2, "exact_match")):
             axis.barh([i + shift for i in range(len(found))], [c.mean(column) for c in found], 0.38, label=table.METRICS[column].label,
-                      xerr=[c.spread(column) or 0 for c in found])  # fmt: skip
+                      xerr=list(zip(*map(errors, found))) if column == "token_f1" else None, capsize=2)  # fmt: skip
         axis.set_yticks(range(len(found)), [c.name for c in found], fontsize=7)
         axis.set_title(title(panel), fontsize=9)
-        axis.set_xlabel("share of the answer; error bars: standard deviation over the seeds, where there are several", fontsize=8)
-        axis.legend(fontsize=7, loc="lower right")
+        axis.set_xlabel("from 0 to 1; 95 % interval of the F1", fontsize=8)
+        axis.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     return save(figure, path)
 
 
@@ -275,13 +294,13 @@ def loss_chart(groups, path, folder):
     for axis, (panel, runs) in zip(axes[:, 0], panels.items()):
         for i, (name, history) in enumerate(runs[:10]):
             for key, style in (("loss", "-"), ("eval_loss", ":")):
-                points = [(entry["step"], entry[key]) for entry in history if key in entry]
+                points = [(entry["epoch"], entry[key]) for entry in history if key in entry and "epoch" in entry]
                 if points:
                     axis.plot(*zip(*points), style, color=f"C{i % 10}", linewidth=1, label=name if key == "loss" else None,
                               marker="." if len(points) < 3 else None)  # fmt: skip
         left = f"; {len(runs) - 10} of {len(runs)} configurations left out" if len(runs) > 10 else ""
         axis.set_title(f"{panel.data}: the first run of each configuration; dotted: validation{left}\n{panel.device}", fontsize=8)
-        axis.set_xlabel("optimizer step", fontsize=8)
+        axis.set_xlabel("passes over the training examples", fontsize=8)
         axis.set_ylabel("loss", fontsize=8)
         axis.legend(fontsize=6.5, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     return save(figure, path)
@@ -369,6 +388,8 @@ def writable(path, flag):
 def main(argv=None):
     # 1. settings
     args = parse_args(argv)
+    if args.report and (args.export or args.markdown or args.compare):
+        raise utils.UserError("--report comes with the charts; leave out --export, --markdown and --compare")
     if args.compare:
         return report.compare(*args.compare)
     path = args.results or ("results.csv" if Path("results.csv").is_file() else "sample_results.csv")
@@ -398,6 +419,9 @@ def main(argv=None):
     except OSError as error:
         raise utils.UserError(f"--output_dir {folder}: {error.strerror}") from None
     groups = {panel: table.configurations(members) for panel, members in table.panels(kept).items()}
+    left = {run_id for run_id, _ in skipped}
+    SKIPPED.clear()
+    SKIPPED.update(collections.Counter(table.data_name(row) for row in found if row["run_id"] in left))
     charts = draw(groups, folder, path)
     if args.report:
         report.write(args.report, found, kept, skipped, charts, path)

@@ -497,10 +497,15 @@ def main(argv=None):
             questions = [ex.text for ex in task.evaluation]
 
             # 4. model: what this row needs, so that its load time and memory hold no other's
+            loaded = reader is not None or retriever is not None  # by an earlier row: what the memory was before is not known
             with utils.measure() as loading:
                 reader = reader or (None if retrieval_only else Reader(args, device, task))
                 retriever = retriever or (retrieval.Retriever(args, device) if mode in SEARCHING else None)
-            run.row.update(**loading.load_columns(), **(models.size_columns(reader.model) if reader else {}))
+            run.row.update(
+                **loading.load_columns(),
+                **({"start_rss_gb": None} if loaded else {}),
+                **(models.size_columns(reader.model) if reader else {}),
+            )
 
             # 5. adapt: build the index, or bring the one that was opened up to date
             relevant = [{} for _ in questions]

@@ -41,7 +41,9 @@ def run_scores(folder):
         return each.get(metric, record.get(metric))
 
     scores = {record["id"]: score(record) for record in records}
-    name = f"{row['strategy']} {row['variant']}, {Path(row['model']).name}"
+    used = row.get("n_train") or row.get("k_shots")
+    name = f"{row['strategy']} {row['variant']}, {Path(row['model']).name}" + (f", {used} labelled examples" if used else "")
+    row["targets"] = {record["id"]: record.get("target") for record in records}
     return {key: value for key, value in scores.items() if value is not None}, metric, row, name
 
 
@@ -56,6 +58,7 @@ class Difference:
     test: str
     n: int
     needed: int | None = None  # examples that would show it, if it is what was seen
+    wants_seeds: bool = False  # no number of examples would, without more seeds
 
     def verdict(self, names=("the first", "the second")):
         """One clause, as one would say it."""
@@ -63,8 +66,13 @@ class Difference:
             return f"{names[1] if self.delta > 0 else names[0]} is better"
         if not self.delta:
             return f"no difference at all on {self.n} examples"
-        settle = f"; about {self.needed:,} examples would settle it, if the difference is what was seen" if self.needed else ""
-        return f"no difference that n = {self.n} can show{settle}"
+        return f"no difference that n = {self.n} can show{self.settle()}"
+
+    def settle(self):
+        """What would settle it, with a semicolon before; nothing where that is not known."""
+        if self.wants_seeds and self.p >= SIGNIFICANT:
+            return "; more seeds would settle it, not more examples"
+        return f"; about {self.needed:,} examples would settle it, if the difference is what was seen" if self.needed else ""
 
 
 def paired(first, second):
@@ -83,7 +91,7 @@ def compare(first, second):
     if metric != other:
         raise utils.UserError(f"the runs are scored by {metric} and by {other}, which cannot be compared")
     ids = [key for key in a if key in b]
-    if not ids or row_a["dataset"] != row_b["dataset"]:
+    if not ids or any(row_a["targets"][key] != row_b["targets"][key] for key in ids):
         raise utils.UserError(f"the runs have no examples in common: {row_a['dataset']} and {row_b['dataset']}")
     one, two = [a[key] for key in ids], [b[key] for key in ids]
     n, found = len(ids), paired(one, two)
@@ -96,8 +104,12 @@ def compare(first, second):
         return
     interval = "" if found.low is None else f" [{found.low:+.3f}, {found.high:+.3f}]"
     print(f"second - first: {found.delta:+.3f}{interval}, p = {found.p:.3g} ({found.test})")
-    chance = f": chance alone would do this in {found.p:.1%} of such pairs" if found.p < SIGNIFICANT else ""
-    print(found.verdict() + chance)
+    if table.same_configuration(*({**dict.fromkeys(utils.RESULT_COLUMNS, ""), **row} for row in (row_a, row_b))):
+        print("no difference between ways: the two are runs of one configuration with other seeds, and this is what the seeds change")
+        return
+    share = f"{found.p:.1%}" if found.p >= 0.001 else "less than 0.1%"
+    chance = f": chance alone would do this in {share} of such pairs" if found.p < SIGNIFICANT else ""
+    print(found.verdict() + chance + "; what other seeds would change is not in this")
 
 
 def _each(configuration, folder):
@@ -114,31 +126,37 @@ def _each(configuration, folder):
 def difference(first, second, folder="."):
     """The Difference of two configurations of a panel; None where nothing is known of their errors.
 
-    One run each with its folder: as `paired`. Several seeds: a normal test of the paired difference, whose variance is that of the
-    examples and that of the seeds. Without the folders: a normal test of the two scores as if they were of different examples.
+    One run each with its folder: as `paired`. Several seeds: a t test of the paired difference, whose variance is that of the examples
+    and that of the seeds, with Welch's degrees of freedom; a single run is given the other side's spread. Without the folders: the same
+    of the two scores as if they were of different examples.
     """
-    from scipy.stats import norm
+    from scipy.stats import norm, t
 
     a, b = _each(first, folder), _each(second, folder)
-    n, seeds = int(first["n_eval"]), sum((c.spread() or 0.0) ** 2 / len(c.rows) for c in (first, second))
+    n = first.n_eval or 2
+    spreads = [c.spread() if c.spread() is not None else other.spread() for c, other in ((first, second), (second, first))]
+    many = max(len(first.rows), len(second.rows)) - 1
+    seeds = [(s**2 / len(c.rows), max(len(c.rows) - 1, 0) or many) for s, c in zip(spreads, (first, second)) if s]
     if a and b and set(a) == set(b):
         one, two = [a[key] for key in a], [b[key] for key in a]
         if len(first.rows) == len(second.rows) == 1:
             return paired(one, two)
         differences = [y - x for x, y in zip(one, two)]
-        mean = sum(differences) / len(differences)
-        variance = seeds + sum((d - mean) ** 2 for d in differences) / (len(differences) - 1) / len(differences)
+        mean, n = sum(differences) / len(differences), len(differences)
+        examples = [(sum((d - mean) ** 2 for d in differences) / (n - 1) / n, n - 1)]
         test = "paired over the examples, with the spread of the seeds"
     else:
         if first.standard_error is None or second.standard_error is None:
             return None
         mean, test = second.mean() - first.mean(), "from the intervals, without the run folders"
-        variance = first.standard_error**2 + second.standard_error**2
-    error = math.sqrt(variance)
-    p = 2 * float(norm.sf(abs(mean) / error)) if error else 1.0
-    room = (mean / (norm.ppf(0.975) + norm.ppf(0.8))) ** 2 - seeds  # what more examples cannot take away is the seeds' part
-    needed = math.ceil(n * (variance - seeds) / room) if room > 0 and p >= SIGNIFICANT else None
-    return Difference(mean, mean - 1.96 * error, mean + 1.96 * error, p, test, n, needed)
+        examples = [c.variances()[0] for c in (first, second) if table.value(c.rows[0], "score_low") is not None]
+    variances = [*examples, *seeds]
+    error, reach = math.sqrt(sum(variance for variance, _ in variances)), table.quantile(variances)
+    p = 2 * float(t.sf(abs(mean) / error, table.degrees_of_freedom(variances))) if error else 1.0
+    # what more examples cannot take away is the seeds' part
+    room = (mean / (norm.ppf(0.975) + norm.ppf(0.8))) ** 2 - sum(variance for variance, _ in seeds)
+    needed = math.ceil(n * sum(variance for variance, _ in examples) / room) if room > 0 and p >= SIGNIFICANT else None
+    return Difference(mean, mean - reach * error, mean + reach * error, p, test, n, needed, bool(seeds) and room <= 0)
 
 
 def adjusted(differences):
@@ -203,7 +221,7 @@ def _findings(panel, found, folder):
     known = [(c, d) for c, d in tests if d is not None]
     for (other, test), p in zip(known, adjusted([d for _, d in known])):
         shown = "is behind it" if p < SIGNIFICANT else f"cannot be told apart from it with n = {test.n}"
-        settle = f"; about {test.needed:,} examples would settle it" if p >= SIGNIFICANT and test.needed else ""
+        settle = test.settle() if p >= SIGNIFICANT else ""
         lines.append(
             f"- The best of {other['strategy']}, {other.name} ({_score(other)}), {shown}: {test.delta:+.3f}, p = {p:.2g} "
             f"({test.test}){settle}."

@@ -1,6 +1,6 @@
 """From the rows of a results CSV to what may be compared: panels of one set of examples, configurations of several seeds.
 
-Needs no library but numpy, so that the selector and the charts answer at once. A row is a dict of strings, as utils.read_results gives it.
+Needs no heavy library, so that the selector answers at once. A row is a dict of strings, as utils.read_results gives it.
 """
 
 import functools
@@ -59,7 +59,8 @@ METRICS = {
     )
 }
 SEEDS = ("seed", "data_seed")
-CHANGES_NOTHING = (*utils.OUTPUT_FLAGS, *SEEDS, "latency_runs")
+NO_CONFIGURATION = (*utils.OUTPUT_FLAGS, "repeats")  # each of --repeats runs has a row of its own
+CHANGES_NOTHING = (*NO_CONFIGURATION, *SEEDS, "latency_runs")
 BASELINES = ("random_passages", "gold_passage")  # variants of rag_eval.py that nobody could choose as a way to answer
 Panel = namedtuple("Panel", "data metric eval_id n_eval device")
 
@@ -88,17 +89,16 @@ def value(row, column):
 
 @functools.cache
 def _defaults(script):
-    try:
-        return vars(importlib.import_module(Path(script).stem).parse_args([]))
-    except (ImportError, AttributeError, SystemExit):  # a row of another checkout's script
+    if Path(script).name != script or not (Path(__file__).parent / script).is_file():  # a row of another checkout's script
         return {}
+    return vars(importlib.import_module(Path(script).stem).parse_args([]))
 
 
-def command(row):
-    """The command that made a row: its script and the flags that are not the script's defaults."""
+def command(row, **changes):
+    """The command that made a row: its script and the flags that are not the script's defaults. changes: flags to take instead."""
     words, defaults = ["python", row["script"]], _defaults(row["script"])
-    for name, found in flags(row).items():
-        if name in utils.OUTPUT_FLAGS or found is None or found == defaults.get(name, False):
+    for name, found in {**flags(row), **changes}.items():
+        if name in NO_CONFIGURATION or found is None or found == defaults.get(name, False):
             continue
         if isinstance(found, bool):
             words.append(f"--{name}" if found else f"--no-{name}")
@@ -124,19 +124,33 @@ def select(rows):
         elif value(row, "score") is None:
             skipped.append((row["run_id"], "no score"))
         else:
-            key = _same(row, utils.OUTPUT_FLAGS)
+            key = _same(row, NO_CONFIGURATION)
             if key in newest:
                 skipped.append((newest[key]["run_id"], f"the same configuration was run again as {row['run_id']}"))
             newest[key] = row
     return list(newest.values()), skipped
 
 
+def data_name(row):
+    """What the row's data are called: the last part of the path, and the subset."""
+    return " ".join(filter(None, [Path(row["dataset"]).name, row["subset"]]))
+
+
+def same_configuration(first, second):
+    """Do two rows differ in nothing but their seeds?"""
+    return _same(first, CHANGES_NOTHING) == _same(second, CHANGES_NOTHING)
+
+
+def scored_again(row):
+    """Is it a trained checkpoint or adapter that another run made, so that this row knows neither its labels nor its training?"""
+    return row["variant"] == "checkpoint" or bool(flags(row).get("adapter"))
+
+
 def panels(rows):
     """{Panel: rows}: the same examples, metric and hardware, so that scores and times may stand side by side."""
     groups = {}
     for row in rows:
-        data = " ".join(filter(None, [Path(row["dataset"]).name, row["subset"]]))
-        groups.setdefault(Panel(data, row["metric"], row["eval_id"], row["n_eval"], row["device_name"]), []).append(row)
+        groups.setdefault(Panel(data_name(row), row["metric"], row["eval_id"], row["n_eval"], row["device_name"]), []).append(row)
     return groups
 
 
@@ -147,6 +161,19 @@ def task_kind(row):
     if row["macro_f1"]:
         return "classification"
     return "instruction" if row["metric"] == "rouge_l" else "qa" if row["metric"] in ("token_f1", "exact_match", "accuracy") else ""
+
+
+def degrees_of_freedom(variances):
+    """Of a sum of variances, [(variance, degrees)]: Welch (1947) and Satterthwaite (1946); at least 1."""
+    total = sum(variance for variance, _ in variances)
+    return max(1.0, total**2 / sum(variance**2 / degrees for variance, degrees in variances)) if total else 1e9
+
+
+def quantile(variances):
+    """How many standard errors a 95 % interval reaches (Student's t)."""
+    from scipy.stats import t
+
+    return float(t.ppf(0.975, degrees_of_freedom(variances)))
 
 
 @dataclass
@@ -179,14 +206,22 @@ class Configuration:
         return statistics.stdev(found) if len(found) > 1 else None
 
     @property
-    def standard_error(self):
-        """Of the mean score: that of the examples, which all seeds share, and that of the seeds; None where neither is known."""
+    def n_eval(self):
+        """Evaluation examples, None where the row does not say."""
+        return int(value(self.rows[0], "n_eval") or 0) or None
+
+    def variances(self):
+        """[(variance of the mean score, degrees of freedom)]: of the examples, which all seeds share, and of the seeds."""
         widths = [(value(row, "score_high") - value(row, "score_low")) / 2 / 1.96 for row in self.rows
                   if value(row, "score_low") is not None and value(row, "score_high") is not None]  # fmt: skip
-        if not widths and self.spread() is None:
-            return None
-        between = (self.spread() or 0.0) ** 2 / len(self.rows)
-        return math.sqrt((statistics.fmean(widths) if widths else 0.0) ** 2 + between)
+        found = [(statistics.fmean(widths) ** 2, max(1, (self.n_eval or 2) - 1))] if widths else []
+        return found + ([(self.spread() ** 2 / len(self.rows), len(self.rows) - 1)] if self.spread() is not None else [])
+
+    @property
+    def standard_error(self):
+        """Of the mean score, None where nothing is known of it."""
+        found = self.variances()
+        return math.sqrt(sum(variance for variance, _ in found)) if found else None
 
     @property
     def interval(self):
@@ -194,7 +229,8 @@ class Configuration:
         if len(self.rows) == 1:
             return value(self.rows[0], "score_low"), value(self.rows[0], "score_high")
         error = self.standard_error
-        return (None, None) if error is None else (self.mean() - 1.96 * error, self.mean() + 1.96 * error)
+        reach = None if error is None else error * quantile(self.variances())
+        return (None, None) if reach is None else (self.mean() - reach, self.mean() + reach)
 
 
 # flags that tell two configurations with one name apart

@@ -105,4 +105,11 @@ def command(strategy, args):
     line = COMMANDS[strategy].format(k=8 if few else 0, calibrate="batch" if few else "none", precision=precision,
                                      quantize="none" if precision == "fp32" else precision)  # fmt: skip
     model_flag = "--gen_model" if strategy == "rag" else "--model"
-    return line + (f" {model_flag} {args.model}" if args.model else "") + (f" --dataset {args.dataset}" if args.dataset else "")
+    large = not args.model and args.params_b > 1  # not what the scripts take by default
+    return f"{line}{f' {model_flag} {args.model}' if args.model else f' {model_flag} YOUR_MODEL' if large else ''}" + (
+        f" --dataset {args.dataset}"
+        if args.dataset
+        else " --dataset YOUR_DATA"
+        if getattr(args, "task", None) in ("qa", "instruction")
+        else ""
+    )

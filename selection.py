@@ -5,6 +5,7 @@ A Candidate is one configuration with what it costs and scores, measured or pred
 kinds that the rows do not cover.
 """
 
+import dataclasses
 import json
 import math
 import statistics
@@ -18,6 +19,8 @@ import utils
 PREFER = ("accuracy", "latency", "memory", "cost")
 NEAR = 3.0  # models within this factor of each other's parameters are of a like size
 MIN_CONFIGURATIONS, MIN_GROUPS = 20, 3  # that a model is trained on
+TIE = 0.1  # of a latency, a memory or a cost: closer ones are not told apart
+TIE_POINTS = 0.01  # of a predicted score
 CONFIDENCE = 0.8  # that a predicted configuration keeps the limits
 BEYOND = 1.5  # a number may be outside of those seen by this factor
 
@@ -51,17 +54,27 @@ class Candidate:
     configuration: table.Configuration | None = field(default=None, compare=False)
 
     def cost_seconds(self, requests):
-        """Machine seconds to train once and to answer that many requests one at a time."""
-        return self.train_seconds + (self.latency_ms or 0.0) / 1000 * requests
+        """Machine seconds to train once and to answer that many requests one at a time; infinite where the latency is not known."""
+        return self.train_seconds + (math.inf if self.latency_ms is None else self.latency_ms / 1000 * requests)
+
+    def spread(self, column):
+        """Relative standard deviation of a column over the runs, 0 where it is not known."""
+        c = self.configuration
+        return (c.spread(column) or 0.0) / c.mean(column) if c and c.mean(column) else 0.0
+
+
+def eligible(c):
+    """Could one choose it? Not a baseline, not retrieval alone, not a checkpoint whose training another row tells."""
+    return c["variant"] not in table.BASELINES and table.task_kind(c.rows[0]) != "retrieval" and not table.scored_again(c.rows[0])
 
 
 def measured(found):
-    """Candidates of a panel's Configurations, without those that only serve to compare."""
+    """Candidates of a panel's Configurations."""
     return [
         Candidate(c.name, c["strategy"], c.mean(), c.mean("latency_ms_p50"), c.mean("memory"), c.mean("labels_used"),
                   c.mean("train_seconds") or 0.0, c.standard_error or 0.0,
                   majority=table.value(c.rows[0], "majority_baseline"), configuration=c)
-        for c in found if c["variant"] not in table.BASELINES and table.task_kind(c.rows[0]) != "retrieval"
+        for c in found if eligible(c)
     ]  # fmt: skip
 
 
@@ -94,7 +107,7 @@ def choose(candidates, limits, prefer="accuracy"):
 
     By accuracy: the best score, where scores within one standard error of it count as ties (the one-standard-error rule, Breiman
     et al. 1984) and the tie that costs least over the horizon is taken. By latency, memory or cost: the least, among those above
-    the majority class.
+    the majority class; amounts within TIE of it, or within the spread of its runs, are ties and the best score is taken.
     """
     kept = [c for c in candidates if not obstacles(c, limits)]
     if prefer != "accuracy" and limits.required_accuracy is None:
@@ -108,13 +121,21 @@ def choose(candidates, limits, prefer="accuracy"):
         return choice, [c for c in ties if c is not choice], kept
     amount = {"latency": lambda c: c.latency_ms, "memory": lambda c: c.memory_gb, "cost": lambda c: c.cost_seconds(limits.requests)}[prefer]
     kept = sorted(kept, key=lambda c: (math.inf if amount(c) is None else amount(c), -c.score))
-    return kept[0], [], kept
+    if amount(kept[0]) in (None, math.inf):
+        return kept[0], [], kept
+    noise = max(TIE, kept[0].spread("memory" if prefer == "memory" else "latency_ms_p50"))
+    ties = [c for c in kept if amount(c) is not None and amount(c) <= amount(kept[0]) * (1 + noise)]
+    choice = max(ties, key=lambda c: c.score)
+    return choice, [c for c in ties if c is not choice], kept
 
 
 def nearest(candidates, limits):
-    """(the candidate that is over by least, [(limit, the value that would let something in with the other limits kept)])."""
+    """(the candidate that is over by least, [(limit, the value that would let something in with the other limits kept)], alone).
+
+    alone: is any one of these enough? Where no single limit is, they are those that the nearest candidate breaks, all to be relaxed.
+    """
     if not candidates:
-        return None, []
+        return None, [], True
     near = min(candidates, key=lambda c: max((excess for _, _, excess, _ in obstacles(c, limits)), default=0.0))
     relaxed = []
     for name in ("latency_ms", "memory_gb", "data_size", "required_accuracy"):
@@ -125,7 +146,16 @@ def nearest(candidates, limits):
                 needs.append(broken[0][1])
         if needs:
             relaxed.append((name, max(needs) if name == "required_accuracy" else min(needs)))
-    return near, relaxed
+    if relaxed:
+        return near, relaxed, True
+    return near, [(limit, value) for limit, value, _, _ in obstacles(near, limits) if value is not None], False
+
+
+def tokens_of(candidate):
+    """Tokens that one request reads, None where the rows did not count them."""
+    c = candidate.configuration
+    tokens = c.mean("prompt_tokens") if c else None
+    return tokens / c.n_eval if tokens and c.n_eval else None
 
 
 def break_even(trained, other, requests_per_day):
@@ -193,7 +223,7 @@ def prompt_tokens(rows):
     for row in rows:
         tokens, n = table.value(row, "prompt_tokens"), table.value(row, "n_eval")
         if tokens and n and not table.value(row, "k_shots") and row["strategy"] != "rag" and row["variant"] not in table.BASELINES:
-            found.setdefault(Path(row["dataset"]).name, []).append(tokens / n)
+            found.setdefault(table.data_name(row), []).append(tokens / n)
     return {name: statistics.median(values) for name, values in found.items()}
 
 
@@ -216,12 +246,12 @@ def spec(configuration, tokens):
 
 
 class Predictor:
-    """Gaussian processes for score, log latency, log memory and log training time, trained on Configurations of all panels."""
+    """Gaussian processes for score, log latency, log memory and log training time, trained on Configurations of one kind of device."""
 
     def __init__(self, found, tokens):
         """found: [(group, Configuration)] with their data set and model as group; tokens: as of `prompt_tokens`. UserError: too few."""
-        known = [(group, c, spec(c, tokens[group[0]])) for group, c in found if group[0] in tokens and c["variant"] not in table.BASELINES]
-        known = [(group, c, s) for group, c, s in known if s.kind not in ("", "retrieval")]
+        known = [(group, c, spec(c, tokens[group[0]])) for group, c in found if group[0] in tokens and eligible(c)]
+        known = [(group, c, s) for group, c, s in known if s.kind]
         groups = {group for group, _, _ in known}
         if len(known) < MIN_CONFIGURATIONS or len(groups) < MIN_GROUPS:
             raise utils.UserError(f"{len(known)} configurations of {len(groups)} data sets and models are too few to learn from "
@@ -314,25 +344,25 @@ def chance(candidate, limits):
     return float(p)
 
 
-def choose_predicted(candidates, limits, prefer="accuracy", otherwise_likeliest=False):
-    """(choice or None, its chance to keep the limits, [others as sure, from the best on]) among predicted candidates.
+def choose_predicted(candidates, limits, prefer="accuracy"):
+    """(choice or None for no candidates, its chance to keep the limits, [the others that are as sure, from the best on]).
 
-    Those that keep the limits with CONFIDENCE are compared; where none is that sure, the surest is taken if it is likelier than not,
-    or in any case.
+    Those that keep the limits with CONFIDENCE are compared as measured ones are, scores within TIE_POINTS as ties; where none is that
+    sure, the surest is taken.
     """
-    chances = [(c, chance(c, limits)) for c in candidates]
-    sure = [(c, p) for c, p in chances if p >= CONFIDENCE]
+    chances = {id(c): chance(c, limits) for c in candidates}
+    sure = [c for c in candidates if chances[id(c)] >= CONFIDENCE]
     if not sure:
-        best = max(chances, key=lambda pair: pair[1], default=(None, 0.0))
-        return (best[0] if best[1] >= 0.5 or otherwise_likeliest else None), best[1], []
-    goal = {"accuracy": lambda c: -c.score, "latency": lambda c: c.latency_ms, "memory": lambda c: c.memory_gb,
-            "cost": lambda c: c.cost_seconds(limits.requests)}[prefer]  # fmt: skip
-    ordered = sorted(sure, key=lambda pair: goal(pair[0]))
-    return ordered[0][0], ordered[0][1], [c for c, _ in ordered[1:]]
+        best = max(candidates, key=lambda c: chances[id(c)], default=None)
+        return best, chances.get(id(best), 0.0), []
+    even = [dataclasses.replace(c, score_error=TIE_POINTS) for c in sure]  # the error that all share tells none apart
+    choice, _, kept = choose(even, Limits(requests=limits.requests), prefer)
+    original = {id(e): c for e, c in zip(even, sure)}
+    return original[id(choice)], chances[id(original[id(choice)])], [original[id(c)] for c in kept if c is not choice]
 
 
 def groups_of(rows):
-    """[((data set, model), Configuration)] of rows that `rows.select` kept."""
+    """[((data set, model), Configuration)] of rows that `rows.select` kept, of one kind of device."""
     found = []
     for panel, members in table.panels(rows).items():
         found += [((panel.data, Path(c["model"]).name), c) for c in table.configurations(members)]

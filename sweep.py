@@ -99,6 +99,8 @@ def load_suite(path):
             raise utils.UserError(f"{path}: a block of runs has {', '.join(strange)}; known are {', '.join(BLOCK_KEYS)}")
         parts = {key: block.get(key, suite.get(key)) for key in BLOCK_KEYS}
         script = parts["script"] or "peft_finetune.py"
+        if not all(isinstance(some, (dict, type(None))) for some in (suite.get("flags"), block.get("flags"))):
+            raise utils.UserError(f"{path}: flags must be a mapping of flags to their values")
         flags = {**common, **(suite.get("flags") or {}), **(block.get("flags") or {})}
         grid, experiments = parts["grid"] or {}, parts["experiments"] or [{}]
         lists = all(isinstance(values, list) and values for values in grid.values()) if isinstance(grid, dict) else False
@@ -240,13 +242,16 @@ def run_all(name, cells, args):
             return None
         device = devices.get()
         log = logs / f"{name}-{number:03d}.log"
-        with claimed(cell, args) as lock:
-            _, _, wanted = plan([cell], args)[0]
-            if wanted:
-                tqdm.write(cell.command)
-                code = run_cell(cell, log, device, lock)
-        devices.put(device)
+        try:
+            with claimed(cell, args) as lock:
+                _, _, wanted = plan([cell], args)[0]
+                if wanted:
+                    tqdm.write(cell.command)
+                    code = run_cell(cell, log, device, lock)
+        finally:
+            devices.put(device)
         if not wanted:
+            tqdm.write(f"    {cell.name}: done by another process meanwhile")
             return None
         last = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()][-2:]
         tqdm.write("\n".join(f"    {line[-300:]}" for line in last))
@@ -279,6 +284,12 @@ def main(argv=None):
     ended = [status for _, status, wanted in planned if not wanted]
     told = ", ".join(f"{ended.count(status)} {status}" for status in sorted(set(ended)))
     print(f"{name}: {len(todo)} of {len(cells)} to run" + (f"; there already: {told}" if told else ""))
+    rows = utils.read_results(args.results) if Path(args.results).is_file() and Path(args.results).stat().st_size else []
+    old = (
+        0 if args.ignore_code else sum(status_of(cell, rows, ignore_code=True) is not None for cell, status, _ in planned if status is None)
+    )
+    if old:
+        print(f"{name}: {old} of them have rows that other code made; --ignore_code takes those")
     if args.dry_run or not todo:
         return
     failed = run_all(name, todo, args)

@@ -418,17 +418,18 @@ def predict(run, model, data, args, device):
     import forecast
 
     rows, precision = data.train, run.row["precision"]
-    responses = [sum(label != -100 for label in row["labels"]) for row in rows] if isinstance(rows[0]["labels"], list) else []
+    labels = [row["labels"] for row in rows if isinstance(row.get("labels"), list)]  # of answers; distillation has targets of its own
+    responses = [sum(label != -100 for label in some) for some in labels]
     shape = forecast.Shape(
         batch_size=min(args.batch_size, len(rows)), seq_len=max(len(row["input_ids"]) for row in rows),
         head_tokens=1 + max(responses) if responses and getattr(data.collate, "partial_head", True) else 0,
     )  # fmt: skip
     adapter = next(iter(getattr(model, "peft_config", {}).values()), None)
-    run.row["predicted_gb"] = forecast.training(
-        model.config, forecast.kind_of(model), shape, precision=precision, peft_config=adapter, optimizer=args.optim,
-        mixed=args.fp16 or args.bf16, checkpointing=args.gradient_checkpointing, attention=args.attn_implementation or "sdpa",
-        device=device,
-    ).gb  # fmt: skip
+    forecast.record(
+        run, forecast.training, model.config, forecast.kind_of(model), shape, precision=precision, peft_config=adapter,
+        optimizer=args.optim, mixed=args.fp16 or args.bf16, checkpointing=args.gradient_checkpointing,
+        attention=args.attn_implementation or "sdpa", accumulation=args.gradient_accumulation, device=device,
+    )  # fmt: skip
 
 
 def _trainer_class(own_loss, seed):

@@ -161,6 +161,9 @@ def clean_exit(main):
             if not is_user_error(error):
                 raise
             message = " ".join(str(error).split())
+        except BrokenPipeError:  # the reader of a pipe has gone, as in `script | head`
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise SystemExit(1) from None
         print(f"{Path(main.__code__.co_filename).name}: error: {message}", file=sys.stderr)
         raise SystemExit(2)
 

@@ -1,8 +1,9 @@
 """Does the selector choose well for data and models it has not seen? One group (data set and model) is left out at a time.
 
-The model of the rows is trained on all other groups, and the fixed rules see the limits only; each then chooses among the left-out group's
-configurations, of which it knows what is known before a run. Their measured rows say whether the choice keeps the limits and how far
-its score is from the best that does. The limits are those that people say: round numbers, the same for every group.
+The selector's model of the rows is trained on all other groups of the same kind of device (the rules answer where it refuses); the
+fixed rules see the limits only. Each chooses among the left-out group's configurations, of which it knows what is known before a run:
+sizes, flags, the prompt's tokens, the share of the commonest class, the memory forecast. Their measured rows say whether the choice
+keeps the limits, and how far its score is from the best that does. The limits are round numbers, the same for every group.
 
     python benchmarks/bench_selector.py --results sample_results.csv
 
@@ -35,19 +36,20 @@ def parse_args(argv=None):
     return parser.parse_args(argv)
 
 
-def by_rules(limits, configurations):
-    """The configuration that the rules' best available strategy means: of the precision they name, with the most labels allowed."""
-    params, documents = max(c.mean("total_params") or 0 for c in configurations) / 1e9, any(c["strategy"] == "rag" for c in configurations)
+def by_rules(limits, candidates):
+    """The name of what the rules' best available strategy means here: of the precision they name, with the most labels allowed."""
+    c = {name: candidate.configuration for name, candidate in candidates.items()}
+    params, documents = max(x.mean("total_params") or 0 for x in c.values()) / 1e9, any(x["strategy"] == "rag" for x in c.values())
     args = argparse.Namespace(
         memory_gb=limits.memory_gb, latency_ms=limits.latency_ms, data_size=limits.data_size, params_b=params,
         required_accuracy=limits.required_accuracy, knowledge_heavy=documents, model=None, dataset=None,
     )  # fmt: skip
     for strategy, _, _ in rules.decide(args)[0]:
         precision = rules.best_precision(strategy, args)
-        alike = [c for c in configurations if (c["strategy"] == strategy or (strategy == "prompting" and c["strategy"] == "quantized"))
-                 and c.mean("labels_used") <= limits.data_size]  # fmt: skip
+        means = {strategy, "quantized"} if strategy == "prompting" else {strategy}
+        alike = [name for name, x in c.items() if x["strategy"] in means and x.mean("labels_used") <= limits.data_size]
         if alike:
-            return max(alike, key=lambda c: (c["precision"] == precision, c.mean("labels_used")))
+            return max(alike, key=lambda name: (c[name]["precision"] == precision, c[name].mean("labels_used")))
     return None
 
 
@@ -58,52 +60,80 @@ def judge(choice, feasible, limits):
     return True, max(c.score for c in feasible) - choice.score
 
 
+def by_model(group, candidates, found, tokens):
+    """{name: predicted Candidate} of the left-out group's configurations within the model's reach; {} where it reaches none."""
+    try:
+        predictor = selection.Predictor([(other, c) for other, c in found if other != group], tokens)
+    except utils.UserError:
+        return {}
+    specs = {name: selection.spec(c.configuration, tokens[group[0]]) for name, c in candidates.items()}
+    return {name: predictor.candidate(wanted, name) for name, wanted in specs.items() if predictor.refusal(wanted) is None}
+
+
+def settings():
+    """All Limits."""
+    for latency, memory, labels, score in itertools.product(LATENCIES, MEMORIES, LABELS, SCORES):
+        yield selection.Limits(memory, latency, labels, score)
+
+
+def summary(outcomes, name):
+    """Shares over the settings, and points behind the best over those whose choice keeps the limits."""
+    behind = [row[name][1] for row in outcomes if row[name][0]]
+    return {
+        "feasible": len(behind) / len(outcomes),
+        "median_behind": statistics.median(behind) if behind else None,
+        "mean_behind": statistics.fmean(behind) if behind else None,
+        "within_2_points": sum(points <= 0.02 for points in behind) / len(outcomes),
+    }
+
+
+@utils.clean_exit
 def main(argv=None):
     args = parse_args(argv)
     kept, _ = table.select(utils.read_results(args.results))
-    found, tokens = selection.groups_of(kept), selection.prompt_tokens(kept)
-    outcomes, groups = [], {}
-    for group, configuration in found:
-        groups.setdefault((group, configuration["eval_id"]), []).append(configuration)
-    for (group, _), members in groups.items():
-        candidates = {c.name: c for c in selection.measured(members)}
-        if len(candidates) < 2 or group[0] not in tokens:
-            continue
-        predictor = selection.Predictor([(other, c) for other, c in found if other != group], tokens)
-        guesses = [predictor.candidate(selection.spec(c.configuration, tokens[group[0]]), name) for name, c in candidates.items()]
-        for latency, memory, labels, score in itertools.product(LATENCIES, MEMORIES, LABELS, SCORES):
-            limits = selection.Limits(memory, latency, labels, score)
-            feasible = [c for c in candidates.values() if not selection.obstacles(c, limits)]
-            if not feasible:
+    outcomes = []
+    for device in sorted({row["device"] for row in kept}):
+        rows = [row for row in kept if row["device"] == device]
+        found, tokens, panels = selection.groups_of(rows), selection.prompt_tokens(rows), {}
+        for group, configuration in found:
+            panels.setdefault((group, configuration["eval_id"], configuration["metric"]), []).append(configuration)
+        for (group, _, _), members in panels.items():
+            candidates = {f"{i} {c.name}": c for i, c in enumerate(selection.measured(members))}
+            if len(candidates) < 2 or group[0] not in tokens:
                 continue
-            learned, _, _ = selection.choose_predicted(guesses, limits, otherwise_likeliest=True)
-            ruled = by_rules(limits, [c.configuration for c in candidates.values()])
-            row = {"group": " ".join(group), "n_feasible": len(feasible), "n": len(candidates)}
-            for name, choice in (("model", learned and candidates[learned.name]), ("rules", ruled and candidates[ruled.name])):
-                row[name] = judge(choice, feasible, limits)
-            outcomes.append(row)
-    report = {}
-    for name in ("model", "rules"):
-        behind = [row[name][1] for row in outcomes if row[name][0]]
-        report[name] = {
-            "feasible": sum(row[name][0] for row in outcomes) / len(outcomes),
-            "median_behind": statistics.median(behind),
-            "mean_behind": statistics.fmean(behind),
-            "within_2_points": sum(points <= 0.02 for points in behind) / len(outcomes),
-        }
-    by_group = {}
-    for row in outcomes:
-        by_group.setdefault(row["group"], []).append(row)
-    print(f"{len(outcomes)} limit settings with something feasible, {len(by_group)} groups left out in turn")
+            guesses = by_model(group, candidates, found, tokens)
+            for limits in settings():
+                feasible = [c for c in candidates.values() if not selection.obstacles(c, limits)]
+                if not feasible:
+                    continue
+                ruled = by_rules(limits, candidates)
+                learned = selection.choose_predicted(list(guesses.values()), limits)[0]
+                chosen = {
+                    "rules": ruled and candidates[ruled],
+                    "selector": candidates[learned.name] if learned else ruled and candidates[ruled],
+                }
+                judged = {name: judge(choice, feasible, limits) for name, choice in chosen.items()}
+                outcomes.append({"group": f"{group[0]}, {group[1]} ({device})", "n": len(candidates), "reached": len(guesses), **judged})
+    if not outcomes:
+        raise utils.UserError(f"{args.results} has no group of two configurations or more whose prompts were counted")
+    report = {name: summary(outcomes, name) for name in ("selector", "rules")}
+    print(f"{len(outcomes)} limit settings with something feasible, {len({row['group'] for row in outcomes})} groups left out in turn")
     print(f"{'':9} {'feasible':>9} {'median behind':>14} {'mean behind':>12} {'within 2 points of the best':>28}")
     for name, cells in report.items():
-        feasible, within = f"{cells['feasible']:9.1%}", f"{cells['within_2_points']:28.1%}"
-        print(f"{name:9} {feasible} {cells['median_behind']:14.3f} {cells['mean_behind']:12.3f} {within}")
-    for group, members in by_group.items():
-        shares = {name: sum(row[name][0] for row in members) / len(members) for name in ("model", "rules")}
-        told = ", ".join(f"{name} {share:.1%}" for name, share in shares.items())
-        print(f"  {group}: {len(members)} settings, {members[0]['n']} configurations; feasible: {told}")
-        report.setdefault("groups", {})[group] = {"settings": len(members), **shares}
+        behind = [f"{cells[key]:.3f}" if cells[key] is not None else "-" for key in ("median_behind", "mean_behind")]
+        print(f"{name:9} {cells['feasible']:9.1%} {behind[0]:>14} {behind[1]:>12} {cells['within_2_points']:28.1%}")
+    report["groups"] = {}
+    for group in dict.fromkeys(row["group"] for row in outcomes):
+        members = [row for row in outcomes if row["group"] == group]
+        cells = {name: summary(members, name) for name in ("selector", "rules")}
+        report["groups"][group] = {
+            "settings": len(members),
+            "configurations": members[0]["n"],
+            "within_reach": members[0]["reached"],
+            **cells,
+        }
+        told = ", ".join(f"{name} {cell['feasible']:.1%}" for name, cell in cells.items())
+        print(f"  {group}: {len(members)} settings, {members[0]['reached']} of {members[0]['n']} configurations in reach; feasible: {told}")
     Path(args.output).write_text(json.dumps({"results": Path(args.results).name, "settings": len(outcomes), **report}, indent=2) + "\n")
 
 

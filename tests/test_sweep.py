@@ -70,6 +70,7 @@ experiments:
     ("runs: [{scripts: finetune.py}]\n", "a block of runs has scripts"),
     ("script: finetune.py\ngrid: {seed: [0, 0]}\n", "are the same run"),
     ("script: finetune.py\nflags: {repeats: 3}\n", "instead of repeats"),
+    ("script: finetune.py\nflags: [a, b]\n", "flags must be a mapping"),
 ])  # fmt: skip
 def test_a_wrong_suite_is_one_line(text, message, tmp_path, capsys):
     with pytest.raises(SystemExit) as ended:
