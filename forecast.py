@@ -139,7 +139,7 @@ def counted(config, kind, shape, dtype, peft_config=None, attention="sdpa", chec
             try:
                 model = meta_model(config, kind, dtype, peft_config, kind_of_attention)
                 return model, saved_bytes(model, shape, checkpointing, masked)
-            except (RuntimeError, NotImplementedError, KeyError, AttributeError, TypeError, IndexError) as error:
+            except (RuntimeError, NotImplementedError, KeyError, AttributeError, TypeError, IndexError, ValueError) as error:
                 tried.append(f"{type(error).__name__}: {error}")
     raise Unknown(f"{config.model_type} does not run on the meta device ({tried[0].splitlines()[0][:120]})")
 

@@ -100,7 +100,7 @@ def test_seeds_of_one_configuration_are_not_different_and_a_better_one_is(tmp_pa
     a, b, c = (runs(tmp_path, name, shares) for name, shares in (("a", [0.7] * 3), ("bb", [0.7] * 3), ("ccc", [0.8] * 3)))
     same, better = report.difference(a, b, tmp_path), report.difference(a, c, tmp_path)
     assert same.p > 0.05 and same.verdict().startswith("no difference that n = 400 can show") and same.low < 0 < same.high
-    assert better.p < 0.01 and better.delta == pytest.approx(c.mean() - a.mean()) and better.verdict(("A", "C")) == "C is better"
+    assert better.p < 0.05 and better.delta == pytest.approx(c.mean() - a.mean()) and better.verdict(("A", "C")) == "C is better"
     single = report.difference(table.Configuration(a.rows[:1]), table.Configuration(c.rows[:1]), tmp_path)
     assert "McNemar" in single.test
     for configuration in (a, c):  # without the folders the intervals alone are wider
@@ -108,6 +108,32 @@ def test_seeds_of_one_configuration_are_not_different_and_a_better_one_is(tmp_pa
             row["run_dir"] = "gone"
     alone = report.difference(a, c, tmp_path)
     assert alone.delta == pytest.approx(better.delta) and alone.high - alone.low > better.high - better.low and "intervals" in alone.test
+
+
+def test_degrees_of_freedom_are_welchs():
+    import numpy as np
+    from scipy.stats import ttest_ind
+
+    rng = np.random.default_rng(0)
+    a, b = rng.normal(size=4), rng.normal(0, 3, size=9)
+    found = table.degrees_of_freedom([(a.var(ddof=1) / 4, 3), (b.var(ddof=1) / 9, 8)])
+    assert found == pytest.approx(ttest_ind(a, b, equal_var=False).df)
+
+
+def test_seeds_that_happen_to_differ_are_not_called_another_way(tmp_path, capsys):
+    """McNemar alone would call these two seeds different; they are one configuration."""
+    made = []
+    for seed, share in ((0, 0.6), (1, 0.75)):
+        folder = tmp_path / str(seed)
+        folder.mkdir()
+        write_run(folder, result_row(score=share, seed=seed, n_eval=400), [i < share * 400 for i in range(400)])
+        made.append(folder)
+    report.compare(*made)
+    said = capsys.readouterr().out
+    assert "no difference between ways: the two are runs of one configuration with other seeds" in said and "is better" not in said
+    write_run(tmp_path / "1", result_row(score=0.75, seed=1, n_eval=400, flags={"rank": 4}), [i < 300 for i in range(400)])
+    report.compare(*made)
+    assert "the second is better" in capsys.readouterr().out
 
 
 def test_many_p_values_are_adjusted_as_statsmodels_does(tmp_path):
