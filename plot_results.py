@@ -157,7 +157,7 @@ def frontier_chart(groups, path, column):
 
 def cost_chart(groups, path):
     """What was trained: seconds, megabytes and parameters of each configuration."""
-    from matplotlib.ticker import MaxNLocator
+    from matplotlib.ticker import EngFormatter, MaxNLocator
 
     columns = ("train_seconds", "artifact_mb", "trainable_params")
     groups = {panel: [c for c in with_value(found, *columns) if c.mean("trainable_params")] for panel, found in groups.items()}
@@ -172,7 +172,7 @@ def cost_chart(groups, path):
             axis.barh(range(len(found)), means, xerr=[c.spread(column) or 0 for c in found], capsize=2,
                       color=[COLOURS.get(c["strategy"], "C7") for c in found])  # fmt: skip
             for i, mean in enumerate(means):
-                told = f"{mean:,.0f}" if mean >= 100 else f"{mean:.2g}"
+                told = f"{mean / 1e6:.3g} M" if mean >= 1e6 else f"{mean:,.0f}" if mean >= 100 else f"{mean:.2g}"
                 axis.annotate(
                     told, (mean + (found[i].spread(column) or 0), i), xytext=(3, 0), textcoords="offset points", va="center", fontsize=6.5
                 )
@@ -182,6 +182,7 @@ def cost_chart(groups, path):
             axis.set_xlabel(axis_name(column), fontsize=8)
             axis.tick_params(axis="x", labelsize=7)
             axis.xaxis.set_major_locator(MaxNLocator(4))
+            axis.xaxis.set_major_formatter(EngFormatter(sep=""))
         line[0].set_title(title(panel), fontsize=9, loc="left")
     return save(figure, path)
 

@@ -245,16 +245,15 @@ def configurations(rows):
     for row in rows:
         groups.setdefault(_same(row, CHANGES_NOTHING), []).append(row)
     found = [Configuration(members) for members in groups.values()]
-    plain = [f"{c['strategy']} {c['variant']}, {Path(c['model']).name}" for c in found]
-    for configuration, name in zip(found, plain):
-        twins = [other for other, other_name in zip(found, plain) if other_name == name]
-        told = []
-        for key in TELLING:
-            cells = [other[key] if key in other.rows[0] and other[key] else other.flag(key) for other in twins]
-            if len(set(map(str, cells))) > 1 and not (key == "max_train_samples" and any("n_train" in part for part in told)):
-                own = configuration[key] if key in configuration.rows[0] and configuration[key] else configuration.flag(key)
-                told.append(f"{key} {own}")
-        configuration.name = ", ".join([name, *told])
+    for c in found:
+        c.name = f"{c['strategy']} {c['variant']}, {Path(c['model']).name}"
+    for key in TELLING:  # only as many flags as tell namesakes apart
+        for name in {c.name for c in found}:
+            twins = [c for c in found if c.name == name]
+            cells = [c[key] if c.rows[0].get(key) else c.flag(key) for c in twins]
+            if len(set(map(str, cells))) > 1:
+                for c, cell in zip(twins, cells):
+                    c.name += "" if cell is None else f", {key} {cell}"
     return found
 
 

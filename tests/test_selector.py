@@ -69,7 +69,7 @@ def test_nothing_fits_says_what_is_nearest_and_what_to_relax(basic, capsys):
     assert "Nothing fits. The nearest is prompting 0_shot" in said and "relax latency to 100 ms or labelled examples to 500" in said
 
 
-@pytest.mark.parametrize("flags", ["--latency_ms 5", "--memory_gb 0.5", "--required_accuracy 0.99", 
+@pytest.mark.parametrize("flags", ["--latency_ms 5", "--memory_gb 0.5", "--required_accuracy 0.99",
     "--data_size 3 --required_accuracy 0.76",
                                    "--latency_ms 5 --required_accuracy 0.99"])  # fmt: skip
 def test_the_relaxed_limits_that_are_printed_let_something_in(flags, tmp_path, capsys):
