@@ -11,7 +11,7 @@ PY := $(VENV)/bin/python
 demo: assets
 	$(PY) sweep.py suites/demo.yaml --results demo/results.csv --runs_dir demo/runs
 	$(PY) adaptive_selector.py --memory_gb 8 --latency_ms 200 --data_size 2000 --required_accuracy 0.8 --results demo/results.csv
-	$(PY) plot_results.py --results demo/results.csv --output_dir demo
+	$(PY) plot_results.py --results demo/results.csv --output_dir demo --report demo/RESULTS.md
 
 assets: $(VENV)/installed
 	$(PY) prepare_data.py demo
