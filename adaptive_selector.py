@@ -58,7 +58,7 @@ def parse_args(argv=None):
         "--tokens", type=utils.positive, help="of one example's prompt, for data that no row has measured (default: as the rows')"
     )
     group.add_argument("--majority_share", type=utils.share, help="share of the commonest class in such data (default: as the rows')")
-    group.add_argument("--model", help="put into the command to run next (default: the script's own)")
+    group.add_argument("--model", help="take the rows of this model, where there are any; put into the command to run next")
     group.add_argument("--dataset", help="take the rows of this data set; put into the command to run next")
     parser.add_argument("--results", help="measured rows (default: results.csv, or sample_results.csv if there is none yet)")
     parser.add_argument(
@@ -121,6 +121,11 @@ def comparable(kept, args):
     if not wanted:
         where = (f" on {Path(args.dataset).name}" if args.dataset else "") + (f" on {args.device}" if args.device else "")
         return None, f"no row measures {args.task}{where}" + (f"; there are {', '.join(known)}" if known else ""), ""
+    missing = ""
+    if args.model:
+        same = [row for row in wanted if Path(row["model"]).name == Path(args.model).name]
+        missing = "" if same else f"no row measures {Path(args.model).name}, these are other models"
+        wanted = same or wanted
     if args.params_b:
         sizes = [(table.value(row, "total_params") or 0) / 1e9 for row in wanted]
         near = [row for row, size in zip(wanted, sizes) if 1 / selection.NEAR <= size / args.params_b <= selection.NEAR]
@@ -133,7 +138,8 @@ def comparable(kept, args):
         return None, "the rows hold nothing that one could choose", ""
     panel = max(groups, key=lambda p: (args.knowledge_heavy and any(c.strategy == "rag" for c in groups[p]), len(groups[p])))
     others = [f"{p.data} (n = {p.n_eval}, {len(found)} configurations on {p.device})" for p, found in groups.items() if p != panel]
-    return panel, groups[panel], f"not looked at: {'; '.join(others)}; choose with --dataset and --device" if others else ""
+    unseen = f"not looked at: {'; '.join(others)}; choose with --dataset and --device" if others else ""
+    return panel, groups[panel], "; ".join(filter(None, [missing, unseen]))
 
 
 def from_rows(panel, candidates, elsewhere, args):
@@ -197,14 +203,17 @@ def from_model(kept, args):
 # ----------------------------------------------------------------------------------------------------------------- from rules
 
 
-def from_rules(args):
-    """The decision from the rules of thumb, as a dict of the same keys as far as they make sense."""
+def from_rules(args, failed=()):
+    """The decision from the rules of thumb, as a dict of the same keys as far as they make sense. failed: rows out of memory."""
     known = argparse.Namespace(**{**vars(args), "params_b": args.params_b or 0.14, "data_size": args.data_size or 0})
     ranked, against = rules.decide(known)
     near = None if ranked else min(against, key=lambda name: max(over for over, _ in against[name]))
     choice, _, reasons = ranked[0] if ranked else (None, 0, [])
     cautions = [f"its {what} was not checked: rules cannot know it" for what, limit in
                 (("latency", args.latency_ms), ("score", args.required_accuracy)) if limit is not None and choice]  # fmt: skip
+    if failed:
+        names = dict.fromkeys(f"{row['strategy']} {row['variant']}, {Path(row['model']).name}" for row in failed)
+        cautions.append(f"out of memory in the rows: {'; '.join(list(names)[:5])}")
     if args.data_size is None:
         cautions.append("no --data_size was given: the rules take it that there are no labelled examples")
     if args.params_b is None:
@@ -218,8 +227,8 @@ def from_rules(args):
 # -------------------------------------------------------------------------------------------------------------------- the answer
 
 
-def decide(kept, args):
-    """(decision, [why an earlier basis was not used])."""
+def decide(kept, args, failed=()):
+    """(decision, [why an earlier basis was not used]). failed: rows that ran out of memory."""
     reasons = []
     if args.basis in ("auto", "rows"):
         panel, found, elsewhere = comparable(kept, args)
@@ -232,7 +241,7 @@ def decide(kept, args):
             return decision, reasons
         reasons.append(why)
     if args.basis in ("auto", "rules"):
-        return from_rules(args), reasons
+        return from_rules(args, failed), reasons
     raise utils.UserError(f"--basis {args.basis}: {'; '.join(reasons)}")
 
 
@@ -460,6 +469,11 @@ def tell_forecast(args, all_rows, source):
         print(
             f"  not calibrated: {len(pairs)} rows on {args.device} hold both a forecast and a measured peak, {forecast.MIN_ROWS} are wanted"
         )
+    starts = [value for row in all_rows if (value := table.value(row, "start_rss_gb")) is not None and row["device"] == args.device]
+    if args.device == "cuda":
+        print("  besides: the CUDA context and what the allocator cannot use, which differ from card to card")
+    elif starts:
+        print(f"  besides: Python and its libraries, {statistics.median(starts):.2f} GB in the rows")
     if verdict:
         limit = (
             f"largest batch that fits {args.memory_gb:g} GB: {largest}"
@@ -481,7 +495,7 @@ def main(argv=None):
 
     # 2. decide
     kept, skipped = table.select(found)
-    decision, reasons = decide(kept, args)
+    decision, reasons = decide(kept, args, [row for row in found if row["status"] == "oom"])
 
     # 3. report
     if args.json:

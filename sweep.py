@@ -83,7 +83,9 @@ def load_suite(path):
     try:
         suite = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise utils.UserError(f"{path} cannot be read as a suite: {error}") from None
+        known = ", ".join(sorted(str(file.relative_to(ROOT)) for file in (ROOT / "suites").glob("*.yaml")))
+        hint = f"; there are {known}" if isinstance(error, FileNotFoundError) else ""
+        raise utils.UserError(f"{path} cannot be read as a suite: {error}{hint}") from None
     if not isinstance(suite, dict):
         raise utils.UserError(f"{path}: a suite is a mapping with suite_name, script, flags, and grid or experiments")
     name = str(suite.pop("suite_name", Path(path).stem))

@@ -182,6 +182,8 @@ def test_poor_rows_have_a_clear_answer(rows, basis, capsys, tmp_path):
         adaptive_selector.main([*flags.split(), "--results", str(path)])
         assert len(capsys.readouterr().out) > 40
     assert decide("", capsys, path)["basis"] == basis
+    if rows and rows[0]["status"] == "oom":
+        assert decide("", capsys, path)["cautions"][0] == "out of memory in the rows: full_finetuning full, m"
     path.write_text("")
     with pytest.raises(SystemExit) as ended:
         adaptive_selector.main(["--results", str(path)])
