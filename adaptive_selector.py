@@ -18,6 +18,7 @@ from pathlib import Path
 
 import answer
 import forecast
+import prediction
 import rows as table
 import rules
 import selection
@@ -159,7 +160,7 @@ def from_model(kept, args):
     device = args.device or max(set(devices), key=devices.count, default="")
     rows = [row for row in kept if row["device"] == device]
     try:
-        predictor = selection.Predictor(selection.groups_of(rows), selection.prompt_tokens(rows))
+        predictor = prediction.Predictor(prediction.groups_of(rows), prediction.prompt_tokens(rows))
     except utils.UserError as error:
         return None, str(error)
     alike = [(c, s) for _, c, s in predictor.known if s.kind == args.task]
@@ -180,8 +181,8 @@ def from_model(kept, args):
     if not specs:
         return None, f"the model does not reach so far: {refused[0]}"
     candidates = [predictor.candidate(wanted, configuration.name, configuration) for configuration, wanted in specs.values()]
-    choice, probability, others = selection.choose_predicted(candidates, answer.limits_of(args), args.prefer)
-    sure = "likely" if probability >= selection.CONFIDENCE else "UNLIKELY" if probability < 0.5 else "not sure"
+    choice, probability, others = prediction.choose_predicted(candidates, answer.limits_of(args), args.prefer)
+    sure = "likely" if probability >= prediction.CONFIDENCE else "UNLIKELY" if probability < 0.5 else "not sure"
     return {"basis": "model", "considered": len(candidates), "choice": choice, "ties": [], "others": others, "nearest": None, "relaxed": [],
             "metric": "score", "over": [],
             "cautions": [f"predicted, not measured; {sure} to keep the limits (probability about {probability:.0%}). Measure it first"],

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from common import ROOT
 
+import prediction
 import rows as table
 import rules
 import selection
@@ -63,10 +64,10 @@ def judge(choice, feasible, limits):
 def by_model(group, candidates, found, tokens):
     """{name: predicted Candidate} of the left-out group's configurations within the model's reach; {} where it reaches none."""
     try:
-        predictor = selection.Predictor([(other, c) for other, c in found if other != group], tokens)
+        predictor = prediction.Predictor([(other, c) for other, c in found if other != group], tokens)
     except utils.UserError:
         return {}
-    specs = {name: selection.spec(c.configuration, tokens[group[0]]) for name, c in candidates.items()}
+    specs = {name: prediction.spec(c.configuration, tokens[group[0]]) for name, c in candidates.items()}
     return {name: predictor.candidate(wanted, name) for name, wanted in specs.items() if predictor.refusal(wanted) is None}
 
 
@@ -94,7 +95,7 @@ def main(argv=None):
     outcomes = []
     for device in sorted({row["device"] for row in kept}):
         rows = [row for row in kept if row["device"] == device]
-        found, tokens, panels = selection.groups_of(rows), selection.prompt_tokens(rows), {}
+        found, tokens, panels = prediction.groups_of(rows), prediction.prompt_tokens(rows), {}
         for group, configuration in found:
             panels.setdefault((group, configuration["eval_id"], configuration["metric"]), []).append(configuration)
         for (group, _, _), members in panels.items():
@@ -107,7 +108,7 @@ def main(argv=None):
                 if not feasible:
                     continue
                 ruled = by_rules(limits, candidates)
-                learned = selection.choose_predicted(list(guesses.values()), limits)[0]
+                learned = prediction.choose_predicted(list(guesses.values()), limits)[0]
                 chosen = {
                     "rules": ruled and candidates[ruled],
                     "selector": candidates[learned.name] if learned else ruled and candidates[ruled],

@@ -13,6 +13,7 @@ from conftest import result_row, results_csv
 
 import adaptive_selector
 import forecast
+import prediction
 import rows as table
 import rules
 import selection
@@ -230,13 +231,13 @@ def world(groups=6):
 
 def test_the_model_predicts_a_group_it_has_not_seen(tmp_path):
     kept, _ = table.select(utils.read_results(results_csv(tmp_path / "r.csv", world())))
-    found, tokens = selection.groups_of(kept), selection.prompt_tokens(kept)
+    found, tokens = prediction.groups_of(kept), prediction.prompt_tokens(kept)
     assert tokens == {f"d{g}": 30.0 for g in range(6)}
     for left_out in ("d2", "d3"):
-        predictor = selection.Predictor([(group, c) for group, c in found if group[0] != left_out], tokens)
+        predictor = prediction.Predictor([(group, c) for group, c in found if group[0] != left_out], tokens)
         for group, c in found:
             if group[0] == left_out:
-                wanted = selection.spec(c, tokens[left_out])
+                wanted = prediction.spec(c, tokens[left_out])
                 guess = predictor.candidate(wanted, c.name)
                 assert predictor.refusal(wanted) is None
                 assert abs(guess.score - c.mean()) < 0.06 and guess.latency_ms == pytest.approx(c.mean("latency_ms_p50"), rel=0.35)
@@ -266,8 +267,8 @@ def test_a_chance_is_that_of_independent_normal_errors():
         100 * math.exp(rng.gauss(0, 0.2)) <= 120 and 2 * math.exp(rng.gauss(0, 0.1)) <= 2.2 and rng.gauss(0.8, 0.05) >= 0.75
         for _ in range(20000)
     ]
-    assert selection.chance(c, limits) == pytest.approx(sum(drawn) / len(drawn), abs=0.01)
-    assert selection.chance(c, dataclasses.replace(limits, data_size=5)) == 0
+    assert prediction.chance(c, limits) == pytest.approx(sum(drawn) / len(drawn), abs=0.01)
+    assert prediction.chance(c, dataclasses.replace(limits, data_size=5)) == 0
 
 
 # ------------------------------------------------------------------------------------------------------------------ from rules
