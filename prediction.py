@@ -9,6 +9,7 @@ import math
 import statistics
 import warnings
 from dataclasses import dataclass
+from pathlib import Path
 
 import rows as table
 import utils
