@@ -294,14 +294,15 @@ def loss_chart(groups, path, folder):
     figure, axes = new_figure([3.4] * len(panels))
     for axis, (panel, runs) in zip(axes[:, 0], panels.items()):
         for i, (name, history) in enumerate(runs[:10]):
+            last = max((entry["step"] for entry in history), default=0) or 1
             for key, style in (("loss", "-"), ("eval_loss", ":")):
-                points = [(entry["epoch"], entry[key]) for entry in history if key in entry and "epoch" in entry]
+                points = [(100 * entry["step"] / last, entry[key]) for entry in history if key in entry]
                 if points:
                     axis.plot(*zip(*points), style, color=f"C{i % 10}", linewidth=1, label=name if key == "loss" else None,
                               marker="." if len(points) < 3 else None)  # fmt: skip
         left = f"; {len(runs) - 10} of {len(runs)} configurations left out" if len(runs) > 10 else ""
         axis.set_title(f"{panel.data}: the first run of each configuration; dotted: validation{left}\n{panel.device}", fontsize=8)
-        axis.set_xlabel("passes over the training examples", fontsize=8)
+        axis.set_xlabel("% of the run's optimizer steps", fontsize=8)
         axis.set_ylabel("loss", fontsize=8)
         axis.legend(fontsize=6.5, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     return save(figure, path)
