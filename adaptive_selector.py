@@ -182,6 +182,8 @@ def from_model(kept, args):
         return None, f"the model does not reach so far: {refused[0]}"
     candidates = [predictor.candidate(wanted, configuration.name, configuration) for configuration, wanted in specs.values()]
     choice, probability, others = prediction.choose_predicted(candidates, answer.limits_of(args), args.prefer)
+    if choice is None:
+        return None, f"none of the {len(candidates)} configurations that the model reaches could keep the limits"
     sure = "likely" if probability >= prediction.CONFIDENCE else "UNLIKELY" if probability < 0.5 else "not sure"
     return {"basis": "model", "considered": len(candidates), "choice": choice, "ties": [], "others": others, "nearest": None, "relaxed": [],
             "metric": "score", "over": [],

@@ -197,7 +197,7 @@ def chance(candidate, limits):
 
 
 def choose_predicted(candidates, limits, prefer="accuracy"):
-    """(choice or None for no candidates, its chance to keep the limits, [the others that are as sure, from the best on]).
+    """(choice or None where none can keep the limits, its chance to, [the others that are as sure, from the best on]).
 
     Those that keep the limits with CONFIDENCE are compared as measured ones are, scores within TIE_POINTS as ties; where none is that
     sure, the surest is taken.
@@ -205,7 +205,7 @@ def choose_predicted(candidates, limits, prefer="accuracy"):
     chances = {id(c): chance(c, limits) for c in candidates}
     sure = [c for c in candidates if chances[id(c)] >= CONFIDENCE]
     if not sure:
-        best = max(candidates, key=lambda c: chances[id(c)], default=None)
+        best = max((c for c in candidates if chances[id(c)]), key=lambda c: chances[id(c)], default=None)
         return best, chances.get(id(best), 0.0), []
     even = [dataclasses.replace(c, score_error=TIE_POINTS) for c in sure]  # the error that all share tells none apart
     choice, _, kept = choose(even, Limits(requests=limits.requests), prefer)
