@@ -65,12 +65,17 @@ BASELINES = ("random_passages", "gold_passage")  # variants of rag_eval.py that 
 Panel = namedtuple("Panel", "data metric eval_id n_eval device")
 
 
+@functools.lru_cache(maxsize=100_000)
+def _parsed(text):
+    try:
+        return json.loads(text)
+    except ValueError:
+        return None
+
+
 def flags(row):
     """The run's flags, from its cell args; UserError where that is no JSON object."""
-    try:
-        found = json.loads(row["args"] or "{}")
-    except ValueError:
-        found = None
+    found = _parsed(row["args"] or "{}")
     if not isinstance(found, dict):
         raise utils.UserError(f"run {row['run_id']}: its cell args is no JSON object")
     return found
