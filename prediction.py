@@ -121,12 +121,12 @@ class Predictor:
 
     def refusal(self, wanted):
         """Why a Spec is beyond what the rows cover, None where it is not."""
-        alike = [s for s in self.specs if (s.strategy, s.kind) == (wanted.strategy, wanted.kind)]
-        if not alike:
-            return f"no row of {wanted.strategy} on {wanted.kind}"
+        for name in ("strategy", "kind"):
+            if getattr(wanted, name) not in {getattr(s, name) for s in self.specs}:
+                return f"no row of {getattr(wanted, name)}"
         edge = math.log10(BEYOND)
         for i, (name, value) in enumerate(wanted.numbers()):
-            seen = [s.numbers()[i][1] for s in self.specs if s.kind == wanted.kind]
+            seen = [s.numbers()[i][1] for s in self.specs]
             if not min(seen) - edge <= value <= max(seen) + edge:
                 return f"{10**value:,.0f} {name} are beyond the {10 ** min(seen):,.0f} to {10 ** max(seen):,.0f} that were measured"
         return None
