@@ -44,7 +44,8 @@ def parse_args(argv=None):
     parser.add_argument("--output_dir", default="plots", help="where the PNGs go (default: %(default)s)")
     parser.add_argument("--report", metavar="FILE.md", help="write the findings, tables, charts and commands as Markdown")
     group = parser.add_argument_group("instead of charts")
-    group.add_argument("--markdown", action="store_true", help="print the rows as a Markdown table")
+    group.add_argument("--markdown", nargs="?", const="all", choices=("all", "best"),
+                       help="print the rows as a Markdown table; best: the best of each strategy and data set")  # fmt: skip
     group.add_argument("--compare", nargs=2, metavar="RUN", help="two run folders: are they different on the same examples?")
     group.add_argument("--export", metavar="FILE.db|FILE.json", help="write the rows as a SQLite database (table results) or as JSON")
     args = parser.parse_args(argv)
@@ -368,6 +369,23 @@ def print_markdown(members):
         print("| " + " | ".join(cells) + " |")
 
 
+def print_best(kept):
+    """The configuration with the best mean score of each strategy in each panel, as a Markdown table."""
+    print("| data, n | strategy | configuration | runs | score [95 % interval] | ms a request (p50) | peak GB | training s |")
+    print("| --- | --- | --- | --- | --- | --- | --- | --- |")
+    for panel, members in table.panels(kept).items():
+        best = {}
+        for c in sorted(table.configurations(members), key=lambda c: -c.mean()):
+            if c["variant"] not in table.BASELINES:
+                best.setdefault(c["strategy"], c)
+        for strategy, c in best.items():
+            cells = [f"{panel.data}, {panel.n_eval}", strategy, c.name.removeprefix(f"{strategy} "), len(c.rows),
+                     f"{panel.metric} {report.score_cell(c)}", report.number(c.mean("latency_ms_p50"), 0),
+                     report.number(c.mean("memory"), 2),
+                     report.number(c.mean("train_seconds"), 0)]  # fmt: skip
+            print("| " + " | ".join(map(str, cells)) + " |")
+
+
 def short(name, cell):
     """A cell as the table shows it."""
     if name == "model":
@@ -400,8 +418,10 @@ def main(argv=None):
         writable(args.report, "--report")
 
     # 2. the rows
-    if args.markdown:
+    if args.markdown == "all":
         return print_markdown(found)
+    if args.markdown == "best":
+        return print_best(table.select(found)[0])
     if args.export:
         report.export(writable(args.export, "--export"), found)
         return print(f"{len(found)} rows in {args.export}")

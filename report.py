@@ -187,11 +187,13 @@ def studies(found):
 # ------------------------------------------------------------------------------------------------------------------- the report
 
 
-def _number(found, digits=3):
+def number(found, digits=3):
+    """A number as text, nothing where it is unknown."""
     return "" if found is None else f"{found:.{digits}f}"
 
 
-def _score(configuration):
+def score_cell(configuration):
+    """Mean score ± standard deviation over the seeds [95 % interval], as far as they are known."""
     low, high = configuration.interval
     interval = "" if low is None else f" [{low:.3f}, {high:.3f}]"
     spread = configuration.spread()
@@ -200,9 +202,9 @@ def _score(configuration):
 
 def _cells(configuration):
     many = f"{len(configuration.rows)}" if len(configuration.rows) > 1 else "1"
-    return [configuration.name, many, _score(configuration), _number(configuration.mean("labels_used"), 0),
-            _number(configuration.mean("latency_ms_p50"), 0), _number(configuration.mean("memory"), 2),
-            _number(configuration.mean("train_seconds"), 0), _number(configuration.mean("artifact_mb"), 1)]  # fmt: skip
+    return [configuration.name, many, score_cell(configuration), number(configuration.mean("labels_used"), 0),
+            number(configuration.mean("latency_ms_p50"), 0), number(configuration.mean("memory"), 2),
+            number(configuration.mean("train_seconds"), 0), number(configuration.mean("artifact_mb"), 1)]  # fmt: skip
 
 
 def _findings(panel, found, folder):
@@ -212,7 +214,7 @@ def _findings(panel, found, folder):
         return ["Only baselines were measured here."]
     ranked = sorted(usable, key=lambda c: -c.mean())
     best, lines = ranked[0], []
-    lines.append(f"The highest score is that of **{best.name}**: {panel.metric} {_score(best)}.")
+    lines.append(f"The highest score is that of **{best.name}**: {panel.metric} {score_cell(best)}.")
     champions = [
         max((c for c in usable if c["strategy"] == s), key=lambda c: c.mean()) for s in dict.fromkeys(c["strategy"] for c in usable)
     ]
@@ -223,7 +225,7 @@ def _findings(panel, found, folder):
         shown = "is behind it" if p < SIGNIFICANT else f"cannot be told apart from it with n = {test.n}"
         settle = test.settle() if p >= SIGNIFICANT else ""
         lines.append(
-            f"- The best of {other['strategy']}, {other.name} ({_score(other)}), {shown}: {test.delta:+.3f}, p = {p:.2g} "
+            f"- The best of {other['strategy']}, {other.name} ({score_cell(other)}), {shown}: {test.delta:+.3f}, p = {p:.2g} "
             f"({test.test}){settle}."
         )
     fastest = [c for c in ranked if c.mean("latency_ms_p50")]

@@ -230,12 +230,12 @@ class Configuration:
 
     @property
     def interval(self):
-        """95 % interval of the mean score, (None, None) where its error is not known."""
+        """95 % interval of the mean score, within 0 and 1; (None, None) where its error is not known."""
         if len(self.rows) == 1:
             return value(self.rows[0], "score_low"), value(self.rows[0], "score_high")
         error = self.standard_error
         reach = None if error is None else error * quantile(self.variances())
-        return (None, None) if reach is None else (self.mean() - reach, self.mean() + reach)
+        return (None, None) if reach is None else (max(0.0, self.mean() - reach), min(1.0, self.mean() + reach))
 
 
 # flags that tell two configurations with one name apart
