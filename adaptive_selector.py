@@ -259,7 +259,8 @@ def tell_forecast(args, all_rows, source):
     args.device = args.device or "cuda"
     config, kind = forecast.configuration(args.model, args.task, args.n_labels)
     found = forecast_of(config, kind, args, args.batch_size)
-    pairs = forecast.known(all_rows, args.device, "inference" if args.method == "inference" else "training")
+    wide = QUANTIZED.get(args.method, args.weights) == "fp32"
+    pairs = forecast.known(all_rows, args.device, "inference" if args.method == "inference" else "training", wide)
     offset, factor = forecast.calibrate(pairs)
     enough = len(pairs) >= forecast.MIN_ROWS
 

@@ -306,14 +306,18 @@ def _phase(row):
     return "training" if utils.number(row.get("train_seconds")) is not None else "inference"
 
 
-def known(rows, device, phase):
-    """[(predicted, measured)] in GB of the ok rows of one kind of device and phase (training, inference)."""
-    found = []
+def known(rows, device, phase, wide):
+    """[(predicted, measured)] in GB of the ok rows of one kind of device and phase (training, inference) to calibrate with.
+
+    wide: of weights in fp32, or of narrower ones, which leave more behind on a CPU (the file's pages, unpacked layers). Where there are
+    fewer than MIN_ROWS of the one kind, both are taken.
+    """
+    found = {True: [], False: []}
     for row in rows:
-        predicted = utils.number(row.get("predicted_gb"))
-        if row["status"] in ("ok", "degenerate") and row["device"] == device and _phase(row) == phase and predicted:
-            found.append((predicted, measured_gb(row)))
-    return [(p, m) for p, m in found if m]
+        predicted, measured = utils.number(row.get("predicted_gb")), measured_gb(row)
+        if row["status"] in ("ok", "degenerate") and row["device"] == device and _phase(row) == phase and predicted and measured:
+            found[row["precision"] == "fp32"].append((predicted, measured))
+    return found[wide] if len(found[wide]) >= MIN_ROWS else found[True] + found[False]
 
 
 def calibrate(pairs):

@@ -18,7 +18,7 @@ from selection import Candidate, Limits, choose, eligible
 MIN_CONFIGURATIONS, MIN_GROUPS = 20, 3  # that a model is trained on
 TIE_POINTS = 0.01  # of a predicted score
 CONFIDENCE = 0.8  # that a predicted configuration keeps the limits
-BEYOND = 1.5  # a number may be outside of those seen by this factor
+BEYOND = 2  # a number may be outside of those seen by this factor
 
 
 @dataclass(frozen=True)
@@ -56,9 +56,7 @@ class Spec:
 
     def vector(self):
         """Features of the score: sizes, strategy, precision, kind."""
-        strategies = [
-            float(self.strategy == name) for name in ("full_finetuning", "peft", "prompting", "rag", "quantized", "context_distillation")
-        ]
+        strategies = [float(self.strategy == name) for name in ("full_finetuning", "peft", "prompting", "rag", "context_distillation")]
         bits = [float(self.precision in names) for names in (("bf16", "fp16"), ("int8",), ("nf4",))]
         return [*(x for _, x in self.numbers()), *strategies, *bits, float(self.encoder), float(self.kind == "classification")]
 
@@ -89,7 +87,8 @@ def spec(configuration, tokens):
     encoder = kind == "classification" and row["strategy"] in ("full_finetuning", "peft")
     new = 0 if kind == "classification" else flags.get("max_new_tokens") or 32
     passages = flags.get("k") or 0 if row["strategy"] == "rag" else 0
-    return Spec(row["strategy"], kind, configuration.mean("total_params") or 1.0, labels, table.value(row, "k_shots") or 0,
+    strategy = "prompting" if row["strategy"] == "quantized" else row["strategy"]  # the same at another precision
+    return Spec(strategy, kind, configuration.mean("total_params") or 1.0, labels, table.value(row, "k_shots") or 0,
                 row["precision"], trainable, passages, tokens, new, steps, table.value(row, "majority_baseline"),
                 configuration.mean("predicted_gb"), encoder)  # fmt: skip
 

@@ -432,7 +432,9 @@ def test_the_measured_memory_is_what_the_run_added(tmp_path):
         result_row(score=0.7, peak_rss_gb=2.0, predicted_gb=1.2),
     ]))  # fmt: skip
     assert [forecast.measured_gb(row) for row in rows] == [1.5, 3.0, None]
-    assert forecast.known(rows, "cpu", "training") == [(1.2, 1.5)] and forecast.known(rows, "cuda", "inference") == [(2.5, 3.0)]
+    assert forecast.known(rows, "cpu", "training", True) == [(1.2, 1.5)] and forecast.known(rows, "cuda", "inference", True) == [(2.5, 3.0)]
+    many = [{**rows[0], "precision": precision, "predicted_gb": f"{i}"} for i, precision in enumerate(["fp32"] * 6 + ["nf4"] * 4, start=1)]
+    assert len(forecast.known(many, "cpu", "training", True)) == 6 and len(forecast.known(many, "cpu", "training", False)) == 10
 
 
 def test_the_forecast_says_whether_it_fits_and_the_largest_batch(tiny_llama, basic, capsys):
