@@ -180,7 +180,10 @@ def from_model(kept, args):
             specs.setdefault(dataclasses.replace(wanted, predicted_gb=None), (configuration, wanted))
     if not specs:
         return None, f"the model does not reach so far: {refused[0]}"
-    candidates = [predictor.candidate(wanted, configuration.name, configuration) for configuration, wanted in specs.values()]
+    candidates = [
+        predictor.candidate(wanted, configuration.name, configuration, args.dataset and Path(args.dataset).name)
+        for configuration, wanted in specs.values()
+    ]
     choice, probability, others = prediction.choose_predicted(candidates, answer.limits_of(args), args.prefer)
     if choice is None:
         return None, f"none of the {len(candidates)} configurations that the model reaches could keep the limits"

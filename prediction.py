@@ -17,6 +17,9 @@ from selection import Candidate, Limits, choose, eligible
 
 MIN_CONFIGURATIONS, MIN_GROUPS = 20, 3  # that a model is trained on
 TIE_POINTS = 0.01  # of a predicted score
+# rules of thumb: ten times the labels bring a trained model a few points; rounded weights cost some (Dettmers et al. 2022, 2023: little)
+PER_DECADE, NARROW = 0.05, {"int8": 0.01, "nf4": 0.02}
+ROUNDS = 3  # of backfitting
 CONFIDENCE = 0.8  # that a predicted configuration keeps the limits
 BEYOND = 2  # a number may be outside of those seen by this factor
 
@@ -47,18 +50,21 @@ class Spec:
     def numbers(self):
         """The features that are sizes: (name, value), as logarithms."""
         return [
-            ("parameters", math.log10(self.params)), ("labelled examples", math.log10(1 + self.labels)),
+            ("parameters", math.log10(self.params)), ("examples trained on", math.log10(1 + (self.labels if self.steps else 0))),
             ("demonstrations", math.log10(1 + self.shots)),
             ("tokens of a request", math.log10(1 + self.input_tokens())), ("new tokens", math.log10(1 + self.new_tokens)),
             ("trained parameters", math.log10(1 + self.trainable)), ("optimizer steps", math.log10(1 + self.steps)),
             ("passages", math.log10(1 + self.passages)),
         ]  # fmt: skip
 
+    def prior(self):
+        """What is expected of the score before any row speaks: above the majority class, by rules of thumb that the rows correct."""
+        return PER_DECADE * (math.log10(1 + self.labels) - 2 if self.steps else 0) - NARROW.get(self.precision, 0.0)
+
     def vector(self):
-        """Features of the score: sizes, strategy, precision, kind."""
+        """Features of the score: sizes, strategy, kind. The precision is left to `prior`: logs seldom have it in pairs to learn from."""
         strategies = [float(self.strategy == name) for name in ("full_finetuning", "peft", "prompting", "rag", "context_distillation")]
-        bits = [float(self.precision in names) for names in (("bf16", "fp16"), ("int8",), ("nf4",))]
-        return [*(x for _, x in self.numbers()), *strategies, *bits, float(self.encoder), float(self.kind == "classification")]
+        return [*(x for _, x in self.numbers()), *strategies, float(self.encoder), float(self.kind == "classification")]
 
     def work(self):
         """Features of latency: the logarithms of what is read and written, times the parameters, and the precision."""
@@ -109,7 +115,11 @@ class Predictor:
                                   f"({MIN_CONFIGURATIONS} and {MIN_GROUPS} are wanted)")  # fmt: skip
         self.specs = [s for _, _, s in known]
         self.known = known
-        self.score = _fit([s.vector() for s in self.specs], [c.mean() - (s.majority or 0.0) for _, c, s in known])
+        self.score, self.levels = _fit_levels(
+            [s.vector() for s in self.specs],
+            [c.mean() - (s.majority or 0.0) - s.prior() for _, c, s in known],
+            [group[0] for group, _, _ in known],
+        )
         self.latency = self._fit_log("latency_ms_p50", Spec.work)
         self.memory = self._fit_log("memory", _memory_features)
         self.training = self._fit_log("train_seconds", _training_features)
@@ -130,15 +140,20 @@ class Predictor:
                 return f"{10**value:,.0f} {name} are beyond the {10 ** min(seen):,.0f} to {10 ** max(seen):,.0f} that were measured"
         return None
 
-    def candidate(self, wanted, name, configuration=None):
-        """The Candidate of a Spec, with predicted score, latency and memory and their errors."""
+    def candidate(self, wanted, name, configuration=None, data=None):
+        """The Candidate of a Spec, with predicted score, latency and memory and their errors. data: the data set, where rows know it."""
         score, error = _predict(self.score, wanted.vector())
+        if data in self.levels:
+            score += self.levels[data]
+        else:
+            error = math.hypot(error, statistics.pstdev(self.levels.values()))
         found = {}
         for quantity, model in (("latency", self.latency), ("memory", self.memory), ("training", self.training)):
             found[quantity] = _predict(model[:2], model[2](wanted)) if model else (None, 0.0)
         (latency, latency_error), (memory, memory_error), (training, _) = found["latency"], found["memory"], found["training"]
         seconds = math.exp(training) if training is not None and wanted.steps else 0.0
-        return Candidate(name, wanted.strategy, score + (wanted.majority or 0.0), latency and math.exp(latency),
+        score += wanted.prior() + (wanted.majority or 0.0)
+        return Candidate(name, wanted.strategy, score, latency and math.exp(latency),
                          memory and math.exp(memory), wanted.labels, seconds, error, latency_error, memory_error, wanted.majority,
                          configuration)  # fmt: skip
 
@@ -165,10 +180,26 @@ def _fit(features, targets):
 
     scaler = StandardScaler().fit(features)
     kernel = ConstantKernel(1.0, (1e-2, 1e2)) * RBF(2.0, (0.5, 20)) + ConstantKernel(0.1, (1e-4, 1e1)) * DotProduct(1.0, (0.1, 10))
-    process = GaussianProcessRegressor(kernel + WhiteKernel(0.1, (1e-3, 1)), normalize_y=True, n_restarts_optimizer=2, random_state=0)
+    process = GaussianProcessRegressor(kernel + WhiteKernel(0.1, (1e-3, 1)), normalize_y=True, random_state=0)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # an optimum at one of the bounds is what they are for
         return scaler, process.fit(scaler.transform(features), targets)
+
+
+def _fit_levels(features, targets, groups):
+    """(what `_fit` gives, {group: how far it is above what its features say}).
+
+    A random effect for each data set, by backfitting (Breiman and Friedman 1985) with shrinkage: a hard data set must not make the
+    ways tried on it look bad.
+    """
+    levels = dict.fromkeys(groups, 0.0)
+    for _ in range(ROUNDS):
+        model = _fit(features, [y - levels[g] for y, g in zip(targets, groups)])
+        rest = {g: [] for g in levels}
+        for x, y, g in zip(features, targets, groups):
+            rest[g].append(y - _predict(model, x)[0])
+        levels = {g: sum(some) / (len(some) + 1) for g, some in rest.items()}
+    return model, levels
 
 
 def _predict(model, features):

@@ -68,7 +68,7 @@ def by_model(group, candidates, found, tokens):
     except utils.UserError:
         return {}
     specs = {name: prediction.spec(c.configuration, tokens[group[0]]) for name, c in candidates.items()}
-    return {name: predictor.candidate(wanted, name) for name, wanted in specs.items() if predictor.refusal(wanted) is None}
+    return {name: predictor.candidate(wanted, name, data=group[0]) for name, wanted in specs.items() if predictor.refusal(wanted) is None}
 
 
 def settings():
