@@ -62,9 +62,14 @@ class Spec:
         return PER_DECADE * (math.log10(1 + self.labels) - 2 if self.steps else 0) - NARROW.get(self.precision, 0.0)
 
     def vector(self):
-        """Features of the score: sizes, strategy, kind. The precision is left to `prior`: logs seldom have it in pairs to learn from."""
+        """Features of the score: sizes, strategy, kind.
+
+        The precision is left to `prior`, since logs seldom have it in pairs to learn from; optimizer steps go with the labels, and are
+        left out.
+        """
         strategies = [float(self.strategy == name) for name in ("full_finetuning", "peft", "prompting", "rag", "context_distillation")]
-        return [*(x for _, x in self.numbers()), *strategies, float(self.encoder), float(self.kind == "classification")]
+        sizes = [x for name, x in self.numbers() if name != "optimizer steps"]
+        return [*sizes, *strategies, float(self.encoder), float(self.kind == "classification")]
 
     def work(self):
         """Features of latency: the logarithms of what is read and written, times the parameters, and the precision."""
