@@ -114,15 +114,25 @@ def main(argv=None):
                     "selector": candidates[learned.name] if learned else ruled and candidates[ruled],
                 }
                 judged = {name: judge(choice, feasible, limits) for name, choice in chosen.items()}
-                outcomes.append({"group": f"{group[0]}, {group[1]} ({device})", "n": len(candidates), "reached": len(guesses), **judged})
+                outcomes.append(
+                    {
+                        "group": f"{group[0]}, {group[1]} ({device})",
+                        "n": len(candidates),
+                        "reached": len(guesses),
+                        "asked": limits.required_accuracy is not None,
+                        **judged,
+                    }
+                )
     if not outcomes:
         raise utils.UserError(f"{args.results} has no group of two configurations or more whose prompts were counted")
     report = {name: summary(outcomes, name) for name in ("selector", "rules")}
+    unasked = [row for row in outcomes if not row["asked"]]
+    report.update({f"{name}, no score asked": summary(unasked, name) for name in ("selector", "rules") if unasked})
     print(f"{len(outcomes)} limit settings with something feasible, {len({row['group'] for row in outcomes})} groups left out in turn")
-    print(f"{'':9} {'feasible':>9} {'median behind':>14} {'mean behind':>12} {'within 2 points of the best':>28}")
+    print(f"{'':25} {'feasible':>9} {'median behind':>14} {'mean behind':>12} {'within 2 points of the best':>28}")
     for name, cells in report.items():
         behind = [f"{cells[key]:.3f}" if cells[key] is not None else "-" for key in ("median_behind", "mean_behind")]
-        print(f"{name:9} {cells['feasible']:9.1%} {behind[0]:>14} {behind[1]:>12} {cells['within_2_points']:28.1%}")
+        print(f"{name:25} {cells['feasible']:9.1%} {behind[0]:>14} {behind[1]:>12} {cells['within_2_points']:28.1%}")
     report["groups"] = {}
     for group in dict.fromkeys(row["group"] for row in outcomes):
         members = [row for row in outcomes if row["group"] == group]
