@@ -172,7 +172,8 @@ def explain(decision, args):
         needs = [f"an answer takes {choice.latency_ms:.0f} ms" if choice.latency_ms is not None else "",
                  f"{choice.memory_gb:.1f} GB of memory are needed at the peak" if choice.memory_gb is not None else "",
                  f"{choice.labels:.0f} labelled examples were used" if choice.labels else ""]  # fmt: skip
-        said.append(f"{', '.join(filter(None, needs)).capitalize()}." if any(needs) else "")
+        told = ", ".join(filter(None, needs))
+        said.append(f"{told[0].upper()}{told[1:]}." if told else "")
         if decision["ties"]:
             why = "costs least to run" if args.prefer == "accuracy" else "scores best"
             said.append(f"Within the noise {len(decision['ties'])} others do as well, so the one that {why} was taken.")
