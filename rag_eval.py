@@ -501,11 +501,8 @@ def main(argv=None):
             with utils.measure() as loading:
                 reader = reader or (None if retrieval_only else Reader(args, device, task))
                 retriever = retriever or (retrieval.Retriever(args, device) if mode in SEARCHING else None)
-            run.row.update(
-                **loading.load_columns(),
-                **({"start_rss_gb": None} if loaded else {}),
-                **(models.size_columns(reader.model) if reader else {}),
-            )
+            before = {"start_rss_gb": None} if loaded else {}
+            run.row.update({**loading.load_columns(), **before, **(models.size_columns(reader.model) if reader else {})})
 
             # 5. adapt: build the index, or bring the one that was opened up to date
             relevant = [{} for _ in questions]
