@@ -29,7 +29,7 @@ MIN_ROWS = 5  # measured rows that a calibration needs
 FACTORS, SPREAD = (0.5, 2.0), 1.5  # what a calibration may multiply by; how far apart its rows must be to say so
 
 
-class Unknown(RuntimeError):
+class Unknown(utils.UserError):
     """This architecture cannot be run on the meta device, so that nothing can be said of its activations."""
 
 
@@ -368,7 +368,7 @@ def lora(config, kind, rank, target_modules="auto"):
 
     import models
 
-    bare = meta_model(config, kind)
+    bare = meta_model(config, kind, attention="eager")  # for its names; every architecture has that
     task = {"causal": "CAUSAL_LM", "seq2seq": "SEQ_2_SEQ_LM", "classifier": "SEQ_CLS"}[kind]
     return peft.LoraConfig(task_type=task, r=rank, target_modules=models.target_modules(bare, target_modules))
 

@@ -74,7 +74,7 @@ def obstacles(candidate, limits):
     """[(limit, what it would have to be, relative excess, sentence)]: where a candidate breaks the limits; empty where it keeps them."""
     found = []
     for limit, wanted, has, text in (
-        ("memory_gb", limits.memory_gb, candidate.memory_gb, "{:.2g} GB"),
+        ("memory_gb", limits.memory_gb, candidate.memory_gb, "{:.2f} GB"),
         ("latency_ms", limits.latency_ms, candidate.latency_ms, "{:.0f} ms"),
         ("data_size", limits.data_size, candidate.labels, "{:.0f} labelled examples"),
     ):  # fmt: skip
@@ -83,8 +83,7 @@ def obstacles(candidate, limits):
         if has is None:
             found.append((limit, None, math.inf, f"its {'memory' if limit == 'memory_gb' else 'latency'} was not measured"))
         else:
-            over = text.format(has - wanted) if limit != "memory_gb" else f"{has - wanted:.2f} GB"
-            found.append((limit, has, (has - wanted) / max(wanted, 1e-9) if wanted else has, f"over by {over}"))
+            found.append((limit, has, (has - wanted) / wanted if wanted else has, f"over by {text.format(has - wanted)}"))
     if limits.required_accuracy is not None and candidate.score < limits.required_accuracy:
         short = limits.required_accuracy - candidate.score
         found.append(("required_accuracy", candidate.score, short / limits.required_accuracy, f"short by {short:.3f}"))
