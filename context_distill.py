@@ -69,7 +69,7 @@ class Teacher:
     """
 
     def __init__(self, model, tokenizer, task, demonstrations, args, chat):
-        self.model, self.tokenizer, self.task, self.chat, self.args = model, tokenizer, task, chat, args
+        self.model, self.tokenizer, self.task.kind, self.chat, self.args = model, tokenizer, task, chat, args
         self.demonstrations, self.prefix, self.prior, self.student = demonstrations, None, 0.0, None
         self.new_tokens = training.answer_length(args, task)
         limit = models.context_length(model)
@@ -120,7 +120,7 @@ class Teacher:
         import inference
 
         prompts, _ = self.prompts(examples)
-        stop = evaluation.answer_stop(self.model, self.tokenizer, self.task, self.chat)
+        stop = evaluation.answer_stop(self.model, self.tokenizer, self.task.kind, self.chat)
         with self.asked():
             return inference.generate(self.model, self.tokenizer, prompts, self.new_tokens, "auto", stop, not self.chat,
                                       "answering").ids  # fmt: skip

@@ -349,7 +349,7 @@ def evaluate_answers(model, tokenizer, task, run, batch_size, latency_runs, chat
 
     limit = models.context_length(model)
     room = limit and limit - (0 if model.config.is_encoder_decoder else max_new_tokens)
-    options = {"stop": answer_stop(model, tokenizer, task, chat), "add_special_tokens": not chat}
+    options = {"stop": answer_stop(model, tokenizer, task.kind, chat), "add_special_tokens": not chat}
 
     def prompts_of(examples):
         return fit_prompts(task, examples, demonstrations, tokenizer, chat, room)
@@ -401,8 +401,8 @@ def target_perplexity(model, tokenizer, task, prompts_of, batch_size, chat):
     return metrics.perplexity(-scores.total.sum(), scores.n_tokens.sum())
 
 
-def answer_stop(model, tokenizer, task, chat):
-    """Where an answer ends besides its end-of-sequence token.
+def answer_stop(model, tokenizer, kind, chat):
+    """Where an answer ends besides its end-of-sequence token. kind: of the task.
 
     A plain prompt's answer is one line, a plain instruction's response ends before the next heading; a chat template may close
     a turn with a text that is no special token.
@@ -412,7 +412,7 @@ def answer_stop(model, tokenizer, task, chat):
     if chat:
         end = tasks.answer_end(tokenizer, chat)
         return () if end in tokenizer.all_special_tokens else (end,)
-    return ("\n###",) if task.kind == "instruction" else ("\n",)
+    return ("\n###",) if kind == "instruction" else ("\n",)
 
 
 def median(values):

@@ -284,10 +284,11 @@ class Answers:
 @torch.inference_mode()
 def generate(model, tokenizer, prompts, max_new_tokens=32, batch_size="auto", stop=(), add_special_tokens=True, progress=None,
              prefix=None, **options):  # fmt: skip
-    """Greedy answers of decoder-only models (padded on the left) and encoder-decoder models (on the right).
+    """Answers of decoder-only models (padded on the left) and encoder-decoder models (on the right).
 
     stop: an answer ends before the first of these strings; the end-of-sequence token ends it too. prefix: a Prefix computed
-    before, used where all prompts begin with it; else their common prefix is computed once. options: for `model.generate`.
+    before, used where all prompts begin with it; else their common prefix is computed once. options: for `model.generate`;
+    without them the choice is greedy.
     """
     # padding on the left would enter a recurrent state, or stand between a learned prompt and the text
     alike = getattr(models.base_model(model), "_is_stateful", False) or learns_prompt(model)
@@ -313,8 +314,8 @@ def generate(model, tokenizer, prompts, max_new_tokens=32, batch_size="auto", st
         if stop:
             options["stopping_criteria"] = StoppingCriteriaList([_StopAt(tokenizer, stop, ids.shape[1] if decoder_only else 1)])
         try:
-            out = model.generate(input_ids=ids, attention_mask=mask, max_new_tokens=max_new_tokens, **GREEDY,
-                                 pad_token_id=tokenizer.pad_token_id, **options, **cached)  # fmt: skip
+            out = model.generate(input_ids=ids, attention_mask=mask, max_new_tokens=max_new_tokens, pad_token_id=tokenizer.pad_token_id,
+                                 **{**GREEDY, **options}, **cached)  # fmt: skip
         finally:
             crop(prefix, length)
         for i, tokens in zip(batch, out[:, ids.shape[1] if decoder_only else 1 :].tolist()):

@@ -214,7 +214,7 @@ def speed_columns(args, model, tokenizer, task, run, chat, options):
     own = task.kind != "classification" and not args.compile  # the task's own prompts, answered until they end by themselves
     prompts = timed_prompts(task, tokenizer, args.latency_runs, args.prompt_tokens, own, chat)
     request = {"add_special_tokens": not chat or not own}
-    request.update({"stop": evaluation.answer_stop(model, tokenizer, task, chat)} if own else {"exact": True})
+    request.update({"stop": evaluation.answer_stop(model, tokenizer, task.kind, chat)} if own else {"exact": True})
     plain, other, cells = measure_decoding(model, tokenizer, prompts, args.new_tokens, options, **request)
     timed = other or plain
     run.write_jsonl("requests.jsonl", [

@@ -217,7 +217,10 @@ class Reader:
         self.model = models.load_model(args.gen_model, precision=args.precision, device=device, trust_remote_code=args.trust_remote_code)
         limit = models.context_length(self.model)
         self.room = limit and limit - (0 if self.model.config.is_encoder_decoder else args.max_new_tokens)
-        self.options = {"stop": evaluation.answer_stop(self.model, self.tokenizer, task, self.chat), "add_special_tokens": not self.chat}
+        self.options = {
+            "stop": evaluation.answer_stop(self.model, self.tokenizer, task.kind, self.chat),
+            "add_special_tokens": not self.chat,
+        }
 
     def _count(self, text):
         return len(self.tokenizer(text, verbose=False).input_ids)
@@ -272,26 +275,6 @@ def without_citations(answer):
 
 
 # ------------------------------------------------------------------------------------------------------------- interactive
-
-
-def lines_typed():
-    """Lines of the standard input, with editing and history (arrow keys) at a terminal; the end of input ends them."""
-    if hasattr(sys.stdin, "reconfigure"):
-        sys.stdin.reconfigure(errors="replace")  # bytes that are no text
-    if not sys.stdin.isatty():
-        yield from sys.stdin
-        return
-    import contextlib
-
-    with contextlib.suppress(ImportError):
-        import readline  # noqa: F401 -- input() uses it from here on
-    while True:
-        try:
-            yield input("> ")
-        except KeyboardInterrupt:
-            print("(quit ends)")
-        except EOFError:
-            return
 
 
 class Session:
@@ -372,7 +355,7 @@ class Session:
         commands = {"add": self.add, "delete": self.delete, "sources": self.sources, "k": self.set_k, "save": self.save,
                     "history": self.show_history}  # fmt: skip
         most = {"sources": 0, "history": 0, "k": 1, "save": 1}  # words after it; with more the line is a question
-        for line in lines_typed():
+        for line in utils.lines_typed():
             line = line.strip()
             word, _, rest = line.partition(" ")
             if line.lower() in ("quit", "exit"):

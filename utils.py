@@ -70,6 +70,14 @@ RESULT_COLUMNS = [
     "invalid_rate",
     "majority_baseline",
     "score_ood",
+    "win_rate",
+    "lc_win_rate",
+    "judge_score",
+    "position_bias",
+    "instruction_following",
+    "answer_chars",
+    "refusal_rate",
+    "repetition_rate",
     "recall_at_k",
     "precision_at_k",
     "mrr",
@@ -177,6 +185,24 @@ def is_out_of_memory(error):
     text = str(error).lower()
     marks = ("out of memory", "can't allocate memory", "cannot allocate memory", "bad_alloc", "failed to allocate")
     return isinstance(error, (RuntimeError, OSError)) and any(mark in text for mark in marks)
+
+
+def lines_typed(prompt="> "):
+    """Lines of the standard input, with editing and history (arrow keys) at a terminal; the end of input ends them."""
+    if hasattr(sys.stdin, "reconfigure"):
+        sys.stdin.reconfigure(errors="replace")  # bytes that are no text
+    if not sys.stdin.isatty():
+        yield from sys.stdin
+        return
+    with contextlib.suppress(ImportError):
+        import readline  # noqa: F401 -- input() uses it from here on
+    while True:
+        try:
+            yield input(prompt)
+        except KeyboardInterrupt:
+            print("(quit ends)")
+        except EOFError:
+            return
 
 
 # ------------------------------------------------------------------------------------------------------- the results CSV
@@ -581,7 +607,15 @@ def provenance():
     }
 
 
-OUTPUT_FLAGS = ("results", "runs_dir", "resume", "save_run", "index_dir")  # that change where a run writes and nothing of what it measures
+OUTPUT_FLAGS = (
+    "results",
+    "runs_dir",
+    "resume",
+    "save_run",
+    "index_dir",
+    "answers_dir",
+    "output",
+)  # that change where a run writes and nothing of what it measures
 LARGE = 8 * MB  # of a larger file only the first and last MB enter its fingerprint
 
 
@@ -714,6 +748,7 @@ class Run:
         """Write dicts as JSON lines into the run folder."""
         if not self.main:
             return
+        self.path(name).parent.mkdir(exist_ok=True)
         with open(self.path(name), "w", encoding="utf-8") as file:
             for record in records:
                 file.write(json.dumps(record, ensure_ascii=False) + "\n")

@@ -1,0 +1,114 @@
+"""A system's answers to a benchmark's questions, kept in a folder of their own, so that a run that was killed goes on.
+
+A system is a model, with or without an adapter. Imports no torch at the top.
+"""
+
+import contextlib
+import hashlib
+import json
+import time
+from pathlib import Path
+
+import evaluation
+import instructions
+import metrics
+import utils
+
+CHUNK = 32  # questions that are answered together and written down: what a kill can cost
+
+
+def name_of(model, adapter):
+    """A short name for files and tables: the model's last part, and the adapter's, or its run's."""
+    parts = [Path(model).name]
+    if adapter:
+        path = Path(adapter)
+        parts.append(path.parent.name if path.name in ("adapter", "") and path.parent.name else path.name)
+    return "+".join(parts)
+
+
+def answers_folder(args, model, adapter):
+    """The folder of a system's answers, named by a hash of all that decides them; settings.json tells what that is."""
+    names = ("precision", "prompt_format", "system", "max_new_tokens", "temperature", "seed")
+    settings = {"model": model, "adapter": adapter, **{name: getattr(args, name) for name in names}}
+    settings["input_id"] = utils.input_id({"model": model, "adapter": adapter})
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:10]
+    folder = Path(args.answers_dir) / f"{name_of(model, adapter)}-{digest}"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "settings.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+    return folder
+
+
+@contextlib.contextmanager
+def locked(folder):
+    """One run at a time writes into a folder of answers."""
+    from filelock import FileLock, Timeout
+
+    try:
+        with FileLock(folder / ".lock", timeout=0):
+            yield
+    except Timeout:
+        raise utils.UserError(f"{folder}: another run is answering the same questions; wait for it") from None
+
+
+def answer(model, tokenizer, benchmark, questions, file, args, chat):
+    """{question key: record} of all questions: what the file has, and what is generated now and appended to it.
+
+    A record has the answers to all turns, each asked with the turns before it and the model's own answers. Returns the records
+    and the inference.Answers of this run's passes.
+    """
+    import inference
+
+    records, passes = {record["key"]: record for record in instructions.read_records(file) if "key" in record}, []
+    todo = [question for question in questions if question.key() not in records]
+    if len(todo) < len(questions):
+        print(f"{len(questions) - len(todo)} of {len(questions)} questions are answered in {file}")
+    stop = evaluation.answer_stop(model, tokenizer, "instruction", chat)
+    size = CHUNK if args.batch_size == "auto" else args.batch_size
+    at = {question.id: benchmark.temperature(question) if args.temperature is None else args.temperature for question in todo}
+    for temperature in sorted(set(at.values())):
+        some = [question for question in todo if at[question.id] == temperature]
+        options = {"do_sample": True, "temperature": temperature} if temperature else {}
+
+        def generate(prompts, options=options):
+            return inference.generate(model, tokenizer, prompts, args.max_new_tokens, args.batch_size, stop, not chat, **options)
+
+        for start in range(0, len(some), size):
+            chunk = some[start : start + size]
+            utils.set_seed(args.seed + int(chunk[0].key()[:8], 16))  # the same answers in a run that goes on
+            made = {question.key(): {"key": question.key(), "id": question.id, "turns": [], "new_tokens": [], "cut": [],
+                                     "prompt_tokens": 0, "seconds": 0.0} for question in chunk}  # fmt: skip
+            for turn in range(max(len(question.turns) for question in chunk)):
+                asked = [question for question in chunk if len(question.turns) > turn]
+                prompts = [instructions.render(question.turns[: turn + 1], made[question.key()]["turns"], tokenizer if chat else None,
+                                               args.system) for question in asked]  # fmt: skip
+                start_time = time.perf_counter()
+                found = generate(prompts)
+                utils.synchronize()
+                seconds = time.perf_counter() - start_time
+                passes.append(found)
+                for question, text, ids in zip(asked, found.texts, found.ids):
+                    record = made[question.key()]
+                    record["turns"].append(text)
+                    record["new_tokens"].append(len(ids))
+                    record["cut"].append(len(ids) >= args.max_new_tokens)
+                    record["prompt_tokens"] += found.prompt_tokens / len(asked)
+                    record["seconds"] += seconds / len(asked)
+            instructions.append_records(file, made.values())
+            records.update(made)
+            print(f"{sum(question.key() in records for question in questions)} of {len(questions)} answered", flush=True)
+    return records, passes
+
+
+def reference_perplexity(model, tokenizer, questions, args, chat):
+    """Per token, of the reference answers after the references of the turns before; None without references."""
+    import inference
+
+    asked = [(question, i) for question in questions for i, text in enumerate(question.references) if text.strip()]
+    if not asked:
+        return None
+    prompts = [instructions.render(question.turns[: i + 1], question.references[:i], tokenizer if chat else None, args.system)
+               for question, i in asked]  # fmt: skip
+    separator = "" if chat else "\n"
+    labels = [[separator + question.references[i]] for question, i in asked]
+    found = inference.score_labels(model, tokenizer, prompts, labels, args.batch_size, not chat)
+    return metrics.perplexity(-found.total.sum(), found.n_tokens.sum())

@@ -1,0 +1,130 @@
+"""A chat in the terminal: history, a system text, the adapter on and off; answers appear as they are made."""
+
+import contextlib
+import json
+import time
+from pathlib import Path
+
+import evaluation
+import inference
+import instructions
+import models
+import utils
+from shared_prefix import Prefix, common_prefix, crop, extend, shares_prefix
+
+HELP = "/reset forgets, /system TEXT, /adapter on|off, /retry asks the last again, /save [FILE], /help, /quit; Ctrl-C stops an answer"
+
+
+class Chat:
+    """One conversation with a model. What the next prompt has in common with the last one stays in a key-value cache."""
+
+    def __init__(self, model, tokenizer, chat, max_new_tokens, temperature, system=None):
+        self.model, self.tokenizer, self.chat = model, tokenizer, chat
+        self.max_new_tokens, self.temperature, self.system = max_new_tokens, temperature, system
+        self.adapter = hasattr(model, "peft_config")  # is it on?
+        self.turns, self.answers, self.prefix, self.told = [], [], Prefix(), []
+
+    def forget_cache(self):
+        """What is cached was computed with other weights, or is only half there."""
+        self.prefix = Prefix()
+
+    def prompt(self, turn):
+        """The prompt of a further turn; the oldest turns are left out where it would be longer than the model's context."""
+        room = models.context_length(self.model)
+        while True:
+            text = instructions.render([*self.turns, turn], self.answers, self.tokenizer if self.chat else None, self.system)
+            ids = self.tokenizer(text, add_special_tokens=not self.chat, verbose=False).input_ids
+            if room is None or not self.turns or len(ids) <= room - self.max_new_tokens:
+                return text, ids
+            print("(the oldest turn is forgotten: the context is full)")
+            del self.turns[0], self.answers[0]
+
+    def say(self, turn):
+        """Answer a turn, printing the text as it comes. An interrupt leaves the conversation as it was before."""
+        from transformers import TextStreamer
+
+        text, ids = self.prompt(turn)
+        stop = evaluation.answer_stop(self.model, self.tokenizer, "instruction", self.chat)
+        options = {"do_sample": True, "temperature": self.temperature} if self.temperature else {}
+        start = time.perf_counter()
+        with contextlib.nullcontext() if self.adapter or not hasattr(self.model, "peft_config") else self.model.disable_adapter():
+            try:
+                if shares_prefix(self.model, len(ids) + self.max_new_tokens):
+                    crop(self.prefix, min(common_prefix([self.prefix.ids, ids]), len(ids) - 1))
+                    if len(ids) - 1 > len(self.prefix.ids):
+                        extend(self.model, self.prefix, ids[len(self.prefix.ids) : -1])
+                streamer = TextStreamer(self.tokenizer, skip_prompt=True, skip_special_tokens=True)
+                found = inference.generate(self.model, self.tokenizer, [text], self.max_new_tokens, 1, stop, not self.chat,
+                                           prefix=self.prefix, streamer=streamer, **options)  # fmt: skip
+            except BaseException:
+                self.forget_cache()
+                raise
+        self.turns.append(turn)
+        self.answers.append(found.texts[0])
+        self.told.append({"adapter": self.adapter, "prompt": turn, "answer": found.texts[0]})
+        seconds = time.perf_counter() - start
+        print(f"    [{found.new_tokens} tokens, {found.new_tokens / seconds:.1f} tokens/s{self.state()}]", flush=True)
+
+    def state(self):
+        """What the line behind an answer says of the adapter."""
+        return f", adapter {'on' if self.adapter else 'off'}" if hasattr(self.model, "peft_config") else ""
+
+    # ---------------------------------------------------------------------------------------------------------- commands
+
+    def reset(self, _):
+        self.turns, self.answers = [], []
+        print("the conversation is forgotten")
+
+    def set_system(self, text):
+        self.system = text or None
+        print(f"system text: {text}" if text else "no system text")
+
+    def set_adapter(self, what):
+        if not hasattr(self.model, "peft_config"):
+            raise utils.UserError("there is no adapter; start with --adapter DIR, without --no_lora")
+        if what not in ("on", "off"):
+            raise utils.UserError(f"/adapter on or /adapter off, not {what!r}; it is {'on' if self.adapter else 'off'}")
+        if (what == "on") != self.adapter:
+            self.forget_cache()
+        self.adapter = what == "on"
+        print(f"adapter {what}{'' if self.adapter else ': the base model answers'}")
+
+    def retry(self, _):
+        if not self.turns:
+            raise utils.UserError("nothing was asked yet")
+        turn, answer = self.turns.pop(), self.answers.pop()
+        try:
+            self.say(turn)
+        except BaseException:
+            self.turns.append(turn)
+            self.answers.append(answer)
+            raise
+
+    def save(self, where):
+        path = Path(where or f"chat-{time.strftime('%Y%m%d-%H%M%S')}.json").expanduser()
+        found = {"model": self.model.config._name_or_path, "system": self.system, "turns": self.turns, "answers": self.answers,
+                 "all": self.told}  # fmt: skip
+        path.write_text(json.dumps(found, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        print(f"saved in {path}")
+
+    def run(self):
+        """Until /quit or the end of input; a bad line is answered, never fatal."""
+        commands = {"/reset": self.reset, "/system": self.set_system, "/adapter": self.set_adapter, "/retry": self.retry,
+                    "/save": self.save, "/help": lambda _: print(HELP)}  # fmt: skip
+        print(HELP, flush=True)
+        for line in utils.lines_typed():
+            word, _, rest = line.strip().partition(" ")
+            if word in ("/quit", "/exit"):
+                break
+            try:
+                if word in commands:
+                    commands[word](rest.strip())
+                elif word.startswith("/"):
+                    print(f"no command {word}; {HELP}")
+                elif word:
+                    self.say(line.strip())
+            except (utils.UserError, OSError) as error:
+                print(f"that did not work: {error}")
+            except KeyboardInterrupt:
+                print("\n(interrupted; the turn is left out)")
+            print(end="", flush=True)

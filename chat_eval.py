@@ -1,0 +1,379 @@
+"""Instruction evaluation and a chat: AlpacaEval 2, MT-Bench, IFEval or any file of prompts, judges, base against tuned.
+
+Answers are generated in batches and written down as they come, in the benchmark's own file formats; what a killed run had
+answered, or was judged, is not done again. A judge is a local model (the likelihood of its verdict, both orders of a pair
+averaged) or an OpenAI-compatible endpoint; without one, lengths, refusals, repetition, verifiable instructions, ROUGE-L, token F1 and
+the perplexity of reference answers are measured. With --adapter the base and the tuned model stand side by side.
+
+    # on a CPU, offline: 20 prompts of a file, the untouched model against an adapter, judged by the model itself
+    python chat_eval.py --benchmark prompts.jsonl --model assets/models/SmolLM2-135M-Instruct --adapter runs/RUN_ID/adapter \\
+        --num_samples 20 --max_new_tokens 128 --judge local --judge_model assets/models/SmolLM2-135M-Instruct
+    # talk to it; the same prompt with and without the adapter
+    python chat_eval.py --mode interactive --model assets/models/SmolLM2-135M-Instruct --adapter runs/RUN_ID/adapter
+    python chat_eval.py --mode batch --prompts prompts.txt --output answers.jsonl
+    # on a GPU, from the hub, judged by an endpoint (key in OPENAI_API_KEY)
+    python chat_eval.py --benchmark mt_bench --model Qwen/Qwen2.5-7B-Instruct --precision bf16 --judge endpoint \\
+        --judge_url https://api.openai.com/v1 --judge_model gpt-4o --judge_prices 2.5 10 --max_cost 5
+    # figures of judgements that there are: AlpacaEval's annotations.json, MT-Bench's gradings
+    python chat_eval.py --score annotations.json
+"""
+
+import argparse
+import json
+import statistics
+from pathlib import Path
+
+import answering
+import comparison
+import evaluation
+import instructions
+import judges
+import judging
+import metrics
+import models
+import utils
+
+
+def parse_args(argv=None):
+    parser = utils.ArgumentParser(__doc__)
+    parser.add_argument("--mode", choices=("evaluate", "batch", "interactive"), help="default: evaluate with --benchmark or --score, "
+                        "batch with --prompts, else interactive")  # fmt: skip
+    parser.add_argument("--model", nargs="+", default=["assets/models/SmolLM2-135M-Instruct"], metavar="NAME",
+                        help="hub names or folders; several stand side by side (default: %(default)s)")  # fmt: skip
+    parser.add_argument("--adapter", nargs="+", default=[], metavar="DIR", help="peft adapters of the one model: each against the base")
+    parser.add_argument("--no_lora", action="store_true", help="leave the adapters out: the base model alone")
+    parser.add_argument("--precision", choices=models.PRECISIONS, default="fp32", help="of the weights (default: %(default)s)")
+    group = parser.add_argument_group("questions and answers")
+    group.add_argument("--benchmark", metavar="NAME|FILE", help="alpaca_eval, mt_bench, or a file of prompts (json, jsonl, csv, tsv, "
+                       "parquet, txt; IFEval's columns are known) or folder with question.jsonl")  # fmt: skip
+    group.add_argument("--data", metavar="PATH", help="where the questions of alpaca_eval or mt_bench lie (default: from the hub)")
+    group.add_argument("--num_samples", type=utils.positive_int, metavar="N", help="N questions, each category in its share (default: all)")
+    group.add_argument("--max_new_tokens", type=utils.positive_int, default=1024, metavar="N", help="of an answer (default: %(default)s)")
+    group.add_argument("--temperature", type=utils.non_negative, metavar="T", help="of every answer, 0 is greedy (default: that of the "
+                       "benchmark's categories, else 0)")  # fmt: skip
+    group.add_argument("--system", metavar="TEXT", help="a system text before every conversation")
+    group.add_argument(
+        "--prompt_format", choices=("plain", "chat", "auto"), default="auto", help="auto: the chat template where there is one"
+    )
+    group.add_argument("--answers_dir", default="answers", metavar="DIR", help="keeps answers and judgements, by all that decides them "
+                       "(default: %(default)s)")  # fmt: skip
+    group.add_argument("--prompts", metavar="FILE", help="of --mode batch: as --benchmark FILE")
+    group.add_argument("--output", metavar="FILE", help="of --mode batch: prompts with answers, JSON lines (default: in the run folder)")
+    group = parser.add_argument_group("judging")
+    group.add_argument("--judge", choices=("none", "local", "endpoint"), default="none", help="who judges (default: %(default)s)")
+    group.add_argument("--judge_model", metavar="NAME", help="a hub name or folder, or the endpoint's name of its model")
+    group.add_argument("--judge_url", metavar="URL", help="an OpenAI-compatible endpoint, with its /v1")
+    group.add_argument(
+        "--judge_key", default="OPENAI_API_KEY", metavar="VARIABLE", help="of the environment, with its key (default: %(default)s)"
+    )
+    group.add_argument("--opponent", choices=("auto", "reference", "base", "both"), default="auto", help="of the pairwise judgements: the "
+                       "benchmark's reference answers, or the first model; auto: the first of several, else the references")  # fmt: skip
+    group.add_argument("--one_order", action="store_true", help="judge a pair in one order only, drawn by its question: half the price, "
+                       "but no position bias is known")  # fmt: skip
+    group.add_argument(
+        "--judge_prompt", metavar="FILE", help="a pairwise prompt with {question}, {answer_a}, {answer_b}, to be answered A or B"
+    )
+    group.add_argument("--judge_workers", type=utils.positive_int, default=4, metavar="N", help="calls at a time (default: %(default)s)")
+    group.add_argument("--judge_retries", type=utils.whole_number, default=5, metavar="N", help="of a failed call, with growing pauses "
+                       "(default: %(default)s)")  # fmt: skip
+    group.add_argument("--judge_timeout", type=utils.positive, default=120.0, metavar="S", help="seconds of a call (default: %(default)s)")
+    group.add_argument("--judge_prices", type=utils.non_negative, nargs=2, metavar=("IN", "OUT"), help="USD per million tokens")
+    group.add_argument("--max_cost", type=utils.non_negative, metavar="USD", help="judge for no more than this; needs --judge_prices")
+    group.add_argument("--score", metavar="FILE", help="no run: the figures of AlpacaEval's annotations or MT-Bench's gradings")
+    utils.add_common_args(parser, auto_batch=True)
+    parser.set_defaults(latency_runs=3)
+    args = parser.parse_args(argv)
+    args.mode = args.mode or ("evaluate" if args.benchmark or args.score else "batch" if args.prompts else "interactive")
+    return check_args(parser, args)
+
+
+def check_args(parser, args):
+    """Cross-checks of the flags."""
+    if args.mode == "evaluate" and not (args.benchmark or args.score):
+        parser.error("--mode evaluate needs --benchmark alpaca_eval, mt_bench or a file of prompts, or --score FILE")
+    if (args.mode == "batch") != bool(args.prompts):
+        parser.error("--mode batch and --prompts FILE belong together")
+    if args.benchmark and args.mode != "evaluate":
+        parser.error(f"--benchmark belongs to --mode evaluate, not {args.mode}")
+    if args.data and args.benchmark not in instructions.KINDS:
+        parser.error("--data belongs to --benchmark alpaca_eval or mt_bench")
+    if args.output and args.mode != "batch":
+        parser.error("--output belongs to --mode batch")
+    if len(args.model) > 1 and args.adapter:
+        parser.error("--adapter belongs to one --model; give one of them")
+    if args.mode == "interactive" and len(args.model) + len(args.adapter) > 2:
+        parser.error("--mode interactive talks to one model with at most one adapter")
+    if len(set(args.model)) < len(args.model) or len(set(args.adapter)) < len(args.adapter):
+        parser.error("a model or an adapter is named twice")
+    if args.judge == "none" and (args.judge_model or args.judge_url):
+        parser.error("--judge_model and --judge_url need --judge local or --judge endpoint")
+    if args.judge != "none" and (args.mode != "evaluate" or args.score):
+        parser.error("--judge belongs to --benchmark")
+    if args.judge != "none" and not args.judge_model:
+        parser.error(f"--judge {args.judge} needs --judge_model")
+    if (args.judge == "endpoint") != bool(args.judge_url):
+        parser.error("--judge endpoint and --judge_url belong together")
+    if args.judge_url and not args.judge_url.startswith(("http://", "https://")):
+        parser.error(f"--judge_url {args.judge_url}: an address that begins with http:// or https:// is wanted")
+    if args.max_cost is not None and not args.judge_prices:
+        parser.error("--max_cost needs --judge_prices IN OUT, USD per million tokens")
+    return args
+
+
+# ----------------------------------------------------------------------------------------------------------- the technique
+
+
+def systems_of(args):
+    """[(model, adapter or None)] that are compared; the first is the base."""
+    adapters = [] if args.no_lora else args.adapter
+    if args.mode == "batch" and adapters:
+        return [(args.model[0], adapter) for adapter in adapters]
+    return [(model, None) for model in args.model] + [(args.model[0], adapter) for adapter in adapters]
+
+
+def judge_system(run, judge, benchmark, questions, system, opponents, args, folder):
+    """Judge a system: fills in its scores and figures, writes the judgements in the tools' formats. Returns the failed calls' number."""
+    file, failed = folder / "judgements.jsonl", 0
+    template = Path(args.judge_prompt).read_text(encoding="utf-8") if args.judge_prompt else None
+    if benchmark.kind == "mt_bench":
+        prompts = benchmark.judge_prompts if args.judge == "endpoint" else None
+        rows, failed = judges.gradings(judge, questions, system, prompts, file)
+        run.write_jsonl(f"model_judgment/{judge.name}_single.jsonl", rows)
+        if rows:
+            found = judging.mt_bench_scores(rows, {question.id: question.group for question in questions})[system.name]
+            run.write_json("mt_bench.json", found)
+            system.figures.update({f"mean rating, turn {turn}": mean for turn, mean in found["turns"].items()},
+                                  **{"unreadable ratings": found["n_unreadable"]})  # fmt: skip
+        for question in questions:
+            scores = [judging.rating(row["score"]) for row in rows if str(row["question_id"]) == question.id]
+            system.judgements.setdefault(question.id, {}).update({f"rating of turn {i}": s for i, s in enumerate(scores, start=1)})
+            if scores and None not in scores:
+                system.scores[question.id]["judge_score"] = statistics.fmean(scores)
+    for opponent in opponents:
+        annotations, pairs, unjudged = judges.pairwise(judge, questions, opponent, system, file, template, not args.one_order)
+        failed += unjudged
+        run.write_json(f"annotations_against_{opponent.name}.json", annotations)
+        found, bias = judging.win_rate([row["preference"] for row in annotations]), judging.position_bias(pairs)
+        run.row.setdefault("position_bias", bias["rate"])  # of the first opponent, as the win rate
+        label = f"against {opponent.name}"
+        system.figures.update({f"win rate {label}, %": found["win_rate"], f"its standard error, {label}": found["standard_error"],
+                               f"discrete win rate {label}, %": found["discrete_win_rate"],
+                               f"unreadable judgements {label}": found["n_unreadable"], f"position bias {label}": bias["rate"],
+                               f"of which for the first place, {label}": bias["first"]})  # fmt: skip
+        if opponent.name == "reference" and benchmark.kind == "alpaca_eval":
+            place = {question.id: question.index for question in questions}
+            controlled, why = judging.length_controlled(annotations, [place[row["question_id"]] for row in annotations])
+            run.row["lc_win_rate"] = controlled and controlled[0] / 100
+            run.note(
+                "no length-controlled win rate: " + why
+                if why
+                else f"length-controlled win rate {controlled[0]:.2f} +- {controlled[1]:.2f} %"
+            )
+        for row in annotations:
+            value = judging.preference(row["preference"])
+            system.scores[row["question_id"]].setdefault("win_rate", None if value is None else value - 1)
+            told = "unreadable" if value is None else f"{value - 1:.3f}"
+            system.judgements.setdefault(row["question_id"], {})[f"wins {label}"] = told
+        run.note(f"win rate {label} {_percent(found['win_rate'])} +- {_percent(found['standard_error'])} (n = {found['n_total']}, "
+                 f"{found['n_unreadable']} unreadable), position bias {_percent(bias['rate'] and 100 * bias['rate'])}")  # fmt: skip
+    return failed
+
+
+def _percent(value):
+    return "unknown" if value is None else f"{value:.2f} %"
+
+
+def record(run, system, questions, n_failed):
+    """The row's quality cells and predictions.jsonl. The metric is the judge's, without one instructions followed or ROUGE-L."""
+    means = comparison.means(system.scores.values())
+    run.row.update({name: means.get(name) for name in ("win_rate", "judge_score", "instruction_following", "rouge_l", "token_f1",
+                                                       "answer_chars", "refusal_rate", "repetition_rate")})  # fmt: skip
+    metric = next((name for name in ("judge_score", "win_rate", "instruction_following", "rouge_l") if name in means), None)
+    if metric:
+        values = [each[metric] for each in system.scores.values() if each.get(metric) is not None]
+        low, high = metrics.bootstrap_interval(values)
+        run.row.update(metric=metric, score=means[metric], score_low=low, score_high=high)
+        if len(values) < len(questions):
+            run.note(f"{metric} of {len(values)} of {len(questions)} questions")
+    if n_failed:
+        run.note(f"{n_failed} judgements failed; the same command asks for them again")
+    run.write_jsonl("predictions.jsonl", [
+        {"id": q.id, "target": list(q.references), "prediction": system.answers[q.id], "scores": system.scores[q.id]} for q in questions
+    ])  # fmt: skip
+    useless = metrics.degenerate(["\n".join(answers) for answers in system.answers.values()])
+    if useless:
+        run.row["status"] = "degenerate"
+        run.note(useless)
+
+
+# ------------------------------------------------------------------------------------------------------------------ the run
+
+
+def evaluate(args, benchmark, questions, model_name, adapter, run, folder):
+    """A system's answers, with the row's times, memory and sizes. Returns a comparison.System."""
+    import inference
+
+    device = utils.pick_device(args.device)
+    tokenizer = utils.load_tokenizer(model_name, args.trust_remote_code)
+    chat = models.uses_chat(args.prompt_format, tokenizer)
+    with utils.measure() as loading:
+        model = models.load_model(model_name, precision=args.precision, device=device, adapter=adapter,
+                                  pad_token_id=tokenizer.pad_token_id, trust_remote_code=args.trust_remote_code)  # fmt: skip
+    run.row.update(**loading.load_columns(), **models.size_columns(model))
+    model, merged = models.merge_adapter(model)
+    run.note(merged)
+    with utils.measure() as spent:
+        records, passes = answering.answer(model, tokenizer, benchmark, questions, folder / "answers.jsonl", args, chat)
+    mine = [records[question.key()] for question in questions]
+    if passes:
+        run.row.update(spent.memory_columns(), batch_size=max(found.batch_size for found in passes))
+        widest = max(passes, key=lambda found: found.batch_size * found.longest)
+        evaluation.predict(run, model, widest.batch_size, widest.longest, "generated", len(widest.prefix))
+        cut = sum(found.truncated for found in passes)
+        evaluation.note_truncation(run, None, 0, 0, cut)
+    seconds, tokens = sum(each["seconds"] for each in mine), sum(sum(each["new_tokens"]) for each in mine)
+    stop = evaluation.answer_stop(model, tokenizer, "instruction", chat)
+
+    def request(question):
+        def prompt():
+            return instructions.render(question.turns[:1], (), tokenizer if chat else None, args.system)
+
+        return inference.time_request(model, tokenizer, prompt, args.max_new_tokens, stop=stop, add_special_tokens=not chat)
+
+    timed = utils.one_by_one(request, questions[: args.latency_runs], n_warmup=1)
+    run.row.update(
+        utils.latency_columns([found.total_ms for found in timed]), ttft_ms=evaluation.median([found.ttft_ms for found in timed]),
+        tpot_ms=evaluation.median([found.tpot_ms for found in timed]), eval_seconds=seconds, generated_tokens=tokens,
+        prompt_tokens=round(sum(each["prompt_tokens"] for each in mine)), tokens_per_s=tokens / seconds, examples_per_s=len(mine) / seconds,
+        perplexity=answering.reference_perplexity(model, tokenizer, questions, args, chat),
+    )  # fmt: skip
+    system = comparison.System(answering.name_of(model_name, adapter), {q.id: each["turns"] for q, each in zip(questions, mine)})
+    system.scores = {q.id: comparison.measures(q, each["turns"], each["cut"]) for q, each in zip(questions, mine)}
+    system.figures = {
+        "tokens/s in batches": run.row["tokens_per_s"],
+        "tokens of an answer": tokens / sum(len(each["turns"]) for each in mine),
+        "ms a request (p50)": run.row.get("latency_ms_p50"),
+        "perplexity of the references": run.row["perplexity"],
+    }
+    return system
+
+
+def make_judge(args):
+    """The judge that the flags name, or None."""
+    if args.judge == "endpoint":
+        return judges.EndpointJudge(args.judge_url, args.judge_model, args.judge_key, args.judge_workers, args.judge_retries,
+                                     args.judge_timeout, args.judge_prices, args.max_cost)  # fmt: skip
+    if args.judge == "local":
+        tokenizer = utils.load_tokenizer(args.judge_model, args.trust_remote_code)
+        model = models.load_model(args.judge_model, device=utils.pick_device(args.device), precision=args.precision,
+                                  pad_token_id=tokenizer.pad_token_id, trust_remote_code=args.trust_remote_code)  # fmt: skip
+        return judges.LocalJudge(model, tokenizer, args.judge_model, args.batch_size)
+    return None
+
+
+def opponents_of(args, questions):
+    """Which opponents of the pairwise judgements there are: "reference", "base", both or none. UserError for one that there is not."""
+    several = len(systems_of(args)) > 1
+    known = all(len(question.references) >= len(question.turns) for question in questions)
+    if args.opponent in ("reference", "both") and not known:
+        raise utils.UserError("--opponent reference: not every question has a reference answer to each turn; use --opponent base")
+    if args.opponent == "base" and not several:
+        raise utils.UserError("--opponent base: there is one model alone; give --adapter, or several to --model")
+    wanted = {"auto": ("base",) if several else ("reference",), "both": ("reference", "base")}.get(args.opponent, (args.opponent,))
+    return [name for name in wanted if (known if name == "reference" else several)]
+
+
+def score(path):
+    """--score: print the figures of a file of judgements, as JSON with all digits."""
+    kind, rows = judging.read_judgements(path)
+    if kind == "mt_bench":
+        questions = next(
+            (p for p in (Path(path).parent / "question.jsonl", Path(path).parent.parent / "question.jsonl") if p.is_file()), None
+        )
+        categories = questions and {str(row["question_id"]): row.get("category", "") for row in instructions.read_records(questions)}
+        print(json.dumps(judging.mt_bench_scores(rows, categories), indent=2))
+        return
+    found = judging.win_rate([row["preference"] for row in rows])
+    outputs = [row["output_2"] for row in rows if isinstance(row.get("output_2"), str)]
+    found["avg_length"] = int(statistics.fmean(map(len, outputs))) if outputs else None
+    controlled, why = judging.length_controlled(rows, range(len(rows)))
+    found.update(length_controlled_winrate=controlled and controlled[0], lc_standard_error=controlled and controlled[1])
+    print(json.dumps(found, indent=2))
+    if why:
+        print(f"no length-controlled win rate: {why}")
+
+
+def interact(args):
+    """--mode interactive."""
+    from chat import Chat
+
+    model_name, adapter = systems_of(args)[-1]
+    tokenizer = utils.load_tokenizer(model_name, args.trust_remote_code)
+    model = models.load_model(model_name, precision=args.precision, device=utils.pick_device(args.device), adapter=adapter,
+                              pad_token_id=tokenizer.pad_token_id, trust_remote_code=args.trust_remote_code)  # fmt: skip
+    utils.set_seed(args.seed)
+    chat = models.uses_chat(args.prompt_format, tokenizer)
+    Chat(model, tokenizer, chat, args.max_new_tokens, args.temperature or 0.0, args.system).run()
+
+
+@utils.clean_exit
+def main(argv=None):
+    # 1. settings
+    args = parse_args(argv)
+    if args.score:
+        score(args.score)
+        return
+    local = {"--judge_model": args.judge_model} if args.judge == "local" else {}
+    for model, adapter in systems_of(args):
+        models.check_names({"--model": model, "--adapter": adapter, **local})
+    if args.mode == "interactive":
+        interact(args)
+        return
+    benchmark = instructions.load(args.benchmark or args.prompts, args.data)
+    questions = instructions.choose(benchmark.questions, args.num_samples)
+    print(f"{benchmark.name}: {len(questions)} of {len(benchmark.questions)} questions, {sum(len(q.turns) for q in questions)} turns")
+    against = opponents_of(args, questions) if args.judge != "none" else []
+    judge, done = make_judge(args) if args.judge == "endpoint" else None, []
+    wanted = systems_of(args)
+    for model, adapter in wanted:
+        own = argparse.Namespace(**{**vars(args), "model": [model], "adapter": [adapter] if adapter else []})
+        run = utils.Run(own, __file__, "chat")
+        with run:
+            # 2. seed and device
+            device = utils.pick_device(args.device)
+            utils.set_seed(args.seed)
+            run.row.update(model=model, dataset=benchmark.name, device=device, device_name=utils.device_name(device), n_eval=len(questions),
+                           precision=args.precision, eval_id=instructions.eval_id(questions), n_train=0,
+                           variant=f"{benchmark.name}_adapter" if adapter else benchmark.name)  # fmt: skip
+            # 3.-5. data, model, adapt: the questions are read, nothing is trained
+            folder = answering.answers_folder(args, model, adapter)
+            with answering.locked(folder):
+                # 6. evaluate
+                system = evaluate(args, benchmark, questions, model, adapter, run, folder)
+                outputs = instructions.mt_answers if benchmark.kind == "mt_bench" else instructions.alpaca_outputs
+                rows = outputs(questions, system.answers, system.name)
+                if benchmark.kind == "mt_bench":
+                    run.write_jsonl(f"model_answer/{system.name}.jsonl", rows)
+                else:
+                    run.write_json("model_outputs.json", rows)
+                failed = 0
+                if args.judge != "none":
+                    references = comparison.System("reference", {q.id: list(q.references) for q in questions})
+                    found = {"reference": references, "base": done and done[0]}
+                    opponents = [found[name] for name in against if found[name]]
+                    failed = judge_system(run, judge or make_judge(args), benchmark, questions, system, opponents, args, folder)
+            done.append(system)
+            # 7. row and report
+            record(run, system, questions, failed)
+            if len(wanted) > 1 and len(done) == len(wanted):
+                print("\n".join(comparison.write(run.path, benchmark.name, questions, done)))
+                print(f"side by side in {run.path('comparison.md')}")
+            if args.output:
+                lines = [{"id": q.id, "prompt": q.turns[0] if len(q.turns) == 1 else q.turns, "model": system.name,
+                          "answer": system.answers[q.id][0] if len(q.turns) == 1 else system.answers[q.id]} for q in questions]  # fmt: skip
+                with open(args.output, "w" if len(done) == 1 else "a", encoding="utf-8") as file:
+                    file.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+
+
+if __name__ == "__main__":
+    main()

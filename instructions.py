@@ -1,0 +1,247 @@
+"""Instruction benchmarks: their questions, their temperatures, and answers in the file formats of their own tools.
+
+AlpacaEval 2 (Dubois et al. 2024), MT-Bench (Zheng et al. 2023; FastChat's files), IFEval (Zhou et al. 2023), or any file of
+prompts. Nothing heavy is imported at the top.
+"""
+
+import hashlib
+import json
+import random
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import tasks
+import utils
+
+KINDS = ("alpaca_eval", "mt_bench")
+# FastChat's temperature_config; what is not named there is answered at 0.7 by FastChat, greedily here
+MT_TEMPERATURES = {"writing": 0.7, "roleplay": 0.7, "extraction": 0.0, "math": 0.0, "coding": 0.0, "reasoning": 0.0, "stem": 0.1,
+                   "humanities": 0.1}  # fmt: skip
+# where the questions lie on the hub: repository, its type, {what: file}
+HUB = {
+    "alpaca_eval": ("tatsu-lab/alpaca_eval", "dataset", {"questions": "alpaca_eval_gpt4_baseline.json"}),
+    "mt_bench": ("lmsys/mt-bench", "space", {"questions": "data/mt_bench/question.jsonl",
+                                             "references": "data/mt_bench/reference_answer/gpt-4.jsonl",
+                                             "judge_prompts": "data/judge_prompts.jsonl"}),
+}  # fmt: skip
+# names in a folder, the first that is there
+LOCAL = {
+    "questions": ("question.jsonl", "alpaca_eval_gpt4_baseline.json", "gpt4_1106_preview_outputs.json", "alpaca_eval.json"),
+    "references": ("reference_answers.jsonl", "reference_answer/gpt-4.jsonl"),
+    "judge_prompts": ("judge_prompts.jsonl", "../judge_prompts.jsonl"),
+}
+PROMPT = ("instruction", "prompt", "question", "text")
+CONTEXT = ("input", "context")
+REFERENCE = ("output", "response", "reference", "answer", "completion")
+
+
+@dataclass(frozen=True)
+class Question:
+    """One question of one or more turns of the user's."""
+
+    id: str
+    turns: tuple  # [T] texts
+    group: str = ""  # MT-Bench's category, AlpacaEval's dataset
+    references: tuple = ()  # a text for each of the first turns, () for none
+    checks: tuple = ()  # (instruction id, arguments) of IFEval, about the last answer
+    index: int = 0  # its place in the whole benchmark
+    author: str = ""  # who wrote the references
+
+    def key(self):
+        """Hash of what is asked."""
+        return hashlib.sha256(repr((self.id, self.turns)).encode()).hexdigest()[:16]
+
+
+@dataclass
+class Benchmark:
+    """name: alpaca_eval, mt_bench or the file's; kind: whose formats and judge are used; judge_prompts: {name: FastChat's prompt}."""
+
+    name: str
+    kind: str
+    questions: list
+    judge_prompts: dict
+
+    def temperature(self, question):
+        """At which a question is answered unless another is asked for; 0 is greedy."""
+        return MT_TEMPERATURES.get(question.group, 0.0) if self.kind == "mt_bench" else 0.0
+
+
+# ----------------------------------------------------------------------------------------------------------------- reading
+
+
+def load(name, data=None):
+    """The Benchmark of --benchmark NAME, alpaca_eval, mt_bench or a file, from --data or from the hub.
+
+    Raises UserError, or tasks.DataError, for files that are not there or hold no questions.
+    """
+    if name in KINDS and not data:
+        files, kind = _from_hub(name), name
+    else:
+        place = Path(data or name).expanduser()
+        files = {what: next((place / file for file in names if (place / file).is_file()), None) for what, names in LOCAL.items()}
+        if place.is_file():
+            files = {what: next((place.parent / file for file in names if (place.parent / file).is_file()), None)
+                     for what, names in LOCAL.items()} | {"questions": place}  # fmt: skip
+        if not place.exists() or files["questions"] is None:
+            flag, formats = "--data" if data else "--benchmark", ", ".join(tasks.FORMATS)
+            raise utils.UserError(
+                f"{flag} {place}: no file of prompts there; give alpaca_eval, mt_bench, a file ({formats} or txt), or a folder with "
+                f"{LOCAL['questions'][0]}"
+            )
+        kind = name if name in KINDS else None
+    rows = read_prompts(files["questions"])
+    if not rows:
+        raise utils.UserError(f"{files['questions']} holds no prompts")
+    found = "mt_bench" if "turns" in rows[0] else "alpaca_eval"
+    if kind and kind != found:
+        raise utils.UserError(f"--data {data}: its questions are those of {found}, not of {kind}")
+    read = _mt_question if found == "mt_bench" else _question
+    references = {str(row["question_id"]): row for row in tasks.read_table(files["references"])} if files["references"] else {}
+    questions = [read(row, i, files["questions"], references) for i, row in enumerate(rows)]
+    twice = len(questions) - len({question.id for question in questions})
+    if twice:
+        raise utils.UserError(f"{files['questions']}: {twice} questions have an id that another has")
+    prompts = {row["name"]: row for row in tasks.read_table(files["judge_prompts"])} if files["judge_prompts"] else {}
+    return Benchmark(kind or Path(name).stem, found, questions, prompts)
+
+
+def _from_hub(name):
+    """{what: file} of a benchmark on the hub or in its cache; UserError with the offline way where neither has it."""
+    import models
+
+    repository, repo_type, files = HUB[name]
+    models.check_names({}, {"--benchmark": repository})  # offline mode, and its few seconds, where the hub does not answer
+    from huggingface_hub import hf_hub_download
+
+    found = dict.fromkeys(LOCAL)
+    for what, file in files.items():
+        try:
+            found[what] = hf_hub_download(repository, file, repo_type=repo_type)
+        except (OSError, ValueError) as error:  # huggingface_hub's own errors are of these kinds
+            raise utils.UserError(f"--benchmark {name}: {file} of {repository} is not to be had ({str(error).splitlines()[0][:100]}); "
+                                  f"give --data with {LOCAL['questions'][KINDS.index(name) == 0]} or its folder") from None  # fmt: skip
+    return found
+
+
+def read_prompts(file):
+    """Rows of a file of prompts: what tasks.read_table takes, or a text file with a prompt in each line."""
+    if Path(file).suffix != ".txt":
+        return tasks.read_table(file)
+    try:
+        return [{"prompt": line.strip()} for line in Path(file).read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise utils.UserError(f"{file} cannot be read: {error}") from None
+
+
+def _mt_question(row, index, file, references):
+    turns = row["turns"] if isinstance(row.get("turns"), list) else []
+    if not turns or not all(isinstance(turn, str) and turn.strip() for turn in turns) or "question_id" not in row:
+        raise utils.UserError(f"{file}, question {index + 1}: a question_id and a list of turns are wanted")
+    known = references.get(str(row["question_id"]))
+    own = row.get("reference") or [] if not references else []  # FastChat's judge sees those of the file of references alone
+    answers = known["choices"][0]["turns"] if known else own
+    return Question(str(row["question_id"]), tuple(turns), row.get("category", ""), tuple(answers), index=index,
+                    author=known.get("model_id", "") if known else "")  # fmt: skip
+
+
+def _question(row, index, file, _):
+    """A question of a single turn: AlpacaEval's, IFEval's, or a row with a column of a known name."""
+    prompt = next((row[name] for name in PROMPT if isinstance(row.get(name), str) and row[name].strip()), None)
+    if prompt is None:
+        raise utils.UserError(f"{file}, row {index + 1}: no prompt; one of the columns {', '.join(PROMPT)} is wanted, or turns; "
+                              f"there are {', '.join(map(str, row))}")  # fmt: skip
+    context = next((row[name] for name in CONTEXT if isinstance(row.get(name), str) and row[name].strip()), None)
+    reference = next((row[name] for name in REFERENCE if isinstance(row.get(name), str) and row[name].strip()), None)
+    wanted, arguments = row.get("instruction_id_list") or [], row.get("kwargs") or []
+    checks = tuple((name, {key: value for key, value in (given or {}).items() if value is not None})
+                   for name, given in zip(wanted, arguments))  # fmt: skip
+    return Question(str(row.get("key", row.get("id", index))), ("\n\n".join(filter(None, [prompt, context])),),
+                    str(row.get("dataset") or row.get("category") or ""), (reference,) if reference else (), checks, index,
+                    str(row.get("generator") or ""))  # fmt: skip
+
+
+def choose(questions, n, seed=tasks.EVAL_SEED):
+    """n questions, or all: each group in its share, by a fixed seed; fewer are a part of more. In the benchmark's order."""
+    if n is None or n >= len(questions):
+        return questions
+    shuffled, groups = random.Random(seed).sample(questions, len(questions)), {}
+    for question in shuffled:
+        groups.setdefault(question.group, []).append(question)
+    rank = {question.id: (i + 0.5) / len(group) for group in groups.values() for i, question in enumerate(group)}
+    chosen = sorted(shuffled, key=lambda question: rank[question.id])[:n]
+    return sorted(chosen, key=lambda question: question.index)
+
+
+def eval_id(questions):
+    """Hash of the questions and their order, as a row's eval_id."""
+    return hashlib.sha256(repr([question.key() for question in questions]).encode()).hexdigest()[:16]
+
+
+# ----------------------------------------------------------------------------------------------------------------- prompts
+
+
+def render(turns, answers, tokenizer=None, system=None):
+    """The prompt of the turn after `answers`: a chat in the tokenizer's template, or plain text under Alpaca's headings.
+
+    turns: the user's texts, one more than answers; tokenizer: None for plain text. UserError for a system text that the
+    template refuses.
+    """
+    if tokenizer is None:
+        blocks = [system] if system else []
+        for turn, answer in zip(turns, [*answers, None]):
+            blocks += [f"### Instruction:\n{turn}", "### Response:" + (f"\n{answer}" if answer is not None else "")]
+        return "\n\n".join(blocks)
+    messages = [{"role": "system", "content": system}] if system else []
+    for turn, answer in zip(turns, [*answers, None]):
+        messages.append({"role": "user", "content": turn})
+        if answer is not None:
+            messages.append({"role": "assistant", "content": answer})
+    from jinja2 import TemplateError
+
+    try:
+        return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    except TemplateError as error:
+        raise utils.UserError(f"the model's chat template refuses this conversation: {error}") from None
+
+
+# ---------------------------------------------------------------------------------------------------------- official files
+
+
+def alpaca_outputs(questions, answers, name):
+    """What `alpaca_eval --model_outputs` reads. answers: {question id: [T] texts}; name: of the model."""
+    return [{"dataset": question.group, "instruction": question.turns[0], "output": answers[question.id][0], "generator": name}
+            for question in questions]  # fmt: skip
+
+
+def mt_answers(questions, answers, name):
+    """The lines of FastChat's data/mt_bench/model_answer/NAME.jsonl."""
+    return [
+        {"question_id": int(question.id) if question.id.isdecimal() else question.id, "answer_id": question.key(), "model_id": name,
+         "choices": [{"index": 0, "turns": list(answers[question.id])}], "tstamp": time.time()}
+        for question in questions
+    ]  # fmt: skip
+
+
+def read_records(path):
+    """The dicts of a JSON-lines file; a last line that a kill cut off is left out. [] where there is no file."""
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return []
+    records = []
+    for line in text.split("\n"):
+        try:
+            records.append(json.loads(line))
+        except ValueError:
+            continue
+    return records
+
+
+def append_records(path, records):
+    """Append dicts as JSON lines, each whole; a line that a kill cut off before is ended first."""
+    path = Path(path)
+    broken = path.exists() and path.stat().st_size and not path.read_bytes().endswith(b"\n")
+    with open(path, "a", encoding="utf-8") as file:
+        file.write("\n" * bool(broken) + "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
+        file.flush()

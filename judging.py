@@ -1,0 +1,129 @@
+"""What is computed from judgements: AlpacaEval's win rate, MT-Bench's scores, position bias; and their files.
+
+Imports no torch.
+"""
+
+import math
+import warnings
+
+import utils
+
+# ------------------------------------------------------------------------------------------------------------ from judgements
+
+
+def preference(value):
+    """A preference between 1 (the first output) and 2 (the second), 1.5 for a draw, which older files write as 0; None if unreadable."""
+    try:
+        value = float(value)
+    except (TypeError, ValueError):
+        return None
+    return 1.5 if value == 0 else value if 1 <= value <= 2 else None
+
+
+def win_rate(preferences):
+    """AlpacaEval's figures of the second output's wins, in percent: win_rate = mean(preference - 1), standard_error = sd / sqrt(n).
+
+    n_unreadable are left out of everything else, as the alpaca_eval package does. discrete_win_rate rounds each preference.
+    """
+    read = [preference(value) for value in preferences]
+    wins = [value - 1 for value in read if value is not None]
+    n = len(wins)
+    mean = math.fsum(wins) / n if n else None
+    spread = math.sqrt(math.fsum((win - mean) ** 2 for win in wins) / (n - 1)) if n > 1 else None
+    won, lost = sum(win > 0.5 for win in wins), sum(win < 0.5 for win in wins)
+    return {"win_rate": 100 * mean if n else None, "standard_error": 100 * spread / math.sqrt(n) if n > 1 else None,
+            "n_wins": won, "n_wins_base": lost, "n_draws": n - won - lost, "n_total": n,
+            "discrete_win_rate": 100 * (won + (n - won - lost) / 2) / n if n else None,
+            "n_unreadable": len(read) - n}  # fmt: skip
+
+
+def length_controlled(annotations, places):
+    """((length-controlled win rate, standard error) in percent, None), or (None, why it cannot be had).
+
+    The alpaca_eval package computes it (Dubois et al. 2024): a regression on the outputs' lengths and each instruction's
+    difficulty, regularised by annotations of models that game the length. Both tables are not in the package: it fetches them
+    from the hub. places: each annotation's place among the 805 instructions.
+    """
+    try:
+        import pandas as pd
+        from alpaca_eval.metrics import get_length_controlled_winrate
+    except ImportError as error:
+        return None, f"the alpaca_eval package is not installed ({error.name})"
+    readable = [(row, place) for row, place in zip(annotations, places, strict=True) if preference(row["preference"]) is not None]
+    if len(readable) < 20:
+        return None, f"{len(readable)} readable annotations are too few for its regression"
+    frame = pd.DataFrame([row for row, _ in readable], index=[place for _, place in readable])
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            found = get_length_controlled_winrate(frame, save_weights_dir=None, is_add_glm_preference_inplace=False)
+    except (OSError, ValueError, KeyError) as error:  # no hub and nothing in its cache; instructions that have no known difficulty
+        return None, ("the alpaca_eval package fetches the instructions' difficulties and the annotations of length-gaming models from "
+                      f"the hub, and could not ({type(error).__name__}: {str(error).splitlines()[0][:80]})")  # fmt: skip
+    return (float(found["length_controlled_winrate"]), float(found["lc_standard_error"])), None
+
+
+def rating(value):
+    """A finite score; None for MT-Bench's mark of an unreadable judgement, -1, and for what is no number."""
+    try:
+        value = float(value)
+    except (TypeError, ValueError):
+        return None
+    return value if math.isfinite(value) and value >= 0 else None
+
+
+def mt_bench_scores(judgements, categories=None):
+    """{model: {"turns": {turn: mean}, "categories": {category: mean}, "mean", "standard_error", "n", "n_unreadable"}}.
+
+    Means over all readable judgements, as FastChat's show_result.py has them; one that stands twice counts twice. judgements:
+    FastChat's dicts with model, question_id, turn, score; categories: {question id: category}.
+    """
+    found = {}
+    for model in dict.fromkeys(row["model"] for row in judgements):
+        mine = [(row, rating(row.get("score"))) for row in judgements if row["model"] == model]
+        scores = [(row, score) for row, score in mine if score is not None]
+
+        def means(of, scores=scores):
+            groups = {}
+            for row, score in scores:
+                groups.setdefault(of(row), []).append(score)
+            return {key: math.fsum(group) / len(group) for key, group in sorted(groups.items(), key=lambda item: str(item[0]))}
+
+        values = [score for _, score in scores]
+        mean = math.fsum(values) / len(values) if values else None
+        spread = math.sqrt(math.fsum((v - mean) ** 2 for v in values) / (len(values) - 1) / len(values)) if len(values) > 1 else None
+        found[model] = {"turns": means(lambda row: row.get("turn", 1)), "mean": mean, "standard_error": spread, "n": len(values),
+                        "n_unreadable": len(mine) - len(values)}  # fmt: skip
+        if categories:
+            found[model]["categories"] = means(lambda row: categories.get(str(row["question_id"]), "unknown"))
+    return found
+
+
+def position_bias(pairs):
+    """Share of pairs whose verdict goes with the place: the answer shown first wins in both orders, or the second does.
+
+    pairs: (P(second answer wins | order as it is), P(it wins | swapped)); None, and pairs with a None, are left out. Returns
+    {"rate", "first": share of the pairs in which the place was the first, "n"}.
+    """
+    read = [(a, b) for a, b in pairs if a is not None and b is not None]
+    if not read:
+        return {"rate": None, "first": None, "n": 0}
+    first = sum(a < 0.5 < b for a, b in read)  # as it is the other one stands first; swapped, this one does
+    second = sum(b < 0.5 < a for a, b in read)
+    return {"rate": (first + second) / len(read), "first": first / len(read), "n": len(read)}
+
+
+def read_judgements(path):
+    """("alpaca_eval" or "mt_bench", dicts) of a file of judgements in either tool's format. UserError for another file."""
+    import tasks
+
+    rows = tasks.read_table(path)
+    if rows and all("preference" in row for row in rows):
+        return "alpaca_eval", rows
+    if rows and all("score" in row and "model" in row and "question_id" in row for row in rows):
+        return "mt_bench", rows
+    columns = ", ".join(map(str, list(rows[0])[:8])) if rows else "nothing"
+    raise utils.UserError(
+        f"{path}: neither AlpacaEval's annotations (a JSON list with preference) nor MT-Bench's single-answer gradings (JSON lines with "
+        f"model, question_id, score); it has {columns}"
+    )
