@@ -3,9 +3,11 @@
 Imports no torch.
 """
 
+import importlib.util
 import math
 import warnings
 
+import models
 import utils
 
 # ------------------------------------------------------------------------------------------------------------ from judgements
@@ -44,11 +46,14 @@ def length_controlled(annotations, places):
     difficulty, regularised by annotations of models that game the length. Both tables are not in the package: it fetches them
     from the hub. places: each annotation's place among the 805 instructions.
     """
+    if importlib.util.find_spec("alpaca_eval"):  # offline mode must be set before the package imports the hub's library
+        models.check_names({}, {"alpaca_eval": "tatsu-lab/alpaca_eval"})
     try:
         import pandas as pd
         from alpaca_eval.metrics import get_length_controlled_winrate
-    except ImportError as error:
-        return None, f"the alpaca_eval package is not installed ({error.name})"
+    except ImportError as error:  # 0.6.6 needs pkg_resources, which setuptools from 81 on has no more
+        missing = "is not installed" if error.name == "alpaca_eval" else f"cannot be imported ({error})"
+        return None, f"the alpaca_eval package {missing}"
     readable = [(row, place) for row, place in zip(annotations, places, strict=True) if preference(row["preference"]) is not None]
     if len(readable) < 20:
         return None, f"{len(readable)} readable annotations are too few for its regression"

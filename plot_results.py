@@ -115,7 +115,7 @@ def bar_chart(groups, path):
         axis.set_title(title(panel), fontsize=9)
         axis.set_xlabel(name, fontsize=8)
         axis.set_ylim(-0.6, len(found) - 0.4)
-        axis.set_xlim(0, max(s + errors(c)[1] for s, c in zip(scores, found)) * 1.12)
+        axis.set_xlim(0, max(s + errors(c)[1] for s, c in zip(scores, found)) * 1.12 or 1)
     return save(figure, path)
 
 
