@@ -20,7 +20,7 @@ TIE_POINTS = 0.01  # of a predicted score
 # rules of thumb: ten times the labels bring a trained model a few points; rounded weights cost some (Dettmers et al. 2022, 2023: little)
 PER_DECADE, NARROW = 0.05, {"int8": 0.01, "nf4": 0.02}
 ROUNDS = 3  # of backfitting
-CONFIDENCE = 0.8  # that a predicted configuration keeps the limits
+CONFIDENCE = 0.9  # that a predicted configuration keeps the limits
 BEYOND = 2  # a number may be outside of those seen by this factor
 
 

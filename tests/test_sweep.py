@@ -33,7 +33,7 @@ def words(path):
 
 def test_every_suite_that_is_shipped_is_read_by_its_scripts():
     found = {path.stem: words(str(path)) for path in (ROOT / "suites").glob("*.yaml")}
-    assert set(found) == {"demo", "compare", "rank", "modules", "quantization", "fewshot", "qa_peft", "speculative", "datasets"}
+    assert set(found) == {"demo", "compare", "rank", "modules", "quantization", "fewshot", "qa_peft", "speculative", "datasets", "domains"}
     assert [line.split("--rank ")[1].split()[0] for line in found["rank"][::3]] == ["4", "8", "16", "32", "64"]
     assert len(found["demo"]) == 10 and "--target_modules query,value" in found["modules"][1]
 
