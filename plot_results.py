@@ -287,7 +287,7 @@ def loss_chart(groups, path, folder):
     panels = {}
     for panel, found in groups.items():
         for configuration in found:
-            file = Path(folder) / configuration["run_dir"] / "training_history.json"
+            file = table.run_folder(configuration.rows[0], folder) / "training_history.json"
             if configuration["train_seconds"] and file.is_file():
                 panels.setdefault(panel, []).append((configuration.name, json.loads(file.read_text(encoding="utf-8"))))
     if not panels:

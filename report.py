@@ -113,11 +113,11 @@ def compare(first, second):
 
 
 def _each(configuration, folder):
-    """{example id: mean score over the seeds}, None where a run folder is not there. folder: what run_dir is relative to."""
+    """{example id: mean score over the seeds}, None where a run folder is not there. folder: that of the CSV."""
     found = []
     for row in configuration.rows:
         try:
-            found.append(run_scores(Path(folder) / row["run_dir"])[0])
+            found.append(run_scores(table.run_folder(row, folder))[0])
         except utils.UserError:
             return None
     return {key: sum(scores[key] for scores in found) / len(found) for key in found[0] if all(key in scores for scores in found)}

@@ -98,6 +98,12 @@ def value(row, column):
     return found if found is not None and math.isfinite(found) else None
 
 
+def run_folder(row, beside):
+    """The folder of a row's run. Its run_dir is relative to where the script ran: here, or in `beside`, the folder of the CSV."""
+    places = [Path(row["run_dir"]), Path(beside) / row["run_dir"]]
+    return next((place for place in places if row["run_dir"] and place.is_dir()), places[0])
+
+
 @functools.cache
 def _defaults(script):
     if Path(script).name != script or not (Path(__file__).parent / script).is_file():  # a row of another checkout's script

@@ -293,3 +293,14 @@ def test_the_rows_as_markdown(capsys, tmp_path):
     lines = capsys.readouterr().out.strip().splitlines()[2:]
     assert [line.split(" | ")[1] for line in lines] == ["peft", "full_finetuning", "prompting", "rag"]
     assert "| lora_r16, m | 2 | accuracy 0.760" in lines[0] and "0.720 ± 0.020" in lines[1]
+
+
+def test_a_run_folder_is_found_from_where_the_script_ran_or_beside_the_csv(tmp_path, monkeypatch):
+    (tmp_path / "demo/runs/a").mkdir(parents=True)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert table.run_folder({"run_dir": "demo/runs/a"}, "demo").is_dir()  # as `make demo` writes it
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert table.run_folder({"run_dir": "runs/a"}, tmp_path / "demo").is_dir()
+    assert not table.run_folder({"run_dir": "runs/b"}, tmp_path / "demo").is_dir()
+    assert not table.run_folder({"run_dir": ""}, tmp_path / "demo") == tmp_path / "demo"
