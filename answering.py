@@ -17,24 +17,39 @@ import utils
 CHUNK = 32  # questions that are answered together and written down: what a kill can cost
 
 
-def name_of(model, adapter):
-    """A short name for files and tables: the model's last part, and the adapter's, or its run's."""
-    parts = [Path(model).name]
-    if adapter:
-        path = Path(adapter)
-        parts.append(path.parent.name if path.name in ("adapter", "") and path.parent.name else path.name)
-    return "+".join(parts)
+def names_of(systems):
+    """{(model, adapter): a short name for files and tables}: the model's last part, and the adapter's, or its run's.
+
+    Those that would have one name get all of their path.
+    """
+
+    def short(model, adapter):
+        path = Path(adapter or "")
+        run = path.parent.name if path.name == "adapter" and path.parent.name else path.name
+        return "+".join([Path(model).name, *([run] if adapter else [])])
+
+    names = {system: short(*system) for system in systems}
+    twice = {name for name in names.values() if list(names.values()).count(name) > 1} | {"reference"}
+    return {
+        system: "+".join(part.strip("./").replace("/", "_") for part in system if part) + "_" * (name == "reference")
+        if name in twice
+        else name
+        for system, name in names.items()
+    }
 
 
-def answers_folder(args, model, adapter):
-    """The folder of a system's answers, named by a hash of all that decides them; settings.json tells what that is."""
-    names = ("precision", "prompt_format", "system", "max_new_tokens", "temperature", "seed")
-    settings = {"model": model, "adapter": adapter, **{name: getattr(args, name) for name in names}}
+def answers_folder(args, model, adapter, device_name):
+    """The folder of a system's answers, named by a hash of all that decides them and their times; settings.json tells what that is."""
+    names = ("precision", "prompt_format", "system", "max_new_tokens", "temperature", "seed", "batch_size")
+    settings = {"model": model, "adapter": adapter, "device": device_name, **{name: getattr(args, name) for name in names}}
     settings["input_id"] = utils.input_id({"model": model, "adapter": adapter})
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:10]
-    folder = Path(args.answers_dir) / f"{name_of(model, adapter)}-{digest}"
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "settings.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+    folder = Path(args.answers_dir) / f"{names_of([(model, adapter)])[model, adapter]}-{digest}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "settings.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise utils.UserError(f"--answers_dir {args.answers_dir}: {error}") from None
     return folder
 
 
@@ -50,53 +65,60 @@ def locked(folder):
         raise utils.UserError(f"{folder}: another run is answering the same questions; wait for it") from None
 
 
-def answer(model, tokenizer, benchmark, questions, file, args, chat):
-    """{question key: record} of all questions: what the file has, and what is generated now and appended to it.
+def key_of(benchmark, question, args):
+    """(key of a record: the question and its temperature, that temperature)."""
+    temperature = benchmark.temperature(question) if args.temperature is None else args.temperature
+    return f"{question.key()}-{temperature:g}", temperature
 
-    A record has the answers to all turns, each asked with the turns before it and the model's own answers. Returns the records
-    and the inference.Answers of this run's passes.
+
+def answer(model, tokenizer, benchmark, questions, file, args, chat):
+    """The records of all questions, what the file has and what is generated now and appended to it, and this run's inference.Answers.
+
+    A record has the answers to all turns, each asked with the turns before it and the model's own answers, and its share of the
+    seconds that its pass took.
     """
     import inference
 
+    keys = {question.id: key_of(benchmark, question, args) for question in questions}
     records, passes = {record["key"]: record for record in instructions.read_records(file) if "key" in record}, []
-    todo = [question for question in questions if question.key() not in records]
+    todo = [question for question in questions if keys[question.id][0] not in records]
     if len(todo) < len(questions):
         print(f"{len(questions) - len(todo)} of {len(questions)} questions are answered in {file}")
     stop = evaluation.answer_stop(model, tokenizer, "instruction", chat)
     size = CHUNK if args.batch_size == "auto" else args.batch_size
-    at = {question.id: benchmark.temperature(question) if args.temperature is None else args.temperature for question in todo}
-    for temperature in sorted(set(at.values())):
-        some = [question for question in todo if at[question.id] == temperature]
+    if todo:  # warm-up: the first pass of a process is slower
+        prompt = instructions.render(todo[0].turns[:1], (), tokenizer if chat else None, args.system)
+        inference.generate(model, tokenizer, [prompt], 2, 1, add_special_tokens=not chat)
+    for temperature in sorted({keys[question.id][1] for question in todo}):
+        some = [question for question in todo if keys[question.id][1] == temperature]
         options = {"do_sample": True, "temperature": temperature} if temperature else {}
-
-        def generate(prompts, options=options):
-            return inference.generate(model, tokenizer, prompts, args.max_new_tokens, args.batch_size, stop, not chat, **options)
-
         for start in range(0, len(some), size):
             chunk = some[start : start + size]
             utils.set_seed(args.seed + int(chunk[0].key()[:8], 16))  # the same answers in a run that goes on
-            made = {question.key(): {"key": question.key(), "id": question.id, "turns": [], "new_tokens": [], "cut": [],
-                                     "prompt_tokens": 0, "seconds": 0.0} for question in chunk}  # fmt: skip
+            made = {question.id: {"key": keys[question.id][0], "id": question.id, "turns": [], "new_tokens": [], "cut": [],
+                                  "prompt_tokens": 0, "truncated": 0, "seconds": 0.0} for question in chunk}  # fmt: skip
             for turn in range(max(len(question.turns) for question in chunk)):
                 asked = [question for question in chunk if len(question.turns) > turn]
-                prompts = [instructions.render(question.turns[: turn + 1], made[question.key()]["turns"], tokenizer if chat else None,
+                prompts = [instructions.render(question.turns[: turn + 1], made[question.id]["turns"], tokenizer if chat else None,
                                                args.system) for question in asked]  # fmt: skip
-                start_time = time.perf_counter()
-                found = generate(prompts)
                 utils.synchronize()
-                seconds = time.perf_counter() - start_time
+                began = time.perf_counter()
+                found = inference.generate(model, tokenizer, prompts, args.max_new_tokens, args.batch_size, stop, not chat, **options)
+                utils.synchronize()
+                seconds = time.perf_counter() - began
                 passes.append(found)
                 for question, text, ids in zip(asked, found.texts, found.ids):
-                    record = made[question.key()]
+                    record = made[question.id]
                     record["turns"].append(text)
                     record["new_tokens"].append(len(ids))
                     record["cut"].append(len(ids) >= args.max_new_tokens)
                     record["prompt_tokens"] += found.prompt_tokens / len(asked)
+                    record["truncated"] += found.truncated / len(asked)
                     record["seconds"] += seconds / len(asked)
             instructions.append_records(file, made.values())
-            records.update(made)
-            print(f"{sum(question.key() in records for question in questions)} of {len(questions)} answered", flush=True)
-    return records, passes
+            records.update({record["key"]: record for record in made.values()})
+            print(f"{sum(key in records for key, _ in keys.values())} of {len(questions)} answered", flush=True)
+    return [records[keys[question.id][0]] for question in questions], passes
 
 
 def reference_perplexity(model, tokenizer, questions, args, chat):

@@ -29,21 +29,23 @@ class Chat:
         self.prefix = Prefix()
 
     def prompt(self, turn):
-        """The prompt of a further turn; the oldest turns are left out where it would be longer than the model's context."""
+        """(text, token ids, how many of the oldest turns it leaves out, so that it fits into the model's context)."""
         room = models.context_length(self.model)
-        while True:
-            text = instructions.render([*self.turns, turn], self.answers, self.tokenizer if self.chat else None, self.system)
+        for left_out in range(len(self.turns) + 1):
+            turns, answers = [*self.turns[left_out:], turn], self.answers[left_out:]
+            text = instructions.render(turns, answers, self.tokenizer if self.chat else None, self.system)
             ids = self.tokenizer(text, add_special_tokens=not self.chat, verbose=False).input_ids
-            if room is None or not self.turns or len(ids) <= room - self.max_new_tokens:
-                return text, ids
-            print("(the oldest turn is forgotten: the context is full)")
-            del self.turns[0], self.answers[0]
+            if room is None or len(ids) <= room - self.max_new_tokens:
+                break
+        return text, ids, left_out
 
     def say(self, turn):
         """Answer a turn, printing the text as it comes. An interrupt leaves the conversation as it was before."""
         from transformers import TextStreamer
 
-        text, ids = self.prompt(turn)
+        text, ids, left_out = self.prompt(turn)
+        if left_out:
+            print(f"(the context is full: the {left_out} oldest turns are forgotten)")
         stop = evaluation.answer_stop(self.model, self.tokenizer, "instruction", self.chat)
         options = {"do_sample": True, "temperature": self.temperature} if self.temperature else {}
         start = time.perf_counter()
@@ -59,8 +61,7 @@ class Chat:
             except BaseException:
                 self.forget_cache()
                 raise
-        self.turns.append(turn)
-        self.answers.append(found.texts[0])
+        self.turns, self.answers = [*self.turns[left_out:], turn], [*self.answers[left_out:], found.texts[0]]
         self.told.append({"adapter": self.adapter, "prompt": turn, "answer": found.texts[0]})
         seconds = time.perf_counter() - start
         print(f"    [{found.new_tokens} tokens, {found.new_tokens / seconds:.1f} tokens/s{self.state()}]", flush=True)

@@ -24,6 +24,7 @@ import statistics
 from pathlib import Path
 
 import answering
+import checks
 import comparison
 import evaluation
 import instructions
@@ -74,7 +75,9 @@ def parse_args(argv=None):
         "--judge_prompt", metavar="FILE", help="a pairwise prompt with {question}, {answer_a}, {answer_b}, to be answered A or B"
     )
     group.add_argument("--judge_workers", type=utils.positive_int, default=4, metavar="N", help="calls at a time (default: %(default)s)")
-    group.add_argument("--judge_retries", type=utils.whole_number, default=5, metavar="N", help="of a failed call, with growing pauses "
+    group.add_argument("--judge_max_tokens", type=utils.positive_int, metavar="N", help="of a reply, more for models that think first "
+                       "(default: 16 for a letter or number, 2048 for FastChat's explained ratings)")  # fmt: skip
+    group.add_argument("--judge_retries", type=utils.whole_number, default=8, metavar="N", help="of a failed call, with growing pauses "
                        "(default: %(default)s)")  # fmt: skip
     group.add_argument("--judge_timeout", type=utils.positive, default=120.0, metavar="S", help="seconds of a call (default: %(default)s)")
     group.add_argument("--judge_prices", type=utils.non_negative, nargs=2, metavar=("IN", "OUT"), help="USD per million tokens")
@@ -88,25 +91,25 @@ def parse_args(argv=None):
 
 
 def check_args(parser, args):
-    """Cross-checks of the flags."""
-    if args.mode == "evaluate" and not (args.benchmark or args.score):
-        parser.error("--mode evaluate needs --benchmark alpaca_eval, mt_bench or a file of prompts, or --score FILE")
+    """Cross-checks of the flags, and of the small files that they name."""
+    if args.mode == "evaluate" and bool(args.benchmark) == bool(args.score):
+        parser.error("--mode evaluate needs --benchmark alpaca_eval, mt_bench or a file of prompts, or else --score FILE")
     if (args.mode == "batch") != bool(args.prompts):
         parser.error("--mode batch and --prompts FILE belong together")
     if args.benchmark and args.mode != "evaluate":
         parser.error(f"--benchmark belongs to --mode evaluate, not {args.mode}")
     if args.data and args.benchmark not in instructions.KINDS:
         parser.error("--data belongs to --benchmark alpaca_eval or mt_bench")
-    if args.output and args.mode != "batch":
-        parser.error("--output belongs to --mode batch")
+    if args.output and (args.mode != "batch" or not Path(args.output).parent.is_dir() or Path(args.output).is_dir()):
+        parser.error(f"--output {args.output}: a file in a folder that is there, of --mode batch")
     if len(args.model) > 1 and args.adapter:
         parser.error("--adapter belongs to one --model; give one of them")
-    if args.mode == "interactive" and len(args.model) + len(args.adapter) > 2:
+    if args.mode == "interactive" and (len(args.model) > 1 or len(args.adapter) > 1):
         parser.error("--mode interactive talks to one model with at most one adapter")
     if len(set(args.model)) < len(args.model) or len(set(args.adapter)) < len(args.adapter):
         parser.error("a model or an adapter is named twice")
-    if args.judge == "none" and (args.judge_model or args.judge_url):
-        parser.error("--judge_model and --judge_url need --judge local or --judge endpoint")
+    if args.judge == "none" and (args.judge_model or args.judge_url or args.judge_prompt or args.one_order or args.opponent != "auto"):
+        parser.error("--judge_model, --judge_url, --judge_prompt, --one_order and --opponent need --judge local or --judge endpoint")
     if args.judge != "none" and (args.mode != "evaluate" or args.score):
         parser.error("--judge belongs to --benchmark")
     if args.judge != "none" and not args.judge_model:
@@ -117,6 +120,14 @@ def check_args(parser, args):
         parser.error(f"--judge_url {args.judge_url}: an address that begins with http:// or https:// is wanted")
     if args.max_cost is not None and not args.judge_prices:
         parser.error("--max_cost needs --judge_prices IN OUT, USD per million tokens")
+    if args.judge_prompt:
+        try:
+            text = Path(args.judge_prompt).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            parser.error(f"--judge_prompt {args.judge_prompt} cannot be read: {error}")
+        missing = [name for name in ("{question}", "{answer_a}", "{answer_b}") if name not in text]
+        if missing:
+            parser.error(f"--judge_prompt {args.judge_prompt} has no {', '.join(missing)}")
     return args
 
 
@@ -133,26 +144,31 @@ def systems_of(args):
 
 def judge_system(run, judge, benchmark, questions, system, opponents, args, folder):
     """Judge a system: fills in its scores and figures, writes the judgements in the tools' formats. Returns the failed calls' number."""
-    file, failed = folder / "judgements.jsonl", 0
+    file, failed, unreadable = folder / "judgements.jsonl", 0, []
     template = Path(args.judge_prompt).read_text(encoding="utf-8") if args.judge_prompt else None
     if benchmark.kind == "mt_bench":
         prompts = benchmark.judge_prompts if args.judge == "endpoint" else None
         rows, failed = judges.gradings(judge, questions, system, prompts, file)
         run.write_jsonl(f"model_judgment/{judge.name}_single.jsonl", rows)
+        unreadable += [row["score"] == -1 for row in rows]
         if rows:
             found = judging.mt_bench_scores(rows, {question.id: question.group for question in questions})[system.name]
             run.write_json("mt_bench.json", found)
             system.figures.update({f"mean rating, turn {turn}": mean for turn, mean in found["turns"].items()},
                                   **{"unreadable ratings": found["n_unreadable"]})  # fmt: skip
+            run.row["judge_score"] = found["mean"]  # as FastChat's, over all readable ratings
+        for row in rows:
+            told = {f"rating of turn {row['turn']}": "unreadable" if row["score"] == -1 else round(row["score"], 2)}
+            system.judgements.setdefault(str(row["question_id"]), {}).update(told)
         for question in questions:
-            scores = [judging.rating(row["score"]) for row in rows if str(row["question_id"]) == question.id]
-            system.judgements.setdefault(question.id, {}).update({f"rating of turn {i}": s for i, s in enumerate(scores, start=1)})
-            if scores and None not in scores:
+            scores = [row["score"] for row in rows if str(row["question_id"]) == question.id and row["score"] != -1]
+            if scores:
                 system.scores[question.id]["judge_score"] = statistics.fmean(scores)
     for opponent in opponents:
         annotations, pairs, unjudged = judges.pairwise(judge, questions, opponent, system, file, template, not args.one_order)
         failed += unjudged
         run.write_json(f"annotations_against_{opponent.name}.json", annotations)
+        unreadable += [row["preference"] is None for row in annotations]
         found, bias = judging.win_rate([row["preference"] for row in annotations]), judging.position_bias(pairs)
         run.row.setdefault("position_bias", bias["rate"])  # of the first opponent, as the win rate
         label = f"against {opponent.name}"
@@ -176,6 +192,11 @@ def judge_system(run, judge, benchmark, questions, system, opponents, args, fold
             system.judgements.setdefault(row["question_id"], {})[f"wins {label}"] = told
         run.note(f"win rate {label} {_percent(found['win_rate'])} +- {_percent(found['standard_error'])} (n = {found['n_total']}, "
                  f"{found['n_unreadable']} unreadable), position bias {_percent(bias['rate'] and 100 * bias['rate'])}")  # fmt: skip
+    if unreadable:
+        run.row["invalid_rate"] = statistics.fmean(unreadable)
+        if run.row["invalid_rate"] > 0.5:
+            run.row["status"] = "degenerate"
+            run.note(f"{sum(unreadable)} of {len(unreadable)} judgements could not be read")
     return failed
 
 
@@ -183,24 +204,39 @@ def _percent(value):
     return "unknown" if value is None else f"{value:.2f} %"
 
 
-def record(run, system, questions, n_failed):
-    """The row's quality cells and predictions.jsonl. The metric is the judge's, without one instructions followed or ROUGE-L."""
+def metric_of(questions, systems_scores, judged, against):
+    """The column that is the score of all systems of a run: the judge's, else what most questions can be scored by, else None."""
+    if judged:
+        return "win_rate" if against else "judge_score"
+    for name in ("instruction_following", "rouge_l"):
+        if 2 * sum(name in each for each in systems_scores.values()) > len(questions):
+            return name
+    return None
+
+
+def record(run, system, questions, metric, n_failed, base):
+    """The row's quality cells and predictions.jsonl. base: the first System, of which an adapter's answers must differ."""
     means = comparison.means(system.scores.values())
-    run.row.update({name: means.get(name) for name in ("win_rate", "judge_score", "instruction_following", "rouge_l", "token_f1",
-                                                       "answer_chars", "refusal_rate", "repetition_rate")})  # fmt: skip
-    metric = next((name for name in ("judge_score", "win_rate", "instruction_following", "rouge_l") if name in means), None)
-    if metric:
+    for name in ("win_rate", "judge_score", "instruction_following", "rouge_l", "token_f1", "answer_chars", "refusal_rate",
+                 "repetition_rate"):  # fmt: skip
+        run.row.setdefault(name, means.get(name))
+    if metric in means:
         values = [each[metric] for each in system.scores.values() if each.get(metric) is not None]
         low, high = metrics.bootstrap_interval(values)
-        run.row.update(metric=metric, score=means[metric], score_low=low, score_high=high)
+        run.row.update(metric=metric, score=run.row[metric], score_low=low, score_high=high)
         if len(values) < len(questions):
             run.note(f"{metric} of {len(values)} of {len(questions)} questions")
     if n_failed:
         run.note(f"{n_failed} judgements failed; the same command asks for them again")
+    skipped = sum(name not in checks.CHECKS for question in questions for name, _ in question.checks)
+    if skipped:
+        run.note(f"{skipped} of IFEval's instructions cannot be checked here")
     run.write_jsonl("predictions.jsonl", [
         {"id": q.id, "target": list(q.references), "prediction": system.answers[q.id], "scores": system.scores[q.id]} for q in questions
     ])  # fmt: skip
     useless = metrics.degenerate(["\n".join(answers) for answers in system.answers.values()])
+    if base and run.args["adapter"] and base.answers == system.answers:
+        useless = "the adapter changed no answer"
     if useless:
         run.row["status"] = "degenerate"
         run.note(useless)
@@ -209,7 +245,7 @@ def record(run, system, questions, n_failed):
 # ------------------------------------------------------------------------------------------------------------------ the run
 
 
-def evaluate(args, benchmark, questions, model_name, adapter, run, folder):
+def evaluate(args, benchmark, questions, model_name, adapter, name, run, folder):
     """A system's answers, with the row's times, memory and sizes. Returns a comparison.System."""
     import inference
 
@@ -223,14 +259,12 @@ def evaluate(args, benchmark, questions, model_name, adapter, run, folder):
     model, merged = models.merge_adapter(model)
     run.note(merged)
     with utils.measure() as spent:
-        records, passes = answering.answer(model, tokenizer, benchmark, questions, folder / "answers.jsonl", args, chat)
-    mine = [records[question.key()] for question in questions]
+        mine, passes = answering.answer(model, tokenizer, benchmark, questions, folder / "answers.jsonl", args, chat)
     if passes:
         run.row.update(spent.memory_columns(), batch_size=max(found.batch_size for found in passes))
         widest = max(passes, key=lambda found: found.batch_size * found.longest)
         evaluation.predict(run, model, widest.batch_size, widest.longest, "generated", len(widest.prefix))
-        cut = sum(found.truncated for found in passes)
-        evaluation.note_truncation(run, None, 0, 0, cut)
+    evaluation.note_truncation(run, None, 0, 0, sum(each["truncated"] for each in mine))
     seconds, tokens = sum(each["seconds"] for each in mine), sum(sum(each["new_tokens"]) for each in mine)
     stop = evaluation.answer_stop(model, tokenizer, "instruction", chat)
 
@@ -247,31 +281,34 @@ def evaluate(args, benchmark, questions, model_name, adapter, run, folder):
         prompt_tokens=round(sum(each["prompt_tokens"] for each in mine)), tokens_per_s=tokens / seconds, examples_per_s=len(mine) / seconds,
         perplexity=answering.reference_perplexity(model, tokenizer, questions, args, chat),
     )  # fmt: skip
-    system = comparison.System(answering.name_of(model_name, adapter), {q.id: each["turns"] for q, each in zip(questions, mine)})
+    system = comparison.System(name, {q.id: each["turns"] for q, each in zip(questions, mine)})
     system.scores = {q.id: comparison.measures(q, each["turns"], each["cut"]) for q, each in zip(questions, mine)}
+    asked, kept = (sum(each.get(column, 0) for each in system.scores.values()) for column in ("n_checks", "n_followed"))
     system.figures = {
         "tokens/s in batches": run.row["tokens_per_s"],
         "tokens of an answer": tokens / sum(len(each["turns"]) for each in mine),
         "ms a request (p50)": run.row.get("latency_ms_p50"),
         "perplexity of the references": run.row["perplexity"],
+        "verifiable instructions followed, each counted": f"{kept} of {asked}" if asked else None,
     }
     return system
 
 
 def make_judge(args):
-    """The judge that the flags name, or None."""
+    """The judge that the flags name."""
     if args.judge == "endpoint":
         return judges.EndpointJudge(args.judge_url, args.judge_model, args.judge_key, args.judge_workers, args.judge_retries,
-                                     args.judge_timeout, args.judge_prices, args.max_cost)  # fmt: skip
-    if args.judge == "local":
+                                    args.judge_timeout, args.judge_prices, args.max_cost, args.judge_max_tokens)  # fmt: skip
+
+    def load():
         tokenizer = utils.load_tokenizer(args.judge_model, args.trust_remote_code)
-        model = models.load_model(args.judge_model, device=utils.pick_device(args.device), precision=args.precision,
-                                  pad_token_id=tokenizer.pad_token_id, trust_remote_code=args.trust_remote_code)  # fmt: skip
-        return judges.LocalJudge(model, tokenizer, args.judge_model, args.batch_size)
-    return None
+        return models.load_model(args.judge_model, device=utils.pick_device(args.device), precision=args.precision,
+                                 pad_token_id=tokenizer.pad_token_id, trust_remote_code=args.trust_remote_code), tokenizer  # fmt: skip
+
+    return judges.LocalJudge(args.judge_model, load, args.batch_size)
 
 
-def opponents_of(args, questions):
+def opponents_of(args, benchmark, questions):
     """Which opponents of the pairwise judgements there are: "reference", "base", both or none. UserError for one that there is not."""
     several = len(systems_of(args)) > 1
     known = all(len(question.references) >= len(question.turns) for question in questions)
@@ -280,7 +317,12 @@ def opponents_of(args, questions):
     if args.opponent == "base" and not several:
         raise utils.UserError("--opponent base: there is one model alone; give --adapter, or several to --model")
     wanted = {"auto": ("base",) if several else ("reference",), "both": ("reference", "base")}.get(args.opponent, (args.opponent,))
-    return [name for name in wanted if (known if name == "reference" else several)]
+    found = [name for name in wanted if (known if name == "reference" else several)]
+    if not found and benchmark.kind != "mt_bench":
+        raise utils.UserError(
+            f"--judge {args.judge}: nothing to judge against; give --adapter, several models, or references to all prompts"
+        )
+    return found
 
 
 def score(path):
@@ -296,7 +338,9 @@ def score(path):
     found = judging.win_rate([row["preference"] for row in rows])
     outputs = [row["output_2"] for row in rows if isinstance(row.get("output_2"), str)]
     found["avg_length"] = int(statistics.fmean(map(len, outputs))) if outputs else None
-    controlled, why = judging.length_controlled(rows, range(len(rows)))
+    ids = [str(row.get("question_id", i)) for i, row in enumerate(rows)]  # ours have an id, the place of AlpacaEval's instructions
+    known = all(map(str.isdecimal, ids)) and ("question_id" in rows[0] or len(rows) == judging.INSTRUCTIONS)
+    controlled, why = judging.length_controlled(rows, [int(i) for i in ids] if known else None)
     found.update(length_controlled_winrate=controlled and controlled[0], lc_standard_error=controlled and controlled[1])
     print(json.dumps(found, indent=2))
     if why:
@@ -332,9 +376,9 @@ def main(argv=None):
     benchmark = instructions.load(args.benchmark or args.prompts, args.data)
     questions = instructions.choose(benchmark.questions, args.num_samples)
     print(f"{benchmark.name}: {len(questions)} of {len(benchmark.questions)} questions, {sum(len(q.turns) for q in questions)} turns")
-    against = opponents_of(args, questions) if args.judge != "none" else []
-    judge, done = make_judge(args) if args.judge == "endpoint" else None, []
-    wanted = systems_of(args)
+    judged, wanted, done = args.judge != "none", systems_of(args), []
+    against = opponents_of(args, benchmark, questions) if judged else []
+    judge, names = make_judge(args) if judged else None, answering.names_of(wanted)
     for model, adapter in wanted:
         own = argparse.Namespace(**{**vars(args), "model": [model], "adapter": [adapter] if adapter else []})
         run = utils.Run(own, __file__, "chat")
@@ -342,14 +386,15 @@ def main(argv=None):
             # 2. seed and device
             device = utils.pick_device(args.device)
             utils.set_seed(args.seed)
+            eval_id = instructions.eval_id(questions, *([args.judge_model, *against] if judged else []))
             run.row.update(model=model, dataset=benchmark.name, device=device, device_name=utils.device_name(device), n_eval=len(questions),
-                           precision=args.precision, eval_id=instructions.eval_id(questions), n_train=0,
+                           precision=args.precision, eval_id=eval_id, n_train=0,
                            variant=f"{benchmark.name}_adapter" if adapter else benchmark.name)  # fmt: skip
             # 3.-5. data, model, adapt: the questions are read, nothing is trained
-            folder = answering.answers_folder(args, model, adapter)
+            folder = answering.answers_folder(args, model, adapter, run.row["device_name"])
             with answering.locked(folder):
                 # 6. evaluate
-                system = evaluate(args, benchmark, questions, model, adapter, run, folder)
+                system = evaluate(args, benchmark, questions, model, adapter, names[model, adapter], run, folder)
                 outputs = instructions.mt_answers if benchmark.kind == "mt_bench" else instructions.alpaca_outputs
                 rows = outputs(questions, system.answers, system.name)
                 if benchmark.kind == "mt_bench":
@@ -357,14 +402,17 @@ def main(argv=None):
                 else:
                     run.write_json("model_outputs.json", rows)
                 failed = 0
-                if args.judge != "none":
+                if judged:
                     references = comparison.System("reference", {q.id: list(q.references) for q in questions})
-                    found = {"reference": references, "base": done and done[0]}
-                    opponents = [found[name] for name in against if found[name]]
-                    failed = judge_system(run, judge or make_judge(args), benchmark, questions, system, opponents, args, folder)
+                    opponents = [references if name == "reference" else done[0] for name in against if name == "reference" or done]
+                    failed = judge_system(run, judge, benchmark, questions, system, opponents, args, folder)
+                    if against == ["base"] and not done:  # against itself, as AlpacaEval has it
+                        for each in system.scores.values():
+                            each["win_rate"] = 0.5
+                        run.note("the win rate of the base against itself is 0.5 by definition")
             done.append(system)
             # 7. row and report
-            record(run, system, questions, failed)
+            record(run, system, questions, metric_of(questions, system.scores, judged, against), failed, done[0] if len(done) > 1 else None)
             if len(wanted) > 1 and len(done) == len(wanted):
                 print("\n".join(comparison.write(run.path, benchmark.name, questions, done)))
                 print(f"side by side in {run.path('comparison.md')}")

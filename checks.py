@@ -1,9 +1,11 @@
 """What can be said of an answer without a judge: whether it follows instructions that code can verify, refusals, repetition.
 
-The verifiable instructions have the names and arguments of IFEval (Zhou et al. 2023), so that its prompts can be scored; `asked_for`
-finds the same kinds in the words of any prompt. Imports no other helper.
+The verifiable instructions have the names, arguments and definitions of IFEval (Zhou et al. 2023), strict, so that its prompts can be
+scored; but sentences and capital words are told apart by punctuation here and by nltk's models there, and what language an
+answer is in is not checked. `asked_for` finds the same kinds in the words of any prompt. Imports no other helper.
 """
 
+import inspect
 import json
 import re
 
@@ -32,13 +34,21 @@ def sentences(text):
     return [part.strip() for part in re.split(r"(?<=[.!?])[\"')\]]*\s+|\n+", text) if words(part)]
 
 
-def paragraphs(text, mark=r"\n\s*\n"):
-    return [part for part in re.split(mark, text) if part.strip()]
+def paragraphs(text):
+    """Its paragraphs, between empty lines."""
+    return [part for part in re.split(r"\n\s*\n", text) if part.strip()]
+
+
+def parts_between(text, mark):
+    """What stands between the marks, an empty part at either end left out; None where one within is empty."""
+    parts = [part.strip() for part in re.split(mark, text)]
+    inner = parts[not parts[0] : len(parts) - (not parts[-1])]
+    return inner if all(inner) else None
 
 
 def bullets(text):
-    """Lines that begin with *, - or a bullet character."""
-    return re.findall(r"^\s*(?:\*(?!\*)|-|•)\s+\S", text, re.M)
+    """Lines that begin with * or -."""
+    return re.findall(r"^\s*\*[^*].*$", text, re.M) + re.findall(r"^\s*-.*$", text, re.M)
 
 
 def numbered(text):
@@ -46,13 +56,25 @@ def numbered(text):
     return re.findall(r"^\s*\d+[.)]\s+\S", text, re.M)
 
 
+def highlights(text):
+    """*highlighted* parts; one between two asterisks counts for both of IFEval's patterns."""
+    found = re.findall(r"\*[^\n*]*\*", text) + re.findall(r"\*\*[^\n*]*\*\*", text)
+    return [part for part in found if part.strip("*").strip()]
+
+
 def is_json(text):
-    """Is the text, or what stands in its one code fence, a JSON object or list?"""
-    fenced = re.findall(r"```(?:json)?\s*(.*?)```", text, re.S | re.I)
+    """Is the whole text JSON, but for a code fence around it?"""
     try:
-        return isinstance(json.loads(fenced[0] if len(fenced) == 1 else text), (dict, list))
+        json.loads(re.sub(r"^```(?:json)?|```$", "", text.strip(), flags=re.I).strip())
     except ValueError:
         return False
+    return True
+
+
+def has_postscript(text, marker):
+    """Does the marker stand in the text, in any case and with spaces between its letters?"""
+    pattern = {"P.P.S": r"p\.\s?p\.\s?s", "P.S.": r"p\.\s?s\."}.get(marker, re.escape(marker.lower()))
+    return bool(re.search(pattern, text.lower()))
 
 
 def compare(found, relation, wanted):
@@ -60,15 +82,15 @@ def compare(found, relation, wanted):
     return {"at least": found >= wanted, "less than": found < wanted, "at most": found <= wanted, "exactly": found == wanted}[relation]
 
 
-def _holds(text, keyword):
-    return len(re.findall(rf"(?<!\w){re.escape(keyword)}(?!\w)", text, re.I))
+def _times(text, keyword):
+    return len(re.findall(keyword, text, re.I))
 
 
 # instruction id -> does the answer follow it? Arguments are named as IFEval names them
 CHECKS = {
-    "keywords:existence": lambda text, keywords: all(_holds(text, word) for word in keywords),
-    "keywords:forbidden_words": lambda text, forbidden_words: not any(_holds(text, word) for word in forbidden_words),
-    "keywords:frequency": lambda text, keyword, frequency, relation="at least": compare(_holds(text, keyword), relation, frequency),
+    "keywords:existence": lambda text, keywords: all(_times(text, word) for word in keywords),
+    "keywords:forbidden_words": lambda text, forbidden_words: not any(_times(text, rf"\b{word}\b") for word in forbidden_words),
+    "keywords:frequency": lambda text, keyword, frequency, relation="at least": compare(_times(text, keyword), relation, frequency),
     "keywords:letter_frequency": lambda text, letter, let_frequency, let_relation="at least": compare(
         text.lower().count(letter.lower()), let_relation, let_frequency
     ),
@@ -77,31 +99,30 @@ CHECKS = {
         len(sentences(text)), relation, num_sentences
     ),
     "length_constraints:number_paragraphs": lambda text, num_paragraphs, relation=None: (
-        compare(len(paragraphs(text)), relation, num_paragraphs) if relation else len(paragraphs(text, r"\*\*\*")) == num_paragraphs
+        compare(len(paragraphs(text)), relation, num_paragraphs)
+        if relation
+        else len(parts_between(text, r"\*\*\*") or []) == num_paragraphs
     ),  # IFEval divides paragraphs by ***, people by an empty line
     "length_constraints:nth_paragraph_first_word": lambda text, num_paragraphs, nth_paragraph, first_word: (
-        len(paragraphs(text)) == num_paragraphs and words(paragraphs(text)[nth_paragraph - 1].lower())[:1] == words(first_word.lower())[:1]
+        len(paragraphs(text)) == num_paragraphs >= nth_paragraph
+        and words(paragraphs(text)[nth_paragraph - 1].lower())[:1] == words(first_word.lower())[:1]
     ),
     "detectable_content:number_placeholders": lambda text, num_placeholders: len(re.findall(r"\[.*?\]", text)) >= num_placeholders,
-    "detectable_content:postscript": lambda text, postscript_marker: bool(
-        re.search(rf"^\s*{re.escape(postscript_marker)}", text, re.M | re.I)
-    ),
+    "detectable_content:postscript": lambda text, postscript_marker: has_postscript(text, postscript_marker),
     "detectable_format:number_bullet_lists": lambda text, num_bullets, relation="exactly": compare(
         len(bullets(text)), relation, num_bullets
     ),
     "detectable_format:numbered_list": lambda text, num_items, relation="exactly": compare(len(numbered(text)), relation, num_items),
-    "detectable_format:number_highlighted_sections": lambda text, num_highlights: (
-        len(re.findall(r"\*\*[^*\n]+\*\*|(?<!\*)\*[^*\s][^*\n]*\*(?!\*)", text)) >= num_highlights
-    ),
+    "detectable_format:number_highlighted_sections": lambda text, num_highlights: len(highlights(text)) >= num_highlights,
     "detectable_format:multiple_sections": lambda text, section_spliter, num_sections: (
-        len(re.findall(rf"\s?{re.escape(section_spliter)}\s?\d+", text)) >= num_sections
+        len(re.findall(rf"\s?{section_spliter}\s?\d+\s?", text)) >= num_sections
     ),
     "detectable_format:json_format": lambda text: is_json(text),
-    "detectable_format:title": lambda text: bool(re.search(r"<<[^<>\n]*\w[^<>\n]*>>", text)),
+    "detectable_format:title": lambda text: any(part.strip("<> ") for part in re.findall(r"<<[^\n]+>>", text)),
     "detectable_format:constrained_response": lambda text: any(
         option in text for option in ("My answer is yes.", "My answer is no.", "My answer is maybe.")
     ),
-    "combination:two_responses": lambda text: len({part.strip() for part in text.split("******") if part.strip()}) == 2,
+    "combination:two_responses": lambda text: len(found := parts_between(text, r"\*{6}") or []) == 2 == len(set(found)),
     "combination:repeat_prompt": lambda text, prompt_to_repeat: text.strip().lower().startswith(prompt_to_repeat.strip().lower()),
     "startend:end_checker": lambda text, end_phrase: text.strip().strip('"').lower().endswith(end_phrase.strip().lower()),
     "startend:quotation": lambda text: len(text.strip()) > 1 and text.strip()[0] == text.strip()[-1] == '"',
@@ -117,8 +138,19 @@ CHECKS = {
 
 def followed(answer, checks):
     """[bool] for the checks that code can verify here; an empty answer follows none. checks: (instruction id, arguments)."""
-    known = [(CHECKS[name], given) for name, given in checks if name in CHECKS]
-    return [bool(answer.strip()) and bool(check(answer, **given)) for check, given in known]
+    return [bool(answer.strip()) and bool(CHECKS[name](answer, **given)) for name, given in checks if name in CHECKS]
+
+
+def unusable(name, given):
+    """Why a check cannot be made with these arguments, None where it can (or where this module does not know it)."""
+    if name not in CHECKS:
+        return None
+    try:
+        inspect.signature(CHECKS[name]).bind("", **given)
+        CHECKS[name]("a text", **given)
+    except (TypeError, KeyError, ValueError, re.error) as error:
+        return f"{name} with {given}: {type(error).__name__}: {error}"
+    return None
 
 
 # ------------------------------------------------------------------------------------------------------ what a prompt asks for
@@ -130,6 +162,7 @@ def _count(text):
 
 FEW_WORDS = 15  # a limit below it is of a title or of each item, not of the answer
 UNITS = {"words?": ("length_constraints:number_words", "num_words"),
+         "bullet(?:ed)?(?: points?)?": ("detectable_format:number_bullet_lists", "num_bullets"),
          "sentences?": ("length_constraints:number_sentences", "num_sentences"),
          "paragraphs?": ("length_constraints:number_paragraphs", "num_paragraphs")}  # fmt: skip
 BOUNDS = {  # before a number and a unit, "N words or less" behind them
@@ -137,15 +170,16 @@ BOUNDS = {  # before a number and a unit, "N words or less" behind them
                r"(?:limit\w*|keep)\b[^.\n]{0,40}?\bto)",
     "less than": r"(?:less than|fewer than|under|below)",
     "at least": r"(?:at least|no fewer than|no less than|a minimum of|minimum)",
-    "exactly": r"(?:exactly|in|using)(?: just| only| exactly)?",
+    "exactly": r"(?:exactly|in|using|with)(?: just| only| exactly)?",
 }  # fmt: skip
+SAY = r"\b(?:answer|respond|reply|write(?: (?:it|everything))?)"
 PHRASES = (  # (what a prompt says, instruction id, arguments from the match)
-    (r"\b(?:output|return|respond|reply|answer|present|provide|format)\b[^.\n]{0,80}\b(?:in|as|a|valid) (?:an? |valid )?json\b(?! schema)",
-     "detectable_format:json_format", lambda m: {}),
-    (r"\b(?:in|use|all) (?:all )?(?:upper ?case|capital letters|all caps)\b", "change_case:english_capital", lambda m: {}),
-    (r"\b(?:in|use|all) (?:all )?lower ?case\b(?! variable)", "change_case:english_lowercase", lambda m: {}),
+    (r"\b(?:output|return|respond|reply|answer|present|provide|format|write)\b[^.\n]{0,80}\b(?:in|as)(?: a| valid)* json\b"
+     r"(?! (?:schema|files?))", "detectable_format:json_format", lambda m: {}),
+    (rf"{SAY} (?:only )?(?:in|using|with|in only) (?:all |only )*(?:upper ?case|capital letters|all caps)\b",
+     "change_case:english_capital", lambda m: {}),
+    (rf"{SAY} (?:only )?(?:in|using|with|in only) (?:all |only )*lower ?case\b", "change_case:english_lowercase", lambda m: {}),
     (r"\b(?:without|do not use|don['’]t use|avoid)(?: using)?(?: any)? commas\b", "punctuation:no_comma", lambda m: {}),
-    (rf"\b{NUMBER} bullet(?:ed)?(?: points?)?\b", "detectable_format:number_bullet_lists", lambda m: {"num_bullets": _count(m[1])}),
     (r"\b(?:in|as|use|using)(?: an?| the)? bullet(?:ed)?[- ](?:points?|lists?)\b", "detectable_format:number_bullet_lists",
      lambda m: {"num_bullets": 1, "relation": "at least"}),
     (r"\b(?:in|as|use|using|with)(?: an?| the)? numbered list\b", "detectable_format:numbered_list",
@@ -163,24 +197,31 @@ def asked_for(prompt):
     """The verifiable instructions in a prompt's own words: [(instruction id, arguments)], one of a kind; [] for most prompts.
 
     Only plain phrases count ("in at most 50 words", "in three bullet points", "as JSON"): what is missed costs examples, what
-    is found wrongly would cost truth.
+    is found wrongly would cost truth. Words are never counted exactly unless that is said, and what is not to be done is passed over.
     """
     found = {}
     for unit, (name, argument) in UNITS.items():
         for relation, bound in BOUNDS.items():
             match = re.search(rf"\b{bound} {NUMBER}[ -]{unit}\b(?! (?:or (?:more|less|fewer)|long|per|each|summary of))", prompt, re.I)
-            if match and name not in found and not (unit == "words?" and _count(match[1]) < FEW_WORDS):
+            loose = match and relation == "exactly" and unit == "words?" and "exactly" not in match[0].lower()
+            few = match and unit == "words?" and _count(match[1]) < FEW_WORDS
+            if match and name not in found and not (loose or few or _denied(prompt, match)):
                 found[name] = {argument: _count(match[1]), "relation": relation}
         match = re.search(rf"\b{NUMBER} {unit} or (less|fewer|more)\b", prompt, re.I)
         if match:
             found[name] = {argument: _count(match[1]), "relation": "at least" if match[2].lower() == "more" else "at most"}
     for phrase, name, arguments in PHRASES:
         match = re.search(phrase, prompt, re.I)
-        if match and name not in found:
+        if match and name not in found and not _denied(prompt, match):
             found[name] = arguments(match)
     if "keywords:forbidden_words" in found:  # "do not use the words" asks for none of them
         found.pop("keywords:existence", None)
     return list(found.items())
+
+
+def _denied(prompt, match):
+    """Does a "not" or "never" stand in the few words before?"""
+    return bool(re.search(r"\b(?:not|never|n['’]t)\b[^.\n]{0,20}$", prompt[: match.start()], re.I))
 
 
 # ------------------------------------------------------------------------------------------------------------------ the surface

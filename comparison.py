@@ -15,7 +15,7 @@ import report
 MEASURES = {
     "win_rate": ("win rate", 3),
     "judge_score": ("judge's rating, 1 to 10", 2),
-    "instruction_following": ("verifiable instructions followed", 3),
+    "instruction_following": ("all verifiable instructions followed", 3),
     "rouge_l": ("ROUGE-L against the reference", 3),
     "token_f1": ("token F1 against the reference", 3),
     "answer_chars": ("characters of an answer", 0),
@@ -49,8 +49,8 @@ def measures(question, answers, cut):
         "repetition_rate": statistics.fmean(map(checks.repetition, answers)),
         "cut_rate": statistics.fmean(cut),
     }
-    if followed:
-        found["instruction_following"] = statistics.fmean(followed)
+    if followed:  # IFEval's prompt-level accuracy: all of them
+        found.update(instruction_following=float(all(followed)), n_checks=len(followed), n_followed=sum(followed))
     if known:
         found["rouge_l"] = statistics.fmean(metrics.rouge_l(answer, [reference]) for answer, reference in known)
         found["token_f1"] = statistics.fmean(metrics.token_f1(answer, [reference]) for answer, reference in known)

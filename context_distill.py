@@ -69,7 +69,7 @@ class Teacher:
     """
 
     def __init__(self, model, tokenizer, task, demonstrations, args, chat):
-        self.model, self.tokenizer, self.task.kind, self.chat, self.args = model, tokenizer, task, chat, args
+        self.model, self.tokenizer, self.task, self.chat, self.args = model, tokenizer, task, chat, args
         self.demonstrations, self.prefix, self.prior, self.student = demonstrations, None, 0.0, None
         self.new_tokens = training.answer_length(args, task)
         limit = models.context_length(model)

@@ -6,11 +6,13 @@ prompts. Nothing heavy is imported at the top.
 
 import hashlib
 import json
+import os
 import random
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import checks
 import tasks
 import utils
 
@@ -97,12 +99,14 @@ def load(name, data=None):
     if kind and kind != found:
         raise utils.UserError(f"--data {data}: its questions are those of {found}, not of {kind}")
     read = _mt_question if found == "mt_bench" else _question
-    references = {str(row["question_id"]): row for row in tasks.read_table(files["references"])} if files["references"] else {}
+    known = tasks.read_table(files["references"]) if files["references"] and found == "mt_bench" else []
+    references = {str(row["question_id"]): row for row in known if "question_id" in row and row.get("choices")}
     questions = [read(row, i, files["questions"], references) for i, row in enumerate(rows)]
     twice = len(questions) - len({question.id for question in questions})
     if twice:
         raise utils.UserError(f"{files['questions']}: {twice} questions have an id that another has")
-    prompts = {row["name"]: row for row in tasks.read_table(files["judge_prompts"])} if files["judge_prompts"] else {}
+    known = tasks.read_table(files["judge_prompts"]) if files["judge_prompts"] and found == "mt_bench" else []
+    prompts = {row["name"]: row for row in known if {"name", "system_prompt", "prompt_template"} <= set(row)}
     return Benchmark(kind or Path(name).stem, found, questions, prompts)
 
 
@@ -153,12 +157,30 @@ def _question(row, index, file, _):
                               f"there are {', '.join(map(str, row))}")  # fmt: skip
     context = next((row[name] for name in CONTEXT if isinstance(row.get(name), str) and row[name].strip()), None)
     reference = next((row[name] for name in REFERENCE if isinstance(row.get(name), str) and row[name].strip()), None)
-    wanted, arguments = row.get("instruction_id_list") or [], row.get("kwargs") or []
-    checks = tuple((name, {key: value for key, value in (given or {}).items() if value is not None})
-                   for name, given in zip(wanted, arguments))  # fmt: skip
+    wanted, arguments = _listed(row.get("instruction_id_list")), _listed(row.get("kwargs"))
+    if wanted is None or arguments is None or len(wanted) != len(arguments) or not all(isinstance(x, dict | None) for x in arguments):
+        raise utils.UserError(
+            f"{file}, row {index + 1}: instruction_id_list and kwargs are no lists of one length, of names and of objects"
+        )
+    made = tuple(
+        (name, {key: value for key, value in (given or {}).items() if value is not None}) for name, given in zip(wanted, arguments)
+    )
+    wrong = next(filter(None, (checks.unusable(*check) for check in made)), None)
+    if wrong:
+        raise utils.UserError(f"{file}, row {index + 1}: {wrong}")
     return Question(str(row.get("key", row.get("id", index))), ("\n\n".join(filter(None, [prompt, context])),),
-                    str(row.get("dataset") or row.get("category") or ""), (reference,) if reference else (), checks, index,
+                    str(row.get("dataset") or row.get("category") or ""), (reference,) if reference else (), made, index,
                     str(row.get("generator") or ""))  # fmt: skip
+
+
+def _listed(cell):
+    """A list, or one written as JSON in a cell of a table; [] for an empty cell, None for anything else."""
+    if isinstance(cell, str) and cell.strip():
+        try:
+            cell = json.loads(cell)
+        except ValueError:
+            return None
+    return cell if isinstance(cell, list) else None if cell else []
 
 
 def choose(questions, n, seed=tasks.EVAL_SEED):
@@ -173,9 +195,9 @@ def choose(questions, n, seed=tasks.EVAL_SEED):
     return sorted(chosen, key=lambda question: question.index)
 
 
-def eval_id(questions):
-    """Hash of the questions and their order, as a row's eval_id."""
-    return hashlib.sha256(repr([question.key() for question in questions]).encode()).hexdigest()[:16]
+def eval_id(questions, *judged):
+    """Hash of the questions and their order, as a row's eval_id. judged: by whom and against whom, which no other score compares with."""
+    return hashlib.sha256(repr([question.key() for question in questions] + list(judged)).encode()).hexdigest()[:16]
 
 
 # ----------------------------------------------------------------------------------------------------------------- prompts
@@ -226,7 +248,7 @@ def mt_answers(questions, answers, name):
 def read_records(path):
     """The dicts of a JSON-lines file; a last line that a kill cut off is left out. [] where there is no file."""
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        text = Path(path).read_text(encoding="utf-8", errors="replace")
     except FileNotFoundError:
         return []
     records = []
@@ -235,13 +257,14 @@ def read_records(path):
             records.append(json.loads(line))
         except ValueError:
             continue
-    return records
+    return [record for record in records if isinstance(record, dict)]
 
 
 def append_records(path, records):
-    """Append dicts as JSON lines, each whole; a line that a kill cut off before is ended first."""
-    path = Path(path)
-    broken = path.exists() and path.stat().st_size and not path.read_bytes().endswith(b"\n")
-    with open(path, "a", encoding="utf-8") as file:
-        file.write("\n" * bool(broken) + "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
-        file.flush()
+    """Append dicts as JSON lines (ASCII, so that any text can be written), each whole; a line that a kill cut off is ended first."""
+    with open(path, "ab+") as file:
+        if file.seek(0, os.SEEK_END):
+            file.seek(-1, os.SEEK_END)
+            if file.read(1) != b"\n":
+                file.write(b"\n")
+        file.write("".join(json.dumps(record) + "\n" for record in records).encode("ascii"))

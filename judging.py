@@ -13,6 +13,10 @@ import utils
 # ------------------------------------------------------------------------------------------------------------ from judgements
 
 
+INSTRUCTIONS = 805  # of AlpacaEval
+GLM_COLUMNS = ("output_1", "output_2", "generator_1", "generator_2", "annotator")
+
+
 def preference(value):
     """A preference between 1 (the first output) and 2 (the second), 1.5 for a draw, which older files write as 0; None if unreadable."""
     try:
@@ -44,8 +48,13 @@ def length_controlled(annotations, places):
 
     The alpaca_eval package computes it (Dubois et al. 2024): a regression on the outputs' lengths and each instruction's
     difficulty, regularised by annotations of models that game the length. Both tables are not in the package: it fetches them
-    from the hub. places: each annotation's place among the 805 instructions.
+    from the hub. places: each annotation's place among the instructions, None where that is not known.
     """
+    missing = [name for name in GLM_COLUMNS if not all(isinstance(row.get(name), str) for row in annotations)]
+    if missing or places is None:
+        return None, f"the annotations have no {', '.join(missing)}" if missing else (
+            f"which of AlpacaEval's {INSTRUCTIONS} instructions these {len(annotations)} are is not known"
+        )
     if importlib.util.find_spec("alpaca_eval"):  # offline mode must be set before the package imports the hub's library
         models.check_names({}, {"alpaca_eval": "tatsu-lab/alpaca_eval"})
     try:
@@ -62,7 +71,12 @@ def length_controlled(annotations, places):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             found = get_length_controlled_winrate(frame, save_weights_dir=None, is_add_glm_preference_inplace=False)
-    except (OSError, ValueError, KeyError) as error:  # no hub and nothing in its cache; instructions that have no known difficulty
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        AssertionError,
+    ) as error:  # no hub and nothing in its cache; instructions that have no known difficulty
         return None, ("the alpaca_eval package fetches the instructions' difficulties and the annotations of length-gaming models from "
                       f"the hub, and could not ({type(error).__name__}: {str(error).splitlines()[0][:80]})")  # fmt: skip
     return (float(found["length_controlled_winrate"]), float(found["lc_standard_error"])), None

@@ -83,7 +83,19 @@ def test_the_known_win_rate_to_ten_digits(capsys):
     assert found["win_rate"] == pytest.approx(2.591450540223603, abs=1e-10)
     assert found["standard_error"] == pytest.approx(0.4870855382635108, abs=1e-10)
     assert found["avg_length"] == 396 and found["n_total"] == 805
-    assert "length-controlled" in text[text.rindex("}") :]  # the reason why it cannot be had
+    if found["length_controlled_winrate"] is None:
+        assert "no length-controlled win rate: " in text[text.rindex("}") :]  # and why
+    else:  # the alpaca_eval package is there, and the hub
+        assert found["length_controlled_winrate"] == pytest.approx(5.875, abs=0.05)
+
+
+def test_a_part_of_alpaca_eval_has_no_length_controlled_rate_unless_its_places_are_known(tmp_path, capsys):
+    row = {"preference": 1.5, "output_1": "a", "output_2": "b", "generator_1": "c", "generator_2": "d", "annotator": "e"}
+    for rows_of_it, wanted in (([row] * 30, "which of AlpacaEval's 805 instructions"), ([{**row, "annotator": None}] * 30, "no annotator"),
+                               ([{**row, "question_id": "3"}] * 5, "alpaca_eval")):  # fmt: skip
+        (tmp_path / "a.json").write_text(json.dumps(rows_of_it))
+        chat_eval.main(["--score", str(tmp_path / "a.json")])
+        assert wanted in capsys.readouterr().out.splitlines()[-1]
 
 
 @needs_mt_bench
@@ -138,9 +150,9 @@ def test_files_of_judgements_are_known_by_their_columns(tmp_path, text, kind, wa
 
 
 @pytest.mark.parametrize(("name", "given", "good", "bad"), [
-    ("keywords:existence", {"keywords": ["Paris", "film"]}, "A film of paris.", "A film of Parisians."),
+    ("keywords:existence", {"keywords": ["Paris", "film"]}, "Films of parisians.", "A film of Rome."),
     ("keywords:forbidden_words", {"forbidden_words": ["dull"]}, "a dullard", "Dull!"),
-    ("keywords:frequency", {"keyword": "the", "frequency": 2, "relation": "less than"}, "the other", "The end of the film"),
+    ("keywords:frequency", {"keyword": "the", "frequency": 2, "relation": "less than"}, "The end", "the other"),
     ("keywords:letter_frequency", {"letter": "q", "let_frequency": 2, "let_relation": "at least"}, "Quick quiz", "quick"),
     ("length_constraints:number_words", {"num_words": 3, "relation": "less than"}, "two words", "these are three"),
     ("length_constraints:number_sentences", {"num_sentences": 2, "relation": "exactly"}, 'Yes. "It is." ', "Yes, it is 3.5 long."),
@@ -148,11 +160,12 @@ def test_files_of_judgements_are_known_by_their_columns(tmp_path, text, kind, wa
     ("length_constraints:number_paragraphs", {"num_paragraphs": 2, "relation": "exactly"}, "one\n\ntwo", "one\ntwo"),
     ("length_constraints:nth_paragraph_first_word", {"num_paragraphs": 2, "nth_paragraph": 2, "first_word": "So"}, "a\n\nso it", "so\n\nb"),
     ("detectable_content:number_placeholders", {"num_placeholders": 2}, "[name] lives in [city]", "[name]"),
-    ("detectable_content:postscript", {"postscript_marker": "P.S."}, "text\nP.S. more", "no P.S. here"),
+    ("detectable_content:postscript", {"postscript_marker": "P.S."}, "text\np. s. more", "no PS here"),
     ("detectable_format:number_bullet_lists", {"num_bullets": 2}, "* a\n- b", "* a\n**bold**"),
-    ("detectable_format:number_highlighted_sections", {"num_highlights": 2}, "*a b* and **c**", "2 * 3 * 4"),
+    ("length_constraints:number_paragraphs", {"num_paragraphs": 2}, "***one***two", "one***   ***two"),
+    ("detectable_format:number_highlighted_sections", {"num_highlights": 2}, "*a b* and *c*", "*a b* and ** **"),
     ("detectable_format:multiple_sections", {"section_spliter": "SECTION", "num_sections": 2}, "SECTION 1\na\nSECTION 2\nb", "SECTION 1"),
-    ("detectable_format:json_format", {}, 'Here:\n```json\n{"a": [1]}\n```', '{"a": }'),
+    ("detectable_format:json_format", {}, '```json\n{"a": [1]}\n```', 'Here: {"a": 1}'),
     ("detectable_format:title", {}, "<<A title>>\ntext", "<< >>"),
     ("detectable_format:constrained_response", {}, "My answer is no.", "No."),
     ("combination:two_responses", {}, "one\n******\ntwo", "same\n******\nsame"),
@@ -177,12 +190,21 @@ def test_what_a_prompt_asks_for_is_read_from_plain_phrases_alone():
         "Answer in at most 50 words.": [(words, {"num_words": 50, "relation": "at most"})],
         "Write fewer than 200 words on it": [(words, {"num_words": 200, "relation": "less than"})],
         "an essay of 300 words or more": [(words, {"num_words": 300, "relation": "at least"})],
-        "Explain it in three bullet points": [("detectable_format:number_bullet_lists", {"num_bullets": 3})],
+        "Explain it in three bullet points": [("detectable_format:number_bullet_lists", {"num_bullets": 3, "relation": "exactly"})],
         "in just one sentence": [("length_constraints:number_sentences", {"num_sentences": 1, "relation": "exactly"})],
         "Return the result as a JSON object": [("detectable_format:json_format", {})],
         "Use the words 'sun' and 'moon'.": [("keywords:existence", {"keywords": ["sun", "moon"]})],
         'Do not use the word "very".': [("keywords:forbidden_words", {"forbidden_words": ["very"]})],
+        "in at least three bullet points": [("detectable_format:number_bullet_lists", {"num_bullets": 3, "relation": "at least"})],
+        "with no more than 5 bullet points": [("detectable_format:number_bullet_lists", {"num_bullets": 5, "relation": "at most"})],
+        "Write it in exactly 100 words": [(words, {"num_words": 100, "relation": "exactly"})],
+        "Answer in all capital letters.": [("change_case:english_capital", {})],
         "write a script that reads json files": [],
+        "Provide a Python script that reads a JSON file": [],
+        "3 to 5 bullet points": [],
+        "a story in 100 words": [],
+        "Answer the question about how to use uppercase letters": [],
+        "Do not answer in one sentence": [],
         "Give me a list of 5 words": [],
         "Tell a story about two sentences that met.": [],
     }.items():
@@ -230,6 +252,10 @@ def test_alpaca_eval_has_its_reference_outputs():
     ("a.jsonl", '{"question_id": 1, "turns": "one"}\n', "a list of turns"), ("a.xml", "x", "unknown file type"),
     ("a.jsonl", '{"id": 1, "prompt": "x"}\n{"id": 1, "prompt": "y"}\n', "1 questions have an id that another has"),
     ("a.jsonl", '{"prompt": \n', "cannot be read as jsonl"),
+    ("a.jsonl", '{"prompt": "x", "instruction_id_list": ["keywords:existence"], "kwargs": [{}]}\n', "missing a required argument"),
+    ("a.jsonl", '{"prompt": "x", "instruction_id_list": ["punctuation:no_comma"], "kwargs": []}\n', "no lists of one length"),
+    ("a.csv", 'prompt,instruction_id_list,kwargs\nx,"[""keywords:frequency""]","[{""keyword"": ""a"", ""frequency"": 1, ""relation"": 2}]"',
+     "KeyError"),
 ])  # fmt: skip
 def test_files_that_hold_no_prompts_are_one_line(tmp_path, capsys, name, text, wanted, tiny_llama):
     (tmp_path / name).write_text(text)
@@ -247,7 +273,11 @@ def test_files_that_hold_no_prompts_are_one_line(tmp_path, capsys, name, text, w
     (["--benchmark", "x", "--judge", "endpoint", "--judge_model", "m", "--judge_url", "localhost"], "begins with http"),
     (["--benchmark", "x", "--max_cost", "1"], "needs --judge_prices"),
     (["--judge", "local", "--judge_model", "m"], "belongs to --benchmark"),
-    (["--benchmark", "x", "--output", "y"], "belongs to --mode batch"), (["--model", "a", "a"], "named twice"),
+    (["--benchmark", "x", "--output", "y"], "of --mode batch"), (["--model", "a", "a"], "named twice"),
+    (["--mode", "interactive", "--model", "a", "b"], "talks to one model"), (["--benchmark", "x", "--score", "y"], "or else --score"),
+    (["--benchmark", "x", "--one_order"], "need --judge"), (["--prompts", "x", "--output", "no/such/file"], "a folder that is there"),
+    (["--benchmark", "x", "--judge", "local", "--judge_model", "m", "--judge_prompt", "no.txt"], "cannot be read"),
+    (["--benchmark", "x", "--judge", "local", "--judge_model", "m", "--judge_prompt", str(ROOT / "Makefile")], "has no {question}"),
     (["--benchmark", "no/such/file.jsonl"], "no file of prompts"), (["--score", "no.json"], "no such file"),
 ])  # fmt: skip
 def test_wrong_flags_are_one_line(flags, wanted, capsys, tiny_llama):
@@ -264,7 +294,7 @@ def test_base_and_tuned_side_by_side(prompts, tiny_llama, adapter, chats, tmp_pa
     chat_eval.main(["--benchmark", prompts, "--model", tiny_llama, "--adapter", adapter, *chats])
     base, tuned = rows(tmp_path)
     for row in (base, tuned):
-        assert row["strategy"] == "chat" and row["n_eval"] == "4" and row["metric"] == "instruction_following" and row["status"] == "ok"
+        assert row["strategy"] == "chat" and row["n_eval"] == "4" and row["metric"] == "rouge_l" and row["status"] == "ok"
         for column in ("rouge_l", "token_f1", "perplexity", "answer_chars", "repetition_rate", "refusal_rate", "tokens_per_s",
                        "latency_ms_p50", "peak_rss_gb", "generated_tokens", "predicted_gb"):  # fmt: skip
             assert float(row[column]) >= 0, column
@@ -361,6 +391,12 @@ def test_a_model_without_a_chat_template_gets_headings(prompts, tiny_gpt2, tiny_
 # ------------------------------------------------------------------------------------------------------------- local judge
 
 
+def local_judge(folder):
+    import models
+
+    return judges.LocalJudge(folder, lambda: (models.load_model(folder), utils.load_tokenizer(folder)))
+
+
 def question(turns=("what is it",), references=()):
     return instructions.Question("7", tuple(turns), references=tuple(references))
 
@@ -436,7 +472,8 @@ def test_a_local_judge_goes_by_likelihood_and_averages_both_orders(prompts, tiny
         )
         assert row["preference"] == pytest.approx(1 + statistics.fmean(wins), abs=1e-4)
     assert float(tuned["win_rate"]) == pytest.approx(statistics.fmean(row["preference"] - 1 for row in annotations), abs=1e-5)
-    assert tuned["metric"] == "win_rate" and tuned["position_bias"] and base["win_rate"] == ""
+    assert tuned["metric"] == base["metric"] == "win_rate" and tuned["position_bias"] and base["win_rate"] == "0.5"
+    assert tuned["eval_id"] == base["eval_id"]
     found = judging.read_judgements(file)[1]
     assert judging.win_rate([row["preference"] for row in found])["n_total"] == 4
     judged = records(tmp_path, "judgements.jsonl")
@@ -446,18 +483,14 @@ def test_a_local_judge_goes_by_likelihood_and_averages_both_orders(prompts, tiny
 
 
 def test_equal_answers_are_a_draw_whatever_the_judges_place(tiny_llama, tmp_path):
-    import models
-
-    judge = judges.LocalJudge(models.load_model(tiny_llama), utils.load_tokenizer(tiny_llama), tiny_llama)
+    judge = local_judge(tiny_llama)
     asked, same = question(), comparison.System("one", {"7": ["the same"]})
     annotations, pairs, failed = judges.pairwise(judge, [asked], same, same, tmp_path / "judgements.jsonl")
     assert annotations[0]["preference"] == pytest.approx(1.5, abs=1e-6) and judging.position_bias(pairs)["rate"] == 1.0 and not failed
 
 
 def test_a_local_rating_is_the_expected_number(tiny_llama, tmp_path):
-    import models
-
-    judge = judges.LocalJudge(models.load_model(tiny_llama), utils.load_tokenizer(tiny_llama), tiny_llama)
+    judge = local_judge(tiny_llama)
     system = comparison.System("one", {"7": ["first", "second"]})
     graded, failed = judges.gradings(judge, [question(("a", "b"))], system, None, tmp_path / "judgements.jsonl")
     shares = [json.loads(line)["likelihoods"] for line in (tmp_path / "judgements.jsonl").read_text().splitlines()]
@@ -482,7 +515,14 @@ class Faulty(http.server.BaseHTTPRequestHandler):
         asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         with self.server.lock:
             fault = self.server.faults.pop(0) if self.server.faults else None
-            self.server.asked.append((asked["messages"][-1]["content"], self.headers["Authorization"]))
+            self.server.bodies.append(asked)
+            self.server.asked.append(((asked["messages"] or [{"content": ""}])[-1]["content"], self.headers["Authorization"]))
+            text = self.server.content.pop(0) if self.server.content and fault is None else "B"
+        refused = next((name for name in self.server.refuses if name in asked), None)
+        if refused:
+            return self.reply(400, json.dumps({"error": {"message": f"Unsupported parameter: '{refused}'"}}))
+        if fault == "stuck":
+            time.sleep(20)
         if fault == "drop":
             self.connection.shutdown(socket.SHUT_RDWR)
             self.close_connection = True
@@ -493,10 +533,13 @@ class Faulty(http.server.BaseHTTPRequestHandler):
             return self.reply(fault, json.dumps({"error": {"message": f"fault {fault}"}}), {"Retry-After": "0"})
         if fault == "no json":
             return self.reply(200, "<html>")
-        content = "I cannot decide." if fault == "malformed" else "B"
+        content = "I cannot decide." if fault == "malformed" else text
+        alternatives = [{"token": token, "logprob": value, "bytes": None} for token, value in self.server.logprobs.items()]
+        likely = {"content": [{**alternatives[0], "top_logprobs": alternatives}]} if alternatives else None
         self.reply(200, json.dumps({
             "id": "1", "object": "chat.completion", "created": 1, "model": asked["model"],
-            "choices": [{"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": content}}],
+            "choices": [{"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": content},
+                         "logprobs": likely}],
             "usage": {"prompt_tokens": 100, "completion_tokens": 1, "total_tokens": 101},
         }))  # fmt: skip
 
@@ -515,7 +558,8 @@ class Faulty(http.server.BaseHTTPRequestHandler):
 @pytest.fixture
 def endpoint():
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Faulty)
-    server.lock, server.faults, server.asked = threading.Lock(), [], []
+    server.lock, server.faults, server.asked, server.bodies = threading.Lock(), [], [], []
+    server.content, server.refuses, server.logprobs, server.daemon_threads = [], [], {}, True
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield server
     server.shutdown()
@@ -572,12 +616,114 @@ def test_the_price_is_told_before_and_kept_to(endpoint, prompts, tiny_llama, ada
     with pytest.raises(SystemExit) as stop:
         chat_eval.main(judged_by(endpoint, prompts, tiny_llama, adapter, chats, "--judge_prices", "1000", "1000", "--max_cost", "0.01"))
     assert stop.value.code == 2 and "may cost" in capsys.readouterr().err and not endpoint.asked
-    command = judged_by(endpoint, prompts, tiny_llama, adapter, chats, "--judge_prices", "2500", "1", "--judge_workers", "1", "--one_order")
-    chat_eval.main([*command, "--max_cost", "2"])  # the estimate is below 2 USD, the endpoint counts 0.25 a call
-    assert len(endpoint.asked) == 4
-    one = judges.EndpointJudge("http://127.0.0.1:9/v1", "m", prices=(2.0, 10.0))
-    request = judges.Request(("1",), "pair", (("user", "x" * 400),))
-    assert one.estimate([request] * 3) == (300, 48, pytest.approx((300 * 2 + 48 * 10) / 1e6))
+    url = f"http://127.0.0.1:{endpoint.server_port}/v1"
+    request = [judges.Request((str(i),), "pair", (("user", f"{i}" * 40),)) for i in range(8)]  # 10 tokens in, 16 out at most
+    judge = judges.EndpointJudge(url, "m", prices=(10_000.0, 0.0), max_cost=2.5)  # 0.1 USD by the estimate, 1 by what is counted
+    assert judge.estimate(request[:3]) == (30, 48, pytest.approx(0.3))
+    found = judging_of(judge, request)
+    assert 2 <= len(found) == len(endpoint.asked) <= 5 and judge.spent == pytest.approx(len(found))  # 4 calls may be under way
+    assert "judgements not asked for" in capsys.readouterr().out
+    with pytest.raises(utils.UserError, match="may cost"):
+        judging_of(judge, request)
+    assert len(endpoint.asked) == len(found)
+
+
+def judging_of(judge, requests):
+    """What `judge.ask` keeps."""
+    kept = []
+    judge.ask(requests, lambda *found: kept.append(found))
+    return kept
+
+
+def test_one_refused_request_ends_nothing(endpoint, capsys):
+    judge = judges.EndpointJudge(f"http://127.0.0.1:{endpoint.server_port}/v1", "m", workers=1)
+    endpoint.faults = [None, 400, None]
+    kept = judging_of(judge, [judges.Request((str(i),), "pair", (("user", f"{i}"),)) for i in range(4)])
+    assert len(kept) == 3 and len(judge.failed) == 1 and not judge.refused
+    assert "1 judgements failed: BadRequestError" in capsys.readouterr().out
+
+
+def test_what_an_endpoint_does_not_take_is_sent_otherwise(endpoint):
+    judge = judges.EndpointJudge(f"http://127.0.0.1:{endpoint.server_port}/v1", "m", workers=1)
+    endpoint.refuses = ["max_tokens", "temperature", "logprobs"]
+    kept = judging_of(judge, [judges.Request((str(i),), "pair", (("user", f"{i}"),)) for i in range(3)])
+    assert [value for _, value, _ in kept] == [1.0] * 3 and judge.refused == set(endpoint.refuses) and len(endpoint.asked) == 6
+    assert set(endpoint.bodies[-1]) == {"model", "messages", "max_completion_tokens"}
+
+
+def test_an_endpoints_likelihoods_weigh_its_verdicts(endpoint):
+    endpoint.logprobs = {"A": math.log(0.7), "B": math.log(0.3)}
+    (found,) = judging_of(judges.EndpointJudge(f"http://127.0.0.1:{endpoint.server_port}/v1", "m"), [judges.Request(("1",), "pair", ())])
+    assert found[1] == pytest.approx(0.3) and endpoint.bodies[0]["top_logprobs"] == 20
+
+
+@pytest.mark.parametrize("url", ["http://", "http://localhost:99999/v1", "http://exa mple/v1", "http://127.0.0.1:9/v1"])
+def test_where_nothing_answers_is_said_before_anything_is_generated(url, prompts, tiny_llama, chats, tmp_path, capsys, monkeypatch):
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(SystemExit) as stop:
+        chat_eval.main(["--benchmark", prompts, "--model", tiny_llama, tiny_llama + "/", *chats, "--judge", "endpoint", "--judge_model", "m",
+                        "--judge_url", url])  # fmt: skip
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and error.count("\n") == 1 and url in error and not (tmp_path / "answers").exists()
+
+
+def test_mt_bench_ratings_by_an_endpoint(endpoint, tiny_llama, chats, tmp_path):
+    write_jsonl(tmp_path / "question.jsonl", [{"question_id": i, "category": c, "turns": [f"the film {i}", "and the cast ?"]}
+                                              for i, c in ((81, "writing"), (111, "math"))])  # fmt: skip
+    write_jsonl(tmp_path / "judge_prompts.jsonl", [
+        {"name": name, "system_prompt": "be fair", "prompt_template": "{question} {answer} {question_1} {answer_1} {question_2} {answer_2}"}
+        for name in ("single-v1", "single-v1-multi-turn")])  # fmt: skip
+    endpoint.content = ["Fine. Rating: [[8]]", "no number", "[[3]]"]  # then a call that fails
+    endpoint.faults = [None, None, None, 500]
+    command = ["--benchmark", "mt_bench", "--data", str(tmp_path), "--model", tiny_llama, *chats, "--judge", "endpoint", "--judge_model", "m",
+               "--judge_url", f"http://127.0.0.1:{endpoint.server_port}/v1", "--judge_workers", "1", "--judge_retries", "0"]  # fmt: skip
+    chat_eval.main(command)
+    (row,) = rows(tmp_path)
+    graded = judging.read_judgements(Path(row["run_dir"], "model_judgment/m_single.jsonl"))[1]
+    assert [(g["question_id"], g["turn"], g["score"], g["judge"][1]) for g in graded] == [
+        (81, 1, 8.0, "single-v1"), (81, 2, -1, "single-v1-multi-turn"), (111, 1, 3.0, "single-v1")]  # fmt: skip
+    assert float(row["judge_score"]) == float(row["score"]) == 5.5 and row["metric"] == "judge_score"
+    assert float(row["invalid_rate"]) == pytest.approx(1 / 3, abs=1e-5) and "1 judgements failed" in row["note"]
+    found = json.loads(Path(row["run_dir"], "mt_bench.json").read_text())
+    assert found["turns"] == {"1": 5.5} and found["categories"] == {"math": 3.0, "writing": 8.0} and found["n_unreadable"] == 1
+    endpoint.content = ["[[5]]"]
+    chat_eval.main(command)  # asks for the one that failed
+    assert len(endpoint.asked) == 5 and float(rows(tmp_path)[1]["judge_score"]) == pytest.approx(16 / 3, abs=1e-4)
+
+
+def test_a_run_killed_while_it_is_judged_judges_nothing_twice(endpoint, prompts, tiny_llama, adapter, chats, tmp_path):
+    endpoint.faults = [None, None, None, "stuck"]
+    flags = judged_by(endpoint, prompts, tiny_llama, adapter, chats, "--judge_workers", "1", "--judge_timeout", "60", "--latency_runs", "0")
+    process = subprocess.Popen([sys.executable, "chat_eval.py", *flags], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while len(endpoint.asked) < 4 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.kill()
+    process.wait()
+    before = records(tmp_path, "judgements.jsonl")
+    assert len(before) == 3
+    chat_eval.main(flags)
+    after = records(tmp_path, "judgements.jsonl")
+    assert after[:3] == before and len(after) == 8 == len({record["key"] for record in after})
+    counts = collections.Counter(text for text, _ in endpoint.asked)
+    assert sorted(counts.values()) == [1] * 7 + [2]  # the one that had no answer
+
+
+def test_judgements_of_any_text_can_be_written_and_read_again(tmp_path):
+    file = tmp_path / "judgements.jsonl"
+    instructions.append_records(file, [{"key": "a", "text": "B \ud83d é"}])
+    file.write_bytes(file.read_bytes() + '{"key": "b", "text": "é'.encode()[:-1])  # a kill within a character
+    instructions.append_records(file, [{"key": "c"}])
+    assert [record["key"] for record in instructions.read_records(file)] == ["a", "c"]
+
+
+def test_two_systems_never_have_one_name():
+    import answering
+
+    found = answering.names_of([("org1/m", None), ("org2/m", None), ("org1/m", "runs/x/adapter"), ("b/reference", None)])
+    assert found == {("org1/m", None): "org1_m", ("org2/m", None): "org2_m", ("org1/m", "runs/x/adapter"): "m+x",
+                     ("b/reference", None): "b_reference_"}  # fmt: skip
 
 
 def free_port():

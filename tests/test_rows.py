@@ -303,4 +303,4 @@ def test_a_run_folder_is_found_from_where_the_script_ran_or_beside_the_csv(tmp_p
     monkeypatch.chdir(tmp_path / "elsewhere")
     assert table.run_folder({"run_dir": "runs/a"}, tmp_path / "demo").is_dir()
     assert not table.run_folder({"run_dir": "runs/b"}, tmp_path / "demo").is_dir()
-    assert not table.run_folder({"run_dir": ""}, tmp_path / "demo") == tmp_path / "demo"
+    assert table.run_folder({"run_dir": ""}, tmp_path / "demo") != tmp_path / "demo"
