@@ -305,7 +305,7 @@ def make_judge(args):
         return models.load_model(args.judge_model, device=utils.pick_device(args.device), precision=args.precision,
                                  pad_token_id=tokenizer.pad_token_id, trust_remote_code=args.trust_remote_code), tokenizer  # fmt: skip
 
-    return judges.LocalJudge(args.judge_model, load, args.batch_size)
+    return judges.LocalJudge(args.judge_model, load, args.precision, args.batch_size)
 
 
 def opponents_of(args, benchmark, questions):

@@ -157,10 +157,10 @@ def verdict_of(request, text, alternatives=None):
 class LocalJudge:
     """A model whose verdict is the likelihood of its labels: nothing is parsed. A request longer than its context is unreadable."""
 
-    def __init__(self, name, load, batch_size="auto", prompt_format="auto"):
-        """load: () -> (model, tokenizer), called when there is something to judge."""
+    def __init__(self, name, load, precision="fp32", batch_size="auto", prompt_format="auto"):
+        """load: () -> (model, tokenizer) at this precision, called when there is something to judge."""
         self.load, self.batch_size, self.prompt_format = load, batch_size, prompt_format
-        self.name, self.identity = Path(name).name, ("local", str(name), utils.input_id({"judge": str(name)}))
+        self.name, self.identity = Path(name).name, ("local", str(name), utils.input_id({"judge": str(name)}), precision)
 
     def ask(self, requests, keep):
         """keep(request, value, details) for each: P(B), or the expected rating (as G-Eval, Liu et al. 2023)."""

@@ -658,12 +658,12 @@ def test_an_endpoints_likelihoods_weigh_its_verdicts(endpoint):
 
 
 @pytest.mark.parametrize("url", ["http://", "http://localhost:99999/v1", "http://exa mple/v1", "http://127.0.0.1:9/v1"])
-def test_where_nothing_answers_is_said_before_anything_is_generated(url, prompts, tiny_llama, chats, tmp_path, capsys, monkeypatch):
+def test_where_nothing_answers_is_said_before_answers_are_made(url, prompts, tiny_llama, chats, tmp_path, capsys, monkeypatch):
     for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
         monkeypatch.delenv(name, raising=False)
     with pytest.raises(SystemExit) as stop:
-        chat_eval.main(["--benchmark", prompts, "--model", tiny_llama, tiny_llama + "/", *chats, "--judge", "endpoint", "--judge_model", "m",
-                        "--judge_url", url])  # fmt: skip
+        chat_eval.main(["--benchmark", prompts, "--model", tiny_llama, tiny_llama + "/", *chats, "--judge", "endpoint",
+                        "--judge_model", "m", "--judge_url", url])  # fmt: skip
     error = capsys.readouterr().err
     assert stop.value.code == 2 and error.count("\n") == 1 and url in error and not (tmp_path / "answers").exists()
 
@@ -676,8 +676,9 @@ def test_mt_bench_ratings_by_an_endpoint(endpoint, tiny_llama, chats, tmp_path):
         for name in ("single-v1", "single-v1-multi-turn")])  # fmt: skip
     endpoint.content = ["Fine. Rating: [[8]]", "no number", "[[3]]"]  # then a call that fails
     endpoint.faults = [None, None, None, 500]
-    command = ["--benchmark", "mt_bench", "--data", str(tmp_path), "--model", tiny_llama, *chats, "--judge", "endpoint", "--judge_model", "m",
-               "--judge_url", f"http://127.0.0.1:{endpoint.server_port}/v1", "--judge_workers", "1", "--judge_retries", "0"]  # fmt: skip
+    command = ["--benchmark", "mt_bench", "--data", str(tmp_path), "--model", tiny_llama, *chats, "--judge", "endpoint",
+               "--judge_model", "m", "--judge_url", f"http://127.0.0.1:{endpoint.server_port}/v1", "--judge_workers", "1",
+               "--judge_retries", "0"]  # fmt: skip
     chat_eval.main(command)
     (row,) = rows(tmp_path)
     graded = judging.read_judgements(Path(row["run_dir"], "model_judgment/m_single.jsonl"))[1]
