@@ -14,7 +14,7 @@ import instructions
 import metrics
 import utils
 
-CHUNK = 32  # questions that are answered together and written down: what a kill can cost
+CHUNK = 16  # questions that are answered together and written down: what a kill can cost
 
 
 def names_of(systems):
@@ -38,10 +38,10 @@ def names_of(systems):
     }
 
 
-def answers_folder(args, model, adapter, device_name):
-    """The folder of a system's answers, named by a hash of all that decides them and their times; settings.json tells what that is."""
-    names = ("precision", "prompt_format", "system", "max_new_tokens", "temperature", "seed", "batch_size")
-    settings = {"model": model, "adapter": adapter, "device": device_name, **{name: getattr(args, name) for name in names}}
+def answers_folder(args, model, adapter):
+    """The folder of a system's answers, named by a hash of all that decides them; settings.json tells what that is."""
+    names = ("precision", "prompt_format", "system", "max_new_tokens", "temperature", "seed")
+    settings = {"model": model, "adapter": adapter, **{name: getattr(args, name) for name in names}}
     settings["input_id"] = utils.input_id({"model": model, "adapter": adapter})
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:10]
     folder = Path(args.answers_dir) / f"{names_of([(model, adapter)])[model, adapter]}-{digest}"
@@ -71,7 +71,7 @@ def key_of(benchmark, question, args):
     return f"{question.key()}-{temperature:g}", temperature
 
 
-def answer(model, tokenizer, benchmark, questions, file, args, chat):
+def answer(model, tokenizer, benchmark, questions, file, args, chat, device_name):
     """The records of all questions, what the file has and what is generated now and appended to it, and this run's inference.Answers.
 
     A record has the answers to all turns, each asked with the turns before it and the model's own answers, and its share of the
@@ -96,7 +96,8 @@ def answer(model, tokenizer, benchmark, questions, file, args, chat):
             chunk = some[start : start + size]
             utils.set_seed(args.seed + int(chunk[0].key()[:8], 16))  # the same answers in a run that goes on
             made = {question.id: {"key": keys[question.id][0], "id": question.id, "turns": [], "new_tokens": [], "cut": [],
-                                  "prompt_tokens": 0, "truncated": 0, "seconds": 0.0} for question in chunk}  # fmt: skip
+                                  "prompt_tokens": 0, "truncated": 0, "seconds": 0.0,
+                                  "device": device_name} for question in chunk}  # fmt: skip
             for turn in range(max(len(question.turns) for question in chunk)):
                 asked = [question for question in chunk if len(question.turns) > turn]
                 prompts = [instructions.render(question.turns[: turn + 1], made[question.id]["turns"], tokenizer if chat else None,

@@ -18,10 +18,10 @@ HELP = "/reset forgets, /system TEXT, /adapter on|off, /retry asks the last agai
 class Chat:
     """One conversation with a model. What the next prompt has in common with the last one stays in a key-value cache."""
 
-    def __init__(self, model, tokenizer, chat, max_new_tokens, temperature, system=None):
+    def __init__(self, model, tokenizer, chat, max_new_tokens, temperature, system=None, adapter_name=None):
         self.model, self.tokenizer, self.chat = model, tokenizer, chat
         self.max_new_tokens, self.temperature, self.system = max_new_tokens, temperature, system
-        self.adapter = hasattr(model, "peft_config")  # is it on?
+        self.adapter, self.adapter_name = hasattr(model, "peft_config"), adapter_name  # is it on?
         self.turns, self.answers, self.prefix, self.told = [], [], Prefix(), []
 
     def forget_cache(self):
@@ -103,7 +103,8 @@ class Chat:
 
     def save(self, where):
         path = Path(where or f"chat-{time.strftime('%Y%m%d-%H%M%S')}.json").expanduser()
-        found = {"model": self.model.config._name_or_path, "system": self.system, "turns": self.turns, "answers": self.answers,
+        found = {"model": self.model.config._name_or_path, "adapter": self.adapter_name, "max_new_tokens": self.max_new_tokens,
+                 "temperature": self.temperature, "system": self.system, "turns": self.turns, "answers": self.answers,
                  "all": self.told}  # fmt: skip
         path.write_text(json.dumps(found, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         print(f"saved in {path}")

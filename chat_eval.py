@@ -20,7 +20,9 @@ the perplexity of reference answers are measured. With --adapter the base and th
 
 import argparse
 import json
+import os
 import statistics
+import sys
 from pathlib import Path
 
 import answering
@@ -102,12 +104,12 @@ def check_args(parser, args):
         parser.error("--data belongs to --benchmark alpaca_eval or mt_bench")
     if args.output and (args.mode != "batch" or not Path(args.output).parent.is_dir() or Path(args.output).is_dir()):
         parser.error(f"--output {args.output}: a file in a folder that is there, of --mode batch")
+    if len(set(args.model)) < len(args.model) or len(set(args.adapter)) < len(args.adapter):
+        parser.error("a model or an adapter is named twice")
     if len(args.model) > 1 and args.adapter:
         parser.error("--adapter belongs to one --model; give one of them")
     if args.mode == "interactive" and (len(args.model) > 1 or len(args.adapter) > 1):
         parser.error("--mode interactive talks to one model with at most one adapter")
-    if len(set(args.model)) < len(args.model) or len(set(args.adapter)) < len(args.adapter):
-        parser.error("a model or an adapter is named twice")
     if args.judge == "none" and (args.judge_model or args.judge_url or args.judge_prompt or args.one_order or args.opponent != "auto"):
         parser.error("--judge_model, --judge_url, --judge_prompt, --one_order and --opponent need --judge local or --judge endpoint")
     if args.judge != "none" and (args.mode != "evaluate" or args.score):
@@ -118,6 +120,10 @@ def check_args(parser, args):
         parser.error("--judge endpoint and --judge_url belong together")
     if args.judge_url and not args.judge_url.startswith(("http://", "https://")):
         parser.error(f"--judge_url {args.judge_url}: an address that begins with http:// or https:// is wanted")
+    if args.judge != "endpoint" and (args.judge_prices or args.max_cost is not None):
+        parser.error("--judge_prices and --max_cost belong to --judge endpoint")
+    if args.judge == "endpoint" and args.judge_key != parser.get_default("judge_key") and args.judge_key not in os.environ:
+        parser.error(f"--judge_key {args.judge_key}: there is no such variable in the environment")
     if args.max_cost is not None and not args.judge_prices:
         parser.error("--max_cost needs --judge_prices IN OUT, USD per million tokens")
     if args.judge_prompt:
@@ -148,7 +154,10 @@ def judge_system(run, judge, benchmark, questions, system, opponents, args, fold
     template = Path(args.judge_prompt).read_text(encoding="utf-8") if args.judge_prompt else None
     if benchmark.kind == "mt_bench":
         prompts = benchmark.judge_prompts if args.judge == "endpoint" else None
+        if args.judge == "endpoint" and not prompts:
+            run.note("FastChat's judge_prompts.jsonl is not beside the questions: rated by our prompt instead")
         rows, failed = judges.gradings(judge, questions, system, prompts, file)
+        system.graded = rows
         run.write_jsonl(f"model_judgment/{judge.name}_single.jsonl", rows)
         unreadable += [row["score"] == -1 for row in rows]
         if rows:
@@ -170,15 +179,18 @@ def judge_system(run, judge, benchmark, questions, system, opponents, args, fold
         run.write_json(f"annotations_against_{opponent.name}.json", annotations)
         unreadable += [row["preference"] is None for row in annotations]
         found, bias = judging.win_rate([row["preference"] for row in annotations]), judging.position_bias(pairs)
+        run.write_json(f"win_rate_against_{opponent.name}.json", {**found, "position_bias": bias})
         run.row.setdefault("position_bias", bias["rate"])  # of the first opponent, as the win rate
         label = f"against {opponent.name}"
         system.figures.update({f"win rate {label}, %": found["win_rate"], f"its standard error, {label}": found["standard_error"],
                                f"discrete win rate {label}, %": found["discrete_win_rate"],
                                f"unreadable judgements {label}": found["n_unreadable"], f"position bias {label}": bias["rate"],
                                f"of which for the first place, {label}": bias["first"]})  # fmt: skip
-        if opponent.name == "reference" and benchmark.kind == "alpaca_eval":
+        if opponent.name == reference_name(questions) and benchmark.name == "alpaca_eval":
             place = {question.id: question.index for question in questions}
-            controlled, why = judging.length_controlled(annotations, [place[row["question_id"]] for row in annotations])
+            known = len(benchmark.questions) == judging.INSTRUCTIONS
+            controlled, why = judging.length_controlled(annotations, [place[row["question_id"]] for row in annotations] if known else None)
+            run.note("judged by another prompt than AlpacaEval's own annotators: not to be compared with its leaderboard")
             run.row["lc_win_rate"] = controlled and controlled[0] / 100
             run.note(
                 "no length-controlled win rate: " + why
@@ -214,6 +226,18 @@ def metric_of(questions, systems_scores, judged, against):
     return None
 
 
+def write_official(run, benchmark, questions, system, together=None):
+    """A system's answers as the benchmark's own tools read them. together: all Systems, whose gradings stand in one file for FastChat."""
+    if benchmark.kind == "mt_bench":
+        run.write_jsonl(f"model_answer/{system.name}.jsonl", instructions.mt_answers(questions, system.answers, system.name))
+        for name in {row["judge"][0] for other in together or () for row in other.graded}:
+            run.write_jsonl(f"model_judgment/{name}_single.jsonl", [row for other in together for row in other.graded])
+    elif not (run.path("model_outputs.json").exists()):
+        run.write_json("model_outputs.json", instructions.alpaca_outputs(questions, system.answers, system.name))
+        if any(question.checks for question in questions):  # what IFEval's own script reads
+            run.write_jsonl("ifeval_responses.jsonl", [{"prompt": q.turns[0], "response": system.answers[q.id][0]} for q in questions])
+
+
 def record(run, system, questions, metric, n_failed, base):
     """The row's quality cells and predictions.jsonl. base: the first System, of which an adapter's answers must differ."""
     means = comparison.means(system.scores.values())
@@ -225,12 +249,13 @@ def record(run, system, questions, metric, n_failed, base):
         low, high = metrics.bootstrap_interval(values)
         run.row.update(metric=metric, score=run.row[metric], score_low=low, score_high=high)
         if len(values) < len(questions):
+            run.headline = f"scored are {len(values)} of them"
             run.note(f"{metric} of {len(values)} of {len(questions)} questions")
     if n_failed:
         run.note(f"{n_failed} judgements failed; the same command asks for them again")
     skipped = sum(name not in checks.CHECKS for question in questions for name, _ in question.checks)
     if skipped:
-        run.note(f"{skipped} of IFEval's instructions cannot be checked here")
+        run.note(f"{skipped} of IFEval's instructions cannot be checked here; their prompts are not counted")
     run.write_jsonl("predictions.jsonl", [
         {"id": q.id, "target": list(q.references), "prediction": system.answers[q.id], "scores": system.scores[q.id]} for q in questions
     ])  # fmt: skip
@@ -259,13 +284,18 @@ def evaluate(args, benchmark, questions, model_name, adapter, name, run, folder)
     model, merged = models.merge_adapter(model)
     run.note(merged)
     with utils.measure() as spent:
-        mine, passes = answering.answer(model, tokenizer, benchmark, questions, folder / "answers.jsonl", args, chat)
+        here = run.row["device_name"]
+        mine, passes = answering.answer(model, tokenizer, benchmark, questions, folder / "answers.jsonl", args, chat, here)
     if passes:
         run.row.update(spent.memory_columns(), batch_size=max(found.batch_size for found in passes))
         widest = max(passes, key=lambda found: found.batch_size * found.longest)
         evaluation.predict(run, model, widest.batch_size, widest.longest, "generated", len(widest.prefix))
-    evaluation.note_truncation(run, None, 0, 0, sum(each["truncated"] for each in mine))
-    seconds, tokens = sum(each["seconds"] for each in mine), sum(sum(each["new_tokens"]) for each in mine)
+    evaluation.note_truncation(run, None, 0, 0, round(sum(each["truncated"] for each in mine)))
+    tokens, seconds = sum(sum(each["new_tokens"]) for each in mine), None
+    if all(each["device"] == here for each in mine):
+        seconds = sum(each["seconds"] for each in mine)
+    else:
+        run.note("no throughput: answers were made on another device, too")
     stop = evaluation.answer_stop(model, tokenizer, "instruction", chat)
 
     def request(question):
@@ -278,8 +308,8 @@ def evaluate(args, benchmark, questions, model_name, adapter, name, run, folder)
     run.row.update(
         utils.latency_columns([found.total_ms for found in timed]), ttft_ms=evaluation.median([found.ttft_ms for found in timed]),
         tpot_ms=evaluation.median([found.tpot_ms for found in timed]), eval_seconds=seconds, generated_tokens=tokens,
-        prompt_tokens=round(sum(each["prompt_tokens"] for each in mine)), tokens_per_s=tokens / seconds, examples_per_s=len(mine) / seconds,
-        perplexity=answering.reference_perplexity(model, tokenizer, questions, args, chat),
+        prompt_tokens=round(sum(each["prompt_tokens"] for each in mine)), tokens_per_s=seconds and tokens / seconds,
+        examples_per_s=seconds and len(mine) / seconds, perplexity=answering.reference_perplexity(model, tokenizer, questions, args, chat),
     )  # fmt: skip
     system = comparison.System(name, {q.id: each["turns"] for q, each in zip(questions, mine)})
     system.scores = {q.id: comparison.measures(q, each["turns"], each["cut"]) for q, each in zip(questions, mine)}
@@ -325,6 +355,12 @@ def opponents_of(args, benchmark, questions):
     return found
 
 
+def reference_name(questions):
+    """Who wrote the references, where that is one and known."""
+    authors = {question.author for question in questions}
+    return authors.pop() if len(authors) == 1 and "" not in authors else "reference"
+
+
 def score(path):
     """--score: print the figures of a file of judgements, as JSON with all digits."""
     kind, rows = judging.read_judgements(path)
@@ -338,13 +374,11 @@ def score(path):
     found = judging.win_rate([row["preference"] for row in rows])
     outputs = [row["output_2"] for row in rows if isinstance(row.get("output_2"), str)]
     found["avg_length"] = int(statistics.fmean(map(len, outputs))) if outputs else None
-    ids = [str(row.get("question_id", i)) for i, row in enumerate(rows)]  # ours have an id, the place of AlpacaEval's instructions
-    known = all(map(str.isdecimal, ids)) and ("question_id" in rows[0] or len(rows) == judging.INSTRUCTIONS)
-    controlled, why = judging.length_controlled(rows, [int(i) for i in ids] if known else None)
+    controlled, why = judging.length_controlled(rows, list(range(len(rows))) if len(rows) == judging.INSTRUCTIONS else None)
     found.update(length_controlled_winrate=controlled and controlled[0], lc_standard_error=controlled and controlled[1])
     print(json.dumps(found, indent=2))
     if why:
-        print(f"no length-controlled win rate: {why}")
+        print(f"no length-controlled win rate: {why}", file=sys.stderr)
 
 
 def interact(args):
@@ -357,7 +391,7 @@ def interact(args):
                               pad_token_id=tokenizer.pad_token_id, trust_remote_code=args.trust_remote_code)  # fmt: skip
     utils.set_seed(args.seed)
     chat = models.uses_chat(args.prompt_format, tokenizer)
-    Chat(model, tokenizer, chat, args.max_new_tokens, args.temperature or 0.0, args.system).run()
+    Chat(model, tokenizer, chat, args.max_new_tokens, args.temperature or 0.0, args.system, adapter).run()
 
 
 @utils.clean_exit
@@ -391,19 +425,14 @@ def main(argv=None):
                            precision=args.precision, eval_id=eval_id, n_train=0,
                            variant=f"{benchmark.name}_adapter" if adapter else benchmark.name)  # fmt: skip
             # 3.-5. data, model, adapt: the questions are read, nothing is trained
-            folder = answering.answers_folder(args, model, adapter, run.row["device_name"])
+            folder = answering.answers_folder(args, model, adapter)
             with answering.locked(folder):
                 # 6. evaluate
                 system = evaluate(args, benchmark, questions, model, adapter, names[model, adapter], run, folder)
-                outputs = instructions.mt_answers if benchmark.kind == "mt_bench" else instructions.alpaca_outputs
-                rows = outputs(questions, system.answers, system.name)
-                if benchmark.kind == "mt_bench":
-                    run.write_jsonl(f"model_answer/{system.name}.jsonl", rows)
-                else:
-                    run.write_json("model_outputs.json", rows)
+                write_official(run, benchmark, questions, system)
                 failed = 0
                 if judged:
-                    references = comparison.System("reference", {q.id: list(q.references) for q in questions})
+                    references = comparison.System(reference_name(questions), {q.id: list(q.references) for q in questions})
                     opponents = [references if name == "reference" else done[0] for name in against if name == "reference" or done]
                     failed = judge_system(run, judge, benchmark, questions, system, opponents, args, folder)
                     if against == ["base"] and not done:  # against itself, as AlpacaEval has it
@@ -413,13 +442,15 @@ def main(argv=None):
             done.append(system)
             # 7. row and report
             record(run, system, questions, metric_of(questions, system.scores, judged, against), failed, done[0] if len(done) > 1 else None)
-            if len(wanted) > 1 and len(done) == len(wanted):
+            if len(done) == len(wanted):
+                for other in done[:-1]:
+                    write_official(run, benchmark, questions, other, done if other is done[0] else None)
                 print("\n".join(comparison.write(run.path, benchmark.name, questions, done)))
-                print(f"side by side in {run.path('comparison.md')}")
-            if args.output:
+                print(f"{'side by side' if len(done) > 1 else 'with all answers'} in {run.path('comparison.md')}")
+            if args.mode == "batch":
                 lines = [{"id": q.id, "prompt": q.turns[0] if len(q.turns) == 1 else q.turns, "model": system.name,
                           "answer": system.answers[q.id][0] if len(q.turns) == 1 else system.answers[q.id]} for q in questions]  # fmt: skip
-                with open(args.output, "w" if len(done) == 1 else "a", encoding="utf-8") as file:
+                with open(args.output or run.path("answers.jsonl"), "w" if len(done) == 1 else "a", encoding="utf-8") as file:
                     file.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
 
 

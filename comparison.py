@@ -33,14 +33,15 @@ class System:
     answers: dict  # [T] texts
     scores: dict = field(default_factory=dict)  # {measure: number}
     judgements: dict = field(default_factory=dict)  # as they are told
+    graded: list = field(default_factory=list)  # FastChat's gradings
     figures: dict = field(default_factory=dict)  # of the whole: tokens_per_s, perplexity, win rates, ..
 
 
 def measures(question, answers, cut):
     """{measure: number} of one question's answers; what cannot be measured is not there. cut: [T] bools, stopped by the limit."""
     asked = [checks.asked_for(turn) for turn in question.turns]
-    if question.checks:
-        asked[-1] = list(question.checks)
+    if question.checks:  # a prompt with one that cannot be checked here is not counted
+        asked[-1] = list(question.checks) if all(name in checks.CHECKS for name, _ in question.checks) else []
     followed = [found for answer, some in zip(answers, asked) for found in checks.followed(answer, some)]
     known = list(zip(answers, question.references))
     found = {
@@ -87,7 +88,7 @@ def table(systems):
             lines.append("| " + " | ".join([f"{label} (n = {n})", *cells]) + " |")
     for name in dict.fromkeys(name for system in systems for name in system.figures):
         values = [system.figures.get(name) for system in systems]
-        cells = ["" if value is None else f"{value:,.3g}" if isinstance(value, float) else str(value) for value in values]
+        cells = ["" if v is None else str(v) if not isinstance(v, float) else f"{v:,.0f}" if v >= 100 else f"{v:.3g}" for v in values]
         lines.append("| " + " | ".join([name, *cells, *[""] * len(others)]) + " |")
     return lines
 

@@ -86,7 +86,7 @@ def load(name, data=None):
             files = {what: next((place.parent / file for file in names if (place.parent / file).is_file()), None)
                      for what, names in LOCAL.items()} | {"questions": place}  # fmt: skip
         if not place.exists() or files["questions"] is None:
-            flag, formats = "--data" if data else "--benchmark", ", ".join(tasks.FORMATS)
+            flag, formats = "--data" if data else "--benchmark or --prompts", ", ".join(tasks.FORMATS)
             raise utils.UserError(
                 f"{flag} {place}: no file of prompts there; give alpaca_eval, mt_bench, a file ({formats} or txt), or a folder with "
                 f"{LOCAL['questions'][0]}"
@@ -102,11 +102,16 @@ def load(name, data=None):
     known = tasks.read_table(files["references"]) if files["references"] and found == "mt_bench" else []
     references = {str(row["question_id"]): row for row in known if "question_id" in row and row.get("choices")}
     questions = [read(row, i, files["questions"], references) for i, row in enumerate(rows)]
-    twice = len(questions) - len({question.id for question in questions})
+    twice = len(questions) - len({question.id for question in questions})  # a row without an id has its place
     if twice:
         raise utils.UserError(f"{files['questions']}: {twice} questions have an id that another has")
     known = tasks.read_table(files["judge_prompts"]) if files["judge_prompts"] and found == "mt_bench" else []
     prompts = {row["name"]: row for row in known if {"name", "system_prompt", "prompt_template"} <= set(row)}
+    strange = next(
+        (question.id for question in questions if any(_not_text(text) for text in (*question.turns, *question.references))), None
+    )
+    if strange is not None:
+        raise utils.UserError(f"{files['questions']}, question {strange}: a turn or a reference is no text that can be encoded")
     return Benchmark(kind or Path(name).stem, found, questions, prompts)
 
 
@@ -128,12 +133,20 @@ def _from_hub(name):
     return found
 
 
+def _not_text(value):
+    try:
+        value.encode()
+    except (AttributeError, UnicodeEncodeError):  # no string, or half a surrogate pair
+        return True
+    return False
+
+
 def read_prompts(file):
     """Rows of a file of prompts: what tasks.read_table takes, or a text file with a prompt in each line."""
-    if Path(file).suffix != ".txt":
-        return tasks.read_table(file)
+    if Path(file).suffix.lower() != ".txt":
+        return [{str(key).lower(): value for key, value in row.items()} for row in tasks.read_table(file)]
     try:
-        return [{"prompt": line.strip()} for line in Path(file).read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+        return [{"prompt": line.strip()} for line in Path(file).read_text(encoding="utf-8-sig").split("\n") if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
         raise utils.UserError(f"{file} cannot be read: {error}") from None
 
@@ -144,8 +157,11 @@ def _mt_question(row, index, file, references):
         raise utils.UserError(f"{file}, question {index + 1}: a question_id and a list of turns are wanted")
     known = references.get(str(row["question_id"]))
     own = row.get("reference") or [] if not references else []  # FastChat's judge sees those of the file of references alone
-    answers = known["choices"][0]["turns"] if known else own
-    return Question(str(row["question_id"]), tuple(turns), row.get("category", ""), tuple(answers), index=index,
+    try:
+        answers = known["choices"][0]["turns"] if known else [own] if isinstance(own, str) else list(own)
+    except (TypeError, KeyError, IndexError):
+        raise utils.UserError(f"the reference answers to question {row['question_id']} are not as FastChat writes them") from None
+    return Question(str(row["question_id"]), tuple(turns), str(row.get("category") or ""), tuple(answers), index=index,
                     author=known.get("model_id", "") if known else "")  # fmt: skip
 
 
@@ -168,9 +184,16 @@ def _question(row, index, file, _):
     wrong = next(filter(None, (checks.unusable(*check) for check in made)), None)
     if wrong:
         raise utils.UserError(f"{file}, row {index + 1}: {wrong}")
-    return Question(str(row.get("key", row.get("id", index))), ("\n\n".join(filter(None, [prompt, context])),),
+    return Question(_id(row, index), ("\n\n".join(filter(None, [prompt, context])),),
                     str(row.get("dataset") or row.get("category") or ""), (reference,) if reference else (), made, index,
                     str(row.get("generator") or ""))  # fmt: skip
+
+
+def _id(row, index):
+    """IFEval's key, an id, or the place of a row."""
+    return next(
+        (str(row[name]) for name in ("key", "id") if row.get(name) not in (None, "")), f"row {index}" if "id" in row else str(index)
+    )
 
 
 def _listed(cell):

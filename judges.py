@@ -23,6 +23,7 @@ import utils
 LETTERS = ("A", "B")
 RATINGS = tuple(map(str, range(1, 11)))
 TOKEN_CHARS = 4  # characters of a token, for the estimate before the first call; about right for English
+NOT_TAKEN = re.compile(r"unsupported|not support|unrecogni[sz]ed|unknown|unexpected|not permitted|not allowed|extra", re.I)  # of options
 SAVED_TEXT = 20_000  # characters of a reply that are kept
 
 PAIR_PROMPT = """Two assistants answered the same request. Decide which of the two answers serves the person better. What counts is that \
@@ -182,6 +183,8 @@ class LocalJudge:
                 keep(request, None, {"text": "the request is longer than the judge's context"})
             else:
                 asked.append((request, prompt))
+        if len(asked) < len(requests):
+            print(f"{len(requests) - len(asked)} judgements are unreadable: longer than the judge's context of {context} tokens")
         for kind in dict.fromkeys(request.kind for request, _ in asked):
             some = [pair for pair in asked if pair[0].kind == kind]
             for start in range(0, len(some), 16):  # a kill costs 16 judgements at most
@@ -235,7 +238,7 @@ class EndpointJudge:
         check_endpoint(url)
         self.openai, self.model, self.workers, self.prices, self.max_cost = openai, model, workers, prices, max_cost
         self.client = openai.OpenAI(base_url=url, api_key=os.environ.get(key_variable) or "none", timeout=timeout, max_retries=retries)
-        self.name, self.identity = Path(model).name, ("endpoint", url.rstrip("/"), model)
+        self.name, self.identity = Path(model).name, ("endpoint", url.rstrip("/"), model, max_tokens)
         self.max_tokens, self.refused, self.failed = max_tokens, set(), []
         self.spent, self.reserved = 0.0, 0.0  # USD, of replies and of calls that are under way
         self.lock = threading.Lock()
@@ -261,10 +264,9 @@ class EndpointJudge:
         other try can mend (a wrong key, an unknown model, a budget that is too small), with all that came before kept.
         """
         tokens_in, tokens_out, cost = self.estimate(requests)
-        left = "" if not self.spent else f", {self.spent:.2f} of it spent already"
-        if self.max_cost is not None and self.spent + cost > self.max_cost:
+        if self.max_cost is not None and not self.spent and cost > self.max_cost:  # later each call is held against what is left
             raise utils.UserError(
-                f"--max_cost {self.max_cost}{left}: {len(requests)} judgements may cost {cost:.2f} USD ({tokens_in:,} tokens in, "
+                f"--max_cost {self.max_cost}: {len(requests)} judgements may cost {cost:.2f} USD ({tokens_in:,} tokens in, "
                 f"{tokens_out:,} out at most); raise it, or judge fewer with --num_samples"
             )
         print(f"{len(requests)} judgements to ask of {self.model}: about {tokens_in:,} tokens in, at most {tokens_out:,} out"
@@ -346,7 +348,8 @@ class EndpointJudge:
             try:
                 return self.client.chat.completions.create(model=self.model, messages=messages, **options)
             except (self.openai.BadRequestError, self.openai.UnprocessableEntityError) as error:
-                named = next((name for name in self.INSTEAD if name in options and name in str(error)), None)
+                plain = NOT_TAKEN.search(str(error)) or getattr(error, "code", None) == "unsupported_parameter"
+                named = next((name for name in self.INSTEAD if name in options and name in str(error)), None) if plain else None
                 if named is None:
                     raise
                 with self.lock:

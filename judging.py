@@ -63,10 +63,10 @@ def length_controlled(annotations, places):
     except ImportError as error:  # 0.6.6 needs pkg_resources, which setuptools from 81 on has no more
         missing = "is not installed" if error.name == "alpaca_eval" else f"cannot be imported ({error})"
         return None, f"the alpaca_eval package {missing}"
-    readable = [(row, place) for row, place in zip(annotations, places, strict=True) if preference(row["preference"]) is not None]
-    if len(readable) < 20:
-        return None, f"{len(readable)} readable annotations are too few for its regression"
-    frame = pd.DataFrame([row for row, _ in readable], index=[place for _, place in readable])
+    read = [preference(row["preference"]) for row in annotations]
+    if sum(value is not None for value in read) < 20:
+        return None, "fewer than 20 readable annotations are too few for its regression"
+    frame = pd.DataFrame([{**row, "preference": value} for row, value in zip(annotations, read, strict=True)], index=places)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -139,8 +139,15 @@ def read_judgements(path):
     rows = tasks.read_table(path)
     if rows and all("preference" in row for row in rows):
         return "alpaca_eval", rows
-    if rows and all("score" in row and "model" in row and "question_id" in row for row in rows):
+    if rows and all("score" in row and isinstance(row.get("model"), str) and "question_id" in row for row in rows):
+        strange = next((i for i, row in enumerate(rows, start=1) if not isinstance(row.get("turn", 1), int)), None)
+        if strange:
+            raise utils.UserError(f"{path}, row {strange}: turn is no whole number")
         return "mt_bench", rows
+    for name in ("preference", "score"):  # most rows have it
+        without = [i for i, row in enumerate(rows, start=1) if name not in row]
+        if 0 < len(without) < len(rows) / 2:
+            raise utils.UserError(f"{path}, row {without[0]}: no {name}, which other rows have")
     columns = ", ".join(map(str, list(rows[0])[:8])) if rows else "nothing"
     raise utils.UserError(
         f"{path}: neither AlpacaEval's annotations (a JSON list with preference) nor MT-Bench's single-answer gradings (JSON lines with "

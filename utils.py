@@ -169,6 +169,9 @@ def clean_exit(main):
             if not is_user_error(error):
                 raise
             message = " ".join(str(error).split())
+        except KeyboardInterrupt:
+            print(f"{Path(main.__code__.co_filename).name}: interrupted", file=sys.stderr)
+            raise SystemExit(130) from None
         except BrokenPipeError:  # the reader of a pipe has gone, as in `script | head`
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise SystemExit(1) from None

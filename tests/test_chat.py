@@ -78,24 +78,23 @@ def records(tmp_path, name):
 @needs_alpaca
 def test_the_known_win_rate_to_ten_digits(capsys):
     chat_eval.main(["--score", str(SHARED / "alpaca_eval/alpaca-7b/annotations.json")])
-    text = capsys.readouterr().out
-    found = json.loads(text[: text.rindex("}") + 1])
+    told = capsys.readouterr()
+    found = json.loads(told.out)
     assert found["win_rate"] == pytest.approx(2.591450540223603, abs=1e-10)
     assert found["standard_error"] == pytest.approx(0.4870855382635108, abs=1e-10)
     assert found["avg_length"] == 396 and found["n_total"] == 805
     if found["length_controlled_winrate"] is None:
-        assert "no length-controlled win rate: " in text[text.rindex("}") :]  # and why
+        assert "no length-controlled win rate: " in told.err  # and why
     else:  # the alpaca_eval package is there, and the hub
         assert found["length_controlled_winrate"] == pytest.approx(5.875, abs=0.05)
 
 
 def test_a_part_of_alpaca_eval_has_no_length_controlled_rate_unless_its_places_are_known(tmp_path, capsys):
     row = {"preference": 1.5, "output_1": "a", "output_2": "b", "generator_1": "c", "generator_2": "d", "annotator": "e"}
-    for rows_of_it, wanted in (([row] * 30, "which of AlpacaEval's 805 instructions"), ([{**row, "annotator": None}] * 30, "no annotator"),
-                               ([{**row, "question_id": "3"}] * 5, "alpaca_eval")):  # fmt: skip
+    for rows_of_it, wanted in (([row] * 30, "which of AlpacaEval's 805 instructions"), ([{**row, "annotator": None}] * 30, "no annotator")):
         (tmp_path / "a.json").write_text(json.dumps(rows_of_it))
         chat_eval.main(["--score", str(tmp_path / "a.json")])
-        assert wanted in capsys.readouterr().out.splitlines()[-1]
+        assert wanted in capsys.readouterr().err
 
 
 @needs_mt_bench
@@ -252,6 +251,9 @@ def test_alpaca_eval_has_its_reference_outputs():
     ("a.jsonl", '{"question_id": 1, "turns": "one"}\n', "a list of turns"), ("a.xml", "x", "unknown file type"),
     ("a.jsonl", '{"id": 1, "prompt": "x"}\n{"id": 1, "prompt": "y"}\n', "1 questions have an id that another has"),
     ("a.jsonl", '{"prompt": \n', "cannot be read as jsonl"),
+    ("a.jsonl", '{"prompt": "\\ud800"}\n', "no text that can be encoded"),
+    ("a.jsonl", '{"question_id": 1, "turns": ["a"], "reference": [1, null]}\n', "no text that can be encoded"),
+    ("a.jsonl", '{"question_id": 1, "turns": ["a"], "reference": 5}\n', "not as FastChat writes them"),
     ("a.jsonl", '{"prompt": "x", "instruction_id_list": ["keywords:existence"], "kwargs": [{}]}\n', "missing a required argument"),
     ("a.jsonl", '{"prompt": "x", "instruction_id_list": ["punctuation:no_comma"], "kwargs": []}\n', "no lists of one length"),
     ("a.csv", 'prompt,instruction_id_list,kwargs\nx,"[""keywords:frequency""]","[{""keyword"": ""a"", ""frequency"": 1, ""relation"": 2}]"',
@@ -271,11 +273,13 @@ def test_files_that_hold_no_prompts_are_one_line(tmp_path, capsys, name, text, w
     (["--benchmark", "x", "--judge", "local"], "needs --judge_model"), (["--benchmark", "x", "--judge_model", "m"], "need --judge"),
     (["--benchmark", "x", "--judge", "endpoint", "--judge_model", "m"], "--judge_url belong together"),
     (["--benchmark", "x", "--judge", "endpoint", "--judge_model", "m", "--judge_url", "localhost"], "begins with http"),
-    (["--benchmark", "x", "--max_cost", "1"], "needs --judge_prices"),
+    (["--benchmark", "x", "--judge", "endpoint", "--judge_model", "m", "--judge_url", "http://x", "--max_cost", "1"], "needs --judge_prices"),
     (["--judge", "local", "--judge_model", "m"], "belongs to --benchmark"),
     (["--benchmark", "x", "--output", "y"], "of --mode batch"), (["--model", "a", "a"], "named twice"),
     (["--mode", "interactive", "--model", "a", "b"], "talks to one model"), (["--benchmark", "x", "--score", "y"], "or else --score"),
-    (["--benchmark", "x", "--one_order"], "need --judge"), (["--prompts", "x", "--output", "no/such/file"], "a folder that is there"),
+    (["--benchmark", "x", "--one_order"], "need --judge"), (["--benchmark", "x", "--judge_prices", "1", "1"], "belong to --judge endpoint"),
+    (["--benchmark", "x", "--judge", "endpoint", "--judge_model", "m", "--judge_url", "http://x", "--judge_key", "NO"], "no such variable"),
+    (["--prompts", "x", "--output", "no/such/file"], "a folder that is there"),
     (["--benchmark", "x", "--judge", "local", "--judge_model", "m", "--judge_prompt", "no.txt"], "cannot be read"),
     (["--benchmark", "x", "--judge", "local", "--judge_model", "m", "--judge_prompt", str(ROOT / "Makefile")], "has no {question}"),
     (["--benchmark", "no/such/file.jsonl"], "no file of prompts"), (["--score", "no.json"], "no such file"),
@@ -313,6 +317,32 @@ def test_base_and_tuned_side_by_side(prompts, tiny_llama, adapter, chats, tmp_pa
     assert all(output["output"] in text for output in outputs) and "> a very dull joke" in text
     printed = capsys.readouterr().out
     assert "| characters of an answer (n = 4)" in printed and "comparison.md" in printed
+
+
+def test_ifeval_prompts_count_where_all_is_checked(tiny_llama, chats, tmp_path):
+    asked = [["punctuation:no_comma"], ["punctuation:no_comma", "language:response_language"], ["change_case:english_lowercase"]]
+    write_jsonl(tmp_path / "ifeval.jsonl", [
+        {"key": i, "prompt": f"the film {i}", "instruction_id_list": names,
+         "kwargs": [{"language": "hi"} if name.startswith("language") else {"num_words": None} for name in names]}
+        for i, names in enumerate(asked)])  # fmt: skip
+    chat_eval.main(["--benchmark", str(tmp_path / "ifeval.jsonl"), "--model", tiny_llama, *chats])
+    (row,) = rows(tmp_path)
+    said = [json.loads(line) for line in Path(row["run_dir"], "ifeval_responses.jsonl").read_text().splitlines()]
+    followed = [float("," not in said[0]["response"]), float(said[2]["response"].islower())]
+    assert float(row["instruction_following"]) == float(row["score"]) == statistics.fmean(followed)
+    assert "1 of IFEval's instructions cannot be checked" in row["note"] and "of 2 of 3 questions" in row["note"]
+    assert [line["prompt"] for line in said] == ["the film 0", "the film 1", "the film 2"]
+
+
+def test_a_prompts_columns_and_ids_are_read_leniently(tmp_path):
+    (tmp_path / "a.csv").write_text("ID,Prompt,Output\n,one,1\n7,two,\n,three,3\n")
+    found = instructions.load(str(tmp_path / "a.csv")).questions
+    assert [q.turns for q in found] == [("one",), ("two",), ("three",)] and [q.references for q in found] == [("1",), (), ("3",)]
+    assert len({q.id for q in found}) == 3 and found[1].id == "7"
+    (tmp_path / "b.TXT").write_text("one\u2028more\n\ntwo\n")
+    assert [q.turns[0] for q in instructions.load(str(tmp_path / "b.TXT")).questions] == ["one\u2028more", "two"]
+    write_jsonl(tmp_path / "c.jsonl", [{"question_id": 1, "turns": ["a"], "reference": "a text", "category": ["math"]}])
+    assert instructions.load(str(tmp_path / "c.jsonl")).questions[0].references == ("a text",)
 
 
 def test_answers_are_those_of_one_prompt_alone_and_turns_follow_the_answers(tiny_llama, chats, tmp_path):
@@ -379,6 +409,8 @@ def test_batch_mode_answers_a_file_of_prompts(tiny_llama, adapter, chats, tmp_pa
     tuned, base = ([json.loads(line) for line in (tmp_path / name).read_text().splitlines()] for name in ("tuned", "base"))
     assert [line["prompt"] for line in tuned] == ["the film was good", "what is the city"] and len(rows(tmp_path)) == 2
     assert [line["answer"] for line in tuned] != [line["answer"] for line in base]
+    chat_eval.main(["--prompts", str(tmp_path / "p.txt"), "--model", tiny_llama, *chats])
+    assert Path(rows(tmp_path)[2]["run_dir"], "answers.jsonl").read_text() == (tmp_path / "base").read_text()
 
 
 def test_a_model_without_a_chat_template_gets_headings(prompts, tiny_gpt2, tiny_t5, chats, tmp_path):
@@ -621,7 +653,7 @@ def test_the_price_is_told_before_and_kept_to(endpoint, prompts, tiny_llama, ada
     judge = judges.EndpointJudge(url, "m", prices=(10_000.0, 0.0), max_cost=2.5)  # 0.1 USD by the estimate, 1 by what is counted
     assert judge.estimate(request[:3]) == (30, 48, pytest.approx(0.3))
     found = judging_of(judge, request)
-    assert 2 <= len(found) == len(endpoint.asked) <= 5 and judge.spent == pytest.approx(len(found))  # 4 calls may be under way
+    assert 2 <= len(found) == len(endpoint.asked) <= 6 and judge.spent == pytest.approx(len(found))  # with those under way
     assert "judgements not asked for" in capsys.readouterr().out
     with pytest.raises(utils.UserError, match="may cost"):
         judging_of(judge, request)
@@ -854,7 +886,7 @@ def test_a_full_context_forgets_the_oldest_turn(tiny_llama, capsys):
     talk = chat.Chat(models.load_model(tiny_llama), utils.load_tokenizer(tiny_llama), True, 700, 0.0)
     for i in range(3):
         talk.say(f"the film was good {i} " * 20)
-    assert "oldest turn is forgotten" in capsys.readouterr().out and talk.turns[-1].startswith("the film was good 2")
+    assert "oldest turns are forgotten" in capsys.readouterr().out and talk.turns[-1].startswith("the film was good 2")
 
 
 @pytest.mark.real
