@@ -42,6 +42,7 @@ class Spec:
     majority: float | None
     predicted_gb: float | None
     encoder: bool  # a classification head reads the text, no prompt
+    calibrated: bool = False  # the label prior is divided out
 
     def input_tokens(self):
         """Tokens that one request reads, roughly."""
@@ -69,7 +70,7 @@ class Spec:
         """
         strategies = [float(self.strategy == name) for name in ("full_finetuning", "peft", "prompting", "rag", "context_distillation")]
         sizes = [x for name, x in self.numbers() if name != "optimizer steps"]
-        return [*sizes, *strategies, float(self.encoder), float(self.kind == "classification")]
+        return [*sizes, *strategies, float(self.encoder), float(self.kind == "classification"), float(self.calibrated)]
 
     def work(self):
         """Features of latency: the logarithms of what is read and written, times the parameters, and the precision."""
@@ -101,7 +102,7 @@ def spec(configuration, tokens):
     strategy = "prompting" if row["strategy"] == "quantized" else row["strategy"]  # the same at another precision
     return Spec(strategy, kind, configuration.mean("total_params") or 1.0, labels, table.value(row, "k_shots") or 0,
                 row["precision"], trainable, passages, tokens, new, steps, table.value(row, "majority_baseline"),
-                configuration.mean("predicted_gb"), encoder)  # fmt: skip
+                configuration.mean("predicted_gb"), encoder, flags.get("calibrate", "none") != "none")  # fmt: skip
 
 
 # ------------------------------------------------------------------------------------------------------------- the learned model
