@@ -142,10 +142,8 @@ def main(argv=None):
     print(f"{'':25} {'feasible':>9} {'but for noise':>14} {'median behind':>14} {'mean behind':>12} {'within 2 points of the best':>28}")
     for name, cells in report.items():
         behind = [f"{cells[key]:.3f}" if cells[key] is not None else "-" for key in ("median_behind", "mean_behind")]
-        print(
-            shares = f"{cells['feasible']:9.1%} {cells['feasible_but_for_noise']:14.1%}"
-            print(f"{name:25} {shares} {behind[0]:>14} {behind[1]:>12} {cells['within_2_points']:28.1%}")
-        )
+        shares = f"{cells['feasible']:9.1%} {cells['feasible_but_for_noise']:14.1%}"
+        print(f"{name:25} {shares} {behind[0]:>14} {behind[1]:>12} {cells['within_2_points']:28.1%}")
     report["groups"] = {}
     for group in dict.fromkeys(row["group"] for row in outcomes):
         members = [row for row in outcomes if row["group"] == group]
