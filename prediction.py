@@ -165,7 +165,8 @@ class Predictor:
 
 
 def _memory_features(s):
-    return [math.log10(s.params), math.log10(s.predicted_gb or s.params * 4 / utils.GB), float(s.steps > 0), float(s.passages > 0)]
+    rounded = float(s.precision in ("int8", "nf4"))  # whose full weights are read first
+    return [math.log10(s.params), math.log10(s.predicted_gb or s.params * 4 / utils.GB), float(s.steps > 0), float(s.passages > 0), rounded]
 
 
 def _training_features(s):

