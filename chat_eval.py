@@ -186,6 +186,8 @@ def judge_system(run, judge, benchmark, questions, system, opponents, args, fold
                                f"discrete win rate {label}, %": found["discrete_win_rate"],
                                f"unreadable judgements {label}": found["n_unreadable"], f"position bias {label}": bias["rate"],
                                f"of which for the first place, {label}": bias["first"]})  # fmt: skip
+        if bias["rate"] is not None and bias["rate"] > 0.5:
+            run.note("this judge goes by the place more than by the answers: its win rate says little")
         if opponent.name == reference_name(questions) and benchmark.name == "alpaca_eval":
             place = {question.id: question.index for question in questions}
             known = len(benchmark.questions) == judging.INSTRUCTIONS

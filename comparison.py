@@ -88,6 +88,8 @@ def table(systems):
             lines.append("| " + " | ".join([f"{label} (n = {n})", *cells]) + " |")
     for name in dict.fromkeys(name for system in systems for name in system.figures):
         values = [system.figures.get(name) for system in systems]
+        if all(value is None for value in values):
+            continue
         cells = ["" if v is None else str(v) if not isinstance(v, float) else f"{v:,.0f}" if v >= 100 else f"{v:.3g}" for v in values]
         lines.append("| " + " | ".join([name, *cells, *[""] * len(others)]) + " |")
     return lines

@@ -617,7 +617,7 @@ def test_an_endpoint_that_fails_in_every_way_loses_nothing(endpoint, prompts, ti
     assert {key for _, key in endpoint.asked} == {"Bearer secret"} and "secret" not in (tmp_path / "results.csv").read_text()
     tuned = rows(tmp_path)[1]
     assert tuned["win_rate"] == "0.5" and "1 unreadable" in tuned["note"] and "3 of 4 questions" in tuned["note"]
-    assert tuned["position_bias"] == "1"  # it always says B
+    assert tuned["position_bias"] == "1" and "goes by the place" in tuned["note"]  # it always says B
     asked = len(endpoint.asked)
     chat_eval.main(command)
     assert len(endpoint.asked) == asked  # nothing is judged twice
