@@ -218,12 +218,12 @@ def _percent(value):
     return "unknown" if value is None else f"{value:.2f} %"
 
 
-def metric_of(questions, systems_scores, judged, against):
+def metric_of(benchmark, questions, scores, judged):
     """The column that is the score of all systems of a run: the judge's, else what most questions can be scored by, else None."""
     if judged:
-        return "win_rate" if against else "judge_score"
+        return "judge_score" if benchmark.kind == "mt_bench" else "win_rate"
     for name in ("instruction_following", "rouge_l"):
-        if 2 * sum(name in each for each in systems_scores.values()) > len(questions):
+        if 2 * sum(name in each for each in scores.values()) > len(questions):
             return name
     return None
 
@@ -443,7 +443,9 @@ def main(argv=None):
                         run.note("the win rate of the base against itself is 0.5 by definition")
             done.append(system)
             # 7. row and report
-            record(run, system, questions, metric_of(questions, system.scores, judged, against), failed, done[0] if len(done) > 1 else None)
+            record(
+                run, system, questions, metric_of(benchmark, questions, system.scores, judged), failed, done[0] if len(done) > 1 else None
+            )
             if len(done) == len(wanted):
                 for other in done[:-1]:
                     write_official(run, benchmark, questions, other, done if other is done[0] else None)
