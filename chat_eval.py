@@ -148,70 +148,76 @@ def systems_of(args):
     return [(model, None) for model in args.model] + [(args.model[0], adapter) for adapter in adapters]
 
 
-def judge_system(run, judge, benchmark, questions, system, opponents, args, folder):
-    """Judge a system: fills in its scores and figures, writes the judgements in the tools' formats. Returns the failed calls' number."""
-    file, failed, unreadable = folder / "judgements.jsonl", 0, []
+def rate(run, judge, benchmark, questions, system, args, file):
+    """MT-Bench's ratings of a system's answers, one for each turn. Returns (how many calls failed, [is a rating unreadable?])."""
+    prompts = benchmark.judge_prompts if args.judge == "endpoint" else None
+    if args.judge == "endpoint" and not prompts:
+        run.note("FastChat's judge_prompts.jsonl is not beside the questions: rated by our prompt instead")
+    rows, failed = judges.gradings(judge, questions, system, prompts, file)
+    system.graded = rows
+    run.write_jsonl(f"model_judgment/{judge.name}_single.jsonl", rows)
+    if rows:
+        found = judging.mt_bench_scores(rows, {question.id: question.group for question in questions})[system.name]
+        run.write_json("mt_bench.json", found)
+        system.figures.update({f"mean rating, turn {turn}": mean for turn, mean in found["turns"].items()})
+        system.figures["unreadable ratings"] = found["n_unreadable"]
+        run.row["judge_score"] = found["mean"]  # as FastChat's, over all readable ratings
+    readable = {}
+    for row in rows:
+        told = "unreadable" if row["score"] == -1 else round(row["score"], 2)
+        system.judgements.setdefault(str(row["question_id"]), {})[f"rating of turn {row['turn']}"] = told
+        if row["score"] != -1:
+            readable.setdefault(str(row["question_id"]), []).append(row["score"])
+    for question, scores in readable.items():
+        system.scores[question]["judge_score"] = statistics.fmean(scores)
+    return failed, [row["score"] == -1 for row in rows]
+
+
+def compare(run, judge, benchmark, questions, system, opponent, args, file):
+    """The win rate of a system against an opponent. Returns (how many pairs were not judged, [is a pair unreadable?])."""
     template = Path(args.judge_prompt).read_text(encoding="utf-8") if args.judge_prompt else None
-    if benchmark.kind == "mt_bench":
-        prompts = benchmark.judge_prompts if args.judge == "endpoint" else None
-        if args.judge == "endpoint" and not prompts:
-            run.note("FastChat's judge_prompts.jsonl is not beside the questions: rated by our prompt instead")
-        rows, failed = judges.gradings(judge, questions, system, prompts, file)
-        system.graded = rows
-        run.write_jsonl(f"model_judgment/{judge.name}_single.jsonl", rows)
-        unreadable += [row["score"] == -1 for row in rows]
-        if rows:
-            found = judging.mt_bench_scores(rows, {question.id: question.group for question in questions})[system.name]
-            run.write_json("mt_bench.json", found)
-            system.figures.update({f"mean rating, turn {turn}": mean for turn, mean in found["turns"].items()},
-                                  **{"unreadable ratings": found["n_unreadable"]})  # fmt: skip
-            run.row["judge_score"] = found["mean"]  # as FastChat's, over all readable ratings
-        for row in rows:
-            told = {f"rating of turn {row['turn']}": "unreadable" if row["score"] == -1 else round(row["score"], 2)}
-            system.judgements.setdefault(str(row["question_id"]), {}).update(told)
-        for question in questions:
-            scores = [row["score"] for row in rows if str(row["question_id"]) == question.id and row["score"] != -1]
-            if scores:
-                system.scores[question.id]["judge_score"] = statistics.fmean(scores)
-    for opponent in opponents:
-        annotations, pairs, unjudged = judges.pairwise(judge, questions, opponent, system, file, template, not args.one_order)
-        failed += unjudged
-        run.write_json(f"annotations_against_{opponent.name}.json", annotations)
-        unreadable += [row["preference"] is None for row in annotations]
-        found, bias = judging.win_rate([row["preference"] for row in annotations]), judging.position_bias(pairs)
-        run.write_json(f"win_rate_against_{opponent.name}.json", {**found, "position_bias": bias})
-        run.row.setdefault("position_bias", bias["rate"])  # of the first opponent, as the win rate
-        label = f"against {opponent.name}"
-        system.figures.update({f"win rate {label}, %": found["win_rate"], f"its standard error, {label}": found["standard_error"],
-                               f"discrete win rate {label}, %": found["discrete_win_rate"],
-                               f"unreadable judgements {label}": found["n_unreadable"], f"position bias {label}": bias["rate"],
-                               f"of which for the first place, {label}": bias["first"]})  # fmt: skip
-        if bias["rate"] is not None and bias["rate"] > 0.5:
-            run.note("this judge goes by the place more than by the answers: its win rate says little")
-        if opponent.name == reference_name(questions) and benchmark.name == "alpaca_eval":
-            place = {question.id: question.index for question in questions}
-            known = len(benchmark.questions) == judging.INSTRUCTIONS
-            controlled, why = judging.length_controlled(annotations, [place[row["question_id"]] for row in annotations] if known else None)
-            run.note("judged by another prompt than AlpacaEval's own annotators: not to be compared with its leaderboard")
-            run.row["lc_win_rate"] = controlled and controlled[0] / 100
-            run.note(
-                "no length-controlled win rate: " + why
-                if why
-                else f"length-controlled win rate {controlled[0]:.2f} +- {controlled[1]:.2f} %"
-            )
-        for row in annotations:
-            value = judging.preference(row["preference"])
-            system.scores[row["question_id"]].setdefault("win_rate", None if value is None else value - 1)
-            told = "unreadable" if value is None else f"{value - 1:.3f}"
-            system.judgements.setdefault(row["question_id"], {})[f"wins {label}"] = told
-        run.note(f"win rate {label} {_percent(found['win_rate'])} +- {_percent(found['standard_error'])} (n = {found['n_total']}, "
-                 f"{found['n_unreadable']} unreadable), position bias {_percent(bias['rate'] and 100 * bias['rate'])}")  # fmt: skip
+    annotations, pairs, unjudged = judges.pairwise(judge, questions, opponent, system, file, template, not args.one_order)
+    found, bias = judging.win_rate([row["preference"] for row in annotations]), judging.position_bias(pairs)
+    run.write_json(f"annotations_against_{opponent.name}.json", annotations)
+    run.write_json(f"win_rate_against_{opponent.name}.json", {**found, "position_bias": bias})
+    run.row.setdefault("position_bias", bias["rate"])  # of the first opponent, as the win rate
+    label = f"against {opponent.name}"
+    system.figures.update({f"win rate {label}, %": found["win_rate"], f"its standard error, {label}": found["standard_error"],
+                           f"discrete win rate {label}, %": found["discrete_win_rate"],
+                           f"unreadable judgements {label}": found["n_unreadable"], f"position bias {label}": bias["rate"],
+                           f"of which for the first place, {label}": bias["first"]})  # fmt: skip
+    run.note(f"win rate {label} {_percent(found['win_rate'])} +- {_percent(found['standard_error'])} (n = {found['n_total']}, "
+             f"{found['n_unreadable']} unreadable), position bias {_percent(bias['rate'] and 100 * bias['rate'])}")  # fmt: skip
+    if bias["rate"] is not None and bias["rate"] > 0.5:
+        run.note("this judge goes by the place more than by the answers: its win rate says little")
+    if opponent.name == reference_name(questions) and benchmark.name == "alpaca_eval":
+        place = {question.id: question.index for question in questions}
+        known = len(benchmark.questions) == judging.INSTRUCTIONS
+        controlled, why = judging.length_controlled(annotations, [place[row["question_id"]] for row in annotations] if known else None)
+        run.row["lc_win_rate"] = controlled and controlled[0] / 100
+        run.note(f"length-controlled win rate {controlled[0]:.2f} +- {controlled[1]:.2f} %" if controlled
+                 else f"no length-controlled win rate: {why}")  # fmt: skip
+        run.note("judged by another prompt than AlpacaEval's own annotators: not to be compared with its leaderboard")
+    for row in annotations:
+        value = judging.preference(row["preference"])
+        system.scores[row["question_id"]].setdefault("win_rate", None if value is None else value - 1)
+        told = "unreadable" if value is None else f"{value - 1:.3f}"
+        system.judgements.setdefault(row["question_id"], {})[f"wins {label}"] = told
+    return unjudged, [row["preference"] is None for row in annotations]
+
+
+def judge_system(run, judge, benchmark, questions, system, opponents, args, folder):
+    """Judge a system: its scores, figures and files. Returns how many calls failed."""
+    file = folder / "judgements.jsonl"
+    found = [rate(run, judge, benchmark, questions, system, args, file)] if benchmark.kind == "mt_bench" else []
+    found += [compare(run, judge, benchmark, questions, system, opponent, args, file) for opponent in opponents]
+    unreadable = [value for _, some in found for value in some]
     if unreadable:
         run.row["invalid_rate"] = statistics.fmean(unreadable)
         if run.row["invalid_rate"] > 0.5:
             run.row["status"] = "degenerate"
             run.note(f"{sum(unreadable)} of {len(unreadable)} judgements could not be read")
-    return failed
+    return sum(failed for failed, _ in found)
 
 
 def _percent(value):
@@ -443,9 +449,8 @@ def main(argv=None):
                         run.note("the win rate of the base against itself is 0.5 by definition")
             done.append(system)
             # 7. row and report
-            record(
-                run, system, questions, metric_of(benchmark, questions, system.scores, judged), failed, done[0] if len(done) > 1 else None
-            )
+            metric = metric_of(benchmark, questions, system.scores, judged)
+            record(run, system, questions, metric, failed, done[0] if len(done) > 1 else None)
             if len(done) == len(wanted):
                 for other in done[:-1]:
                     write_official(run, benchmark, questions, other, done if other is done[0] else None)
