@@ -6,7 +6,6 @@ A system is a model, with or without an adapter. Imports no torch at the top.
 import contextlib
 import hashlib
 import json
-import time
 from pathlib import Path
 
 import evaluation
@@ -71,6 +70,28 @@ def key_of(benchmark, question, args):
     return f"{question.key()}-{temperature:g}", temperature
 
 
+def _converse(questions, generate, limit, prompt_of, passes, options):
+    """A dict for each question: the answers to all its turns, one turn of all questions in one pass, and what they took.
+
+    generate: (prompts, options) -> inference.Answers, which are appended to passes; limit: of new tokens; prompt_of: (question,
+    answers before) -> prompt.
+    """
+    found = [{"turns": [], "new_tokens": [], "cut": [], "prompt_tokens": 0, "truncated": 0, "seconds": 0.0} for _ in questions]
+    for turn in range(max(len(question.turns) for question in questions)):
+        asked = [(question, record) for question, record in zip(questions, found) if len(question.turns) > turn]
+        prompts = [prompt_of(question, record["turns"]) for question, record in asked]
+        milliseconds = utils.milliseconds(lambda prompts=prompts: passes.append(generate(prompts, options)))
+        answers = passes[-1]
+        for (_, record), text, ids in zip(asked, answers.texts, answers.ids):
+            record["turns"].append(text)
+            record["new_tokens"].append(len(ids))
+            record["cut"].append(len(ids) >= limit)
+            record["prompt_tokens"] += answers.prompt_tokens / len(asked)
+            record["truncated"] += answers.truncated / len(asked)
+            record["seconds"] += milliseconds / 1000 / len(asked)
+    return found
+
+
 def answer(model, tokenizer, benchmark, questions, file, args, chat, device_name):
     """The records of all questions, what the file has and what is generated now and appended to it, and this run's inference.Answers.
 
@@ -86,36 +107,24 @@ def answer(model, tokenizer, benchmark, questions, file, args, chat, device_name
         print(f"{len(questions) - len(todo)} of {len(questions)} questions are answered in {file}")
     stop = evaluation.answer_stop(model, tokenizer, "instruction", chat)
     size = CHUNK if args.batch_size == "auto" else args.batch_size
+
+    def prompt_of(question, answers):
+        return instructions.render(question.turns[: len(answers) + 1], answers, tokenizer if chat else None, args.system)
+
+    def generate(prompts, options):
+        return inference.generate(model, tokenizer, prompts, args.max_new_tokens, args.batch_size, stop, not chat, **options)
+
     if todo:  # warm-up: the first pass of a process is slower
-        prompt = instructions.render(todo[0].turns[:1], (), tokenizer if chat else None, args.system)
-        inference.generate(model, tokenizer, [prompt], 2, 1, add_special_tokens=not chat)
+        inference.generate(model, tokenizer, [prompt_of(todo[0], ())], 2, 1, add_special_tokens=not chat)
     for temperature in sorted({keys[question.id][1] for question in todo}):
         some = [question for question in todo if keys[question.id][1] == temperature]
         options = {"do_sample": True, "temperature": temperature} if temperature else {}
         for start in range(0, len(some), size):
             chunk = some[start : start + size]
             utils.set_seed(args.seed + int(chunk[0].key()[:8], 16))  # the same answers in a run that goes on
-            made = {question.id: {"key": keys[question.id][0], "id": question.id, "turns": [], "new_tokens": [], "cut": [],
-                                  "prompt_tokens": 0, "truncated": 0, "seconds": 0.0,
-                                  "device": device_name} for question in chunk}  # fmt: skip
-            for turn in range(max(len(question.turns) for question in chunk)):
-                asked = [question for question in chunk if len(question.turns) > turn]
-                prompts = [instructions.render(question.turns[: turn + 1], made[question.id]["turns"], tokenizer if chat else None,
-                                               args.system) for question in asked]  # fmt: skip
-                utils.synchronize()
-                began = time.perf_counter()
-                found = inference.generate(model, tokenizer, prompts, args.max_new_tokens, args.batch_size, stop, not chat, **options)
-                utils.synchronize()
-                seconds = time.perf_counter() - began
-                passes.append(found)
-                for question, text, ids in zip(asked, found.texts, found.ids):
-                    record = made[question.id]
-                    record["turns"].append(text)
-                    record["new_tokens"].append(len(ids))
-                    record["cut"].append(len(ids) >= args.max_new_tokens)
-                    record["prompt_tokens"] += found.prompt_tokens / len(asked)
-                    record["truncated"] += found.truncated / len(asked)
-                    record["seconds"] += seconds / len(asked)
+            made = {question.id: {"key": keys[question.id][0], "id": question.id, "device": device_name} for question in chunk}
+            for question, answered in zip(chunk, _converse(chunk, generate, args.max_new_tokens, prompt_of, passes, options)):
+                made[question.id].update(answered)
             instructions.append_records(file, made.values())
             records.update({record["key"]: record for record in made.values()})
             print(f"{sum(key in records for key, _ in keys.values())} of {len(questions)} answered", flush=True)

@@ -235,14 +235,14 @@ def metric_of(benchmark, questions, scores, judged):
 
 
 def write_official(run, benchmark, questions, system, together=None):
-    """A system's answers as the benchmark's own tools read them. together: all Systems, whose gradings stand in one file for FastChat."""
+    """A system's answers in the formats of the benchmark's own tools. together: all Systems, whose gradings stand in one file for FastChat."""
     if benchmark.kind == "mt_bench":
         run.write_jsonl(f"model_answer/{system.name}.jsonl", instructions.mt_answers(questions, system.answers, system.name))
         for name in {row["judge"][0] for other in together or () for row in other.graded}:
             run.write_jsonl(f"model_judgment/{name}_single.jsonl", [row for other in together for row in other.graded])
     elif not (run.path("model_outputs.json").exists()):
         run.write_json("model_outputs.json", instructions.alpaca_outputs(questions, system.answers, system.name))
-        if any(question.checks for question in questions):  # what IFEval's own script reads
+        if any(question.checks for question in questions):  # in the form of its responses
             run.write_jsonl("ifeval_responses.jsonl", [{"prompt": q.turns[0], "response": system.answers[q.id][0]} for q in questions])
 
 
@@ -278,16 +278,21 @@ def record(run, system, questions, metric, n_failed, base):
 # ------------------------------------------------------------------------------------------------------------------ the run
 
 
+def load(args, name, adapter=None):
+    """(model, tokenizer) at --precision, on --device."""
+    tokenizer = utils.load_tokenizer(name, args.trust_remote_code)
+    model = models.load_model(name, precision=args.precision, device=utils.pick_device(args.device), adapter=adapter,
+                              pad_token_id=tokenizer.pad_token_id, trust_remote_code=args.trust_remote_code)  # fmt: skip
+    return model, tokenizer
+
+
 def evaluate(args, benchmark, questions, model_name, adapter, name, run, folder):
     """A system's answers, with the row's times, memory and sizes. Returns a comparison.System."""
     import inference
 
-    device = utils.pick_device(args.device)
-    tokenizer = utils.load_tokenizer(model_name, args.trust_remote_code)
-    chat = models.uses_chat(args.prompt_format, tokenizer)
     with utils.measure() as loading:
-        model = models.load_model(model_name, precision=args.precision, device=device, adapter=adapter,
-                                  pad_token_id=tokenizer.pad_token_id, trust_remote_code=args.trust_remote_code)  # fmt: skip
+        model, tokenizer = load(args, model_name, adapter)
+    chat = models.uses_chat(args.prompt_format, tokenizer)
     run.row.update(**loading.load_columns(), **models.size_columns(model))
     model, merged = models.merge_adapter(model)
     run.note(merged)
@@ -338,12 +343,7 @@ def make_judge(args):
         return judges.EndpointJudge(args.judge_url, args.judge_model, args.judge_key, args.judge_workers, args.judge_retries,
                                     args.judge_timeout, args.judge_prices, args.max_cost, args.judge_max_tokens)  # fmt: skip
 
-    def load():
-        tokenizer = utils.load_tokenizer(args.judge_model, args.trust_remote_code)
-        return models.load_model(args.judge_model, device=utils.pick_device(args.device), precision=args.precision,
-                                 pad_token_id=tokenizer.pad_token_id, trust_remote_code=args.trust_remote_code), tokenizer  # fmt: skip
-
-    return judges.LocalJudge(args.judge_model, load, args.precision, args.batch_size)
+    return judges.LocalJudge(args.judge_model, lambda: load(args, args.judge_model), args.precision, args.batch_size)
 
 
 def opponents_of(args, benchmark, questions):
@@ -394,9 +394,7 @@ def interact(args):
     from chat import Chat
 
     model_name, adapter = systems_of(args)[-1]
-    tokenizer = utils.load_tokenizer(model_name, args.trust_remote_code)
-    model = models.load_model(model_name, precision=args.precision, device=utils.pick_device(args.device), adapter=adapter,
-                              pad_token_id=tokenizer.pad_token_id, trust_remote_code=args.trust_remote_code)  # fmt: skip
+    model, tokenizer = load(args, model_name, adapter)
     utils.set_seed(args.seed)
     chat = models.uses_chat(args.prompt_format, tokenizer)
     Chat(model, tokenizer, chat, args.max_new_tokens, args.temperature or 0.0, args.system, adapter).run()

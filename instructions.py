@@ -77,21 +77,8 @@ def load(name, data=None):
 
     Raises UserError, or tasks.DataError, for files that are not there or hold no questions.
     """
-    if name in KINDS and not data:
-        files, kind = _from_hub(name), name
-    else:
-        place = Path(data or name).expanduser()
-        files = {what: next((place / file for file in names if (place / file).is_file()), None) for what, names in LOCAL.items()}
-        if place.is_file():
-            files = {what: next((place.parent / file for file in names if (place.parent / file).is_file()), None)
-                     for what, names in LOCAL.items()} | {"questions": place}  # fmt: skip
-        if not place.exists() or files["questions"] is None:
-            flag, formats = "--data" if data else "--benchmark or --prompts", ", ".join(tasks.FORMATS)
-            raise utils.UserError(
-                f"{flag} {place}: no file of prompts there; give alpaca_eval, mt_bench, a file ({formats} or txt), or a folder with "
-                f"{LOCAL['questions'][0]}"
-            )
-        kind = name if name in KINDS else None
+    files = _from_hub(name) if name in KINDS and not data else _from_disk(data or name, "--data" if data else "--benchmark or --prompts")
+    kind = name if name in KINDS else None
     rows = read_prompts(files["questions"])
     if not rows:
         raise utils.UserError(f"{files['questions']} holds no prompts")
@@ -102,7 +89,7 @@ def load(name, data=None):
     known = tasks.read_table(files["references"]) if files["references"] and found == "mt_bench" else []
     references = {str(row["question_id"]): row for row in known if "question_id" in row and row.get("choices")}
     questions = [read(row, i, files["questions"], references) for i, row in enumerate(rows)]
-    twice = len(questions) - len({question.id for question in questions})  # a row without an id has its place
+    twice = len(questions) - len({question.id for question in questions})
     if twice:
         raise utils.UserError(f"{files['questions']}: {twice} questions have an id that another has")
     known = tasks.read_table(files["judge_prompts"]) if files["judge_prompts"] and found == "mt_bench" else []
@@ -113,6 +100,21 @@ def load(name, data=None):
     if strange is not None:
         raise utils.UserError(f"{files['questions']}, question {strange}: a turn or a reference is no text that can be encoded")
     return Benchmark(kind or Path(name).stem, found, questions, prompts)
+
+
+def _from_disk(name, flag):
+    """{what: file or None} of a folder, or of a file of prompts and what lies beside it."""
+    place = Path(name).expanduser()
+    folder = place.parent if place.is_file() else place
+    found = {what: next((folder / file for file in names if (folder / file).is_file()), None) for what, names in LOCAL.items()}
+    if place.is_file():
+        found["questions"] = place
+    if not place.exists() or found["questions"] is None:
+        raise utils.UserError(
+            f"{flag} {place}: no file of prompts there; give alpaca_eval, mt_bench, a file ({', '.join(tasks.FORMATS)} or txt), or a "
+            f"folder with {LOCAL['questions'][0]}"
+        )
+    return found
 
 
 def _from_hub(name):
@@ -254,7 +256,7 @@ def render(turns, answers, tokenizer=None, system=None):
 
 
 def alpaca_outputs(questions, answers, name):
-    """What `alpaca_eval --model_outputs` reads. answers: {question id: [T] texts}; name: of the model."""
+    """AlpacaEval's model_outputs.json. answers: {question id: [T] texts}; name: of the model."""
     return [{"dataset": question.group, "instruction": question.turns[0], "output": answers[question.id][0], "generator": name}
             for question in questions]  # fmt: skip
 

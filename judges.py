@@ -317,16 +317,17 @@ class EndpointJudge:
 
     def _reply(self, request):
         """(value, details) of one call."""
-        tokens = [0, 0]
+        *tokens, most = self.estimate([request])
+        paid = 0.0
         try:
             reply = self._create(request)
-            usage = reply.usage
-            estimate = self.estimate([request])
-            tokens = [usage.prompt_tokens, usage.completion_tokens] if usage else [estimate[0], estimate[1]]
+            if reply.usage:
+                tokens = [reply.usage.prompt_tokens, reply.usage.completion_tokens]
+            paid = self.cost(*tokens) or 0.0
         finally:
             with self.lock:
-                self.spent += self.cost(*tokens) or 0.0
-                self.reserved -= self.estimate([request])[2] or 0.0 if self.max_cost is not None else 0.0
+                self.spent += paid
+                self.reserved -= 0.0 if self.max_cost is None else most
         choice = reply.choices[0]
         text = choice.message.content or ""
         first = choice.logprobs.content[0] if choice.logprobs and choice.logprobs.content else None

@@ -5,13 +5,12 @@ Imports no torch.
 
 import importlib.util
 import math
+import statistics
 import warnings
 
 import models
+import tasks
 import utils
-
-# ------------------------------------------------------------------------------------------------------------ from judgements
-
 
 INSTRUCTIONS = 805  # of AlpacaEval
 GLM_COLUMNS = ("output_1", "output_2", "generator_1", "generator_2", "annotator")
@@ -34,10 +33,9 @@ def win_rate(preferences):
     read = [preference(value) for value in preferences]
     wins = [value - 1 for value in read if value is not None]
     n = len(wins)
-    mean = math.fsum(wins) / n if n else None
-    spread = math.sqrt(math.fsum((win - mean) ** 2 for win in wins) / (n - 1)) if n > 1 else None
     won, lost = sum(win > 0.5 for win in wins), sum(win < 0.5 for win in wins)
-    return {"win_rate": 100 * mean if n else None, "standard_error": 100 * spread / math.sqrt(n) if n > 1 else None,
+    return {"win_rate": 100 * statistics.fmean(wins) if n else None,
+            "standard_error": 100 * statistics.stdev(wins) / math.sqrt(n) if n > 1 else None,
             "n_wins": won, "n_wins_base": lost, "n_draws": n - won - lost, "n_total": n,
             "discrete_win_rate": 100 * (won + (n - won - lost) / 2) / n if n else None,
             "n_unreadable": len(read) - n}  # fmt: skip
@@ -71,12 +69,7 @@ def length_controlled(annotations, places):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             found = get_length_controlled_winrate(frame, save_weights_dir=None, is_add_glm_preference_inplace=False)
-    except (
-        OSError,
-        ValueError,
-        KeyError,
-        AssertionError,
-    ) as error:  # no hub and nothing in its cache; instructions that have no known difficulty
+    except (OSError, ValueError, KeyError, AssertionError) as error:  # no hub and an empty cache, or instructions that it does not know
         return None, ("the alpaca_eval package fetches the instructions' difficulties and the annotations of length-gaming models from "
                       f"the hub, and could not ({type(error).__name__}: {str(error).splitlines()[0][:80]})")  # fmt: skip
     return (float(found["length_controlled_winrate"]), float(found["lc_standard_error"])), None
@@ -106,12 +99,12 @@ def mt_bench_scores(judgements, categories=None):
             groups = {}
             for row, score in scores:
                 groups.setdefault(of(row), []).append(score)
-            return {key: math.fsum(group) / len(group) for key, group in sorted(groups.items(), key=lambda item: str(item[0]))}
+            return {key: statistics.fmean(group) for key, group in sorted(groups.items(), key=lambda item: str(item[0]))}
 
         values = [score for _, score in scores]
-        mean = math.fsum(values) / len(values) if values else None
-        spread = math.sqrt(math.fsum((v - mean) ** 2 for v in values) / (len(values) - 1) / len(values)) if len(values) > 1 else None
-        found[model] = {"turns": means(lambda row: row.get("turn", 1)), "mean": mean, "standard_error": spread, "n": len(values),
+        error = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else None
+        found[model] = {"turns": means(lambda row: row.get("turn", 1)), "mean": statistics.fmean(values) if values else None,
+                        "standard_error": error, "n": len(values),
                         "n_unreadable": len(mine) - len(values)}  # fmt: skip
         if categories:
             found[model]["categories"] = means(lambda row: categories.get(str(row["question_id"]), "unknown"))
@@ -134,8 +127,6 @@ def position_bias(pairs):
 
 def read_judgements(path):
     """("alpaca_eval" or "mt_bench", dicts) of a file of judgements in either tool's format. UserError for another file."""
-    import tasks
-
     rows = tasks.read_table(path)
     if rows and all("preference" in row for row in rows):
         return "alpaca_eval", rows

@@ -165,7 +165,7 @@ class Predictor:
 
 
 def _memory_features(s):
-    rounded = float(s.precision in ("int8", "nf4"))  # whose full weights are read first
+    rounded = float(s.precision in ("int8", "nf4"))  # their peaks are further above the forecast
     return [math.log10(s.params), math.log10(s.predicted_gb or s.params * 4 / utils.GB), float(s.steps > 0), float(s.passages > 0), rounded]
 
 

@@ -34,6 +34,8 @@ SCORES = (None, 0.2, 0.5, 0.6, 0.7, 0.75)
 def parse_args(argv=None):
     parser = utils.ArgumentParser(__doc__)
     parser.add_argument("--results", default=str(ROOT / "sample_results.csv"), help="the rows (default: sample_results.csv)")
+    parser.add_argument("--leave_out", choices=("group", "data"), default="group",
+                        help="a data set with one model, or with all models (default: %(default)s)")  # fmt: skip
     parser.add_argument("--output", default=str(ROOT / "benchmarks/results/bench_selector.json"), help="(default: %(default)s)")
     return parser.parse_args(argv)
 
@@ -70,10 +72,14 @@ def judge(choice, feasible, limits):
     return True, max(c.score for c in feasible) - choice.score, nearly
 
 
-def by_model(group, candidates, found, tokens):
-    """{name: predicted Candidate} of the left-out group's configurations within the model's reach; {} where it reaches none."""
+def by_model(group, candidates, found, tokens, whole_data=False):
+    """{name: predicted Candidate} of the left-out group's configurations within the model's reach; {} where it reaches none.
+
+    whole_data: the other models' rows of the same data set are left out, too.
+    """
     try:
-        predictor = prediction.Predictor([(other, c) for other, c in found if other != group], tokens)
+        kept = [(other, c) for other, c in found if (other[0] != group[0] if whole_data else other != group)]
+        predictor = prediction.Predictor(kept, tokens)
     except utils.UserError:
         return {}
     specs = {name: prediction.spec(c.configuration, tokens[group[0]]) for name, c in candidates.items()}
@@ -112,7 +118,7 @@ def main(argv=None):
             candidates = {f"{i} {c.name}": c for i, c in enumerate(selection.measured(members))}
             if len(candidates) < 2 or group[0] not in tokens:
                 continue
-            guesses = by_model(group, candidates, found, tokens)
+            guesses = by_model(group, candidates, found, tokens, args.leave_out == "data")
             for limits in settings():
                 feasible = [c for c in candidates.values() if not selection.obstacles(c, limits)]
                 if not feasible:
