@@ -235,7 +235,7 @@ def metric_of(benchmark, questions, scores, judged):
 
 
 def write_official(run, benchmark, questions, system, together=None):
-    """A system's answers in the formats of the benchmark's own tools. together: all Systems, whose gradings stand in one file for FastChat."""
+    """A system's answers in the formats of the benchmark's tools. together: all Systems, whose gradings stand in one file for FastChat."""
     if benchmark.kind == "mt_bench":
         run.write_jsonl(f"model_answer/{system.name}.jsonl", instructions.mt_answers(questions, system.answers, system.name))
         for name in {row["judge"][0] for other in together or () for row in other.graded}:
