@@ -650,21 +650,41 @@ def input_id(args):
 
 
 def code_id(script):
-    """Hash of a script and of all modules beside it that it imports, comments and docstrings left out."""
-    folder, todo, dumps = Path(script).resolve().parent, [Path(script).resolve()], {}
+    """Hash of a script and of all it imports from its own folder, packages included; comments and docstrings left out."""
+    script = Path(script).resolve()
+    folder, todo, dumps = script.parent, [script], {}
     while todo:
         file = todo.pop()
+        if file in dumps:
+            continue
         tree = ast.parse(file.read_text(encoding="utf-8"))
         for node in ast.walk(tree):
             body = getattr(node, "body", None)
             if isinstance(body, list) and body and isinstance(body[0], ast.Expr) and isinstance(body[0].value, ast.Constant):
                 body[0].value = ast.Constant("")
-            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
-            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
-            local = [folder / f"{name}.py" for name in names if (folder / f"{name}.py").is_file()]
-            todo += [path for path in local if path.name not in dumps and path not in todo and path != file]
-        dumps[file.name] = ast.dump(tree)
-    return hashlib.sha256(repr(sorted(dumps.items())).encode()).hexdigest()[:16]
+        dumps[file] = ast.dump(tree)
+        todo += _imported_files(tree, file, folder)
+    named = sorted((file.relative_to(folder).as_posix(), dump) for file, dump in dumps.items())
+    return hashlib.sha256(repr(named).encode()).hexdigest()[:16]
+
+
+def _imported_files(tree, file, folder):
+    """Files under `folder` that the module `file` imports: modules, the packages they are in, and `from package import module`."""
+    names = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            package = file.relative_to(folder).parts[: -node.level] if node.level else ()
+            module = ".".join([*package, *filter(None, [node.module])])
+            names += [module, *(f"{module}.{alias.name}" for alias in node.names)]
+    found = set()
+    for name in filter(None, names):
+        parts = name.split(".")
+        for i in range(1, len(parts) + 1):  # `import a.b.c` runs a and a.b too
+            place = folder.joinpath(*parts[:i])
+            found.update(path for path in (place.with_name(f"{place.name}.py"), place / "__init__.py") if path.is_file())
+    return sorted(found)
 
 
 def load_tokenizer(model_name, trust_remote_code=False):

@@ -91,6 +91,30 @@ def test_the_code_of_a_technique_is_what_it_computes(tmp_path):
     assert utils.code_id(tmp_path / "script.py") != first
 
 
+IMPORTS = ("import house.room.module", "from house.room import module", "from house.room.module import N", "from house import room")
+
+
+@pytest.mark.parametrize("line", IMPORTS)
+def test_the_code_of_a_technique_includes_packages(line, tmp_path):
+    room = tmp_path / "house" / "room"
+    room.mkdir(parents=True)
+    (tmp_path / "house" / "__init__.py").write_text("")
+    (room / "__init__.py").write_text("from . import module\n")
+    (room / "module.py").write_text("from ..deep import M\n\nN = M\n")
+    (tmp_path / "house" / "deep.py").write_text("M = 1\n")
+    (room / "unused.py").write_text("X = 1\n")
+    (tmp_path / "script.py").write_text(f"def main():\n    {line}\n")
+    first = utils.code_id(tmp_path / "script.py")
+    (room / "unused.py").write_text("X = 2\n")
+    assert utils.code_id(tmp_path / "script.py") == first
+    seen = {first}
+    for file, text in ((room / "module.py", "from ..deep import M\n\nN = M + 1\n"), (tmp_path / "house" / "deep.py", "M = 2\n"),
+                       (room / "__init__.py", "from . import module\n\nY = 1\n"), (tmp_path / "house" / "__init__.py", "Z = 1\n")):  # fmt: skip
+        file.write_text(text)
+        seen.add(utils.code_id(tmp_path / "script.py"))
+    assert len(seen) == 5
+
+
 def test_inputs_are_the_contents_of_what_the_flags_name(tmp_path):
     data = tmp_path / "data"
     data.mkdir()
