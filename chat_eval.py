@@ -25,34 +25,32 @@ import statistics
 import sys
 from pathlib import Path
 
-import answering
-import checks
-import comparison
-import evaluation
-import instructions
-import judges
-import judging
-import metrics
-import models
 import utils
+from harness import flags, hub
+from harness.chat import answers, benchmarks, ifeval, judgements, judges, side_by_side, win_rates
+from harness.chat import terminal as chat_terminal
+from harness.evaluation import metrics, prompting, record
+from harness.models import adapters, generation, loading, memory_forecast
+from harness.results import stats, store
+from harness.results.run import Run
 
 
 def parse_args(argv=None):
-    parser = utils.ArgumentParser(__doc__)
+    parser = flags.ArgumentParser(__doc__)
     parser.add_argument("--mode", choices=("evaluate", "batch", "interactive"), help="default: evaluate with --benchmark or --score, "
                         "batch with --prompts, else interactive")  # fmt: skip
     parser.add_argument("--model", nargs="+", default=["assets/models/SmolLM2-135M-Instruct"], metavar="NAME",
                         help="hub names or folders; several stand side by side (default: %(default)s)")  # fmt: skip
     parser.add_argument("--adapter", nargs="+", default=[], metavar="DIR", help="peft adapters of the one model: each against the base")
     parser.add_argument("--no_lora", action="store_true", help="leave the adapters out: the base model alone")
-    parser.add_argument("--precision", choices=models.PRECISIONS, default="fp32", help="of the weights (default: %(default)s)")
+    parser.add_argument("--precision", choices=loading.PRECISIONS, default="fp32", help="of the weights (default: %(default)s)")
     group = parser.add_argument_group("questions and answers")
     group.add_argument("--benchmark", metavar="NAME|FILE", help="alpaca_eval, mt_bench, or a file of prompts (json, jsonl, csv, tsv, "
                        "parquet, txt; IFEval's columns are known) or folder with question.jsonl")  # fmt: skip
     group.add_argument("--data", metavar="PATH", help="where the questions of alpaca_eval or mt_bench lie (default: from the hub)")
-    group.add_argument("--num_samples", type=utils.positive_int, metavar="N", help="N questions, each category in its share (default: all)")
-    group.add_argument("--max_new_tokens", type=utils.positive_int, default=1024, metavar="N", help="of an answer (default: %(default)s)")
-    group.add_argument("--temperature", type=utils.non_negative, metavar="T", help="of every answer, 0 is greedy (default: that of the "
+    group.add_argument("--num_samples", type=flags.positive_int, metavar="N", help="N questions, each category in its share (default: all)")
+    group.add_argument("--max_new_tokens", type=flags.positive_int, default=1024, metavar="N", help="of an answer (default: %(default)s)")
+    group.add_argument("--temperature", type=flags.non_negative, metavar="T", help="of every answer, 0 is greedy (default: that of the "
                        "benchmark's categories, else 0)")  # fmt: skip
     group.add_argument("--system", metavar="TEXT", help="a system text before every conversation")
     group.add_argument(
@@ -76,16 +74,16 @@ def parse_args(argv=None):
     group.add_argument(
         "--judge_prompt", metavar="FILE", help="a pairwise prompt with {question}, {answer_a}, {answer_b}, to be answered A or B"
     )
-    group.add_argument("--judge_workers", type=utils.positive_int, default=4, metavar="N", help="calls at a time (default: %(default)s)")
-    group.add_argument("--judge_max_tokens", type=utils.positive_int, metavar="N", help="of a reply, more for models that think first "
+    group.add_argument("--judge_workers", type=flags.positive_int, default=4, metavar="N", help="calls at a time (default: %(default)s)")
+    group.add_argument("--judge_max_tokens", type=flags.positive_int, metavar="N", help="of a reply, more for models that think first "
                        "(default: 16 for a letter or number, 2048 for FastChat's explained ratings)")  # fmt: skip
-    group.add_argument("--judge_retries", type=utils.whole_number, default=8, metavar="N", help="of a failed call, with growing pauses "
+    group.add_argument("--judge_retries", type=flags.whole_number, default=8, metavar="N", help="of a failed call, with growing pauses "
                        "(default: %(default)s)")  # fmt: skip
-    group.add_argument("--judge_timeout", type=utils.positive, default=120.0, metavar="S", help="seconds of a call (default: %(default)s)")
-    group.add_argument("--judge_prices", type=utils.non_negative, nargs=2, metavar=("IN", "OUT"), help="USD per million tokens")
-    group.add_argument("--max_cost", type=utils.non_negative, metavar="USD", help="judge for no more than this; needs --judge_prices")
+    group.add_argument("--judge_timeout", type=flags.positive, default=120.0, metavar="S", help="seconds of a call (default: %(default)s)")
+    group.add_argument("--judge_prices", type=flags.non_negative, nargs=2, metavar=("IN", "OUT"), help="USD per million tokens")
+    group.add_argument("--max_cost", type=flags.non_negative, metavar="USD", help="judge for no more than this; needs --judge_prices")
     group.add_argument("--score", metavar="FILE", help="no run: the figures of AlpacaEval's annotations or MT-Bench's gradings")
-    utils.add_common_args(parser, auto_batch=True)
+    flags.add_common_args(parser, auto_batch=True)
     parser.set_defaults(latency_runs=3)
     args = parser.parse_args(argv)
     args.mode = args.mode or ("evaluate" if args.benchmark or args.score else "batch" if args.prompts else "interactive")
@@ -100,7 +98,7 @@ def check_args(parser, args):
         parser.error("--mode batch and --prompts FILE belong together")
     if args.benchmark and args.mode != "evaluate":
         parser.error(f"--benchmark belongs to --mode evaluate, not {args.mode}")
-    if args.data and args.benchmark not in instructions.KINDS:
+    if args.data and args.benchmark not in benchmarks.KINDS:
         parser.error("--data belongs to --benchmark alpaca_eval or mt_bench")
     if args.output and (args.mode != "batch" or not Path(args.output).parent.is_dir() or Path(args.output).is_dir()):
         parser.error(f"--output {args.output}: a file in a folder that is there, of --mode batch")
@@ -148,82 +146,6 @@ def systems_of(args):
     return [(model, None) for model in args.model] + [(args.model[0], adapter) for adapter in adapters]
 
 
-def rate(run, judge, benchmark, questions, system, args, file):
-    """MT-Bench's ratings of a system's answers, one for each turn. Returns (how many calls failed, [is a rating unreadable?])."""
-    prompts = benchmark.judge_prompts if args.judge == "endpoint" else None
-    if args.judge == "endpoint" and not prompts:
-        run.note("FastChat's judge_prompts.jsonl is not beside the questions: rated by our prompt instead")
-    rows, failed = judges.gradings(judge, questions, system, prompts, file)
-    system.graded = rows
-    run.write_jsonl(f"model_judgment/{judge.name}_single.jsonl", rows)
-    if rows:
-        found = judging.mt_bench_scores(rows, {question.id: question.group for question in questions})[system.name]
-        run.write_json("mt_bench.json", found)
-        system.figures.update({f"mean rating, turn {turn}": mean for turn, mean in found["turns"].items()})
-        system.figures["unreadable ratings"] = found["n_unreadable"]
-        run.row["judge_score"] = found["mean"]  # as FastChat's, over all readable ratings
-    readable = {}
-    for row in rows:
-        told = "unreadable" if row["score"] == -1 else round(row["score"], 2)
-        system.judgements.setdefault(str(row["question_id"]), {})[f"rating of turn {row['turn']}"] = told
-        if row["score"] != -1:
-            readable.setdefault(str(row["question_id"]), []).append(row["score"])
-    for question, scores in readable.items():
-        system.scores[question]["judge_score"] = statistics.fmean(scores)
-    return failed, [row["score"] == -1 for row in rows]
-
-
-def compare(run, judge, benchmark, questions, system, opponent, args, file):
-    """The win rate of a system against an opponent. Returns (how many pairs were not judged, [is a pair unreadable?])."""
-    template = Path(args.judge_prompt).read_text(encoding="utf-8") if args.judge_prompt else None
-    annotations, pairs, unjudged = judges.pairwise(judge, questions, opponent, system, file, template, not args.one_order)
-    found, bias = judging.win_rate([row["preference"] for row in annotations]), judging.position_bias(pairs)
-    run.write_json(f"annotations_against_{opponent.name}.json", annotations)
-    run.write_json(f"win_rate_against_{opponent.name}.json", {**found, "position_bias": bias})
-    run.row.setdefault("position_bias", bias["rate"])  # of the first opponent, as the win rate
-    label = f"against {opponent.name}"
-    system.figures.update({f"win rate {label}, %": found["win_rate"], f"its standard error, {label}": found["standard_error"],
-                           f"discrete win rate {label}, %": found["discrete_win_rate"],
-                           f"unreadable judgements {label}": found["n_unreadable"], f"position bias {label}": bias["rate"],
-                           f"of which for the first place, {label}": bias["first"]})  # fmt: skip
-    run.note(f"win rate {label} {_percent(found['win_rate'])} +- {_percent(found['standard_error'])} (n = {found['n_total']}, "
-             f"{found['n_unreadable']} unreadable), position bias {_percent(bias['rate'] and 100 * bias['rate'])}")  # fmt: skip
-    if bias["rate"] is not None and bias["rate"] > 0.5:
-        run.note("this judge goes by the place more than by the answers: its win rate says little")
-    if opponent.name == reference_name(questions) and benchmark.name == "alpaca_eval":
-        place = {question.id: question.index for question in questions}
-        known = len(benchmark.questions) == judging.INSTRUCTIONS
-        controlled, why = judging.length_controlled(annotations, [place[row["question_id"]] for row in annotations] if known else None)
-        run.row["lc_win_rate"] = controlled and controlled[0] / 100
-        run.note(f"length-controlled win rate {controlled[0]:.2f} +- {controlled[1]:.2f} %" if controlled
-                 else f"no length-controlled win rate: {why}")  # fmt: skip
-        run.note("judged by another prompt than AlpacaEval's own annotators: not to be compared with its leaderboard")
-    for row in annotations:
-        value = judging.preference(row["preference"])
-        system.scores[row["question_id"]].setdefault("win_rate", None if value is None else value - 1)
-        told = "unreadable" if value is None else f"{value - 1:.3f}"
-        system.judgements.setdefault(row["question_id"], {})[f"wins {label}"] = told
-    return unjudged, [row["preference"] is None for row in annotations]
-
-
-def judge_system(run, judge, benchmark, questions, system, opponents, args, folder):
-    """Judge a system: its scores, figures and files. Returns how many calls failed."""
-    file = folder / "judgements.jsonl"
-    found = [rate(run, judge, benchmark, questions, system, args, file)] if benchmark.kind == "mt_bench" else []
-    found += [compare(run, judge, benchmark, questions, system, opponent, args, file) for opponent in opponents]
-    unreadable = [value for _, some in found for value in some]
-    if unreadable:
-        run.row["invalid_rate"] = statistics.fmean(unreadable)
-        if run.row["invalid_rate"] > 0.5:
-            run.row["status"] = "degenerate"
-            run.note(f"{sum(unreadable)} of {len(unreadable)} judgements could not be read")
-    return sum(failed for failed, _ in found)
-
-
-def _percent(value):
-    return "unknown" if value is None else f"{value:.2f} %"
-
-
 def metric_of(benchmark, questions, scores, judged):
     """The column that is the score of all systems of a run: the judge's, else what most questions can be scored by, else None."""
     if judged:
@@ -234,34 +156,22 @@ def metric_of(benchmark, questions, scores, judged):
     return None
 
 
-def write_official(run, benchmark, questions, system, together=None):
-    """A system's answers in the formats of the benchmark's tools. together: all Systems, whose gradings stand in one file for FastChat."""
-    if benchmark.kind == "mt_bench":
-        run.write_jsonl(f"model_answer/{system.name}.jsonl", instructions.mt_answers(questions, system.answers, system.name))
-        for name in {row["judge"][0] for other in together or () for row in other.graded}:
-            run.write_jsonl(f"model_judgment/{name}_single.jsonl", [row for other in together for row in other.graded])
-    elif not (run.path("model_outputs.json").exists()):
-        run.write_json("model_outputs.json", instructions.alpaca_outputs(questions, system.answers, system.name))
-        if any(question.checks for question in questions):  # in the form of its responses
-            run.write_jsonl("ifeval_responses.jsonl", [{"prompt": q.turns[0], "response": system.answers[q.id][0]} for q in questions])
-
-
-def record(run, system, questions, metric, n_failed, base):
+def record_answers(run, system, questions, metric, n_failed, base):
     """The row's quality cells and predictions.jsonl. base: the first System, of which an adapter's answers must differ."""
-    means = comparison.means(system.scores.values())
+    means = side_by_side.means(system.scores.values())
     for name in ("win_rate", "judge_score", "instruction_following", "rouge_l", "token_f1", "answer_chars", "refusal_rate",
                  "repetition_rate"):  # fmt: skip
         run.row.setdefault(name, means.get(name))
     if metric in means:
         values = [each[metric] for each in system.scores.values() if each.get(metric) is not None]
-        low, high = metrics.bootstrap_interval(values)
+        low, high = stats.bootstrap_interval(values)
         run.row.update(metric=metric, score=run.row[metric], score_low=low, score_high=high)
         if len(values) < len(questions):
             run.headline = f"scored are {len(values)} of them"
             run.note(f"{metric} of {len(values)} of {len(questions)} questions")
     if n_failed:
         run.note(f"{n_failed} judgements failed; the same command asks for them again")
-    skipped = sum(name not in checks.CHECKS for question in questions for name, _ in question.checks)
+    skipped = sum(name not in ifeval.CHECKS for question in questions for name, _ in question.checks)
     if skipped:
         run.note(f"{skipped} of IFEval's instructions cannot be checked here; their prompts are not counted")
     run.write_jsonl("predictions.jsonl", [
@@ -281,51 +191,49 @@ def record(run, system, questions, metric, n_failed, base):
 def load(args, name, adapter=None):
     """(model, tokenizer) at --precision, on --device."""
     tokenizer = utils.load_tokenizer(name, args.trust_remote_code)
-    model = models.load_model(name, precision=args.precision, device=utils.pick_device(args.device), adapter=adapter,
+    model = loading.load_model(name, precision=args.precision, device=utils.pick_device(args.device), adapter=adapter,
                               pad_token_id=tokenizer.pad_token_id, trust_remote_code=args.trust_remote_code)  # fmt: skip
     return model, tokenizer
 
 
 def evaluate(args, benchmark, questions, model_name, adapter, name, run, folder):
     """A system's answers, with the row's times, memory and sizes. Returns a comparison.System."""
-    import inference
-
-    with utils.measure() as loading:
+    with utils.measure() as load:
         model, tokenizer = load(args, model_name, adapter)
-    chat = models.uses_chat(args.prompt_format, tokenizer)
-    run.row.update(**loading.load_columns(), **models.size_columns(model))
-    model, merged = models.merge_adapter(model)
+    chat = loading.uses_chat(args.prompt_format, tokenizer)
+    run.row.update(**load.load_columns(), **loading.size_columns(model))
+    model, merged = adapters.merge_adapter(model)
     run.note(merged)
     with utils.measure() as spent:
         here = run.row["device_name"]
-        mine, passes = answering.answer(model, tokenizer, benchmark, questions, folder / "answers.jsonl", args, chat, here)
+        mine, passes = answers.answer(model, tokenizer, benchmark, questions, folder / "answers.jsonl", args, chat, here)
     if passes:
         run.row.update(spent.memory_columns(), batch_size=max(found.batch_size for found in passes))
         widest = max(passes, key=lambda found: found.batch_size * found.longest)
-        evaluation.predict(run, model, widest.batch_size, widest.longest, "generated", len(widest.prefix))
-    evaluation.note_truncation(run, None, 0, 0, round(sum(each["truncated"] for each in mine)))
+        memory_forecast.predict_inference(run, model, widest.batch_size, widest.longest, "generated", len(widest.prefix))
+    record.note_truncation(run, None, 0, 0, round(sum(each["truncated"] for each in mine)))
     tokens, seconds = sum(sum(each["new_tokens"]) for each in mine), None
     if all(each["device"] == here for each in mine):
         seconds = sum(each["seconds"] for each in mine)
     else:
         run.note("no throughput: answers were made on another device, too")
-    stop = evaluation.answer_stop(model, tokenizer, "instruction", chat)
+    stop = prompting.answer_stop(model, tokenizer, "instruction", chat)
 
     def request(question):
         def prompt():
-            return instructions.render(question.turns[:1], (), tokenizer if chat else None, args.system)
+            return benchmarks.render(question.turns[:1], (), tokenizer if chat else None, args.system)
 
-        return inference.time_request(model, tokenizer, prompt, args.max_new_tokens, stop=stop, add_special_tokens=not chat)
+        return generation.time_request(model, tokenizer, prompt, args.max_new_tokens, stop=stop, add_special_tokens=not chat)
 
     timed = utils.one_by_one(request, questions[: args.latency_runs], n_warmup=1)
     run.row.update(
-        utils.latency_columns([found.total_ms for found in timed]), ttft_ms=evaluation.median([found.ttft_ms for found in timed]),
-        tpot_ms=evaluation.median([found.tpot_ms for found in timed]), eval_seconds=seconds, generated_tokens=tokens,
+        utils.latency_columns([found.total_ms for found in timed]), ttft_ms=record.median([found.ttft_ms for found in timed]),
+        tpot_ms=record.median([found.tpot_ms for found in timed]), eval_seconds=seconds, generated_tokens=tokens,
         prompt_tokens=round(sum(each["prompt_tokens"] for each in mine)), tokens_per_s=seconds and tokens / seconds,
-        examples_per_s=seconds and len(mine) / seconds, perplexity=answering.reference_perplexity(model, tokenizer, questions, args, chat),
+        examples_per_s=seconds and len(mine) / seconds, perplexity=answers.reference_perplexity(model, tokenizer, questions, args, chat),
     )  # fmt: skip
-    system = comparison.System(name, {q.id: each["turns"] for q, each in zip(questions, mine)})
-    system.scores = {q.id: comparison.measures(q, each["turns"], each["cut"]) for q, each in zip(questions, mine)}
+    system = side_by_side.System(name, {q.id: each["turns"] for q, each in zip(questions, mine)})
+    system.scores = {q.id: side_by_side.measures(q, each["turns"], each["cut"]) for q, each in zip(questions, mine)}
     asked, kept = (sum(each.get(column, 0) for each in system.scores.values()) for column in ("n_checks", "n_followed"))
     system.figures = {
         "tokens/s in batches": run.row["tokens_per_s"],
@@ -363,26 +271,20 @@ def opponents_of(args, benchmark, questions):
     return found
 
 
-def reference_name(questions):
-    """Who wrote the references, where that is one and known."""
-    authors = {question.author for question in questions}
-    return authors.pop() if len(authors) == 1 and "" not in authors else "reference"
-
-
 def score(path):
     """--score: print the figures of a file of judgements, as JSON with all digits."""
-    kind, rows = judging.read_judgements(path)
+    kind, rows = win_rates.read_judgements(path)
     if kind == "mt_bench":
         questions = next(
             (p for p in (Path(path).parent / "question.jsonl", Path(path).parent.parent / "question.jsonl") if p.is_file()), None
         )
-        categories = questions and {str(row["question_id"]): row.get("category", "") for row in instructions.read_records(questions)}
-        print(json.dumps(judging.mt_bench_scores(rows, categories), indent=2))
+        categories = questions and {str(row["question_id"]): row.get("category", "") for row in store.read_records(questions)}
+        print(json.dumps(win_rates.mt_bench_scores(rows, categories), indent=2))
         return
-    found = judging.win_rate([row["preference"] for row in rows])
+    found = win_rates.win_rate([row["preference"] for row in rows])
     outputs = [row["output_2"] for row in rows if isinstance(row.get("output_2"), str)]
     found["avg_length"] = int(statistics.fmean(map(len, outputs))) if outputs else None
-    controlled, why = judging.length_controlled(rows, list(range(len(rows))) if len(rows) == judging.INSTRUCTIONS else None)
+    controlled, why = win_rates.length_controlled(rows, list(range(len(rows))) if len(rows) == win_rates.INSTRUCTIONS else None)
     found.update(length_controlled_winrate=controlled and controlled[0], lc_standard_error=controlled and controlled[1])
     print(json.dumps(found, indent=2))
     if why:
@@ -391,13 +293,11 @@ def score(path):
 
 def interact(args):
     """--mode interactive."""
-    from chat import Chat
-
     model_name, adapter = systems_of(args)[-1]
     model, tokenizer = load(args, model_name, adapter)
     utils.set_seed(args.seed)
-    chat = models.uses_chat(args.prompt_format, tokenizer)
-    Chat(model, tokenizer, chat, args.max_new_tokens, args.temperature or 0.0, args.system, adapter).run()
+    chat = loading.uses_chat(args.prompt_format, tokenizer)
+    chat_terminal.Chat(model, tokenizer, chat, args.max_new_tokens, args.temperature or 0.0, args.system, adapter).run()
 
 
 @utils.clean_exit
@@ -409,38 +309,38 @@ def main(argv=None):
         return
     local = {"--judge_model": args.judge_model} if args.judge == "local" else {}
     for model, adapter in systems_of(args):
-        models.check_names({"--model": model, "--adapter": adapter, **local})
+        hub.check_names({"--model": model, "--adapter": adapter, **local})
     if args.mode == "interactive":
         interact(args)
         return
-    benchmark = instructions.load(args.benchmark or args.prompts, args.data)
-    questions = instructions.choose(benchmark.questions, args.num_samples)
+    benchmark = benchmarks.load(args.benchmark or args.prompts, args.data)
+    questions = benchmarks.choose(benchmark.questions, args.num_samples)
     print(f"{benchmark.name}: {len(questions)} of {len(benchmark.questions)} questions, {sum(len(q.turns) for q in questions)} turns")
     judged, wanted, done = args.judge != "none", systems_of(args), []
     against = opponents_of(args, benchmark, questions) if judged else []
-    judge, names = make_judge(args) if judged else None, answering.names_of(wanted)
+    judge, names = make_judge(args) if judged else None, answers.names_of(wanted)
     for model, adapter in wanted:
         own = argparse.Namespace(**{**vars(args), "model": [model], "adapter": [adapter] if adapter else []})
-        run = utils.Run(own, __file__, "chat")
+        run = Run(own, __file__, "chat")
         with run:
             # 2. seed and device
             device = utils.pick_device(args.device)
             utils.set_seed(args.seed)
-            eval_id = instructions.eval_id(questions, *([args.judge_model, *against] if judged else []))
+            eval_id = benchmarks.eval_id(questions, *([args.judge_model, *against] if judged else []))
             run.row.update(model=model, dataset=benchmark.name, device=device, device_name=utils.device_name(device), n_eval=len(questions),
                            precision=args.precision, eval_id=eval_id, n_train=0,
                            variant=f"{benchmark.name}_adapter" if adapter else benchmark.name)  # fmt: skip
             # 3.-5. data, model, adapt: the questions are read, nothing is trained
-            folder = answering.answers_folder(args, model, adapter)
-            with answering.locked(folder):
+            folder = answers.answers_folder(args, model, adapter)
+            with answers.locked(folder):
                 # 6. evaluate
                 system = evaluate(args, benchmark, questions, model, adapter, names[model, adapter], run, folder)
-                write_official(run, benchmark, questions, system)
+                benchmarks.write_official(run, benchmark, questions, system)
                 failed = 0
                 if judged:
-                    references = comparison.System(reference_name(questions), {q.id: list(q.references) for q in questions})
+                    references = side_by_side.System(judgements.reference_name(questions), {q.id: list(q.references) for q in questions})
                     opponents = [references if name == "reference" else done[0] for name in against if name == "reference" or done]
-                    failed = judge_system(run, judge, benchmark, questions, system, opponents, args, folder)
+                    failed = judgements.judge_system(run, judge, benchmark, questions, system, opponents, args, folder)
                     if against == ["base"] and not done:  # against itself, as AlpacaEval has it
                         for each in system.scores.values():
                             each["win_rate"] = 0.5
@@ -448,11 +348,11 @@ def main(argv=None):
             done.append(system)
             # 7. row and report
             metric = metric_of(benchmark, questions, system.scores, judged)
-            record(run, system, questions, metric, failed, done[0] if len(done) > 1 else None)
+            record_answers(run, system, questions, metric, failed, done[0] if len(done) > 1 else None)
             if len(done) == len(wanted):
                 for other in done[:-1]:
-                    write_official(run, benchmark, questions, other, done if other is done[0] else None)
-                print("\n".join(comparison.write(run.path, benchmark.name, questions, done)))
+                    benchmarks.write_official(run, benchmark, questions, other, done if other is done[0] else None)
+                print("\n".join(side_by_side.write(run.path, benchmark.name, questions, done)))
                 print(f"{'side by side' if len(done) > 1 else 'with all answers'} in {run.path('comparison.md')}")
             if args.mode == "batch":
                 lines = [{"id": q.id, "prompt": q.turns[0] if len(q.turns) == 1 else q.turns, "model": system.name,

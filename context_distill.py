@@ -20,40 +20,44 @@ import shutil
 
 import numpy as np
 
-import evaluation
-import models
-import tasks
-import training
 import utils
+from harness import flags, hub
+from harness.data import tasks
+from harness.data.examples import draw
+from harness.data.prompts import render
+from harness.evaluation import evaluate, metrics, prompting
+from harness.models import adapters, batching, generation, loading, scoring
+from harness.results.run import Run
+from harness.training import collators, trainer
 
 LEARNING_RATES = {"lora": 5e-4, "full": 2e-5}
 TOP_K = 64  # of the vocabulary, that precomputed targets of generated answers keep at each token; the rest counts as one
 
 
 def parse_args(argv=None):
-    parser = utils.ArgumentParser(__doc__)
+    parser = flags.ArgumentParser(__doc__)
     parser.add_argument(
         "--model", default="assets/models/SmolLM2-135M-Instruct", help="a causal model: hub name or folder (default: %(default)s)"
     )
     group = parser.add_argument_group("teacher")
-    group.add_argument("--k_shots", type=utils.positive_int, default=8, metavar="K", help="demonstrations (default: %(default)s)")
+    group.add_argument("--k_shots", type=flags.positive_int, default=8, metavar="K", help="demonstrations (default: %(default)s)")
     group.add_argument("--calibrate", choices=("none", "contextual", "batch"), default="none", help="of the teacher's label words")
-    group.add_argument("--unlabelled", type=utils.positive_int, default=2000, metavar="N",
+    group.add_argument("--unlabelled", type=flags.positive_int, default=2000, metavar="N",
                        help="at most so many training inputs to learn from, no demonstrations (default: %(default)s)")  # fmt: skip
     group.add_argument("--targets", choices=("precomputed", "online"), default="precomputed", help="(default: %(default)s)")
-    group.add_argument("--temperature", type=utils.positive, default=1.0, help="of both distributions (default: %(default)s)")
+    group.add_argument("--temperature", type=flags.positive, default=1.0, help="of both distributions (default: %(default)s)")
     group = parser.add_argument_group("student")
     group.add_argument("--student", choices=tuple(LEARNING_RATES), default="lora", help="what is trained (default: %(default)s)")
     group.add_argument("--quantize", choices=("none", "int8", "nf4"), default="none", help="the frozen weights of teacher and LoRA student")
-    group.add_argument("--rank", type=utils.positive_int, default=8, help="of LoRA (default: %(default)s)")
-    group.add_argument("--alpha", type=utils.positive_int, help="updates are scaled by alpha / rank (default: twice the rank)")
+    group.add_argument("--rank", type=flags.positive_int, default=8, help="of LoRA (default: %(default)s)")
+    group.add_argument("--alpha", type=flags.positive_int, help="updates are scaled by alpha / rank (default: twice the rank)")
     group.add_argument(
         "--target_modules", default="all-linear", metavar="auto|attention|mlp|all-linear|A,B,..", help="(default: %(default)s)"
     )
-    training.add_training_args(parser, resume=False, padding_free=False)
-    tasks.add_data_args(parser)
-    utils.add_common_args(parser)
-    args = training.check_training_args(parser, tasks.check_data_args(parser, parser.parse_args(argv)))
+    flags.add_training_args(parser, resume=False, padding_free=False)
+    flags.add_data_args(parser)
+    flags.add_common_args(parser)
+    args = flags.check_training_args(parser, flags.check_data_args(parser, parser.parse_args(argv)))
     if args.quantize != "none" and args.student == "full":
         parser.error(f"--quantize {args.quantize} freezes the weights; train a LoRA student on them")
     return args
@@ -71,13 +75,13 @@ class Teacher:
     def __init__(self, model, tokenizer, task, demonstrations, args, chat):
         self.model, self.tokenizer, self.task, self.chat, self.args = model, tokenizer, task, chat, args
         self.demonstrations, self.prefix, self.prior, self.student = demonstrations, None, 0.0, None
-        self.new_tokens = training.answer_length(args, task)
-        limit = models.context_length(model)
+        self.new_tokens = trainer.answer_length(args, task)
+        limit = loading.context_length(model)
         self.room = limit and limit - (self.new_tokens if task.kind != "classification" else 16)
 
     def prompts(self, examples):
         """(texts, separator)."""
-        return evaluation.fit_prompts(self.task, examples, self.demonstrations, self.tokenizer, self.chat, self.room)[:2]
+        return prompting.fit_prompts(self.task, examples, self.demonstrations, self.tokenizer, self.chat, self.room)[:2]
 
     @contextlib.contextmanager
     def asked(self):
@@ -93,42 +97,33 @@ class Teacher:
 
     def label_scores(self, examples, progress=None):
         """Log-probabilities [N, L], the prior not yet divided out."""
-        import inference
-        import metrics
-
         prompts, separator = self.prompts(examples)
         labels = [separator + word for word in self.task.words]
         with self.asked():
-            found = inference.score_labels(self.model, self.tokenizer, prompts, labels, "auto", not self.chat, progress, self.prefix)
+            found = scoring.score_labels(self.model, self.tokenizer, prompts, labels, "auto", not self.chat, progress, self.prefix)
             if self.prefix is None and len(prompts) > 1:
-                self.prefix = inference.prefill(self.model, found.prefix)
+                self.prefix = scoring.prefill(self.model, found.prefix)
         return metrics.log_normalise(found.total)
 
     def calibrate(self, raw):
         """Set the log prior as prompt_eval.py does. raw: log-probabilities of many examples [N, L]."""
-        prior = evaluation.label_prior(self.args.calibrate, self.task)
+        prior = prompting.label_prior(self.args.calibrate, self.task)
         self.prior = prior(self.label_scores, raw) if prior else 0.0
 
     def targets(self, examples, raw=None):
         """Calibrated log-probabilities [N, L]. raw: the label_scores of the examples, where they are there."""
-        import metrics
-
         return metrics.log_normalise((self.label_scores(examples) if raw is None else raw) - self.prior)
 
     def answers(self, examples):
         """Token ids of its greedy answers [N], each to its end-of-sequence token or stop string."""
-        import inference
-
         prompts, _ = self.prompts(examples)
-        stop = evaluation.answer_stop(self.model, self.tokenizer, self.task.kind, self.chat)
+        stop = prompting.answer_stop(self.model, self.tokenizer, self.task.kind, self.chat)
         with self.asked():
-            return inference.generate(self.model, self.tokenizer, prompts, self.new_tokens, "auto", stop, not self.chat,
+            return generation.generate(self.model, self.tokenizer, prompts, self.new_tokens, "auto", stop, not self.chat,
                                       "answering").ids  # fmt: skip
 
     def token_targets(self, examples, answers, top_k=None, progress=None):
         """For each answer log-probabilities [T, V] of its tokens; with top_k a pair [T, K]: the highest, tempered, and their ids."""
-        import inference
-
         prompts, _ = self.prompts(examples)
         rows = self.tokenizer(prompts, add_special_tokens=not self.chat, verbose=False).input_ids
 
@@ -138,16 +133,14 @@ class Teacher:
             return tuple(log_probs.div(self.args.temperature).log_softmax(-1).topk(min(top_k, log_probs.shape[1])))
 
         with self.asked():
-            return inference.continuation_log_probs(self.model, rows, answers, kept, progress)
+            return scoring.continuation_log_probs(self.model, rows, answers, kept, progress)
 
 
 def label_rows(model, tokenizer, task, examples, chat):
     """The student's prompts as token ids, and the label words behind each: [N] dicts with input_ids and ends."""
-    import inference
-
-    rendered = [tasks.render(task, ex, (), tokenizer if chat else None) for ex in examples]
+    rendered = [render(task, ex, (), tokenizer if chat else None) for ex in examples]
     sets = [[separator + word for word in task.words] for _, separator in rendered]
-    contexts, ends, _ = inference.encode(model, tokenizer, [prompt for prompt, _ in rendered], sets, not chat)
+    contexts, ends, _ = scoring.encode(model, tokenizer, [prompt for prompt, _ in rendered], sets, not chat)
     return [{"input_ids": context, "ends": some} for context, some in zip(contexts, ends)]
 
 
@@ -240,9 +233,7 @@ def answer_loss(temperature):
 
 def left_padded(rows, pad_id):
     """Token ids and mask [B, T] of rows that end together."""
-    import inference
-
-    return inference.pad_rows(rows, pad_id, "cpu", left=True)
+    return batching.pad_rows(rows, pad_id, "cpu", left=True)
 
 
 def distil(student, teacher, tokenizer, task, examples, args, run, device, chat, reload):
@@ -257,7 +248,7 @@ def distil(student, teacher, tokenizer, task, examples, args, run, device, chat,
             targets = None if online else teacher.targets(examples, raw).tolist()
         else:
             answers = [ids for part in utils.over_processes(teacher.answers, examples) for ids in part]
-            prompts = [tasks.render(task, ex, (), tokenizer if chat else None)[0] for ex in examples]
+            prompts = [render(task, ex, (), tokenizer if chat else None)[0] for ex in examples]
             items = [{"input_ids": ids, "answer": answer} for ids, answer in
                      zip(tokenizer(prompts, add_special_tokens=not chat, verbose=False).input_ids, answers)]  # fmt: skip
             if not online:
@@ -272,29 +263,29 @@ def distil(student, teacher, tokenizer, task, examples, args, run, device, chat,
             f"the teacher answered only {len(items)} of the inputs; try other demonstrations or a longer --max_new_tokens"
         )
     run.note(f"{len(items)} unlabelled inputs; the teacher was asked for {asking.seconds:.0f} s")
-    cut = min(len(items) // 10, tasks.VALIDATION_CAP if args.max_validation_samples is None else args.max_validation_samples)
+    cut = min(len(items) // 10, flags.VALIDATION_CAP if args.max_validation_samples is None else args.max_validation_samples)
     ask = (teacher.targets if classes else teacher.token_targets) if online else None
     batches = (LabelBatches if classes else AnswerBatches)(tokenizer.pad_token_id, ask)
-    data = training.Data(items[cut:], items[:cut] or None, batches)
+    data = collators.Data(items[cut:], items[:cut] or None, batches)
     rate = args.learning_rate or LEARNING_RATES[args.student]
     loss = (label_loss if classes else answer_loss)(args.temperature)
-    return training.fit(student, tokenizer, data, args, run, device, rate, loss=loss, reload=reload)
+    return trainer.fit(student, tokenizer, data, args, run, device, rate, loss=loss, reload=reload)
 
 
 def load_student(args, device, precision, folder):
     """A student that lies in a folder: the whole model, or an adapter for the base that is read again."""
     full = args.student == "full"
-    model = models.load_model(folder if full else args.model, precision=precision, device=device, trust_remote_code=args.trust_remote_code)
-    return model if full else models.load_adapter(model, folder)
+    model = loading.load_model(folder if full else args.model, precision=precision, device=device, trust_remote_code=args.trust_remote_code)
+    return model if full else adapters.load_adapter(model, folder)
 
 
 def measured(model, tokenizer, task, run, args, chat, other, demonstrations=(), calibrate="none"):
     """Score on the evaluation examples as prompt_eval.py does."""
     common = {"batch_size": "auto", "latency_runs": args.latency_runs, "chat": chat, "demonstrations": demonstrations}
     if task.kind == "classification":
-        evaluation.evaluate_labels(model, tokenizer, task, run, **common, prior=evaluation.label_prior(calibrate, task), other=other)
+        evaluate.evaluate_labels(model, tokenizer, task, run, **common, prior=prompting.label_prior(calibrate, task), other=other)
     else:
-        evaluation.evaluate_answers(model, tokenizer, task, run, **common, max_new_tokens=training.answer_length(args, task))
+        evaluate.evaluate_answers(model, tokenizer, task, run, **common, max_new_tokens=trainer.answer_length(args, task))
     names = (
         "metric",
         "score",
@@ -313,15 +304,15 @@ def measured(model, tokenizer, task, run, args, chat, other, demonstrations=(), 
 def main(argv=None):
     # 1. settings
     given, base = parse_args(argv), None
-    models.check_names({"--model": given.model}, {"--dataset": tasks.source(given), "--eval_ood": given.eval_ood})
-    for args in training.repeats(given):
-        run = utils.Run(args, __file__, "context_distillation")
+    hub.check_names({"--model": given.model}, {"--dataset": flags.source(given), "--eval_ood": given.eval_ood})
+    for args in flags.repeats(given):
+        run = Run(args, __file__, "context_distillation")
 
         with run:
             # 2. seed and device
             utils.set_seed(args.seed)
             device = utils.pick_device(args.device)
-            training.check_device(args, device)
+            trainer.check_device(args, device)
             precision = args.weights if args.quantize == "none" else args.quantize
             name = f"{args.k_shots}_shot" + ("" if args.calibrate == "none" else f"_{args.calibrate}_calibrated")
             name += f"_to_{args.student}" + (f"_r{args.rank}" if args.student == "lora" else "")
@@ -334,11 +325,11 @@ def main(argv=None):
             print(task.summary())
             if args.calibrate != "none":
                 tasks.require_kind(task, "classification", "--calibrate")
-            demonstrations = tasks.draw(task.train, args.k_shots, args.data_seed)
+            demonstrations = draw(task.train, args.k_shots, args.data_seed)
             taken = {ex.id for ex in demonstrations}
             examples = [ex for ex in task.train if ex.id not in taken]
-            examples = tasks.draw(examples, min(args.unlabelled, len(examples)), args.data_seed + 1, balanced=False)
-            other = training.out_of_domain(args, task)
+            examples = draw(examples, min(args.unlabelled, len(examples)), args.data_seed + 1, balanced=False)
+            other = tasks.out_of_domain(args, task)
             if len(examples) < 12:
                 raise utils.UserError(
                     f"{len(examples)} unlabelled inputs are left to learn from; context distillation needs at least twelve"
@@ -347,13 +338,13 @@ def main(argv=None):
 
             # 4. model
             tokenizer = utils.load_tokenizer(args.model, args.trust_remote_code)
-            with utils.measure() as loading:
-                base = base or models.load_model(args.model, precision=precision, device=device, trust_remote_code=args.trust_remote_code,
+            with utils.measure() as load:
+                base = base or loading.load_model(args.model, precision=precision, device=device, trust_remote_code=args.trust_remote_code,
                                                  attention=args.attn_implementation)  # fmt: skip
-                model = training.own_copy(base, args, given)
+                model = trainer.own_copy(base, args, given)
             if model.config.is_encoder_decoder:
                 raise utils.UserError(f"{args.model} is an encoder-decoder; context distillation here is for causal models")
-            chat = models.uses_chat(args.prompt_format, tokenizer, scoring=task.kind == "classification")
+            chat = loading.uses_chat(args.prompt_format, tokenizer, scoring=task.kind == "classification")
 
             # 5. adapt
             compared = {"teacher": measured(model, tokenizer, task, run.part("teacher"), args, chat, other, demonstrations, args.calibrate),
@@ -365,9 +356,9 @@ def main(argv=None):
                 import peft
 
                 config = peft.LoraConfig(task_type="CAUSAL_LM", r=args.rank, lora_alpha=args.alpha or 2 * args.rank, lora_dropout=0.0,
-                                         target_modules=models.target_modules(model, args.target_modules))  # fmt: skip
+                                         target_modules=adapters.target_modules(model, args.target_modules))  # fmt: skip
                 student = teacher.student = peft.get_peft_model(model, config)
-            run.row.update(**training.load_columns(loading, given), **models.size_columns(student, trained=True))
+            run.row.update(**trainer.load_columns(load, given), **loading.size_columns(student, trained=True))
             whole = functools.partial(load_student, args, device, precision)
             student = distil(student, teacher, tokenizer, task, examples, args, run, device, chat, whole)
             folder = "adapter" if args.student == "lora" else "model"
@@ -378,10 +369,10 @@ def main(argv=None):
 
             # 6. evaluate
             if args.student == "lora":
-                if not models.changes_outputs(student, tokenizer):
+                if not adapters.changes_outputs(student, tokenizer):
                     run.row["status"] = "degenerate"
                     run.note("the adapter changed nothing")
-                student, merged = models.merge_adapter(student)
+                student, merged = adapters.merge_adapter(student)
                 run.note(merged)
             compared["distilled_student"] = measured(student, tokenizer, task, run, args, chat, other)
             run.write_json("comparison.json", compared)

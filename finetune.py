@@ -25,65 +25,66 @@ are scored once at the end. Default learning rate: 1e-4 for a head, 5e-5 for a l
 import functools
 import shutil
 
-import models
-import tasks
-import training
 import utils
+from harness import flags, hub
+from harness.data import tasks
+from harness.results.run import Run
+from harness.training import trainer
 
 # for heads used with MiniLM (for BERT-base its paper, Devlin et al. 2019, has 2e-5 to 5e-5)
 LEARNING_RATES = {"classification": 1e-4, "qa": 5e-5, "instruction": 5e-5}
 
 
 def parse_args(argv=None):
-    parser = utils.ArgumentParser(__doc__)
+    parser = flags.ArgumentParser(__doc__)
     parser.add_argument("--model", default="assets/models/all-MiniLM-L6-v2", help="hub name or folder (default: %(default)s)")
-    training.add_training_args(parser)
-    tasks.add_data_args(parser)
-    utils.add_common_args(parser)
-    return training.check_training_args(parser, tasks.check_data_args(parser, parser.parse_args(argv)))
+    flags.add_training_args(parser)
+    flags.add_data_args(parser)
+    flags.add_common_args(parser)
+    return flags.check_training_args(parser, flags.check_data_args(parser, parser.parse_args(argv)))
 
 
 @utils.clean_exit
 def main(argv=None):
     # 1. settings
     given, base = parse_args(argv), None
-    models.check_names({"--model": given.model}, {"--dataset": tasks.source(given), "--eval_ood": given.eval_ood})
-    for args in training.repeats(given):
-        run = utils.Run(args, __file__, "full_finetuning", folder=training.find_resumable(args, __file__))
+    hub.check_names({"--model": given.model}, {"--dataset": flags.source(given), "--eval_ood": given.eval_ood})
+    for args in flags.repeats(given):
+        run = Run(args, __file__, "full_finetuning", folder=trainer.find_resumable(args, __file__))
 
         with run:
             # 2. seed and device
             utils.set_seed(args.seed)
             device = utils.pick_device(args.device)
-            training.check_device(args, device)
+            trainer.check_device(args, device)
             run.row.update(variant="full", model=args.model, data_seed=args.data_seed, device=device,
                            device_name=utils.device_name(device), precision=args.weights)  # fmt: skip
 
             # 3. data
             task = tasks.from_args(args)
             print(task.summary())
-            other = training.out_of_domain(args, task)
+            other = tasks.out_of_domain(args, task)
             run.row.update(task.row())
 
             # 4. model
             tokenizer = utils.load_tokenizer(args.model, args.trust_remote_code)
             with utils.measure() as loading:
-                base = base or training.load_base(args, task, tokenizer, device, args.weights)
-                model = training.own_copy(base, args, given)
-            run.row.update(**training.load_columns(loading, given), **models.size_columns(model, trained=True))
+                base = base or trainer.load_base(args, task, tokenizer, device, args.weights)
+                model = trainer.own_copy(base, args, given)
+            run.row.update(**trainer.load_columns(loading, given), **loading.size_columns(model, trained=True))
 
             # 5. adapt
-            chat = training.uses_chat(args, task, tokenizer)
+            chat = trainer.uses_chat(args, task, tokenizer)
             learning_rate = args.learning_rate or LEARNING_RATES[task.kind]
-            whole = functools.partial(training.load_base, args, task, tokenizer, device, args.weights)
-            model = training.train(model, tokenizer, task, args, run, device, learning_rate, chat, reload=whole)
+            whole = functools.partial(trainer.load_base, args, task, tokenizer, device, args.weights)
+            model = trainer.train(model, tokenizer, task, args, run, device, learning_rate, chat, reload=whole)
             if run.main:
                 model.save_pretrained(run.path("model"))
                 tokenizer.save_pretrained(run.path("model"))
                 run.row["artifact_mb"] = utils.folder_mb(run.path("model"))
 
             # 6. evaluate
-            training.evaluate(model, tokenizer, task, args, run, chat, other)
+            trainer.score(model, tokenizer, task, args, run, chat, other)
 
             # 7. row and report: written by leaving the block
             run.headline = f"trained in {run.row['train_seconds']:.0f} s"

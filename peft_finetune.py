@@ -31,10 +31,12 @@ The defaults are for small models (MiniLM, SmolLM2-135M); papers train 7B models
 import functools
 import shutil
 
-import models
-import tasks
-import training
 import utils
+from harness import flags, hub
+from harness.data import tasks
+from harness.models import adapters
+from harness.results.run import Run
+from harness.training import trainer
 
 # method -> for a classification head, for answers. The head's lora rate was chosen by MiniLM's validation accuracy
 LEARNING_RATES = {"lora": (2e-3, 5e-4), "dora": (2e-3, 5e-4), "rslora": (1e-3, 2e-4), "adalora": (5e-3, 2e-3), "ia3": (1e-2, 5e-3),
@@ -44,27 +46,27 @@ LEARNED_PROMPTS = ("prompt_tuning", "prefix_tuning")
 
 
 def parse_args(argv=None):
-    parser = utils.ArgumentParser(__doc__)
+    parser = flags.ArgumentParser(__doc__)
     parser.add_argument("--model", default="assets/models/all-MiniLM-L6-v2", help="hub name or folder (default: %(default)s)")
     group = parser.add_argument_group("adapter")
     group.add_argument("--method", choices=("qlora", *LEARNING_RATES), default="lora", help="see above (default: %(default)s)")
     group.add_argument("--quantize", choices=("none", "int8", "nf4"), help="the frozen base's weights (default: none, nf4 for qlora)")
-    group.add_argument("--rank", type=utils.positive_int, default=8, help="of the update matrices (default: %(default)s)")
-    group.add_argument("--alpha", type=utils.positive_int, help="updates are scaled by alpha / rank (default: twice the rank)")
-    group.add_argument("--dropout", type=utils.fraction, default=0.05, help="on the adapter's input (default: %(default)s)")
+    group.add_argument("--rank", type=flags.positive_int, default=8, help="of the update matrices (default: %(default)s)")
+    group.add_argument("--alpha", type=flags.positive_int, help="updates are scaled by alpha / rank (default: twice the rank)")
+    group.add_argument("--dropout", type=flags.fraction, default=0.05, help="on the adapter's input (default: %(default)s)")
     group.add_argument("--bias", choices=("none", "all", "lora_only"), default="none", help="biases trained too (default: %(default)s)")
     group.add_argument("--target_modules", default="auto", metavar="auto|attention|mlp|all-linear|A,B,..",
                        help="the linear layers to adapt; auto: query and value projections (default: %(default)s)")  # fmt: skip
-    group.add_argument("--init_r", type=utils.positive_int, help="adalora: rank at the start (default: 1.5 times target_r)")
-    group.add_argument("--target_r", type=utils.positive_int, help="adalora: mean rank at the end (default: --rank)")
-    group.add_argument("--tinit", type=utils.whole_number, help="adalora: steps before ranks shrink (default: a tenth of all)")
-    group.add_argument("--tfinal", type=utils.whole_number, help="adalora: steps with the final ranks (default: three tenths)")
-    group.add_argument("--num_virtual_tokens", type=utils.positive_int, default=20, help="of a learned prompt (default: %(default)s)")
+    group.add_argument("--init_r", type=flags.positive_int, help="adalora: rank at the start (default: 1.5 times target_r)")
+    group.add_argument("--target_r", type=flags.positive_int, help="adalora: mean rank at the end (default: --rank)")
+    group.add_argument("--tinit", type=flags.whole_number, help="adalora: steps before ranks shrink (default: a tenth of all)")
+    group.add_argument("--tfinal", type=flags.whole_number, help="adalora: steps with the final ranks (default: three tenths)")
+    group.add_argument("--num_virtual_tokens", type=flags.positive_int, default=20, help="of a learned prompt (default: %(default)s)")
     group.add_argument("--init_text", help="a learned prompt begins as this text (default: the task's instruction, or random)")
-    training.add_training_args(parser)
-    tasks.add_data_args(parser)
-    utils.add_common_args(parser)
-    args = training.check_training_args(parser, tasks.check_data_args(parser, parser.parse_args(argv)))
+    flags.add_training_args(parser)
+    flags.add_data_args(parser)
+    flags.add_common_args(parser)
+    args = flags.check_training_args(parser, flags.check_data_args(parser, parser.parse_args(argv)))
     if args.method == "qlora" and args.quantize == "none":
         parser.error("--method qlora is LoRA on a quantized base; for a base that is not, take --method lora")
     if args.method == "prefix_tuning" and args.gradient_checkpointing:
@@ -96,11 +98,11 @@ def adapt(model, tokenizer, task, args):
     if args.method == "ia3":
         return peft.get_peft_model(model, peft.IA3Config(task_type=kind, **ia3_modules(model, args.target_modules)))
     options = {"task_type": kind, "lora_alpha": args.alpha or 2 * args.rank, "lora_dropout": args.dropout, "bias": args.bias,
-               "target_modules": models.target_modules(model, args.target_modules)}  # fmt: skip
+               "target_modules": adapters.target_modules(model, args.target_modules)}  # fmt: skip
     if args.method != "adalora":
         return peft.get_peft_model(model, peft.LoraConfig(r=args.rank, use_dora=args.method == "dora",
                                                           use_rslora=args.method == "rslora", **options))  # fmt: skip
-    steps, target = training.n_steps(len(task.train), args), args.target_r or args.rank
+    steps, target = trainer.n_steps(len(task.train), args), args.target_r or args.rank
     tinit = steps // 10 if args.tinit is None else args.tinit
     tfinal = 3 * steps // 10 if args.tfinal is None else args.tfinal
     if tinit + tfinal >= steps:
@@ -117,12 +119,12 @@ def ia3_modules(model, wanted):
     if wanted == "auto":
         if model.config.model_type not in KNOWN:
             raise utils.UserError(f"--method ia3 has no default layers for {model.config.model_type}; name keys, values and the MLP's "
-                                  f"last layer with --target_modules, of {', '.join(models.linear_names(model))}")  # fmt: skip
+                                  f"last layer with --target_modules, of {', '.join(adapters.linear_names(model))}")  # fmt: skip
         return {}
-    names = models.target_modules(model, wanted)
+    names = adapters.target_modules(model, wanted)
     if names == "all-linear":
         raise utils.UserError("--method ia3 --target_modules all-linear: name the layers, or take auto, attention or mlp")
-    inner = {path if wanted in ("attention", "mlp") else path.split(".")[-1] for path in models.layer_paths(model, attention=False)}
+    inner = {path if wanted in ("attention", "mlp") else path.split(".")[-1] for path in adapters.layer_paths(model, attention=False)}
     return {"target_modules": names, "feedforward_modules": [name for name in names if name in inner]}
 
 
@@ -165,7 +167,7 @@ def ranks(model):
 
 def load_adapted(args, task, tokenizer, device, precision, folder):
     """The base read again, with the adapter that lies in a folder."""
-    return models.load_adapter(training.load_base(args, task, tokenizer, device, precision), folder)
+    return adapters.load_adapter(trainer.load_base(args, task, tokenizer, device, precision), folder)
 
 
 def variant(args):
@@ -180,15 +182,15 @@ def variant(args):
 def main(argv=None):
     # 1. settings
     given, base = parse_args(argv), None
-    models.check_names({"--model": given.model}, {"--dataset": tasks.source(given), "--eval_ood": given.eval_ood})
-    for args in training.repeats(given):
-        run = utils.Run(args, __file__, "peft", folder=training.find_resumable(args, __file__))
+    hub.check_names({"--model": given.model}, {"--dataset": flags.source(given), "--eval_ood": given.eval_ood})
+    for args in flags.repeats(given):
+        run = Run(args, __file__, "peft", folder=trainer.find_resumable(args, __file__))
 
         with run:
             # 2. seed and device
             utils.set_seed(args.seed)
             device = utils.pick_device(args.device)
-            training.check_device(args, device)
+            trainer.check_device(args, device)
             precision = args.weights if args.quantize == "none" else args.quantize  # of the base in memory
             run.row.update(variant=variant(args), model=args.model, data_seed=args.data_seed, device=device,
                            device_name=utils.device_name(device), precision=precision)  # fmt: skip
@@ -196,25 +198,25 @@ def main(argv=None):
             # 3. data
             task = tasks.from_args(args)
             print(task.summary())
-            other = training.out_of_domain(args, task)
+            other = tasks.out_of_domain(args, task)
             run.row.update(task.row())
 
             # 4. model
             tokenizer = utils.load_tokenizer(args.model, args.trust_remote_code)
             with utils.measure() as loading:
-                base = base or training.load_base(args, task, tokenizer, device, precision)
-                model = training.own_copy(base, args, given)
+                base = base or trainer.load_base(args, task, tokenizer, device, precision)
+                model = trainer.own_copy(base, args, given)
 
             # 5. adapt
             utils.set_seed(args.seed)  # the adapter begins the same in every repeat
             model = adapt(model, tokenizer, task, args)
-            run.row.update(**training.load_columns(loading, given), **models.size_columns(model, trained=True))
-            chat = training.uses_chat(args, task, tokenizer)
+            run.row.update(**trainer.load_columns(loading, given), **loading.size_columns(model, trained=True))
+            chat = trainer.uses_chat(args, task, tokenizer)
             learning_rate = args.learning_rate or LEARNING_RATES[args.method][task.kind != "classification"]
             callbacks = [allocate_ranks(model)] if args.method == "adalora" else []
             whole = functools.partial(load_adapted, args, task, tokenizer, device, precision)
             keep_last = args.method == "adalora"  # peft cannot load an earlier checkpoint, of other ranks, into it
-            model = training.train(model, tokenizer, task, args, run, device, learning_rate, chat, callbacks, whole, keep_last)
+            model = trainer.train(model, tokenizer, task, args, run, device, learning_rate, chat, callbacks, whole, keep_last)
             if args.method == "adalora":
                 final = ranks(model)
                 run.write_json("ranks.json", final)
@@ -225,12 +227,12 @@ def main(argv=None):
                 if task.labels:
                     run.write_json("adapter/labels.json", task.labels)
                 run.row["artifact_mb"] = utils.folder_mb(run.path("adapter"), "adapter_model.safetensors")
-            if not models.changes_outputs(model, tokenizer):
+            if not adapters.changes_outputs(model, tokenizer):
                 run.row["status"] = "degenerate"
                 run.note("the adapter changed nothing")
 
             # 6. evaluate
-            training.evaluate(model, tokenizer, task, args, run, chat, other)
+            trainer.score(model, tokenizer, task, args, run, chat, other)
             run.note("timed with the adapter unmerged")
 
             # 7. row and report: written by leaving the block

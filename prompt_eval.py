@@ -21,40 +21,43 @@ answer over the evaluation inputs, whose labels it does not see.
 import argparse
 from dataclasses import replace
 
-import evaluation
-import models
-import tasks
-import training
 import utils
+from harness import flags, hub
+from harness.data import tasks
+from harness.data.examples import draw
+from harness.data.prompts import fill
+from harness.evaluation import evaluate, prompting
+from harness.models import adapters, loading
+from harness.results.run import Run
 
 
 def parse_args(argv=None):
-    parser = utils.ArgumentParser(__doc__)
+    parser = flags.ArgumentParser(__doc__)
     parser.add_argument("--model", default="assets/models/SmolLM2-135M-Instruct", help="hub name or folder (default: %(default)s)")
     parser.add_argument("--adapter", metavar="DIR", help="a peft adapter to put on the model")
     parser.add_argument("--merge_adapter", action=argparse.BooleanOptionalAction,
                         help="fold the adapter into the weights first (default: unless they are int8 or nf4)")  # fmt: skip
-    parser.add_argument("--precision", choices=models.PRECISIONS, default="fp32", help="of the weights (default: %(default)s)")
+    parser.add_argument("--precision", choices=loading.PRECISIONS, default="fp32", help="of the weights (default: %(default)s)")
     group = parser.add_argument_group("prompt")
     group.add_argument(
-        "--k_shots", type=utils.whole_number, default=0, metavar="K", help="demonstrations in the prompt (default: %(default)s)"
+        "--k_shots", type=flags.whole_number, default=0, metavar="K", help="demonstrations in the prompt (default: %(default)s)"
     )
     group.add_argument("--prompt_format", choices=("plain", "chat", "auto"), default="auto",
                        help="chat uses the tokenizer's template; auto is chat for generated answers of models that have one, "
                        "plain where labels are scored (default: %(default)s)")  # fmt: skip
-    group.add_argument("--max_demo_tokens", type=utils.positive_int, metavar="N", help="draw demonstrations of at most N tokens each")
+    group.add_argument("--max_demo_tokens", type=flags.positive_int, metavar="N", help="draw demonstrations of at most N tokens each")
     group.add_argument("--scoring", choices=("auto", "likelihood", "generate"), default="auto",
                        help="auto: likelihood of classes, answers to anything else (default: %(default)s)")  # fmt: skip
     group.add_argument("--calibrate", choices=("none", "contextual", "batch"), default="none", help="divide out the label prior")
     group.add_argument("--normalise", choices=("sum", "mean"), default="sum",
                        help="a label's log-probability: over its tokens, or per token (default: %(default)s)")  # fmt: skip
-    group.add_argument("--max_new_tokens", type=utils.positive_int, default=32, help="of a generated answer (default: %(default)s)")
-    group.add_argument("--repeats", type=utils.positive_int, default=1, metavar="N",
+    group.add_argument("--max_new_tokens", type=flags.positive_int, default=32, help="of a generated answer (default: %(default)s)")
+    group.add_argument("--repeats", type=flags.positive_int, default=1, metavar="N",
                        help="runs over N data seeds from --data_seed on, a row each, the model read once (default: 1)")  # fmt: skip
     group.add_argument("--eval_ood", metavar="DATASET", help="score out of domain too: a data set of the same labels, or HANS for MNLI")
-    tasks.add_data_args(parser)
-    utils.add_common_args(parser, auto_batch=True)
-    args = tasks.check_data_args(parser, parser.parse_args(argv))
+    flags.add_data_args(parser)
+    flags.add_common_args(parser, auto_batch=True)
+    args = flags.check_data_args(parser, parser.parse_args(argv))
     if args.merge_adapter is not None and not args.adapter:
         parser.error("--merge_adapter and --no-merge_adapter belong to --adapter")
     if args.calibrate != "none" and args.scoring == "generate":
@@ -91,7 +94,7 @@ def short_enough(task, tokenizer, chat, limit):
     """The task with only those training examples whose demonstration, prompt and answer, has at most `limit` tokens."""
 
     def length(example):
-        return len(tokenizer(tasks.fill(task, example, chat) + " " + task.target(example), add_special_tokens=False).input_ids)
+        return len(tokenizer(fill(task, example, chat) + " " + task.target(example), add_special_tokens=False).input_ids)
 
     return replace(task, train=[example for example in task.train if length(example) <= limit])
 
@@ -100,11 +103,9 @@ def short_enough(task, tokenizer, chat, limit):
 def main(argv=None):
     # 1. settings
     given, model = parse_args(argv), None
-    models.check_names(
-        {"--model": given.model, "--adapter": given.adapter}, {"--dataset": tasks.source(given), "--eval_ood": given.eval_ood}
-    )
-    for args in training.repeats(given):
-        run = utils.Run(args, __file__, "prompting")
+    hub.check_names({"--model": given.model, "--adapter": given.adapter}, {"--dataset": flags.source(given), "--eval_ood": given.eval_ood})
+    for args in flags.repeats(given):
+        run = Run(args, __file__, "prompting")
 
         with run:
             # 2. seed and device
@@ -118,32 +119,32 @@ def main(argv=None):
             print(task.summary())
             by_likelihood = args.scoring == "likelihood" or (args.scoring == "auto" and task.kind == "classification")
             if task.kind == "instruction" and by_likelihood:
-                raise tasks.DataError(
+                raise utils.UserError(
                     "--scoring likelihood is for classes and for questions with options; instructions are answered freely"
                 )
-            other = training.out_of_domain(args, task)
+            other = tasks.out_of_domain(args, task)
             if other and not by_likelihood:
-                raise tasks.DataError("--eval_ood scores label words; leave out --scoring generate")
+                raise utils.UserError("--eval_ood scores label words; leave out --scoring generate")
             run.row.update(task.row(), variant=variant(args, task.kind, args.adapter), n_train=args.k_shots)
 
             # 4. model
             tokenizer = utils.load_tokenizer(args.model, args.trust_remote_code)
-            chat = models.uses_chat(args.prompt_format, tokenizer, scoring=by_likelihood)
+            chat = loading.uses_chat(args.prompt_format, tokenizer, scoring=by_likelihood)
             pool = task if args.max_demo_tokens is None else short_enough(task, tokenizer, chat, args.max_demo_tokens)
-            demonstrations = tasks.draw(pool.train, args.k_shots, args.data_seed)
-            classifier = models.is_classifier(args.model, args.adapter, args.trust_remote_code)
+            demonstrations = draw(pool.train, args.k_shots, args.data_seed)
+            classifier = loading.is_classifier(args.model, args.adapter, args.trust_remote_code)
             if classifier:
                 tasks.require_kind(task, "classification", "a model with a classification head")
-            labels = models.head_labels(args.model, args.adapter, task.labels) if classifier else None
+            labels = adapters.head_labels(args.model, args.adapter, task.labels) if classifier else None
             if model is None:
-                with utils.measure() as loading:
-                    model = models.load_model(args.model, "classifier" if classifier else "auto", precision=args.precision, device=device,
+                with utils.measure() as load:
+                    model = loading.load_model(args.model, "classifier" if classifier else "auto", precision=args.precision, device=device,
                                               labels=labels, adapter=args.adapter, pad_token_id=tokenizer.pad_token_id,
                                               trust_remote_code=args.trust_remote_code)  # fmt: skip
-                sizes = models.size_columns(model)
+                sizes = loading.size_columns(model)
                 # 5. adapt: nothing to train; the demonstrations are in the prompt
-                model, merged = models.merge_adapter(model, args.merge_adapter)
-            run.row.update(**loading.load_columns(), **sizes)
+                model, merged = adapters.merge_adapter(model, args.merge_adapter)
+            run.row.update(**load.load_columns(), **sizes)
             if merged:
                 run.note(merged)
 
@@ -154,15 +155,15 @@ def main(argv=None):
                 run.row.update(strategy="peft")
             if classifier:
                 run.row.update(strategy="peft" if args.adapter else "full_finetuning", variant="checkpoint", k_shots=None, n_train=None)
-                evaluation.evaluate_classifier(model, tokenizer, task, run, **common, other=other)
+                evaluate.evaluate_classifier(model, tokenizer, task, run, **common, other=other)
             elif task.kind == "classification" and by_likelihood:
-                evaluation.evaluate_labels(model, tokenizer, task, run, **prompted, prior=evaluation.label_prior(args.calibrate, task),
+                evaluate.evaluate_labels(model, tokenizer, task, run, **prompted, prior=prompting.label_prior(args.calibrate, task),
                                            per_token=args.normalise == "mean",
                                            other=other)  # fmt: skip
             elif by_likelihood:
-                evaluation.evaluate_options(model, tokenizer, task, run, **prompted, per_token=args.normalise == "mean")
+                evaluate.evaluate_options(model, tokenizer, task, run, **prompted, per_token=args.normalise == "mean")
             else:
-                evaluation.evaluate_answers(model, tokenizer, task, run, **prompted, max_new_tokens=args.max_new_tokens, read=read_label)
+                evaluate.evaluate_answers(model, tokenizer, task, run, **prompted, max_new_tokens=args.max_new_tokens, read=read_label)
 
             # 7. row and report: written by leaving the block
 

@@ -23,25 +23,27 @@ import argparse
 import statistics
 import time
 
-import evaluation
-import metrics
-import models
-import tasks
 import utils
+from harness import flags, hub
+from harness.data import tasks
+from harness.data.prompts import render
+from harness.evaluation import evaluate, metrics, prompting, record
+from harness.models import adapters, generation, loading, scoring
+from harness.results.run import Run
 
 PERPLEXITY_TEXTS = 64
 
 
 def parse_args(argv=None):
-    parser = utils.ArgumentParser(__doc__)
+    parser = flags.ArgumentParser(__doc__)
     parser.add_argument("--model", default="assets/models/SmolLM2-135M-Instruct", help="hub name or folder (default: %(default)s)")
     parser.add_argument("--adapter", metavar="DIR", help="a peft adapter to put on the model")
     parser.add_argument("--merge_adapter", action=argparse.BooleanOptionalAction,
                         help="fold the adapter into the weights first (default: unless they are int8 or nf4)")  # fmt: skip
     group = parser.add_argument_group("precision")
     which = group.add_mutually_exclusive_group()
-    which.add_argument("--precision", choices=models.PRECISIONS, help="of the weights (default: fp32)")
-    for name in models.PRECISIONS:
+    which.add_argument("--precision", choices=loading.PRECISIONS, help="of the weights (default: fp32)")
+    for name in loading.PRECISIONS:
         which.add_argument(f"--{name}", dest="precision", action="store_const", const=name, help=f"short for --precision {name}")
     group.add_argument(
         "--compute_dtype", choices=("fp32", "fp16", "bf16"), help="nf4: of the products (default: bf16 on a GPU, fp32 on a CPU)"
@@ -51,21 +53,21 @@ def parse_args(argv=None):
     )
     group.add_argument("--device_map", metavar="auto|cpu|balanced|..", help="how accelerate places the layers (default: all on --device)")
     group = parser.add_argument_group("speed")
-    group.add_argument("--prompt_tokens", type=utils.positive_int, default=128,
+    group.add_argument("--prompt_tokens", type=flags.positive_int, default=128,
                        help="length of the timed prompts, windows of the texts; question answering is timed on its own prompts, "
                        "unless compiled (default: %(default)s)")  # fmt: skip
-    group.add_argument("--new_tokens", type=utils.positive_int, default=32,
+    group.add_argument("--new_tokens", type=flags.positive_int, default=32,
                        help="of a timed request, and at most of an answer that is scored (default: %(default)s)")  # fmt: skip
     group = parser.add_argument_group("decoding, timed beside plain decoding")
     which = group.add_mutually_exclusive_group()
     which.add_argument("--compile", action="store_true", help="torch.compile with a static cache; its time has a column of its own")
-    which.add_argument("--prompt_lookup", type=utils.positive_int, metavar="N",
+    which.add_argument("--prompt_lookup", type=flags.positive_int, metavar="N",
                        help="speculative: draft up to N tokens that followed the last ones earlier in the text")  # fmt: skip
     which.add_argument("--assistant_model", metavar="NAME", help="speculative: draft with this smaller model")
     group.add_argument("--assistant_adapter", metavar="DIR", help="a peft adapter of the assistant, merged")
-    tasks.add_data_args(parser)
-    utils.add_common_args(parser, auto_batch=True)
-    args = tasks.check_data_args(parser, parser.parse_args(argv))
+    flags.add_data_args(parser)
+    flags.add_common_args(parser, auto_batch=True)
+    args = flags.check_data_args(parser, parser.parse_args(argv))
     args.precision = args.precision or "fp32"
     if args.new_tokens < 2:
         parser.error("--new_tokens must be at least 2: the decode speed counts the tokens after the first")
@@ -98,7 +100,7 @@ def variant(args):
 
 def decoding_options(args, model, tokenizer, device):
     """What `model.generate` is given for that way. UserError where the model cannot be decoded so."""
-    if getattr(models.base_model(model), "_is_stateful", False) and decoding(args) != "plain":
+    if getattr(loading.base_model(model), "_is_stateful", False) and decoding(args) != "plain":
         raise utils.UserError(f"{decoding(args)} decoding: transformers cannot take {args.model}'s recurrent state back")
     if args.compile:
         from transformers import CompileConfig
@@ -115,10 +117,10 @@ def decoding_options(args, model, tokenizer, device):
         return {"prompt_lookup_num_tokens": args.prompt_lookup}
     if args.assistant_model:
         precision = args.precision if args.precision not in ("int8", "nf4") else "bf16" if device == "cuda" else "fp32"
-        assistant = models.load_model(args.assistant_model, precision=precision,
+        assistant = loading.load_model(args.assistant_model, precision=precision,
                                       device=device, adapter=args.assistant_adapter,
                                       trust_remote_code=args.trust_remote_code)  # fmt: skip
-        assistant, _ = models.merge_adapter(assistant)
+        assistant, _ = adapters.merge_adapter(assistant)
         if assistant.config.is_encoder_decoder != model.config.is_encoder_decoder:
             raise utils.UserError(f"--assistant_model {args.assistant_model}: one of the two models has an encoder, the other has none")
         options = {"assistant_model": assistant}
@@ -131,7 +133,7 @@ def decoding_options(args, model, tokenizer, device):
 def timed_prompts(task, tokenizer, n, prompt_tokens, own, chat):
     """n prompts: the task's own, or windows of exactly prompt_tokens tokens of its texts, so that one compiled shape does."""
     if own:
-        return [tasks.render(task, ex, (), tokenizer if chat else None)[0] for ex in task.evaluation[:n]]
+        return [render(task, ex, (), tokenizer if chat else None)[0] for ex in task.evaluation[:n]]
 
     def encode(text):
         return tokenizer(text, add_special_tokens=False, verbose=False).input_ids
@@ -153,7 +155,7 @@ class Forwards:
 
     def __init__(self, model):
         self.calls = self.tokens = 0
-        self.handle = models.base_model(model).register_forward_pre_hook(self._count, with_kwargs=True)
+        self.handle = loading.base_model(model).register_forward_pre_hook(self._count, with_kwargs=True)
 
     def _count(self, module, args, kwargs):
         self.calls += 1
@@ -168,10 +170,9 @@ def measure_decoding(model, tokenizer, prompts, new_tokens, options, **request):
     tokens (those behind the first mismatch or beyond the last token allowed count as rejected), and accepted_length, new tokens
     a forward of the model, its own token included, so 1 or more.
     """
-    import inference
 
     def timed(prompt, **extra):
-        return inference.time_request(model, tokenizer, prompt, new_tokens, **request, **extra)
+        return generation.time_request(model, tokenizer, prompt, new_tokens, **request, **extra)
 
     warm_up = [timed(prompts[0], **extra) for extra in ({}, {}, options, options)]
     plain, other, counted = [], [], []
@@ -186,7 +187,7 @@ def measure_decoding(model, tokenizer, prompts, new_tokens, options, **request):
     cells = {"speedup": sum(t.total_ms for t in plain) / sum(t.total_ms for t in other),
              "greedy_agreement": statistics.mean(p.answer.ids == o.answer.ids for p, o in zip(plain, other))}  # fmt: skip
     if "compile_config" in options:
-        slow = sum(t.total_ms for t in warm_up[2:]) - 2 * evaluation.median([t.total_ms for t in other])
+        slow = sum(t.total_ms for t in warm_up[2:]) - 2 * record.median([t.total_ms for t in other])
         cells["compile_seconds"] = slow / 1000
     if "cache_implementation" in options or "assistant_early_exit" in options:  # no drafts, or drafts by the model's own forwards
         return plain, other, cells
@@ -199,22 +200,18 @@ def measure_decoding(model, tokenizer, prompts, new_tokens, options, **request):
 
 def measure_perplexity(model, tokenizer, task):
     """Perplexity of the first evaluation texts; None for encoder-decoder models, whose decoder is not a language model of them."""
-    import inference
-
     if model.config.is_encoder_decoder:
         return None
     texts = [ex.context or ex.text for ex in task.evaluation[:PERPLEXITY_TEXTS]]
-    return metrics.perplexity(*inference.perplexity(model, tokenizer, texts))
+    return metrics.perplexity(*scoring.perplexity(model, tokenizer, texts))
 
 
 def speed_columns(args, model, tokenizer, task, run, chat, options):
     """Fill in the row's times of requests alone and the throughput of a batch; write requests.jsonl."""
-    import inference
-
     own = task.kind != "classification" and not args.compile  # the task's own prompts, answered until they end by themselves
     prompts = timed_prompts(task, tokenizer, args.latency_runs, args.prompt_tokens, own, chat)
     request = {"add_special_tokens": not chat or not own}
-    request.update({"stop": evaluation.answer_stop(model, tokenizer, task.kind, chat)} if own else {"exact": True})
+    request.update({"stop": prompting.answer_stop(model, tokenizer, task.kind, chat)} if own else {"exact": True})
     plain, other, cells = measure_decoding(model, tokenizer, prompts, args.new_tokens, options, **request)
     timed = other or plain
     run.write_jsonl("requests.jsonl", [
@@ -222,7 +219,7 @@ def speed_columns(args, model, tokenizer, task, run, chat, options):
          "total_ms": t.total_ms, **({"plain_total_ms": p.total_ms, "same_answer": p.answer.ids == t.answer.ids} if other else {})}
         for p, t in zip(plain, timed)
     ])  # fmt: skip
-    first, each = evaluation.median([t.ttft_ms for t in timed]), evaluation.median([t.tpot_ms for t in timed])
+    first, each = record.median([t.ttft_ms for t in timed]), record.median([t.tpot_ms for t in timed])
     run.row.update(cells, ttft_ms=first, tpot_ms=each)
     length = statistics.mean(t.answer.prompt_tokens for t in timed)
     run.note(f"requests alone: {len(timed)}, of {length:.0f} tokens, prefilled at {1000 * length / first:.0f} tokens/s, "
@@ -232,7 +229,7 @@ def speed_columns(args, model, tokenizer, task, run, chat, options):
         run.note(f"{rates[1]:.1f} tokens/s of requests alone, {rates[0]:.1f} by plain decoding")
     elif not own:
         start = time.perf_counter()
-        found = inference.generate(model, tokenizer, prompts, args.new_tokens, args.batch_size, min_new_tokens=args.new_tokens)
+        found = generation.generate(model, tokenizer, prompts, args.new_tokens, args.batch_size, min_new_tokens=args.new_tokens)
         run.row["tokens_per_s"] = found.new_tokens / (time.perf_counter() - start)  # the answers are on the processor by then
         run.note(f"throughput of plain decoding in batches of {found.batch_size}")
     run.headline = f"{run.row['model_gb']:.2f} GB of weights, first token {first:.0f} ms" + (f", then {each:.1f} ms each" if each else "")
@@ -244,16 +241,16 @@ def speed_columns(args, model, tokenizer, task, run, chat, options):
 def main(argv=None):
     # 1. settings
     args = parse_args(argv)
-    models.check_names(
+    hub.check_names(
         {
             "--model": args.model,
             "--adapter": args.adapter,
             "--assistant_model": args.assistant_model,
             "--assistant_adapter": args.assistant_adapter,
         },
-        {"--dataset": tasks.source(args)},
+        {"--dataset": flags.source(args)},
     )
-    run = utils.Run(args, __file__, "quantized")
+    run = Run(args, __file__, "quantized")
 
     with run:
         # 2. seed and device
@@ -261,7 +258,7 @@ def main(argv=None):
         device = utils.pick_device("cpu" if args.device_map == "cpu" else args.device)
         run.row.update(variant=variant(args), model=args.model, precision=args.precision, data_seed=args.data_seed, device=device,
                        device_name=utils.device_name(device), k_shots=0)  # fmt: skip
-        models.check_precision(args.precision, device)
+        loading.check_precision(args.precision, device)
 
         # 3. data
         task = tasks.from_args(args)
@@ -270,32 +267,32 @@ def main(argv=None):
 
         # 4. model
         tokenizer = utils.load_tokenizer(args.model, args.trust_remote_code)
-        with utils.measure() as loading:
-            model = models.load_model(args.model, precision=args.precision, device=device, device_map=args.device_map, adapter=args.adapter,
+        with utils.measure() as load:
+            model = loading.load_model(args.model, precision=args.precision, device=device, device_map=args.device_map, adapter=args.adapter,
                                       compute_dtype=args.compute_dtype, double_quant=args.double_quant,
                                       trust_remote_code=args.trust_remote_code)  # fmt: skip
-        run.row.update(**loading.load_columns(), **models.size_columns(model))
+        run.row.update(**load.load_columns(), **loading.size_columns(model))
 
         # 5. adapt: nothing to train
-        model, merged = models.merge_adapter(model, args.merge_adapter)
+        model, merged = adapters.merge_adapter(model, args.merge_adapter)
         if merged:
             run.note(merged)
         options = decoding_options(args, model, tokenizer, device)
-        limit, wanted = models.context_length(model), args.new_tokens + (args.prompt_tokens if args.compile or task.words else 0)
+        limit, wanted = loading.context_length(model), args.new_tokens + (args.prompt_tokens if args.compile or task.words else 0)
         if limit and wanted > limit and not model.config.is_encoder_decoder:
             raise utils.UserError(f"the timed request of {wanted} tokens does not fit the model's context of {limit}; "
                                   "lower --prompt_tokens or --new_tokens")  # fmt: skip
 
         # 6. evaluate
         scored = task.kind == "classification"
-        chat = models.uses_chat("auto", tokenizer, scored)
+        chat = loading.uses_chat("auto", tokenizer, scored)
         prompted = {"batch_size": args.batch_size, "latency_runs": args.latency_runs, "chat": chat}
         if scored:
-            evaluation.evaluate_labels(model, tokenizer, task, run, **prompted)
+            evaluate.evaluate_labels(model, tokenizer, task, run, **prompted)
         else:
             if args.compile:  # prompts of many lengths would be compiled again and again: their latency stays empty
                 prompted["latency_runs"] = 0
-            evaluation.evaluate_answers(model, tokenizer, task, run, **prompted, max_new_tokens=args.new_tokens,
+            evaluate.evaluate_answers(model, tokenizer, task, run, **prompted, max_new_tokens=args.new_tokens,
                                         decoding=options)  # fmt: skip
         if scored:  # answers have that of their references
             run.row["perplexity"] = measure_perplexity(model, tokenizer, task)

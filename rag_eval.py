@@ -18,45 +18,50 @@ queries.jsonl, qrels/) as --dataset measures the retrieval alone, of whole docum
 import functools
 import os
 import re
-import sys
 import time
 from pathlib import Path
 
 import numpy as np
 
-import documents as docs
-import evaluation
-import metrics
-import models
-import retrieval
-import tasks
 import utils
+from harness import flags, hub
+from harness.data import tasks
+from harness.data.examples import Example, Task
+from harness.data.prompts import QA_CONTEXT_INSTRUCTION, QA_INSTRUCTION, QA_TEMPLATE, render, with_instruction
+from harness.evaluation import metrics, prompting, record
+from harness.models import generation, loading, memory_forecast
+from harness.results.run import Run
+from harness.retrieval import qrels
+from harness.retrieval.documents import MAX_FILE_MB, SUFFIXES, Chunk, Document, Skipped, find_files, is_beir, read_documents
+from harness.retrieval.index import KINDS
+from harness.retrieval.ranking import STEMMED
+from harness.retrieval.retriever import Hit, Retriever, fill, read, summary
+from harness.retrieval.session import HELP, Session
 
 MODES = ("none", "gold", "random", "retrieved")  # of --baselines; those without an embedder first
 SEARCHING = ("random", "retrieved")
 NOT_FOUND = "not in the documents"
-HELP = "ask a question, or: add TEXT, add PATH, delete ID, sources, k N, history, save [DIR], help, quit"
 CITING = "Use the numbered texts to answer the question in a few words, and give the number of the text you used, as in [1]."
 
 
 def parse_args(argv=None):
-    parser = utils.ArgumentParser(__doc__)
+    parser = flags.ArgumentParser(__doc__)
     add = parser.add_argument
     add("--embed_model", default="assets/models/all-MiniLM-L6-v2", help="sentence-transformers name or folder (default: %(default)s)")
     add("--gen_model", default="assets/models/SmolLM2-135M-Instruct", help="hub name or folder (default: %(default)s)")
-    add("--precision", choices=models.PRECISIONS, default="fp32", help="of the generator (default: %(default)s)")
+    add("--precision", choices=loading.PRECISIONS, default="fp32", help="of the generator (default: %(default)s)")
     add("--interactive", action="store_true", help=f"{HELP}; no row is written")
     add("--build_only", action="store_true", help="put --docs into --index_dir, or take --delete out of it, and stop; no row is written")
 
     add = parser.add_argument_group("documents").add_argument
-    add("--docs", metavar="PATH", nargs="+", help=f"files, folders, globs or a BEIR folder; known are {' '.join(docs.SUFFIXES)} "
+    add("--docs", metavar="PATH", nargs="+", help=f"files, folders, globs or a BEIR folder; known are {' '.join(SUFFIXES)} "
         "(default: the data set's corpus.jsonl, else its passages)")  # fmt: skip
-    add("--max_file_mb", type=utils.positive, default=docs.MAX_FILE_MB, metavar="MB",
+    add("--max_file_mb", type=flags.positive, default=MAX_FILE_MB, metavar="MB",
         help="larger files are skipped; tables, of a document a row, are not (default: %(default)s)")  # fmt: skip
     add("--encoding", help="of text files that are not UTF-8, as in latin-1 (default: they are skipped)")
-    add("--chunk_tokens", type=utils.positive_int, metavar="N", help="most tokens of the embedder in a chunk (default: what it takes, "
+    add("--chunk_tokens", type=flags.positive_int, metavar="N", help="most tokens of the embedder in a chunk (default: what it takes, "
         "at most 512)")  # fmt: skip
-    add("--chunk_overlap", type=utils.whole_number, metavar="N", help="most tokens that neighbours share (default: 32, or a quarter of "
+    add("--chunk_overlap", type=flags.whole_number, metavar="N", help="most tokens that neighbours share (default: 32, or a quarter of "
         "smaller chunks)")  # fmt: skip
     add("--whole_documents", action="store_true", help="one chunk a document, cut to what the embedder takes")
 
@@ -64,27 +69,27 @@ def parse_args(argv=None):
     add("--index_dir", metavar="DIR", help="where the index lives; what is there already is not embedded again")
     add("--delete", metavar="ID", nargs="+", default=[], help="documents to forget, with --build_only")
     add("--prune", action="store_true", help="forget the documents of --index_dir that are no longer among --docs")
-    add("--index", choices=("auto", *retrieval.KINDS), default="auto", help="auto: by size and free memory, and says why")
+    add("--index", choices=("auto", *KINDS), default="auto", help="auto: by size and free memory, and says why")
     add("--metric", choices=("cosine", "l2"), default="cosine", help="(default: %(default)s)")
     add("--mmap", action="store_true", help="map the index into memory instead of reading it; it cannot be changed then")
-    add("--nlist", type=utils.positive_int, help="ivf, ivfpq: clusters (default: four times the root of the number of vectors)")
-    add("--nprobe", type=utils.positive_int, help="ivf, ivfpq: clusters that are searched (default: a 16th of them, at least 32)")
-    add("--hnsw_m", "--M", type=utils.positive_int, help="hnsw: links of a vector (default: 32)")
-    add("--ef_construction", "--efConstruction", type=utils.positive_int, help="hnsw: candidates while building (default: 200)")
-    add("--ef_search", "--efSearch", type=utils.positive_int, help="hnsw: candidates while searching (default: 64)")
-    add("--pq_m", "--m", type=utils.positive_int, help="ivfpq: bytes of a vector (default: a fourth of the dimensions)")
+    add("--nlist", type=flags.positive_int, help="ivf, ivfpq: clusters (default: four times the root of the number of vectors)")
+    add("--nprobe", type=flags.positive_int, help="ivf, ivfpq: clusters that are searched (default: a 16th of them, at least 32)")
+    add("--hnsw_m", "--M", type=flags.positive_int, help="hnsw: links of a vector (default: 32)")
+    add("--ef_construction", "--efConstruction", type=flags.positive_int, help="hnsw: candidates while building (default: 200)")
+    add("--ef_search", "--efSearch", type=flags.positive_int, help="hnsw: candidates while searching (default: 64)")
+    add("--pq_m", "--m", type=flags.positive_int, help="ivfpq: bytes of a vector (default: a fourth of the dimensions)")
 
     add = parser.add_argument_group("retrieval").add_argument
-    add("--k", type=utils.whole_number, default=4, help="chunks in the prompt; 0 is no retrieval (default: %(default)s)")
+    add("--k", type=flags.whole_number, default=4, help="chunks in the prompt; 0 is no retrieval (default: %(default)s)")
     add("--retriever", choices=("dense", "bm25", "hybrid"), default="dense", help="hybrid fuses both rankings (default: %(default)s)")
-    add("--language", choices=tuple(retrieval.STEMMED), default="none", help="of BM25's stop words and stemmer (default: %(default)s)")
+    add("--language", choices=tuple(STEMMED), default="none", help="of BM25's stop words and stemmer (default: %(default)s)")
     add("--query_prompt", metavar="TEXT", help="put before each question, as some embedders want it (default: what the model says)")
     add("--passage_prompt", metavar="TEXT", help="put before each passage (default: what the model says)")
     add("--reranker", metavar="MODEL", help="a sentence-transformers cross-encoder that orders the first ones again")
-    add("--rerank_depth", type=utils.positive_int, default=50, metavar="N", help="how many of them (default: %(default)s)")
+    add("--rerank_depth", type=flags.positive_int, default=50, metavar="N", help="how many of them (default: %(default)s)")
     add(
         "--mmr",
-        type=utils.share,
+        type=flags.share,
         metavar="WEIGHT",
         help="maximal marginal relevance: 1 is likeness to the question alone, less is diverser",
     )
@@ -96,14 +101,14 @@ def parse_args(argv=None):
 
     add = parser.add_argument_group("generation").add_argument
     add("--prompt_format", choices=("plain", "chat", "auto"), default="auto", help="auto is chat where the tokenizer has a template")
-    add("--max_new_tokens", type=utils.positive_int, default=24, help="of an answer (default: %(default)s)")
-    add("--context_tokens", type=utils.positive_int, metavar="N", help="most tokens of all passages (default: what the model takes)")
+    add("--max_new_tokens", type=flags.positive_int, default=24, help="of an answer (default: %(default)s)")
+    add("--context_tokens", type=flags.positive_int, metavar="N", help="most tokens of all passages (default: what the model takes)")
     add("--citations", action="store_true", help="number the passages and ask for [1]; not scored as part of the answer")
-    tasks.add_data_args(parser, dataset="assets/data/disfl_qa")
-    utils.add_common_args(parser, auto_batch=True)
-    args = tasks.check_data_args(parser, parser.parse_args(argv))
+    flags.add_data_args(parser, dataset="assets/data/disfl_qa")
+    flags.add_common_args(parser, auto_batch=True)
+    args = flags.check_data_args(parser, parser.parse_args(argv))
 
-    beir = docs.is_beir(data_folder(args)) and not (args.build_only or args.interactive)
+    beir = is_beir(data_folder(args)) and not (args.build_only or args.interactive)
     if beir and not args.chunk_tokens:
         args.whole_documents = True  # one vector a document, as the published figures have it
     if (args.retrieval_only or beir) and (args.k == 0 or args.baselines):
@@ -140,57 +145,14 @@ def parse_args(argv=None):
 # --------------------------------------------------------------------------------------------------------------- retrieval
 
 
-def retrieval_scores(hits, relevant, k):
-    """The retrieval cells for one question, by document: a document counts where its best chunk stands."""
-    ranked = list(dict.fromkeys(hit.chunk.document for hit in hits))
-    in_prompt = list(dict.fromkeys(hit.chunk.document for hit in hits[:k]))
-    return {"recall_at_k": metrics.recall_at_k(in_prompt, relevant, k), "precision_at_k": metrics.precision_at_k(in_prompt, relevant, k),
-            "mrr": metrics.reciprocal_rank(ranked, relevant), "ndcg_at_10": metrics.ndcg_at_k(ranked, relevant, 10),
-            "map": metrics.average_precision(ranked, relevant)}  # fmt: skip
-
-
-def relevant_documents(task, documents, known):
-    """For each evaluation question {document id: 1} of the documents that are its passage, or else that hold it; {} without any.
-
-    known: {id: digest} of what is indexed; other documents do not count.
-    """
-    by_text = {}
-    for doc in documents:
-        if known.get(doc.id) == doc.digest:
-            by_text.setdefault(" ".join(doc.text.split()), []).append(doc.id)
-    found = []
-    for ex in task.evaluation:
-        passage = " ".join((ex.context or "").split())
-        ids = by_text.get(passage) if passage else []
-        if ids is None:
-            ids = [id for text, some in by_text.items() if passage in text for id in some]
-        found.append(dict.fromkeys(ids, 1))
-    return found
-
-
-def write_run(path, ids, ranked, tag):
-    """A TREC run, best document first: `query Q0 document rank score tag`. Scores that do not fall are replaced by -rank."""
-    lines = []
-    for query, hits in zip(ids, ranked):
-        best = {}
-        for hit in hits:
-            best.setdefault(hit.chunk.document, hit.score)
-        values = list(best.values())
-        falls = all(a > b for a, b in zip(values, values[1:]))
-        for rank, (document, score) in enumerate(best.items(), start=1):
-            names = ["_".join(str(name).split()) for name in (query, document)]
-            lines.append(f"{names[0]} Q0 {names[1]} {rank} {score if falls else -rank:.9g} {tag}\n")
-    Path(path).write_text("".join(lines), encoding="utf-8")
-
-
 def passages_of(mode, retriever, task, ranked, args):
     """[Q] lists of hits that go into the prompts: none, args.k random chunks, the retrieved ones, or the question's own passage."""
     if mode == "random":
         rng = np.random.default_rng(args.seed)
         rows = [rng.choice(len(retriever.index), min(args.k, len(retriever.index)), replace=False) for _ in task.evaluation]
-        return [[retrieval.Hit(retriever.index.chunk(int(row)), 0.0, int(row)) for row in some] for some in rows]
+        return [[Hit(retriever.index.chunk(int(row)), 0.0, int(row)) for row in some] for some in rows]
     if mode == "gold":
-        return [[retrieval.Hit(docs.Chunk("gold", 0, ex.context), 1.0, -1)] for ex in task.evaluation]
+        return [[Hit(Chunk("gold", 0, ex.context), 1.0, -1)] for ex in task.evaluation]
     return [hits[: args.k] for hits in ranked]  # of mode none: []
 
 
@@ -213,12 +175,12 @@ class Reader:
     def __init__(self, args, device, task):
         self.args, self.task = args, task
         self.tokenizer = utils.load_tokenizer(args.gen_model, args.trust_remote_code)
-        self.chat = models.uses_chat(args.prompt_format, self.tokenizer)
-        self.model = models.load_model(args.gen_model, precision=args.precision, device=device, trust_remote_code=args.trust_remote_code)
-        limit = models.context_length(self.model)
+        self.chat = loading.uses_chat(args.prompt_format, self.tokenizer)
+        self.model = loading.load_model(args.gen_model, precision=args.precision, device=device, trust_remote_code=args.trust_remote_code)
+        limit = loading.context_length(self.model)
         self.room = limit and limit - (0 if self.model.config.is_encoder_decoder else args.max_new_tokens)
         self.options = {
-            "stop": evaluation.answer_stop(self.model, self.tokenizer, task.kind, self.chat),
+            "stop": prompting.answer_stop(self.model, self.tokenizer, task.kind, self.chat),
             "add_special_tokens": not self.chat,
         }
 
@@ -231,14 +193,14 @@ class Reader:
         The best passage stands last, beside the question: small models read what is near (Liu et al. 2024, lost in the middle).
         """
         texts = [f"[{n}] {hit.chunk.full}" if self.args.citations else hit.chunk.full for n, hit in enumerate(hits, start=1)]
-        with_passages = CITING if self.args.citations else tasks.QA_CONTEXT_INSTRUCTION
+        with_passages = CITING if self.args.citations else QA_CONTEXT_INSTRUCTION
         for n in range(len(texts), -1, -1):
             context = "\n\n".join(reversed(texts[:n]))
             if n and self.args.context_tokens and self._count(context) > self.args.context_tokens:
                 continue
-            example = tasks.Example("question", question, context=context or None)
-            asked = tasks.with_instruction(self.task, with_passages if n else tasks.QA_INSTRUCTION)
-            prompt, _ = tasks.render(asked, example, (), self.tokenizer if self.chat else None)
+            example = Example("question", question, context=context or None)
+            asked = with_instruction(self.task, with_passages if n else QA_INSTRUCTION)
+            prompt, _ = render(asked, example, (), self.tokenizer if self.chat else None)
             if self.room is None or n == 0 or self._count(prompt) <= self.room:
                 return prompt, len(texts) - n
         raise AssertionError("unreachable")
@@ -248,13 +210,11 @@ class Reader:
 
         required: a question without any passage is answered with NOT_FOUND, and nothing is generated.
         """
-        import inference
-
         built = [self.prompt(question, hits) for question, hits in zip(questions, passages)]
         asked = [i for i, hits in enumerate(passages) if hits or not required]
         texts, found = [NOT_FOUND] * len(questions), None
         if asked:
-            found = inference.generate(self.model, self.tokenizer, [built[i][0] for i in asked], self.args.max_new_tokens, batch_size,
+            found = generation.generate(self.model, self.tokenizer, [built[i][0] for i in asked], self.args.max_new_tokens, batch_size,
                                        progress=progress, **self.options)  # fmt: skip
             for i, text in zip(asked, found.texts):
                 texts[i] = text
@@ -262,9 +222,7 @@ class Reader:
 
     def time(self, question, retrieve):
         """An inference.Timed request, alone, from text in to answer out; retrieve: question -> hits."""
-        import inference
-
-        return inference.time_request(self.model, self.tokenizer, lambda: self.prompt(question, retrieve(question))[0],
+        return generation.time_request(self.model, self.tokenizer, lambda: self.prompt(question, retrieve(question))[0],
                                       self.args.max_new_tokens, **self.options)  # fmt: skip
 
 
@@ -277,118 +235,7 @@ def without_citations(answer):
 # ------------------------------------------------------------------------------------------------------------- interactive
 
 
-class Session:
-    """One interactive session: what was asked, k, and whether there is something to save."""
-
-    def __init__(self, retriever, reader, k):
-        self.retriever, self.reader, self.k, self.history, self.typed = retriever, reader, k, [], 0
-        self.changed = False
-
-    def add(self, what):
-        if not what:
-            raise utils.UserError("add what? A text, a file, a folder or a glob")
-        skipped, place = docs.Skipped(), os.path.expanduser(what)
-        try:
-            there = bool(docs.find_files([place]))
-        except tasks.DataError:
-            if " " not in what and (what.startswith("~") or "/" in what or Path(what).suffix in docs.SUFFIXES):
-                raise  # a path that is not there is no text
-            there = False
-        if there:
-            new = read([place], skipped, self.retriever.args)
-        else:
-            known = self.retriever.index.documents
-            while f"typed-{self.typed}" in known:
-                self.typed += 1
-            new = [docs.Document(f"typed-{self.typed}", "", what)]
-        print(summary(self.retriever.add(new, skipped), self.retriever, skipped), flush=True)
-        self.changed = not self.retriever.args.index_dir
-
-    def delete(self, what):
-        print(f"{self.retriever.remove([what])} chunks forgotten")
-        self.changed = not self.retriever.args.index_dir
-
-    def sources(self, _):
-        found = {}
-        for document in self.retriever.index.table["document"].to_pylist():
-            found[document] = found.get(document, 0) + 1
-        for document, n in list(found.items())[:50]:
-            print(f"    {document}: {n} chunks")
-        print(f"{len(found)} documents, {len(self.retriever.index)} chunks{', the first 50 shown' if len(found) > 50 else ''}")
-
-    def set_k(self, what):
-        if not what.isdecimal():
-            raise utils.UserError(f"k {what}: give a whole number of at least 0")
-        self.k = int(what)
-        print(f"k is {self.k}")
-
-    def save(self, where):
-        args = self.retriever.args
-        if where and args.index_dir and Path(where) != Path(args.index_dir):
-            raise utils.UserError(f"this session's index lives in {args.index_dir}; `save` alone writes it there")
-        if not (where or args.index_dir):
-            raise utils.UserError("save where? Give a folder: save DIR")
-        self.retriever.save(where or args.index_dir)
-        args.index_dir, self.changed = where or args.index_dir, False
-        print(f"{len(self.retriever.index)} chunks saved in {args.index_dir}")
-
-    def show_history(self, _):
-        for question, answer in self.history:
-            print(f"    {question}  ->  {answer}")
-
-    def ask(self, question):
-        hits = self.retriever.search([question], self.k)[0] if self.k else []
-        required = bool(self.k and len(self.retriever.index))
-        (answer,), _, (left_out,) = self.reader.answer([question], [hits], required)
-        print(answer)
-        for n, hit in enumerate(hits, start=1):
-            used = "" if n <= len(hits) - left_out else "  (did not fit)"
-            print(f"    [{n}] {hit.score:.3f}  {hit.chunk.document}  {' '.join(hit.chunk.full.split())[:80]}{used}")
-        self.history.append((question, answer))
-
-    def run(self):
-        """Until `quit` or the end of input; a bad line is answered, never fatal."""
-        chunks = len(self.retriever.index)
-        print(
-            f"{chunks} chunks indexed; {HELP}" if chunks else f"no documents yet, so answers come from the model alone; {HELP}", flush=True
-        )
-        commands = {"add": self.add, "delete": self.delete, "sources": self.sources, "k": self.set_k, "save": self.save,
-                    "history": self.show_history}  # fmt: skip
-        most = {"sources": 0, "history": 0, "k": 1, "save": 1}  # words after it; with more the line is a question
-        for line in utils.lines_typed():
-            line = line.strip()
-            word, _, rest = line.partition(" ")
-            if line.lower() in ("quit", "exit"):
-                break
-            try:
-                if line.lower() in ("", "help"):
-                    print(HELP)
-                elif word in commands and len(rest.split()) <= most.get(word, 10**9):
-                    commands[word](rest.strip())
-                else:
-                    self.ask(line)
-            except (utils.UserError, tasks.DataError, OSError) as error:
-                print(f"that did not work: {error}")
-            except KeyboardInterrupt:
-                print("interrupted")
-            sys.stdout.flush()
-        if self.changed:
-            print("what was added is not saved; `save DIR` would have kept it")
-
-
 # ---------------------------------------------------------------------------------------------------------------- the rest
-
-
-def summary(found, retriever, skipped):
-    """One line on what `Retriever.add` did."""
-    parts = [f"{n} documents {what}" for what, n in found.items() if what != "chunks" and n]
-    return "; ".join(filter(None, [", ".join(parts) or "no new documents", f"{found['chunks']} chunks added, {len(retriever.index)} in all",
-                                   skipped.summary()]))  # fmt: skip
-
-
-def read(places, skipped, args, **options):
-    """docs.read_documents with the flags that say how."""
-    return docs.read_documents(places, skipped, args.max_file_mb, args.encoding, args.text_column, **options)
 
 
 def corpus_of(args, task, skipped):
@@ -397,41 +244,20 @@ def corpus_of(args, task, skipped):
     if args.docs:
         return read(args.docs, skipped, args)
     if corpus.is_file():
-        return docs.read_documents([corpus], skipped, bare_ids=True)
-    return [docs.Document(f"d{i}", "", text) for i, text in enumerate(task.passages)]
+        return read_documents([corpus], skipped, bare_ids=True)
+    return [Document(f"d{i}", "", text) for i, text in enumerate(task.passages)]
 
 
 def data_folder(args):
     """The folder of the data set; one that does not exist where the splits are named by files."""
-    return Path(tasks.source(args) or "no folder", args.subset or "")
-
-
-def fill(retriever, documents, args, skipped, whole=False):
-    """Bring the index up to the documents; {"added", ...}, or None where it stays as it was opened.
-
-    That is where it holds others and there is no --docs: a person's own index, asked with a data set's questions. whole: the
-    documents are a collection with judgements, which keeps its duplicates and takes no others in.
-    """
-    known, texts = retriever.index.documents, {doc.digest for doc in documents}
-    strange = [id for id, digest in known.items() if digest not in texts]
-    if whole and strange:
-        raise utils.UserError(f"--index_dir {args.index_dir} holds {len(strange)} documents that are not of {args.dataset}; give another")
-    if strange and not args.docs:
-        return None
-    if args.prune:
-        # a file that is there and could not be read this time is not forgotten
-        unread = {what for names in skipped.reasons.values() for what in names}
-        sources = dict(zip(retriever.index.table["document"].to_pylist(), retriever.index.table["source"].to_pylist()))
-        gone = {id for id in set(known) - {doc.id for doc in documents} if not {id, sources[id]} & unread}
-        print(f"{retriever.remove(gone)} chunks of {len(gone)} documents forgotten, which are no longer there")
-    return retriever.add(documents, skipped, keep_duplicates=whole)
+    return Path(flags.source(args) or "no folder", args.subset or "")
 
 
 def build(args):
     """--build_only: change the index in --index_dir and tell what was done."""
-    skipped = docs.Skipped()
+    skipped = Skipped()
     documents = read(args.docs, skipped, args) if args.docs else []
-    retriever = retrieval.Retriever(args, utils.pick_device(args.device))
+    retriever = Retriever(args, utils.pick_device(args.device))
     if args.delete:
         print(f"{retriever.remove(args.delete)} chunks of {len(args.delete)} documents forgotten")
     if args.docs:
@@ -447,15 +273,15 @@ def build(args):
 def main(argv=None):
     # 1. settings
     args = parse_args(argv)
-    beir = docs.is_beir(data_folder(args)) and not (args.build_only or args.interactive)
+    beir = is_beir(data_folder(args)) and not (args.build_only or args.interactive)
     if args.docs:
-        docs.find_files(args.docs)
+        find_files(args.docs)
     if args.save_run and (Path(args.save_run).is_dir() or not os.access(Path(args.save_run).parent, os.W_OK)):
         raise utils.UserError(f"--save_run {args.save_run}: give a file in a folder that is there and can be written")
     retrieval_only = args.retrieval_only or beir
     generator = None if retrieval_only or args.build_only else args.gen_model
-    data = None if args.interactive or args.build_only else tasks.source(args)
-    models.check_names({"--embed_model": args.embed_model, "--gen_model": generator, "--reranker": args.reranker}, {"--dataset": data})
+    data = None if args.interactive or args.build_only else flags.source(args)
+    hub.check_names({"--embed_model": args.embed_model, "--gen_model": generator, "--reranker": args.reranker}, {"--dataset": data})
     if args.build_only:
         return build(args)
     if args.interactive:
@@ -463,7 +289,7 @@ def main(argv=None):
 
     retriever = reader = task = None
     for mode in MODES if args.baselines else ("retrieved" if args.k else "none",):
-        run = utils.Run(args, __file__, "prompting" if mode == "none" else "rag")
+        run = Run(args, __file__, "prompting" if mode == "none" else "rag")
 
         with run:
             # 2. seed and device
@@ -474,18 +300,18 @@ def main(argv=None):
 
             # 3. data
             if task is None:
-                skipped = docs.Skipped()
+                skipped = Skipped()
                 task, documents, judgements = read_data(args, beir, skipped)
             run.row.update(task.row())
             questions = [ex.text for ex in task.evaluation]
 
             # 4. model: what this row needs, so that its load time and memory hold no other's
             loaded = reader is not None or retriever is not None  # by an earlier row: what the memory was before is not known
-            with utils.measure() as loading:
+            with utils.measure() as load:
                 reader = reader or (None if retrieval_only else Reader(args, device, task))
-                retriever = retriever or (retrieval.Retriever(args, device) if mode in SEARCHING else None)
+                retriever = retriever or (Retriever(args, device) if mode in SEARCHING else None)
             before = {"start_rss_gb": None} if loaded else {}
-            run.row.update({**loading.load_columns(), **before, **(models.size_columns(reader.model) if reader else {})})
+            run.row.update({**load.load_columns(), **before, **(loading.size_columns(reader.model) if reader else {})})
 
             # 5. adapt: build the index, or bring the one that was opened up to date
             relevant = [{} for _ in questions]
@@ -495,9 +321,9 @@ def main(argv=None):
                         indexed = fill(retriever, documents, args, skipped, whole=beir)
                         retriever.prepare()
                 if not len(retriever.index):
-                    raise tasks.DataError(f"{task.name} has no passages to retrieve from; give documents with --docs")
+                    raise utils.UserError(f"{task.name} has no passages to retrieve from; give documents with --docs")
                 describe(run, retriever, indexed, building, skipped)
-                relevant = [judgements[ex.id] for ex in task.evaluation] if beir else relevant_documents(
+                relevant = [judgements[ex.id] for ex in task.evaluation] if beir else qrels.relevant_documents(
                     task, documents, retriever.index.documents)  # fmt: skip
             run.row["variant"] = variant(mode, args, retriever, retrieval_only)
 
@@ -508,7 +334,7 @@ def main(argv=None):
                 passages = passages_of(mode, retriever, task, ranked, args)
                 if reader:
                     texts, found, left_out = reader.answer(questions, passages, mode != "none", args.batch_size, f"answering, {mode}")
-            judged = [retrieval_scores(hits, rel, args.k) if rel and searched else {} for hits, rel in zip(ranked, relevant)]
+            judged = [qrels.retrieval_scores(hits, rel, args.k) if rel and searched else {} for hits, rel in zip(ranked, relevant)]
             record_ranking(run, args, retriever, questions, ranked, judged, task)
             extras = [{"question": q, "retrieved": [{"document": h.chunk.document, "source": h.chunk.source, "position": h.chunk.position,
                                                      "score": h.score, "text": h.chunk.full} for h in hits], **scores}
@@ -521,9 +347,9 @@ def main(argv=None):
             else:
                 known = [scores for scores in judged if scores]
                 if not known:
-                    raise tasks.DataError(f"{task.name}: no question has a passage (a column passage or context) that stands among the "
+                    raise utils.UserError(f"{task.name}: no question has a passage (a column passage or context) that stands among the "
                                           "documents, so there is nothing to measure")  # fmt: skip
-                evaluation.record_retrieval(run, task, known, spent, utils.time_requests(retrieve, timed), extras)
+                record.record_retrieval(run, task, known, spent, utils.time_requests(retrieve, timed), extras)
             measured = stages[-len(timed) :] if len(timed) else []
             for name in ("embed", "search", "rerank"):
                 if any(name in stage for stage in measured):
@@ -540,25 +366,25 @@ def main(argv=None):
 def read_data(args, beir, skipped):
     """(task, documents, {query id: {document id: grade}} of a BEIR folder or None)."""
     if beir:
-        documents, queries, judgements = docs.load_beir(data_folder(args))
-        examples = [tasks.Example(q, text) for q, text in list(queries.items())[: args.max_eval_samples]]
-        return tasks.Task(args.dataset, None, "qa", evaluation=examples), documents, judgements
+        documents, queries, judgements = qrels.load_beir(data_folder(args))
+        examples = [Example(q, text) for q, text in list(queries.items())[: args.max_eval_samples]]
+        return Task(args.dataset, None, "qa", evaluation=examples), documents, judgements
     task = tasks.from_args(args)
     print(task.summary())
     tasks.require_kind(task, "qa", "retrieval-augmented generation")
     if args.baselines and not all(ex.context for ex in task.evaluation):
-        raise tasks.DataError(f"{task.name}: --baselines needs the passage of each question, as a column passage or context")
+        raise utils.UserError(f"{task.name}: --baselines needs the passage of each question, as a column passage or context")
     return task, corpus_of(args, task, skipped) if args.k else [], None
 
 
 def interact(args):
     """--interactive: a Session with the index, or with --docs, or with nothing yet."""
-    device, skipped = utils.pick_device(args.device), docs.Skipped()
+    device, skipped = utils.pick_device(args.device), Skipped()
     documents = read(args.docs, skipped, args) if args.docs else []
-    retriever = retrieval.Retriever(args, device)
+    retriever = Retriever(args, device)
     if args.index_dir and not documents and not len(retriever.index):
         raise utils.UserError(f"--index_dir {args.index_dir}: no index there; give --docs, or build it first with --build_only --docs PATH")
-    reader = Reader(args, device, tasks.Task("interactive", None, "qa", template=tasks.QA_TEMPLATE))
+    reader = Reader(args, device, Task("interactive", None, "qa", template=QA_TEMPLATE))
     if documents:
         print(summary(fill(retriever, documents, args, skipped), retriever, skipped))
     Session(retriever, reader, args.k).run()
@@ -603,7 +429,7 @@ def record_ranking(run, args, retriever, questions, ranked, judged, task):
     if retriever and any(ranked) and args.retriever != "bm25":
         run.row["index_recall"] = retriever.index.recall(retriever.embed(questions, questions=True), 10)
     if args.save_run and any(ranked):
-        write_run(args.save_run, [ex.id for ex in task.evaluation], ranked, run.row["variant"])
+        qrels.write_run(args.save_run, [ex.id for ex in task.evaluation], ranked, run.row["variant"])
         run.note(f"rankings in {args.save_run}")
 
 
@@ -627,12 +453,12 @@ def answers_of(run, args, reader, task, mode, texts, found, left_out, passages, 
     alone = [asked for _, asked in timed if asked]
     if len(alone) < len(timed):
         run.note(f"{len(timed) - len(alone)} of the {len(timed)} timed requests generated nothing")
-    evaluation.record_answers(run, task, texts, spent, [ms for ms, _ in timed], extras)
+    record.record_answers(run, task, texts, spent, [ms for ms, _ in timed], extras)
     if found:
-        evaluation.record_tokens(run, found, spent)
-        evaluation.predict(run, reader.model, found.batch_size, found.longest, "generated", len(found.prefix))
-        evaluation.note_truncation(run, reader.room, 0, 0, found.truncated)
-        run.row.update(ttft_ms=evaluation.median([t.ttft_ms for t in alone]), tpot_ms=evaluation.median([t.tpot_ms for t in alone]))
+        record.record_tokens(run, found, spent)
+        memory_forecast.predict_inference(run, reader.model, found.batch_size, found.longest, "generated", len(found.prefix))
+        record.note_truncation(run, reader.room, 0, 0, found.truncated)
+        run.row.update(ttft_ms=record.median([t.ttft_ms for t in alone]), tpot_ms=record.median([t.tpot_ms for t in alone]))
     if mode != "none":
         used = [hits[: len(hits) - left] for hits, left in zip(passages, left_out)]
         inside = [max((metrics.contains_answer(hit.chunk.full, ex.references) for hit in hits), default=0.0)

@@ -34,26 +34,21 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import utils
+from harness import flags
+from harness.results import commands, provenance, store
 
 ROOT = Path(__file__).resolve().parent
 BLOCK_KEYS = ("script", "flags", "grid", "experiments")
-# what other suites of LoRA studies call our flags
-OTHER_KEYS = {
-    **{old[2:]: new[2:] for old, new in utils.ArgumentParser.OTHER_NAMES.items() if " " not in new},
-    "base_model": "model", "model_name": "model", "dataset_path": "dataset", "r": "rank", "num_epochs": "epochs",
-    "quantization": "quantize",
-}  # fmt: skip
-QUANTIZATIONS = {"4bit": "nf4", "8bit": "int8", "None": "none"}
 
 
 def parse_args(argv=None):
-    parser = utils.ArgumentParser(__doc__)
+    parser = flags.ArgumentParser(__doc__)
     parser.add_argument("suite", help="the YAML file")
     parser.add_argument("--dry_run", action="store_true", help="print the commands and what would be skipped, and run nothing")
     parser.add_argument("--retry", nargs="+", choices=("failed", "oom", "degenerate"), default=[], help="run cells again that ended so")
     parser.add_argument("--ignore_code", action="store_true", help="rows that other code made count as done, too")
     parser.add_argument("--continue_on_error", action="store_true", help="go on after a cell that failed")
-    parser.add_argument("--workers", type=utils.positive_int, default=1, help="cells at a time; on one device they slow each other down "
+    parser.add_argument("--workers", type=flags.positive_int, default=1, help="cells at a time; on one device they slow each other down "
                         "(default: %(default)s)")  # fmt: skip
     parser.add_argument("--devices", help="CUDA devices that the workers take turns at, as in 0,1")
     parser.add_argument("--results", default="results.csv", help="the CSV that gets the rows (default: %(default)s)")
@@ -103,7 +98,7 @@ def load_suite(path):
         script = parts["script"] or "peft_finetune.py"
         if not all(isinstance(some, (dict, type(None))) for some in (suite.get("flags"), block.get("flags"))):
             raise utils.UserError(f"{path}: flags must be a mapping of flags to their values")
-        flags = {**common, **(suite.get("flags") or {}), **(block.get("flags") or {})}
+        settings = {**common, **(suite.get("flags") or {}), **(block.get("flags") or {})}
         grid, experiments = parts["grid"] or {}, parts["experiments"] or [{}]
         lists = all(isinstance(values, list) and values for values in grid.values()) if isinstance(grid, dict) else False
         if not lists or not isinstance(experiments, list) or not all(isinstance(one, dict) for one in experiments):
@@ -113,35 +108,19 @@ def load_suite(path):
             own = {**own.pop("flags", {}), **own.pop("lora", {}), **own.pop("training", {}), **own}
             chosen = dict(zip(grid, values))
             label = " ".join([str(experiment.get("name", Path(script).stem)), *(f"{key}={value}" for key, value in chosen.items())])
-            cells.append((label, script, {**flags, **own, **chosen}))
+            cells.append((label, script, {**settings, **own, **chosen}))
     return name, cells
-
-
-def to_argv(flags):
-    """{flag: value} -> argv: true is the flag alone, false its --no- form or nothing, null nothing, a list its values with commas."""
-    argv = []
-    for key, value in flags.items():
-        key = OTHER_KEYS.get(str(key), str(key))
-        if key == "quantize":
-            value = QUANTIZATIONS.get(str(value), value)
-        if value is True:
-            argv.append(f"--{key}")
-        elif isinstance(value, list):
-            argv += [f"--{key}", ",".join(map(str, value))]
-        elif value is not None and value is not False:
-            argv += [f"--{key}", str(value)]
-    return argv
 
 
 def make_cells(suite, args):
     """The Cells of a suite, every one read by its script, so that a wrong flag ends here. Equal ones are refused."""
     name, found = load_suite(suite)
     cells, seen = [], {}
-    for label, script, flags in found:
+    for label, script, settings in found:
         if not (ROOT / script).is_file() or Path(script).name != script:
             raise utils.UserError(f"{suite}, {label}: there is no script {script} here")
         module = importlib.import_module(script.removesuffix(".py"))
-        argv = [*to_argv(flags), "--results", args.results, "--runs_dir", args.runs_dir]
+        argv = [*commands.to_argv(settings), "--results", args.results, "--runs_dir", args.runs_dir]
         said = io.StringIO()
         try:
             with contextlib.redirect_stderr(said):
@@ -153,7 +132,7 @@ def make_cells(suite, args):
                 f"{suite}, {label}: instead of repeats give data_seed a list in the grid, so that each run can be resumed"
             )
         cell = Cell(label, script, tuple(argv), json.loads(json.dumps(parsed)))
-        key = script, json.dumps(what_counts(cell.args), sort_keys=True)
+        key = script, json.dumps(commands.what_counts(cell.args), sort_keys=True)
         if key in seen:
             raise utils.UserError(f"{suite}: {label} and {seen[key]} are the same run")
         seen[key] = label
@@ -164,30 +143,26 @@ def make_cells(suite, args):
 # ------------------------------------------------------------------------------------------------------------ what is done
 
 
-def what_counts(flags):
-    return {key: value for key, value in flags.items() if key not in utils.OUTPUT_FLAGS}
-
-
 @functools.cache
 def code_id(script):
-    return utils.code_id(ROOT / script)
+    return provenance.code_id(ROOT / script)
 
 
 def status_of(cell, rows, ignore_code=False):
     """The status of the newest row of this cell's identity, None without any. rows: of the results CSV."""
     for row in reversed(rows):
         try:
-            same = row["script"] == cell.script and what_counts(json.loads(row["args"])) == what_counts(cell.args)
+            same = row["script"] == cell.script and commands.what_counts(json.loads(row["args"])) == commands.what_counts(cell.args)
         except ValueError:
             continue
-        if same and row["input_id"] == (utils.input_id(cell.args) or "") and (ignore_code or row["code_id"] == code_id(cell.script)):
+        if same and row["input_id"] == (provenance.input_id(cell.args) or "") and (ignore_code or row["code_id"] == code_id(cell.script)):
             return row["status"]
     return None
 
 
 def plan(cells, args):
     """[(cell, status of its row or None, will it run)]."""
-    rows = utils.read_results(args.results) if Path(args.results).is_file() and Path(args.results).stat().st_size else []
+    rows = store.read_results(args.results) if Path(args.results).is_file() and Path(args.results).stat().st_size else []
     found = [(cell, status_of(cell, rows, args.ignore_code)) for cell in cells]
     return [(cell, status, status is None or status in args.retry) for cell, status in found]
 
@@ -200,7 +175,7 @@ def claimed(cell, args):
     """A lock on one cell and CSV, which the run inherits: a run that a killed sweep left behind is waited for, not doubled."""
     import fcntl
 
-    key = json.dumps([os.path.realpath(args.results), cell.script, what_counts(cell.args)], sort_keys=True)
+    key = json.dumps([os.path.realpath(args.results), cell.script, commands.what_counts(cell.args)], sort_keys=True)
     name = hashlib.sha256(key.encode()).hexdigest()[:16]
     with open(Path(args.runs_dir) / "sweeps" / f"{name}.lock", "w") as file:
         try:
@@ -278,7 +253,7 @@ def main(argv=None):
     if args.devices and not all(part.strip().isdecimal() for part in args.devices.split(",")):
         raise utils.UserError(f"--devices {args.devices}: give numbers with commas, as in 0,1")
     name, cells = make_cells(args.suite, args)
-    utils.check_results_file(args.results)
+    store.check_results_file(args.results)
     planned = plan(cells, args)
     for cell, status, wanted in planned:
         print(f"{'run ' if wanted else 'skip'}  {cell.name}{f' ({status})' if status else ''}: {cell.command}")
@@ -286,7 +261,7 @@ def main(argv=None):
     ended = [status for _, status, wanted in planned if not wanted]
     told = ", ".join(f"{ended.count(status)} {status}" for status in sorted(set(ended)))
     print(f"{name}: {len(todo)} of {len(cells)} to run" + (f"; there already: {told}" if told else ""))
-    rows = utils.read_results(args.results) if Path(args.results).is_file() and Path(args.results).stat().st_size else []
+    rows = store.read_results(args.results) if Path(args.results).is_file() and Path(args.results).stat().st_size else []
     old = (
         0 if args.ignore_code else sum(status_of(cell, rows, ignore_code=True) is not None for cell, status, _ in planned if status is None)
     )

@@ -11,22 +11,23 @@ draft is right, and what is lost is what drafting costs.
 """
 
 import numpy as np
-from common import add_model_args, load, machine, markdown, model_name, provenance, publish
+from common import add_model_args, load, machine, markdown, measured_at, model_name, publish
 from scipy.stats import bootstrap
 
 import quantize_and_parallel
-import tasks
-import utils
+from harness import flags
+from harness.data import tasks
+from harness.data.prompts import with_instruction
 
 QUOTE = "Answer the question with the sentence of the text that holds the answer, word for word."
 
 
 def parse_args():
-    parser = utils.ArgumentParser(__doc__)
+    parser = flags.ArgumentParser(__doc__)
     add_model_args(parser)
     parser.add_argument("--dataset", default="assets/data/disfl_qa", help="questions with passages (default: %(default)s)")
-    parser.add_argument("--n", type=utils.positive_int, default=20, help="requests (default: %(default)s)")
-    parser.add_argument("--new_tokens", type=utils.positive_int, default=32, help="at most, of an answer (default: %(default)s)")
+    parser.add_argument("--n", type=flags.positive_int, default=20, help="requests (default: %(default)s)")
+    parser.add_argument("--new_tokens", type=flags.positive_int, default=32, help="at most, of an answer (default: %(default)s)")
     parser.add_argument("--readme", metavar="FILE", help="put the table between its marks there")
     return parser.parse_args()
 
@@ -65,7 +66,7 @@ def main():
     prompts = {
         "windows": quantize_and_parallel.timed_prompts(task, tokenizer, args.n, 128, False, chat),
         "questions": quantize_and_parallel.timed_prompts(task, tokenizer, args.n, 128, True, chat),
-        "quotations": quantize_and_parallel.timed_prompts(tasks.with_instruction(task, QUOTE), tokenizer, args.n, 128, True, chat),
+        "quotations": quantize_and_parallel.timed_prompts(with_instruction(task, QUOTE), tokenizer, args.n, 128, True, chat),
     }
     rows = []
     for kind, way, options in ways(args, model, tokenizer):
@@ -89,7 +90,7 @@ def main():
             f"on {machine(args.device)}. Each way and plain decoding take turns; tokens/s counts from text in to answer "
             f"out.\n\n{markdown(header, table)}")  # fmt: skip
     name = "bench_decoding" + ("_gpu" if args.device == "cuda" else "") + ("_7b" if args.random_llama else "")
-    publish(name, text, {"machine": machine(args.device), "args": vars(args), **provenance(), "rows": rows}, args.readme)
+    publish(name, text, {"machine": machine(args.device), "args": vars(args), **measured_at(), "rows": rows}, args.readme)
 
 
 if __name__ == "__main__":

@@ -14,14 +14,16 @@ from pathlib import Path
 
 from common import ROOT
 
-import forecast
 import utils
+from harness import flags
+from harness.results import store
+from harness.selector import memory
 
 BOUNDS = {"cpu": 0.2, "cuda": 0.1}
 
 
 def parse_args(argv=None):
-    parser = utils.ArgumentParser(__doc__)
+    parser = flags.ArgumentParser(__doc__)
     parser.add_argument("--results", default=str(ROOT / "sample_results.csv"), help="the rows (default: sample_results.csv)")
     parser.add_argument("--output", default=str(ROOT / "benchmarks/results/bench_forecast.json"), help="(default: %(default)s)")
     return parser.parse_args(argv)
@@ -30,18 +32,18 @@ def parse_args(argv=None):
 @utils.clean_exit
 def main(argv=None):
     args = parse_args(argv)
-    found, report = utils.read_results(args.results), []
+    found, report = store.read_results(args.results), []
     print(f"{'device':7} {'phase':10} {'rows':>5} {'within':>14} {'median error':>13} {'largest':>8} {'uncalibrated':>13}")
     for device, bound in BOUNDS.items():
         for phase in ("training", "inference"):
-            rows = [row for row in found if forecast.known([row], device, phase, row["precision"] == "fp32")]
-            if len(rows) <= forecast.MIN_ROWS:
+            rows = [row for row in found if memory.known_pairs([row], device, phase, row["precision"] == "fp32")]
+            if len(rows) <= memory.MIN_ROWS:
                 continue
             errors, raw = [], []
             for i, row in enumerate(rows):
-                predicted, measured = float(row["predicted_gb"]), forecast.measured_gb(row)
-                others = forecast.known(rows[:i] + rows[i + 1 :], device, phase, row["precision"] == "fp32")
-                offset, factor = forecast.calibrate(others)
+                predicted, measured = float(row["predicted_gb"]), memory.measured_gb(row)
+                others = memory.known_pairs(rows[:i] + rows[i + 1 :], device, phase, row["precision"] == "fp32")
+                offset, factor = memory.calibrate(others)
                 errors.append(abs((offset + factor * predicted) / measured - 1))
                 raw.append(abs(predicted / measured - 1))
             within, before = (sum(error <= bound for error in some) / len(rows) for some in (errors, raw))
@@ -51,9 +53,7 @@ def main(argv=None):
             share = f"{within:.0%} in {bound:.0%}"
             print(f"{device:7} {phase:10} {len(rows):5} {share:>14} {statistics.median(errors):13.1%} {max(errors):8.1%} {before:13.0%}")
     if not report:
-        raise utils.UserError(
-            f"{args.results} has not more than {forecast.MIN_ROWS} rows of a device with predicted_gb and a measured peak"
-        )
+        raise utils.UserError(f"{args.results} has not more than {memory.MIN_ROWS} rows of a device with predicted_gb and a measured peak")
     Path(args.output).write_text(json.dumps({"results": Path(args.results).name, "leave_one_out": report}, indent=2) + "\n")
 
 

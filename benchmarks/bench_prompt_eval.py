@@ -22,22 +22,27 @@ import tempfile
 import time
 from pathlib import Path
 
-from common import add_model_args, load, machine, markdown, model_name, peak_memory_gb, provenance, publish, run_child, saved
+from common import add_model_args, load, machine, markdown, measured_at, model_name, peak_memory_gb, publish, run_child, saved
 
-import tasks
 import utils
+from harness import flags
+from harness.data import tasks
+from harness.data.examples import draw
+from harness.data.prompts import render
+from harness.models import prefix_cache, scoring
+from harness.results.run import OOM_EXIT_CODE
 
 SUBJECTS = ("ours", "floor", "lm_eval")
 
 
 def parse_args():
-    parser = utils.ArgumentParser(__doc__)
+    parser = flags.ArgumentParser(__doc__)
     add_model_args(parser)
     parser.add_argument("--dataset", default="assets/data/movie_reviews", help="folder or file (default: %(default)s)")
-    parser.add_argument("--k_shots", type=utils.whole_number, nargs="+", default=[0, 8, 16, 32], help="(default: 0 8 16 32)")
-    parser.add_argument("--n", type=utils.positive_int, default=200, help="evaluation examples (default: %(default)s)")
-    parser.add_argument("--batch_size", type=utils.positive_int, default=32, help="of lm_eval (default: %(default)s)")
-    parser.add_argument("--repeats", type=utils.positive_int, default=3, help="of ours and the floor; lm_eval runs once (default: 3)")
+    parser.add_argument("--k_shots", type=flags.whole_number, nargs="+", default=[0, 8, 16, 32], help="(default: 0 8 16 32)")
+    parser.add_argument("--n", type=flags.positive_int, default=200, help="evaluation examples (default: %(default)s)")
+    parser.add_argument("--batch_size", type=flags.positive_int, default=32, help="of lm_eval (default: %(default)s)")
+    parser.add_argument("--repeats", type=flags.positive_int, default=3, help="of ours and the floor; lm_eval runs once (default: 3)")
     parser.add_argument("--subjects", nargs="+", choices=SUBJECTS, default=SUBJECTS, help="(default: all)")
     parser.add_argument("--readme", metavar="FILE", help="put the table between its marks there")
     parser.add_argument("--child", choices=SUBJECTS, help=argparse.SUPPRESS)
@@ -50,8 +55,8 @@ def parse_args():
 def prompts(args, k):
     """The texts that prompt_eval.py --k_shots k would score, the label texts behind them, and the labels' indices."""
     task = tasks.load_task(args.dataset, max_eval_samples=args.n)
-    demonstrations = tasks.draw(task.train, k, 0)
-    rendered = [tasks.render(task, ex, demonstrations) for ex in task.evaluation]
+    demonstrations = draw(task.train, k, 0)
+    rendered = [render(task, ex, demonstrations) for ex in task.evaluation]
     return [prompt for prompt, _ in rendered], list(task.words), rendered[0][1], [ex.label for ex in task.evaluation]
 
 
@@ -65,18 +70,14 @@ def clock(func, *args):
 
 
 def ours(args, model, tokenizer, texts, words, separator):
-    import inference
-
-    return inference.score_labels(model, tokenizer, texts, [separator + word for word in words]).total.tolist()
+    return scoring.score_labels(model, tokenizer, texts, [separator + word for word in words]).total.tolist()
 
 
 def floor(args, model, tokenizer, texts, batch_size):
     import torch
 
-    from shared_prefix import common_prefix
-
     rows = sorted(tokenizer(texts).input_ids, key=len, reverse=True)
-    shared = min(common_prefix(rows), min(map(len, rows)) - 1)
+    shared = min(prefix_cache.common_prefix(rows), min(map(len, rows)) - 1)
     with torch.inference_mode():
         if shared:
             model(torch.tensor([rows[0][:shared]], device=model.device), use_cache=False, logits_to_keep=1)
@@ -139,7 +140,7 @@ def child(args):
     except (RuntimeError, MemoryError) as error:
         if not utils.is_out_of_memory(error):
             raise
-        sys.exit(utils.OOM_EXIT_CODE)
+        sys.exit(OOM_EXIT_CODE)
     print(json.dumps({"seconds": seconds, "peak_gb": peak_memory_gb(args.device), "labels": labels, "scores": scores}))
 
 
@@ -235,7 +236,7 @@ def main():
     before = saved(name)
     rows = {row["k_shots"]: row for row in before.get("rows", ()) if before["setting"] == setting}
     for k in args.k_shots:  # saved one by one, and other k of the same setting are kept: lm-eval takes its time
-        rows[k] = {**compare(args, k), **provenance()}
+        rows[k] = {**compare(args, k), **measured_at()}
         ordered = [rows[k] for k in sorted(rows)]
         publish(name, section(args, ordered), {"setting": setting, "rows": ordered}, args.readme)
     if args.precision == "fp32" and any(row["same_label"] < args.n for row in rows.values()):

@@ -20,11 +20,13 @@ import time
 from pathlib import Path
 
 import numpy as np
-from common import machine, markdown, provenance, publish, run_child, saved
+from common import machine, markdown, measured_at, publish, run_child, saved
 
-import documents as docs
-import retrieval
 import utils
+from harness import flags
+from harness.data import tasks
+from harness.retrieval.documents import Chunk, read_documents, split_into_chunks
+from harness.retrieval.index import KINDS, Index
 
 SUBJECTS = ("flat", "ivf", "hnsw", "ivfpq", "sq8", "hnswlib", "matrix product")
 N_QUERIES = 512
@@ -32,14 +34,14 @@ K = 10
 
 
 def parse_args():
-    parser = utils.ArgumentParser(__doc__)
-    parser.add_argument("--sizes", type=utils.positive_int, nargs="+", default=[10_000, 100_000], help="(default: 10000 100000)")
+    parser = flags.ArgumentParser(__doc__)
+    parser.add_argument("--sizes", type=flags.positive_int, nargs="+", default=[10_000, 100_000], help="(default: 10000 100000)")
     parser.add_argument("--subjects", nargs="+", choices=SUBJECTS, default=list(SUBJECTS), help="(default: all)")
     parser.add_argument("--embed_model", default="assets/models/all-MiniLM-L6-v2", help="(default: %(default)s)")
     parser.add_argument("--texts", default="assets/data/movie_reviews", help="what is embedded (default: %(default)s)")
     parser.add_argument("--docs", nargs="+", help="documents whose chunks are embedded instead")
-    parser.add_argument("--chunk_tokens", type=utils.positive_int, default=24, help="of --docs (default: %(default)s)")
-    parser.add_argument("--rounds", type=utils.positive_int, default=5, help="turns (default: %(default)s)")
+    parser.add_argument("--chunk_tokens", type=flags.positive_int, default=24, help="of --docs (default: %(default)s)")
+    parser.add_argument("--rounds", type=flags.positive_int, default=5, help="turns (default: %(default)s)")
     parser.add_argument("--readme", help="the page whose marked section is replaced")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     return parser.parse_args()
@@ -50,10 +52,8 @@ def parse_args():
 
 def embeddings(args):
     """Unit vectors [N, D] of distinct texts, in random order, no more than the largest size and its queries want."""
-    import tasks
-
     if args.docs:
-        chunks = docs.split_into_chunks(docs.read_documents(args.docs), utils.load_tokenizer(args.embed_model), args.chunk_tokens, 0)
+        chunks = split_into_chunks(read_documents(args.docs), utils.load_tokenizer(args.embed_model), args.chunk_tokens, 0)
         texts = [chunk.full for chunk in chunks]
     else:
         task = tasks.load_task(args.texts)
@@ -89,7 +89,7 @@ def like(real, n, seed, n_clusters=100):
 
 def build(name, vectors):
     """(search, GB of the index, seconds to build it): search takes queries [Q, D] and returns rows [Q, K]."""
-    chunks = [docs.Chunk(str(i), 0, "") for i in range(len(vectors))] if name in retrieval.KINDS else None
+    chunks = [Chunk(str(i), 0, "") for i in range(len(vectors))] if name in KINDS else None
     begin = time.perf_counter()
     search, gb = make(name, vectors, chunks)
     return search, gb, time.perf_counter() - begin
@@ -112,7 +112,7 @@ def make(name, vectors, chunks):
         index.add_items(vectors)
         index.set_ef(64)
         return lambda queries: index.knn_query(queries, K)[0].astype(np.int64), index.index_file_size() / utils.GB
-    index = retrieval.Index(vectors.shape[1], name)
+    index = Index(vectors.shape[1], name)
     index.add(chunks, [""] * len(vectors), vectors)
     return lambda queries: index.search(queries, K)[0], index.gb()
 
@@ -178,7 +178,7 @@ def main():
             found, _ = run_child(__file__, "--child", folder, "--rounds", args.rounds, "--subjects", *args.subjects)
         kind = "synthetic" if not genuine else "chunks" if args.docs else "reviews"
         for name, row in found.items():
-            rows.append({"n": n, "dimension": vectors.shape[1], "vectors": kind, "subject": name, **row, **provenance()})
+            rows.append({"n": n, "dimension": vectors.shape[1], "vectors": kind, "subject": name, **row, **measured_at()})
             print(rows[-1], flush=True)
     about = machine("cpu", "faiss-cpu", "hnswlib")
     text = (f"Vectors of {real.shape[1]} dimensions, cosine, {K} neighbours, on {about}. Medians of {args.rounds} turns; queries/s one at "

@@ -19,11 +19,11 @@ from pathlib import Path
 
 from common import ROOT
 
-import prediction
-import rows as table
-import rules
-import selection
 import utils
+from harness import flags
+from harness.results import configurations, store
+from harness.selector import predictor, rules
+from harness.selector.candidates import Limits, measured, obstacles
 
 LATENCIES = (None, 2000, 1000, 500, 200, 100, 50, 20)  # ms
 MEMORIES = (None, 4, 3, 2, 1.5, 1)  # GB
@@ -32,7 +32,7 @@ SCORES = (None, 0.2, 0.5, 0.6, 0.7, 0.75)
 
 
 def parse_args(argv=None):
-    parser = utils.ArgumentParser(__doc__)
+    parser = flags.ArgumentParser(__doc__)
     parser.add_argument("--results", default=str(ROOT / "sample_results.csv"), help="the rows (default: sample_results.csv)")
     parser.add_argument("--leave_out", choices=("group", "data"), default="group",
                         help="a data set with one model, or with all models (default: %(default)s)")  # fmt: skip
@@ -66,8 +66,8 @@ def judge(choice, feasible, limits):
         return False, None, False
     asked = limits.required_accuracy
     easier = dataclasses.replace(limits, required_accuracy=asked and asked - (choice.score_error or 0.0))
-    nearly = not selection.obstacles(choice, easier)
-    if selection.obstacles(choice, limits):
+    nearly = not obstacles(choice, easier)
+    if obstacles(choice, limits):
         return False, None, nearly
     return True, max(c.score for c in feasible) - choice.score, nearly
 
@@ -79,17 +79,17 @@ def by_model(group, candidates, found, tokens, whole_data=False):
     """
     try:
         kept = [(other, c) for other, c in found if (other[0] != group[0] if whole_data else other != group)]
-        predictor = prediction.Predictor(kept, tokens)
+        learned = predictor.Predictor(kept, tokens)
     except utils.UserError:
         return {}
-    specs = {name: prediction.spec(c.configuration, tokens[group[0]]) for name, c in candidates.items()}
-    return {name: predictor.candidate(wanted, name, data=group[0]) for name, wanted in specs.items() if predictor.refusal(wanted) is None}
+    specs = {name: predictor.spec(c.configuration, tokens[group[0]]) for name, c in candidates.items()}
+    return {name: learned.candidate(wanted, name, data=group[0]) for name, wanted in specs.items() if learned.refusal(wanted) is None}
 
 
 def settings():
     """All Limits."""
     for latency, memory, labels, score in itertools.product(LATENCIES, MEMORIES, LABELS, SCORES):
-        yield selection.Limits(memory, latency, labels, score)
+        yield Limits(memory, latency, labels, score)
 
 
 def summary(outcomes, name):
@@ -107,24 +107,24 @@ def summary(outcomes, name):
 @utils.clean_exit
 def main(argv=None):
     args = parse_args(argv)
-    kept, _ = table.select(utils.read_results(args.results))
+    kept, _ = configurations.select(store.read_results(args.results))
     outcomes = []
     for device in sorted({row["device"] for row in kept}):
         rows = [row for row in kept if row["device"] == device]
-        found, tokens, panels = prediction.groups_of(rows), prediction.prompt_tokens(rows), {}
+        found, tokens, panels = predictor.groups_of(rows), predictor.prompt_tokens(rows), {}
         for group, configuration in found:
             panels.setdefault((group, configuration["eval_id"], configuration["metric"]), []).append(configuration)
         for (group, _, _), members in panels.items():
-            candidates = {f"{i} {c.name}": c for i, c in enumerate(selection.measured(members))}
+            candidates = {f"{i} {c.name}": c for i, c in enumerate(measured(members))}
             if len(candidates) < 2 or group[0] not in tokens:
                 continue
             guesses = by_model(group, candidates, found, tokens, args.leave_out == "data")
             for limits in settings():
-                feasible = [c for c in candidates.values() if not selection.obstacles(c, limits)]
+                feasible = [c for c in candidates.values() if not obstacles(c, limits)]
                 if not feasible:
                     continue
                 ruled = by_rules(limits, candidates)
-                learned = prediction.choose_predicted(list(guesses.values()), limits)[0]
+                learned = predictor.choose_predicted(list(guesses.values()), limits)[0]
                 chosen = {
                     "rules": ruled and candidates[ruled],
                     "selector": candidates[learned.name] if learned else ruled and candidates[ruled],

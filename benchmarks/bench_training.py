@@ -20,24 +20,29 @@ import sys
 import tempfile
 from pathlib import Path
 
-from common import add_model_args, load, machine, markdown, model_name, peak_memory_gb, provenance, publish, run_child
+from common import add_model_args, load, machine, markdown, measured_at, model_name, peak_memory_gb, publish, run_child
 
 import utils
+from harness import flags
+from harness.data import tasks
+from harness.data.prompts import render
+from harness.models import adapters, loading, scoring
+from harness.training import collators, trainer
 
 SUBJECTS = ("ours", "trainer", "trl", "trl_no_ckpt")
 RATES = {"lora": 5e-4, "full": 5e-5}
 
 
 def parse_args():
-    parser = utils.ArgumentParser(__doc__)
+    parser = flags.ArgumentParser(__doc__)
     add_model_args(parser)
     parser.add_argument("--dataset", default="assets/data/openbookqa", help="question answering or instructions (default: %(default)s)")
     parser.add_argument("--methods", nargs="+", choices=tuple(RATES), default=list(RATES), help="(default: lora full)")
     parser.add_argument("--subjects", nargs="+", choices=SUBJECTS, default=list(SUBJECTS), help="(default: all)")
-    parser.add_argument("--steps", type=utils.positive_int, default=8, help="optimizer steps of a run (default: %(default)s)")
-    parser.add_argument("--batch_size", type=utils.positive_int, default=8, help="(default: %(default)s)")
-    parser.add_argument("--max_length", type=utils.positive_int, default=256, help="tokens (default: %(default)s)")
-    parser.add_argument("--repeats", type=utils.positive_int, default=2, help="turns (default: %(default)s)")
+    parser.add_argument("--steps", type=flags.positive_int, default=8, help="optimizer steps of a run (default: %(default)s)")
+    parser.add_argument("--batch_size", type=flags.positive_int, default=8, help="(default: %(default)s)")
+    parser.add_argument("--max_length", type=flags.positive_int, default=256, help="tokens (default: %(default)s)")
+    parser.add_argument("--repeats", type=flags.positive_int, default=2, help="turns (default: %(default)s)")
     parser.add_argument("--readme", metavar="FILE", help="put the table between its marks there")
     parser.add_argument("--child", choices=SUBJECTS, help=argparse.SUPPRESS)
     return parser.parse_args()
@@ -66,10 +71,8 @@ class Folder:
 
 def settings(args, method, **changes):
     """training.py's flags at their defaults, with the benchmark's."""
-    import training
-
     parser = argparse.ArgumentParser()
-    training.add_training_args(parser)
+    flags.add_training_args(parser)
     given = vars(parser.parse_args([]))
     return argparse.Namespace(**{**given, "max_steps": args.steps, "batch_size": args.batch_size, "max_length": args.max_length,
                                  "learning_rate": RATES[method], "seed": 0, **changes})  # fmt: skip
@@ -90,29 +93,24 @@ def child(args):
     import transformers
     from datasets import Dataset
 
-    import inference
-    import models
-    import tasks
-    import training
-
     (method,) = args.methods
     utils.set_seed(0)
     model, tokenizer = load(args)
     task = tasks.load_task(args.dataset)
     chat = bool(tokenizer.chat_template)
     if method == "lora":
-        config = peft.LoraConfig(task_type="CAUSAL_LM", r=8, lora_alpha=16, target_modules=models.target_modules(model))
+        config = peft.LoraConfig(task_type="CAUSAL_LM", r=8, lora_alpha=16, target_modules=adapters.target_modules(model))
         model = peft.get_peft_model(model, config)
     given = settings(args, method)
     with tempfile.TemporaryDirectory() as folder:
         if args.child == "ours":
-            data = training.answer_data(model, tokenizer, task, given, chat)
+            data = collators.answer_data(model, tokenizer, task, given, chat)
             data.validation = None
             run = Folder(folder)
-            training.fit(model, tokenizer, data, given, run, args.device, given.learning_rate)
+            trainer.fit(model, tokenizer, data, given, run, args.device, given.learning_rate)
             seconds = run.row["train_seconds"]
         else:
-            rows = training.answer_data(model, tokenizer, task, given, chat).train
+            rows = collators.answer_data(model, tokenizer, task, given, chat).train
             if args.child == "trainer":
 
                 def collate(batch):
@@ -120,22 +118,22 @@ def child(args):
                     return short([{**row, "attention_mask": [1] * len(row["input_ids"])} for row in batch])
 
                 arguments = transformers.TrainingArguments(**common_arguments(args, method, folder), remove_unused_columns=False)
-                trainer = transformers.Trainer(model=model, args=arguments, train_dataset=rows, data_collator=collate)
+                theirs = transformers.Trainer(model=model, args=arguments, train_dataset=rows, data_collator=collate)
             else:
                 import trl
 
                 rows = Dataset.from_dict({"input_ids": rows["input_ids"], "labels": rows["labels"]})
                 extra = {} if args.child == "trl" else {"gradient_checkpointing": False}
                 arguments = trl.SFTConfig(**common_arguments(args, method, folder), max_length=args.max_length, **extra)
-                trainer = trl.SFTTrainer(model=model, args=arguments, train_dataset=rows, processing_class=tokenizer)
+                theirs = trl.SFTTrainer(model=model, args=arguments, train_dataset=rows, processing_class=tokenizer)
             with utils.measure() as spent:
-                trainer.train()
+                theirs.train()
             seconds = spent.seconds
     peak, examples = peak_memory_gb(args.device), task.validation[:64]
-    models.base_model(model.eval()).__dict__.pop("forward", None)  # TRL leaves its own forward on the model
-    rendered = [tasks.render(task, ex, (), tokenizer if chat else None) for ex in examples]
+    loading.base_model(model.eval()).__dict__.pop("forward", None)  # TRL leaves its own forward on the model
+    rendered = [render(task, ex, (), tokenizer if chat else None) for ex in examples]
     targets = [[separator + task.target(ex)] for (_, separator), ex in zip(rendered, examples)]
-    scores = inference.score_labels(model, tokenizer, [prompt for prompt, _ in rendered], targets, 8, not chat)
+    scores = scoring.score_labels(model, tokenizer, [prompt for prompt, _ in rendered], targets, 8, not chat)
     print(json.dumps({"seconds": seconds, "peak_gb": peak, "loss": -scores.total.sum() / int(scores.n_tokens.sum())}))
 
 
@@ -161,7 +159,7 @@ def compare(args, method):
         row[f"{subject}_all_seconds"] = [run["seconds"] for run in found]
         row[f"{subject}_peak_gb"] = max(run["peak_gb"] for run in found)
         row[f"{subject}_loss"] = found[0]["loss"]
-    return {**row, **provenance()}
+    return {**row, **measured_at()}
 
 
 def section(args, rows):

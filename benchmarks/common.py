@@ -10,16 +10,20 @@ import time
 from importlib import metadata
 from pathlib import Path
 
+import utils
+from harness import flags
+from harness.models import loading
+from harness.results import provenance
+from harness.results.run import OOM_EXIT_CODE
+
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 
 def add_model_args(parser):
     """The flags that name a model."""
-    import utils
-
     parser.add_argument("--model", default="assets/models/SmolLM2-135M-Instruct", help="hub name or folder (default: %(default)s)")
-    parser.add_argument("--random_llama", type=utils.positive_int, metavar="LAYERS",
+    parser.add_argument("--random_llama", type=flags.positive_int, metavar="LAYERS",
                         help="random weights in Llama 2 7B's shape, with so many layers (7B: 32), and --model's tokenizer")  # fmt: skip
     parser.add_argument("--precision", choices=("fp32", "bf16", "fp16"), default="fp32", help="of the weights (default: %(default)s)")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="(default: %(default)s)")
@@ -32,20 +36,17 @@ def model_name(args):
 
 def load(args):
     """Model and tokenizer."""
-    import models
-    import utils
-
     tokenizer = utils.load_tokenizer(args.model)
     if not args.random_llama:
-        return models.load_model(args.model, precision=args.precision, device=args.device), tokenizer
+        return loading.load_model(args.model, precision=args.precision, device=args.device), tokenizer
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    models.quiet()
+    loading.quiet()
     config = LlamaConfig(vocab_size=len(tokenizer), hidden_size=4096, intermediate_size=11008, num_hidden_layers=args.random_llama,
                          num_attention_heads=32, num_key_value_heads=32, max_position_embeddings=4096)  # fmt: skip
     torch.manual_seed(0)
-    torch.set_default_dtype(models.torch_dtype(args.precision))
+    torch.set_default_dtype(loading.torch_dtype(args.precision))
     with torch.device(args.device):
         model = LlamaForCausalLM(config).eval()
     torch.set_default_dtype(torch.float32)
@@ -62,9 +63,7 @@ def run_child(script, *flags):
     seconds = time.perf_counter() - begin
     if done.returncode == 0:
         return json.loads(done.stdout.splitlines()[-1]), seconds
-    import utils
-
-    if done.returncode in (-9, utils.OOM_EXIT_CODE):
+    if done.returncode in (-9, OOM_EXIT_CODE):
         return None, seconds
     sys.exit(f"{Path(script).name} {' '.join(map(str, flags))} failed:\n{done.stderr}")
 
@@ -80,8 +79,6 @@ def peak_memory_gb(device):
 
 def machine(device, *packages):
     """One line: hardware, then versions."""
-    import utils
-
     versions = ", ".join(f"{name} {metadata.version(name)}" for name in ("torch", "transformers", *packages))
     threads = f", OMP_NUM_THREADS={os.environ['OMP_NUM_THREADS']}" if "OMP_NUM_THREADS" in os.environ else ""
     return f"{utils.device_name(device)}{threads}; Python {platform.python_version()}, {versions}"
@@ -99,11 +96,9 @@ def saved(name):
     return json.loads(file.read_text()) if file.is_file() else {}
 
 
-def provenance():
+def measured_at():
     """The commit that a row was measured at, and whether the tree had changes."""
-    import utils
-
-    return {name: value for name, value in utils.provenance().items() if name != "versions"}
+    return {name: value for name, value in provenance.of_checkout().items() if name != "versions"}
 
 
 def publish(name, text, data, readme):

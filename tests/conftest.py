@@ -1,25 +1,18 @@
 """Tiny random models with real architectures and tokenizers, and small data sets in the formats that users bring."""
 
-import json
+import http.server
 import os
-import random
-import sys
-from pathlib import Path
+import threading
 
 import pytest
 
-os.environ.setdefault("HF_HUB_OFFLINE", "1")  # tests need no hub
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # tests need no hub; read when huggingface_hub is imported, that is, below
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
 
-GOOD = ["good", "great", "lovely", "fine", "superb"]
-BAD = ["bad", "awful", "dull", "poor", "weak"]
-THINGS = ["film", "plot", "cast", "score", "scene", "joke", "story", "ending"]
-WORDS = [*GOOD, *BAD, *THINGS, "the", "a", "was", "is", "and", "very", "not", "review", "sentiment", "positive", "negative",
-         "answer", "question", "passage", "city", "paris", "rome", "yes", "no", "maybe"]  # fmt: skip
-CHAT = ("<s>{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}<|end|>{% endfor %}"
-        "{% if add_generation_prompt %}<|assistant|>{% endif %}")  # fmt: skip
+# ruff: noqa: E402
+from helpers import BAD, GOOD, ROOT, THINGS, Faulty, bert_parts, bpe, reviews, save, write_jsonl
+
+from harness.results import store
 
 
 def pytest_collection_modifyitems(items):
@@ -30,33 +23,6 @@ def pytest_collection_modifyitems(items):
             item.add_marker(pytest.mark.skip(reason="no CUDA GPU"))
         if "real" in item.keywords and not (ROOT / "assets/models/SmolLM2-135M-Instruct/SOURCE.json").is_file():
             item.add_marker(pytest.mark.skip(reason="no demo assets; run python prepare_data.py demo"))
-
-
-def corpus():
-    rng = random.Random(0)
-    return [" ".join(rng.choices(WORDS, k=12)) + '. Review: "it"\nSentiment: positive Answer: A, b?' for _ in range(300)]
-
-
-def bpe(specials, chat=False, template=None, **kwargs):
-    """A byte-level BPE tokenizer trained on the test words."""
-    from tokenizers import ByteLevelBPETokenizer, processors
-    from transformers import PreTrainedTokenizerFast
-
-    trained = ByteLevelBPETokenizer()
-    trained.train_from_iterator(corpus(), vocab_size=400, special_tokens=specials, show_progress=False)
-    if template:  # as Llama's begins with a BOS token and T5's ends with an EOS token
-        marks = [(mark, trained.token_to_id(mark)) for mark in specials if mark in template]
-        trained._tokenizer.post_processor = processors.TemplateProcessing(single=template, special_tokens=marks)
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=trained._tokenizer, **kwargs)
-    if chat:
-        tokenizer.chat_template = CHAT
-    return tokenizer
-
-
-def save(folder, model, tokenizer):
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return str(folder)
 
 
 @pytest.fixture(scope="session")
@@ -111,24 +77,6 @@ def tiny_t5(models_dir):
     return save(models_dir / "t5", T5ForConditionalGeneration(config), tokenizer)
 
 
-def bert_parts():
-    import torch
-    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
-    from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
-
-    vocab = {word: i for i, word in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", ".", ",", "?", "!", *WORDS])}
-    inner = Tokenizer(models.WordLevel(vocab, unk_token="[UNK]"))
-    inner.normalizer, inner.pre_tokenizer = normalizers.Lowercase(), pre_tokenizers.Whitespace()
-    inner.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1",
-                                                         special_tokens=[("[CLS]", 2), ("[SEP]", 3)])  # fmt: skip
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]",
-                                        mask_token="[MASK]", model_max_length=64)  # fmt: skip
-    torch.manual_seed(0)
-    config = BertConfig(vocab_size=len(vocab), hidden_size=64, num_hidden_layers=2, num_attention_heads=4, intermediate_size=128,
-                        max_position_embeddings=64, initializer_range=0.1)  # fmt: skip
-    return BertModel(config), tokenizer
-
-
 @pytest.fixture(scope="session")
 def tiny_bert(models_dir):
     """An encoder to fine-tune, word-level vocabulary."""
@@ -155,24 +103,6 @@ def tiny_embedder(models_dir, tiny_bert):
     model = SentenceTransformer(modules=[transformer, Pooling(64, "mean")], device="cpu")
     model.save(str(models_dir / "embedder"))
     return str(models_dir / "embedder")
-
-
-def write_jsonl(path, rows):
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-
-
-def review(rng, positive):
-    words = GOOD if positive else BAD
-    return f"the {rng.choice(THINGS)} was {rng.choice(words)} and the {rng.choice(THINGS)} is {rng.choice(words)}"
-
-
-def reviews(seed, n):
-    """n distinct rows, classes in turn."""
-    rng, rows = random.Random(seed), {}
-    while len(rows) < n:
-        positive = len(rows) % 2 == 0
-        rows.setdefault(review(rng, positive), positive)
-    return [{"text": text, "label": "positive" if positive else "negative"} for text, positive in rows.items()]
 
 
 @pytest.fixture(scope="session")
@@ -220,10 +150,9 @@ def out(tmp_path):
 @pytest.fixture
 def only_row(tmp_path):
     """The single row that a run has left, as a dict of strings."""
-    import utils
 
     def read():
-        rows = utils.read_results(tmp_path / "results.csv")
+        rows = store.read_results(tmp_path / "results.csv")
         assert len(rows) == 1
         if rows[0]["status"] in ("ok", "degenerate"):  # every run says what memory it was to need, and from where it is counted
             assert float(rows[0]["predicted_gb"]) > 0 and float(rows[0]["start_rss_gb"]) > 0
@@ -232,28 +161,77 @@ def only_row(tmp_path):
     return read
 
 
-def predictions(row):
-    return [json.loads(line) for line in (Path(row["run_dir"]) / "predictions.jsonl").read_text().splitlines()]
+@pytest.fixture(scope="module")
+def adapter(tiny_llama, tmp_path_factory):
+    """A LoRA that changes the tiny model's answers."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    torch.manual_seed(1)
+    folder = tmp_path_factory.mktemp("tuned") / "adapter"
+    config = LoraConfig(target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM", init_lora_weights=False)
+    get_peft_model(AutoModelForCausalLM.from_pretrained(tiny_llama), config).save_pretrained(folder)
+    return str(folder)
 
 
-def result_row(**cells):
-    """A row as a script would append it, for tests of what is made of rows; cells change it."""
-    args = {"seed": cells.get("seed", 0), "data_seed": cells.get("data_seed", 0), **cells.pop("flags", {})}
-    row = {
-        "script": "finetune.py", "strategy": "full_finetuning", "variant": "full", "model": "a/m", "dataset": "data/d",
-        "metric": "accuracy",
-        "n_eval": 100, "eval_id": "e", "status": "ok", "macro_f1": 0.5, "precision": "fp32", "device": "cpu", "device_name": "a processor",
-        "total_params": 20_000_000, "peak_rss_gb": 1.0, "latency_ms_p50": 10, **cells, "args": json.dumps(args),
-    }  # fmt: skip
-    if row.get("score") is not None:
-        row = {"score_low": row["score"] - 0.05, "score_high": row["score"] + 0.05, **row}
-    return {"run_id": f"{row['strategy']}-{row['variant']}-{row.get('score')}-{args['seed']}-{args['data_seed']}", **row}
+@pytest.fixture
+def prompts(tmp_path):
+    write_jsonl(tmp_path / "prompts.jsonl", [
+        {"instruction": "the film was good", "output": "a great film", "category": "films"},
+        {"instruction": "is the plot weak ? answer in exactly two sentences .", "output": "no . it is superb .", "category": "films"},
+        {"instruction": "what is the city", "input": "paris", "output": "paris", "category": "cities"},
+        {"instruction": "a very dull joke", "output": "the joke was awful", "category": "films"},
+    ])  # fmt: skip
+    return str(tmp_path / "prompts.jsonl")
 
 
-def results_csv(path, rows):
-    """A results CSV of such rows; its path."""
-    import utils
+@pytest.fixture
+def chats(out, tmp_path):
+    """Flags of a quick run."""
+    return [*out, "--answers_dir", str(tmp_path / "answers"), "--max_new_tokens", "8"]
 
-    for row in rows:
-        utils.append_result(path, row)
-    return str(path)
+
+@pytest.fixture
+def endpoint():
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Faulty)
+    server.lock, server.faults, server.asked, server.bodies = threading.Lock(), [], [], []
+    server.content, server.refuses, server.logprobs, server.daemon_threads = [], [], {}, True
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.fixture(scope="session")
+def instructions(tmp_path_factory):
+    """Instructions, half of them with a context, in two categories."""
+    folder, rows = tmp_path_factory.mktemp("instructions"), []
+    for i, (word, thing) in enumerate((a, b) for a in [*GOOD, *BAD] for b in THINGS[:4]):
+        context = f"a review of the {thing}" if i % 3 else ""
+        response, category = f"the {thing} is {word}" + " and fine" * (i % 5), "good" if word in GOOD else "bad"
+        rows.append({"instruction": f"say that the {thing} is {word}", "context": context, "response": response, "category": category})
+    write_jsonl(folder / "train.jsonl", rows[::2])
+    write_jsonl(folder / "validation.jsonl", rows[1::4])
+    write_jsonl(folder / "test.jsonl", rows[3::4])
+    return str(folder)
+
+
+@pytest.fixture(scope="session")
+def nli(tmp_path_factory):
+    """Three-way inference that a bag of words decides, and a HANS-like set of two labels and two heuristics."""
+    folder = tmp_path_factory.mktemp("nli")
+    rows = [{"premise": f"the {a} was {good}", "hypothesis": f"the {b} was {word}", "label": label}
+            for good in GOOD for a in THINGS for b, word, label in
+            ((a, good, "entailment"), (a, "not " + good, "contradiction"), ("city", good, "neutral"))]  # fmt: skip
+    (folder / "mnli").mkdir()
+    write_jsonl(folder / "mnli" / "train.jsonl", rows[:90])
+    write_jsonl(folder / "mnli" / "test.jsonl", rows[90:])
+    (folder / "hans").mkdir()
+    lines = ["gold_label\tsentence1\tsentence2\theuristic"]
+    for i, thing in enumerate(THINGS):
+        heuristic = "subsequence" if i % 2 else "lexical_overlap"
+        lines += [f"entailment\tthe {thing} was good\tthe {thing} was good\tlexical_overlap",
+                  f"non-entailment\tthe {thing} was good\tthe {thing} was not good\t{heuristic}"]  # fmt: skip
+    (folder / "hans" / "heuristics_evaluation_set.tsv").write_text("\n".join(lines) + "\n")
+    return folder

@@ -1,0 +1,218 @@
+"""Instructions that code can verify: IFEval's own, and those stated in plain phrases."""
+
+import inspect
+import json
+import re
+
+NUMBERS = {
+    word: i
+    for i, word in enumerate("one two three four five six seven eight nine ten eleven twelve".split(), start=1)  # noqa: SIM905
+}
+
+
+NUMBER = rf"(\d+|{'|'.join(NUMBERS)}|a single)"
+
+
+def words(text):
+    """The words of a text, as \\w+ finds them."""
+    return re.findall(r"\w+", text)
+
+
+def sentences(text):
+    """Its sentences: what ends with . ! or ? before a space or the end, and what stands on a line of its own."""
+    return [part.strip() for part in re.split(r"(?<=[.!?])[\"')\]]*\s+|\n+", text) if words(part)]
+
+
+def paragraphs(text):
+    """Its paragraphs, between empty lines."""
+    return [part for part in re.split(r"\n\s*\n", text) if part.strip()]
+
+
+def parts_between(text, mark):
+    """What stands between the marks, an empty part at either end left out; None where one within is empty."""
+    parts = [part.strip() for part in re.split(mark, text)]
+    inner = parts[not parts[0] : len(parts) - (not parts[-1])]
+    return inner if all(inner) else None
+
+
+def bullets(text):
+    """Lines that begin with * or -."""
+    return re.findall(r"^\s*\*[^*].*$", text, re.M) + re.findall(r"^\s*-.*$", text, re.M)
+
+
+def numbered(text):
+    """Lines that begin with 1. or 1)."""
+    return re.findall(r"^\s*\d+[.)]\s+\S", text, re.M)
+
+
+def highlights(text):
+    """*highlighted* parts; one between two asterisks counts for both of IFEval's patterns."""
+    found = re.findall(r"\*[^\n*]*\*", text) + re.findall(r"\*\*[^\n*]*\*\*", text)
+    return [part for part in found if part.strip("*").strip()]
+
+
+def is_json(text):
+    """Is the whole text JSON, but for a code fence around it?"""
+    try:
+        json.loads(re.sub(r"^```(?:json)?|```$", "", text.strip(), flags=re.I).strip())
+    except ValueError:
+        return False
+    return True
+
+
+def has_postscript(text, marker):
+    """Does the marker stand in the text, in any case and with spaces between its letters?"""
+    pattern = {"P.P.S": r"p\.\s?p\.\s?s", "P.S.": r"p\.\s?s\."}.get(marker, re.escape(marker.lower()))
+    return bool(re.search(pattern, text.lower()))
+
+
+def compare(found, relation, wanted):
+    """IFEval's relations, at least and less than; exactly and at most besides."""
+    return {"at least": found >= wanted, "less than": found < wanted, "at most": found <= wanted, "exactly": found == wanted}[relation]
+
+
+def _times(text, keyword):
+    return len(re.findall(keyword, text, re.I))
+
+
+# instruction id -> does the answer follow it? Arguments are named as IFEval names them
+CHECKS = {
+    "keywords:existence": lambda text, keywords: all(_times(text, word) for word in keywords),
+    "keywords:forbidden_words": lambda text, forbidden_words: not any(_times(text, rf"\b{word}\b") for word in forbidden_words),
+    "keywords:frequency": lambda text, keyword, frequency, relation="at least": compare(_times(text, keyword), relation, frequency),
+    "keywords:letter_frequency": lambda text, letter, let_frequency, let_relation="at least": compare(
+        text.lower().count(letter.lower()), let_relation, let_frequency
+    ),
+    "length_constraints:number_words": lambda text, num_words, relation="at least": compare(len(words(text)), relation, num_words),
+    "length_constraints:number_sentences": lambda text, num_sentences, relation="at least": compare(
+        len(sentences(text)), relation, num_sentences
+    ),
+    "length_constraints:number_paragraphs": lambda text, num_paragraphs, relation=None: (
+        compare(len(paragraphs(text)), relation, num_paragraphs)
+        if relation
+        else len(parts_between(text, r"\*\*\*") or []) == num_paragraphs
+    ),  # IFEval divides paragraphs by ***, people by an empty line
+    "length_constraints:nth_paragraph_first_word": lambda text, num_paragraphs, nth_paragraph, first_word: (
+        len(paragraphs(text)) == num_paragraphs >= nth_paragraph
+        and words(paragraphs(text)[nth_paragraph - 1].lower())[:1] == words(first_word.lower())[:1]
+    ),
+    "detectable_content:number_placeholders": lambda text, num_placeholders: len(re.findall(r"\[.*?\]", text)) >= num_placeholders,
+    "detectable_content:postscript": lambda text, postscript_marker: has_postscript(text, postscript_marker),
+    "detectable_format:number_bullet_lists": lambda text, num_bullets, relation="exactly": compare(
+        len(bullets(text)), relation, num_bullets
+    ),
+    "detectable_format:numbered_list": lambda text, num_items, relation="exactly": compare(len(numbered(text)), relation, num_items),
+    "detectable_format:number_highlighted_sections": lambda text, num_highlights: len(highlights(text)) >= num_highlights,
+    "detectable_format:multiple_sections": lambda text, section_spliter, num_sections: (
+        len(re.findall(rf"\s?{section_spliter}\s?\d+\s?", text)) >= num_sections
+    ),
+    "detectable_format:json_format": lambda text: is_json(text),
+    "detectable_format:title": lambda text: any(part.strip("<> ") for part in re.findall(r"<<[^\n]+>>", text)),
+    "detectable_format:constrained_response": lambda text: any(
+        option in text for option in ("My answer is yes.", "My answer is no.", "My answer is maybe.")
+    ),
+    "combination:two_responses": lambda text: len(found := parts_between(text, r"\*{6}") or []) == 2 == len(set(found)),
+    "combination:repeat_prompt": lambda text, prompt_to_repeat: text.strip().lower().startswith(prompt_to_repeat.strip().lower()),
+    "startend:end_checker": lambda text, end_phrase: text.strip().strip('"').lower().endswith(end_phrase.strip().lower()),
+    "startend:quotation": lambda text: len(text.strip()) > 1 and text.strip()[0] == text.strip()[-1] == '"',
+    "startend:sentences_begin": lambda text, letter: all(words(part)[0].lower().startswith(letter.lower()) for part in sentences(text)),
+    "change_case:english_capital": lambda text: text.isupper(),
+    "change_case:english_lowercase": lambda text: text.islower(),
+    "change_case:capital_word_frequency": lambda text, capital_frequency, capital_relation="at least": compare(
+        sum(word.isupper() for word in words(text)), capital_relation, capital_frequency
+    ),
+    "punctuation:no_comma": lambda text: "," not in text,
+}
+
+
+def followed(answer, checks):
+    """[bool] for the checks that code can verify here; an empty answer follows none. checks: (instruction id, arguments)."""
+    return [bool(answer.strip()) and bool(CHECKS[name](answer, **given)) for name, given in checks if name in CHECKS]
+
+
+def unusable(name, given):
+    """Why a check cannot be made with these arguments, None where it can (or where this module does not know it)."""
+    if name not in CHECKS:
+        return None
+    try:
+        inspect.signature(CHECKS[name]).bind("", **given)
+        CHECKS[name]("a text", **given)
+    except (TypeError, KeyError, ValueError, re.error) as error:
+        return f"{name} with {given}: {type(error).__name__}: {error}"
+    return None
+
+
+def count_in(text):
+    return 1 if text.lower() == "a single" else int(text) if text.isdecimal() else NUMBERS[text.lower()]
+
+
+FEW_WORDS = 15  # a limit below it is of a title or of each item, not of the answer
+
+
+UNITS = {"words?": ("length_constraints:number_words", "num_words"),
+         "bullet(?:ed)?(?: points?)?": ("detectable_format:number_bullet_lists", "num_bullets"),
+         "sentences?": ("length_constraints:number_sentences", "num_sentences"),
+         "paragraphs?": ("length_constraints:number_paragraphs", "num_paragraphs")}  # fmt: skip
+
+
+BOUNDS = {  # before a number and a unit, "N words or less" behind them
+    "at most": r"(?:at most|no more than|not more than|up to|a maximum of|maximum|no longer than|not exceed(?:ing)?|within|"
+               r"(?:limit\w*|keep)\b[^.\n]{0,40}?\bto)",
+    "less than": r"(?:less than|fewer than|under|below)",
+    "at least": r"(?:at least|no fewer than|no less than|a minimum of|minimum)",
+    "exactly": r"(?:exactly|in|using|with)(?: just| only| exactly)?",
+}  # fmt: skip
+
+
+SAY = r"\b(?:answer|respond|reply|write(?: (?:it|everything))?)"
+
+
+PHRASES = (  # (what a prompt says, instruction id, arguments from the match)
+    (r"\b(?:output|return|respond|reply|answer|present|provide|format|write)\b[^.\n]{0,80}\b(?:in|as)(?: a| valid)* json\b"
+     r"(?! (?:schema|files?))", "detectable_format:json_format", lambda m: {}),
+    (rf"{SAY} (?:only )?(?:in|using|with|in only) (?:all |only )*(?:upper ?case|capital letters|all caps)\b",
+     "change_case:english_capital", lambda m: {}),
+    (rf"{SAY} (?:only )?(?:in|using|with|in only) (?:all |only )*lower ?case\b", "change_case:english_lowercase", lambda m: {}),
+    (r"\b(?:without|do not use|don['’]t use|avoid)(?: using)?(?: any)? commas\b", "punctuation:no_comma", lambda m: {}),
+    (r"\b(?:in|as|use|using)(?: an?| the)? bullet(?:ed)?[- ](?:points?|lists?)\b", "detectable_format:number_bullet_lists",
+     lambda m: {"num_bullets": 1, "relation": "at least"}),
+    (r"\b(?:in|as|use|using|with)(?: an?| the)? numbered list\b", "detectable_format:numbered_list",
+     lambda m: {"num_items": 1, "relation": "at least"}),
+    (r"\b(?:start|begin)(?:ning)? every sentence with the letter ['\"“]?([a-z])\b", "startend:sentences_begin", lambda m: {"letter": m[1]}),
+    (r"\b(?:include|includes|including|use|using|contain|contains|containing|mention)(?: all)?(?: of)? the (?:following )?(?:key)?words?:? "
+     r"((?:[\"“'‘][\w -]+[\"”'’](?:, and |,? and |, )?)+)", "keywords:existence",
+     lambda m: {"keywords": re.findall(r"[\"“'‘]([\w -]+)[\"”'’]", m[1])}),
+    (r"\b(?:without using|do not use|don['’]t use|avoid(?: using)?) the words? ((?:[\"“'‘][\w -]+[\"”'’](?:, or |,? or |,? and |, )?)+)",
+     "keywords:forbidden_words", lambda m: {"forbidden_words": re.findall(r"[\"“'‘]([\w -]+)[\"”'’]", m[1])}),
+)  # fmt: skip
+
+
+def asked_for(prompt):
+    """The verifiable instructions in a prompt's own words: [(instruction id, arguments)], one of a kind; [] for most prompts.
+
+    Only plain phrases count ("in at most 50 words", "in three bullet points", "as JSON"): what is missed costs examples, what
+    is found wrongly would cost truth. Words are never counted exactly unless that is said, and what is not to be done is passed over.
+    """
+    found = {}
+    for unit, (name, argument) in UNITS.items():
+        for relation, bound in BOUNDS.items():
+            match = re.search(rf"\b{bound} {NUMBER}[ -]{unit}\b(?! (?:or (?:more|less|fewer)|long|per|each|summary of))", prompt, re.I)
+            loose = match and relation == "exactly" and unit == "words?" and "exactly" not in match[0].lower()
+            few = match and unit == "words?" and count_in(match[1]) < FEW_WORDS
+            if match and name not in found and not (loose or few or _denied(prompt, match)):
+                found[name] = {argument: count_in(match[1]), "relation": relation}
+        match = re.search(rf"\b{NUMBER} {unit} or (less|fewer|more)\b", prompt, re.I)
+        if match:
+            found[name] = {argument: count_in(match[1]), "relation": "at least" if match[2].lower() == "more" else "at most"}
+    for phrase, name, arguments in PHRASES:
+        match = re.search(phrase, prompt, re.I)
+        if match and name not in found and not _denied(prompt, match):
+            found[name] = arguments(match)
+    if "keywords:forbidden_words" in found:  # "do not use the words" asks for none of them
+        found.pop("keywords:existence", None)
+    return list(found.items())
+
+
+def _denied(prompt, match):
+    """Does a "not" or "never" stand in the few words before?"""
+    return bool(re.search(r"\b(?:not|never|n['’]t)\b[^.\n]{0,20}$", prompt[: match.start()], re.I))

@@ -1,0 +1,135 @@
+"""What a judge is asked, and how its verdict is read."""
+
+import hashlib
+import math
+import re
+from dataclasses import dataclass
+
+LETTERS = ("A", "B")
+
+
+RATINGS = tuple(map(str, range(1, 11)))
+
+
+PAIR_PROMPT = """Two assistants answered the same request. Decide which of the two answers serves the person better. What counts is that \
+an answer is correct, complete and clear and does what was asked; its length and its place do not count.
+
+[Request]
+{question}
+
+[Answer A]
+{answer_a}
+
+[Answer B]
+{answer_b}
+
+[End of the answers]
+Which answer is better? Reply with one letter, A or B, and nothing else."""
+
+
+RATING_PROMPT = """Rate the assistant's {what} from 1 (useless) to 10 (excellent). What counts is that it is correct, complete and clear \
+and does what was asked.
+
+{reference}{conversation}
+
+[End of the conversation]
+Rating of the {what}, a whole number from 1 to 10, and nothing else:"""
+
+
+@dataclass(frozen=True)
+class Request:
+    """One thing to ask a judge. kind: pair (A or B) or rating (1 to 10)."""
+
+    name: tuple  # whose judgement it is: (question id, turn or order, ...)
+    kind: str
+    messages: tuple  # ((role, text), ..)
+    prompt: str = ""  # FastChat's name of the prompt
+    direct: bool = True  # the reply is the verdict alone, without an explanation
+
+    @property
+    def labels(self):
+        return LETTERS if self.kind == "pair" else RATINGS
+
+    def key(self, judge):
+        """Hash of all that decides the judgement."""
+        return hashlib.sha256(repr((judge, self.kind, self.messages)).encode()).hexdigest()[:24]
+
+
+def conversation(question, answers, until=None):
+    """The turns of a question with their answers as one text; of a single turn, the answer's own."""
+    parts = []
+    for turn, answer in list(zip(question.turns, answers))[:until]:
+        parts += [f"[User]\n{turn}", f"[Assistant]\n{answer}"]
+    return "\n\n".join(parts)
+
+
+def pair_requests(question, first, second, template=None, both=True):
+    """Requests that ask which of two models' answers is better, in this order and swapped. first, second: [T] texts.
+
+    both: False asks in one order only, drawn by the question's id. template: a text with {question}, {answer_a}, {answer_b}.
+    """
+    if len(question.turns) == 1:
+        asked, shown = question.turns[0], (first[0], second[0])
+    else:
+        asked = "\n\n".join(f"[Turn {i}]\n{turn}" for i, turn in enumerate(question.turns, start=1))
+        shown = tuple("\n\n".join(f"[Turn {i}]\n{answer}" for i, answer in enumerate(answers, start=1)) for answers in (first, second))
+    orders = ("as_is", "swapped") if both else ("as_is" if int(question.key(), 16) % 2 else "swapped",)
+    return [
+        Request((question.id, order), "pair", (("user", fill(template or PAIR_PROMPT, question=asked, answer_a=a, answer_b=b)),))
+        for order, (a, b) in (("as_is", shown), ("swapped", shown[::-1])) if order in orders
+    ]  # fmt: skip
+
+
+def rating_requests(question, answers, prompts=None):
+    """Requests that ask for a rating of each turn's answer. prompts: FastChat's judge prompts, None for a direct rating."""
+    found = []
+    for turn in range(1, len(question.turns) + 1):
+        known = question.references[:turn] if len(question.references) >= turn else ()
+        name = "single" + ("-math" if known else "") + "-v1" + ("-multi-turn" if turn > 1 else "")
+        if prompts and name in prompts and turn <= 2:
+            given = {"question": question.turns[0], "answer": answers[0]}
+            for i in range(turn):
+                given.update({f"question_{i + 1}": question.turns[i], f"answer_{i + 1}": answers[i]})
+                given.update({f"ref_answer_{i + 1}": known[i]} if known else {})
+            messages = (("system", prompts[name]["system_prompt"]), ("user", fill(prompts[name]["prompt_template"], **given)))
+            found.append(Request((question.id, turn), "rating", messages, name, direct=False))
+        else:
+            what = "answer" if len(question.turns) == 1 else f"answer to request {turn}"
+            reference = "".join(f"[Reference answer {i}]\n{text}\n\n" for i, text in enumerate(known, start=1))
+            text = fill(RATING_PROMPT, what=what, reference=reference, conversation=conversation(question, answers, turn))
+            found.append(Request((question.id, turn), "rating", (("user", text),), "direct"))
+    return found
+
+
+def fill(template, **values):
+    """The template with its {names} replaced, and no brace of an answer's taken for one."""
+    return re.sub(r"\{(\w+)\}", lambda match: values.get(match[1], match[0]), template)
+
+
+def read_verdict(request, text):
+    """The label that a reply gives, None where it gives none or more than one: it is never guessed.
+
+    Explained ratings are read as FastChat does, [[5]] or else [5]; the reply to a direct question must begin with the label.
+    """
+    if not request.direct:
+        marks = re.findall(r"\[\[(\d+(?:\.\d+)?)\]\]", text) or re.findall(r"\[(\d+(?:\.\d+)?)\]", text)
+        return marks[0] if marks and 1 <= float(marks[0]) <= 10 else None
+    number = request.kind == "rating"
+    match = re.match(r"\W*(?:(?i:rating|answer)\W+)?(\d+(?:\.\d+)?|[AB])(?:\s*$|\W*\n|\s*[.,:;)\]\"'*/])", text.strip())
+    if not match or (match[1] in LETTERS) == number:
+        return None
+    return match[1] if not number or 1 <= float(match[1]) <= 10 else None
+
+
+def verdict_of(request, text, alternatives=None):
+    """A judgement's value: P(B) of a pair, the rating of a rating; None if unreadable.
+
+    alternatives: {token: log-probability} of the reply's first token, where the endpoint tells them: the value is then that of
+    the likelihoods, as AlpacaEval 2 weights its annotator, if the labels hold most of them.
+    """
+    if alternatives and request.direct and request.kind == "pair":
+        p = {label: sum(math.exp(value) for token, value in alternatives.items() if token.strip() == label) for label in LETTERS}
+        if sum(p.values()) > 0.5:
+            return p["B"] / sum(p.values())
+    label = read_verdict(request, text)
+    return None if label is None else float(label == "B") if request.kind == "pair" else float(label)

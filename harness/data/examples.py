@@ -1,0 +1,103 @@
+"""The one shape of data that every strategy sees: Example and Task."""
+
+import hashlib
+import json
+import random
+from dataclasses import dataclass, field
+
+import utils
+
+
+@dataclass(frozen=True)
+class Example:
+    """One example. `label` is an index into Task.labels (classification); `references` are the accepted answers (qa, instruction)."""
+
+    id: str
+    text: str
+    text_pair: str | None = None
+    context: str | None = None
+    options: tuple = ()
+    label: int | None = None
+    references: tuple = ()
+    group: str | None = None  # HANS' heuristic, UnifiedQA's source, Dolly's category
+
+    def key(self):
+        """What makes two examples the same input, whatever their case and white space."""
+        parts = (self.text, self.text_pair, self.context, *self.options)
+        return tuple(None if part is None else " ".join(part.lower().split()) for part in parts)
+
+
+@dataclass
+class Task:
+    """A data set ready for use: `train` is what --data_seed drew, `validation` chooses checkpoints, `evaluation` gives the score."""
+
+    name: str
+    subset: str | None
+    kind: str
+    labels: tuple = ()
+    words: tuple = ()
+    instruction: str = ""
+    template: str = ""
+    train: list = field(default_factory=list)
+    validation: list = field(default_factory=list)
+    evaluation: list = field(default_factory=list)
+    eval_split: str = "test"
+    notes: list = field(default_factory=list)
+    passages: list = field(default_factory=list)  # the distinct contexts of all splits
+
+    @property
+    def eval_id(self):
+        """12 hex digits over the contents of the evaluation examples: rows are comparable only where it is equal."""
+        contents = sorted(json.dumps([ex.text, ex.text_pair, ex.context, *ex.options, ex.label, *ex.references]) for ex in self.evaluation)
+        return hashlib.sha256("\n".join(contents).encode()).hexdigest()[:12]
+
+    def target(self, example):
+        """The text that a perfect answer is: the label's word, or the first reference."""
+        return self.words[example.label] if self.kind == "classification" else example.references[0]
+
+    def summary(self):
+        """One line for a person: what was recognised, and which word stands for which label."""
+        sizes = (
+            f"{len(self.train)} train, {len(self.validation)} validation, {len(self.evaluation)} evaluation examples ({self.eval_split})"
+        )
+        words = ", ".join(name if name == word else f"{name} as {word!r}" for name, word in zip(self.labels, self.words))
+        return f"{self.name}: {self.kind}, {sizes}" + (f"; labels {words}" if words else "")
+
+    def row(self):
+        """The data cells of a results row."""
+        cells = {"dataset": self.name, "subset": self.subset, "split": self.eval_split, "eval_id": self.eval_id,
+                 "n_eval": len(self.evaluation), "note": "; ".join(self.notes) or None}  # fmt: skip
+        if self.kind == "classification":
+            counts = [sum(ex.label == i for ex in self.evaluation) for i in range(len(self.labels))]
+            cells["majority_baseline"] = max(counts) / len(self.evaluation)
+        return cells
+
+
+def draw(examples, k, seed, balanced=True):
+    """k examples by `seed`, classes in turn so that they are as balanced as the data allow; the whole list for k=None.
+
+    balanced: look at the labels for that; where nobody may know them, False.
+    """
+    if k is None:
+        return list(examples)
+    if k > len(examples):
+        raise utils.UserError(f"{k} training examples or demonstrations are asked for, the data have {len(examples)}")
+    shuffled = list(examples)
+    random.Random(seed).shuffle(shuffled)
+    if not balanced:
+        return shuffled[:k]
+    by_label = {}
+    for example in shuffled:
+        by_label.setdefault(example.label, []).append(example)
+    turns = [(turn, example) for group in by_label.values() for turn, example in enumerate(group)]
+    return [example for _, example in sorted(turns, key=lambda pair: pair[0])[:k]]
+
+
+@dataclass
+class OutOfDomain:
+    """Evaluation examples of another data set, and what each label of the task counts as there."""
+
+    name: str
+    labels: tuple
+    mapping: list  # [labels of the task] -> index into `labels`
+    evaluation: list

@@ -1,0 +1,167 @@
+"""Scores of predictions, answers and rankings."""
+
+import collections
+import re
+import string
+
+import numpy as np
+from rouge_score import rouge_scorer
+from scipy.special import logsumexp
+from sklearn.metrics import f1_score, ndcg_score
+
+from harness.results import stats
+
+
+def accuracy(predictions, targets):
+    """Share of equal pairs. A prediction of None (an answer that could not be read) counts as wrong."""
+    return float(np.mean([p == t for p, t in zip(predictions, targets, strict=True)]))
+
+
+def macro_f1(predictions, targets, n_labels):
+    """Mean over the label set of the per-class F1 (scikit-learn); None is a prediction of no class."""
+    filled = [-1 if p is None else p for p in predictions]
+    return float(f1_score(targets, filled, labels=list(range(n_labels)), average="macro", zero_division=0))
+
+
+def normalise_answer(text):
+    """SQuAD's normalisation (Rajpurkar et al. 2016): lower case, no punctuation, no articles, single spaces."""
+    text = "".join(ch for ch in text.lower() if ch not in string.punctuation)
+    return " ".join(re.sub(r"\b(a|an|the)\b", " ", text).split())
+
+
+def exact_match(prediction, references):
+    """1.0 if the normalised prediction equals a normalised reference."""
+    return float(any(normalise_answer(prediction) == normalise_answer(ref) for ref in references))
+
+
+def contains_answer(prediction, references):
+    """1.0 if a normalised reference stands, as whole words, in the normalised prediction."""
+    text = f" {normalise_answer(prediction)} "
+    return float(any(ref and f" {ref} " in text for ref in map(normalise_answer, references)))
+
+
+def _tokens(text):
+    return normalise_answer(text).split()
+
+
+def token_f1(prediction, references):
+    """SQuAD's F1 over the bag of normalised tokens, the best over the references."""
+
+    def one(reference):
+        got, want = _tokens(prediction), _tokens(reference)
+        if not got or not want:
+            return float(got == want)
+        common = (collections.Counter(got) & collections.Counter(want)).total()
+        return 2 * common / (len(got) + len(want))
+
+    return max(one(ref) for ref in references)
+
+
+def jaccard(prediction, references):
+    """Common tokens / tokens of the longer answer, on bags of normalised tokens, the best over the references."""
+
+    def one(reference):
+        got, want = _tokens(prediction), _tokens(reference)
+        longer = max(len(got), len(want))
+        return (collections.Counter(got) & collections.Counter(want)).total() / longer if longer else 1.0
+
+    return max(one(ref) for ref in references)
+
+
+def rouge_l(prediction, references):
+    """ROUGE-L F-measure (rouge-score, with its stemmer), the best over the references."""
+    scorer = rouge_scorer.RougeScorer(["rougeL"], use_stemmer=True)
+    return max(scorer.score(ref, prediction)["rougeL"].fmeasure for ref in references)
+
+
+def perplexity(total_nll, n_tokens):
+    """exp of the mean negative log-likelihood (natural logarithm) per token."""
+    return float(np.exp(total_nll / n_tokens))
+
+
+def log_normalise(scores):
+    """Log-scores [N, L] -> log-probabilities that sum to one over the labels."""
+    return scores - logsumexp(scores, axis=1, keepdims=True)
+
+
+def calibration_error(probabilities, targets, n_bins=10):
+    """Expected calibration error (Guo et al. 2017): |accuracy - confidence| over equal-width bins, weighted by their size.
+
+    probabilities: [N, C], rows sum to 1; targets: [N] class indices.
+    """
+    probabilities, targets = np.asarray(probabilities), np.asarray(targets)
+    confidence, right = probabilities.max(axis=1), probabilities.argmax(axis=1) == targets
+    bins = np.minimum((confidence * n_bins).astype(int), n_bins - 1)
+    gaps = [abs(right[bins == b].mean() - confidence[bins == b].mean()) * (bins == b).mean() for b in set(bins)]
+    return float(sum(gaps))
+
+
+def recall_at_k(ranked, relevant, k):
+    """Share of the relevant documents that are among the first k. ranked: ids, best first; relevant: ids or {id: grade}."""
+    return len(set(ranked[:k]) & set(relevant)) / len(relevant)
+
+
+def precision_at_k(ranked, relevant, k):
+    """Share of the first k ranks that hold a relevant document; a rank that holds none counts as wrong, as trec_eval has it."""
+    return len(set(ranked[:k]) & set(relevant)) / k
+
+
+def average_precision(ranked, relevant):
+    """Mean over the relevant documents of the precision at their ranks, 0 for one that was not retrieved (trec_eval's map)."""
+    ranks = [rank for rank, doc in enumerate(ranked, start=1) if doc in relevant]
+    return sum(n / rank for n, rank in enumerate(ranks, start=1)) / len(relevant)
+
+
+def reciprocal_rank(ranked, relevant):
+    """1 / rank of the first relevant document, 0.0 where none was retrieved."""
+    return next((1 / rank for rank, doc in enumerate(ranked, start=1) if doc in relevant), 0.0)
+
+
+def ndcg_at_k(ranked, relevant, k=10):
+    """nDCG@k with linear gain and log2 discount (scikit-learn; the same as trec_eval's ndcg_cut). relevant: {id: grade}."""
+    # k fillers keep the relevant documents that were not retrieved out of the first k ranks; they only count in the ideal order
+    order = [*ranked, *[None] * k, *(doc for doc in relevant if doc not in ranked)]
+    gains = [[relevant.get(doc, 0) for doc in order]]
+    return float(ndcg_score(gains, [list(range(len(order), 0, -1))], k=k, ignore_ties=True))
+
+
+def classification_scores(predictions, targets, n_labels, probabilities=None):
+    """The quality cells of a classification row.
+
+    predictions: [N] class index, or None for an answer that could not be read (wrong, and counted in invalid_rate);
+    targets: [N]; probabilities: [N, C] or None.
+    """
+    score = accuracy(predictions, targets)
+    low, high = stats.wilson_interval(round(score * len(targets)), len(targets))
+    cells = {"metric": "accuracy", "score": score, "score_low": low, "score_high": high, "accuracy": score,
+             "macro_f1": macro_f1(predictions, targets, n_labels),
+             "invalid_rate": sum(p is None for p in predictions) / len(predictions)}  # fmt: skip
+    if probabilities is not None:
+        cells["calibration_error"] = calibration_error(probabilities, targets)
+    return cells
+
+
+def answer_scores(predictions, references):
+    """(cells, per-example scores) of free answers. predictions: [N] texts; references: [N] tuples of texts. Metric: token F1.
+
+    invalid_rate is the share of empty answers.
+    """
+    functions = {"exact_match": exact_match, "token_f1": token_f1, "jaccard": jaccard, "rouge_l": rouge_l,
+                 "contains_answer": contains_answer}  # fmt: skip
+    each = [{name: f(p, refs) for name, f in functions.items()} for p, refs in zip(predictions, references, strict=True)]
+    cells = {name: float(np.mean([scores[name] for scores in each])) for name in functions if name != "contains_answer"}
+    low, high = stats.bootstrap_interval([scores["token_f1"] for scores in each])
+    cells.update(metric="token_f1", score=cells["token_f1"], score_low=low, score_high=high,
+                 invalid_rate=float(np.mean([not p.strip() for p in predictions])))  # fmt: skip
+    return cells, each
+
+
+def degenerate(predictions, n_labels=None):
+    """Why a run's outputs are useless, in words, or None: one class only, most answers unreadable or empty, all the same."""
+    n = len(predictions)
+    unread = sum(p is None or (isinstance(p, str) and not p.strip()) for p in predictions)
+    if unread > n / 2:
+        return f"{unread} of {n} answers are empty or could not be read"
+    if n >= 20 and len(set(predictions)) == 1:
+        return f"all {n} outputs are the same" if n_labels is None else f"all {n} predictions are class {predictions[0]}"
+    return None

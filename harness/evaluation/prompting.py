@@ -1,0 +1,71 @@
+"""Prompts that fit the model, where an answer stops, and label priors for calibration."""
+
+import bisect
+
+import numpy as np
+
+from harness.data.examples import Example
+from harness.data.prompts import answer_end, render
+
+
+def fit_prompts(task, examples, demonstrations, tokenizer, chat, room):
+    """Render the examples' prompts, each with as many of the last demonstrations as leave it at most `room` tokens.
+
+    room: None for no limit. Returns ([N] prompts, the separator before an answer, prompts that lost demonstrations, the
+    demonstrations they lost). A prompt that is too long with none of them is left as it is, for inference.py to cut.
+    """
+    prompts, shortened, lost = [], 0, 0
+
+    def rendered(example, start):
+        return render(task, example, demonstrations[start:], tokenizer if chat else None)
+
+    def fits(example, start):
+        prompt = rendered(example, start)[0]
+        # a token is a byte at least, so that most prompts need no counting
+        return len(prompt.encode()) < room or len(tokenizer(prompt, add_special_tokens=not chat, verbose=False).input_ids) <= room
+
+    for example in examples:
+        start = 0
+        if room is not None and demonstrations and not fits(example, 0):
+            start = bisect.bisect_left(range(len(demonstrations)), True, key=lambda n, ex=example: fits(ex, n))
+            shortened, lost = shortened + 1, lost + start
+        prompt, separator = rendered(example, start)
+        prompts.append(prompt)
+    return prompts, separator, shortened, lost
+
+
+CONTENT_FREE = ("N/A", "", "[MASK]")  # the inputs of contextual calibration, as in its paper
+
+
+def contextual_prior(task, score):
+    """Log label prior [L]: the mean probability of each label after inputs without content (Zhao et al. 2021).
+
+    score: examples -> log-probabilities [N, L].
+    """
+    blank = [Example("content-free", text, text if task.evaluation[0].text_pair is not None else None) for text in CONTENT_FREE]
+    return np.log(np.exp(score(blank)).mean(axis=0))
+
+
+def batch_prior(log_probs):
+    """Log label prior [L]: the mean probability of each label over the evaluation inputs (Zhou et al. 2024)."""
+    return np.log(np.exp(log_probs).mean(axis=0))
+
+
+def label_prior(method, task):
+    """What `evaluate_labels` takes as its prior for --calibrate none, contextual or batch."""
+    return {"none": None, "contextual": lambda score, _: contextual_prior(task, score),
+            "batch": lambda _, log_probs: batch_prior(log_probs)}[method]  # fmt: skip
+
+
+def answer_stop(model, tokenizer, kind, chat):
+    """Where an answer ends besides its end-of-sequence token. kind: of the task.
+
+    A plain prompt's answer is one line, a plain instruction's response ends before the next heading; a chat template may close
+    a turn with a text that is no special token.
+    """
+    if model.config.is_encoder_decoder:
+        return ()
+    if chat:
+        end = answer_end(tokenizer, chat)
+        return () if end in tokenizer.all_special_tokens else (end,)
+    return ("\n###",) if kind == "instruction" else ("\n",)

@@ -1,0 +1,203 @@
+"""Rows -> configurations of several seeds, and panels of rows that may be compared."""
+
+import functools
+import json
+import math
+import statistics
+from collections import namedtuple
+from dataclasses import dataclass
+from pathlib import Path
+
+import utils
+from harness.results import provenance, stats, store
+
+SEEDS = ("seed", "data_seed")
+
+
+NO_CONFIGURATION = (*provenance.OUTPUT_FLAGS, "repeats")  # each of --repeats runs has a row of its own
+
+
+CHANGES_NOTHING = (*NO_CONFIGURATION, *SEEDS, "latency_runs")
+
+
+BASELINES = ("random_passages", "gold_passage")  # variants of rag_eval.py that nobody could choose as a way to answer
+
+
+Panel = namedtuple("Panel", "data metric eval_id n_eval device")
+
+
+@functools.lru_cache(maxsize=100_000)
+def _parsed(text):
+    try:
+        return json.loads(text)
+    except ValueError:
+        return None
+
+
+def flags(row):
+    """The run's flags, from its cell args; UserError where that is no JSON object."""
+    found = _parsed(row["args"] or "{}")
+    if not isinstance(found, dict):
+        raise utils.UserError(f"run {row['run_id']}: its cell args is no JSON object")
+    return found
+
+
+def value(row, column):
+    """A cell as a finite number, None where there is none. memory: the GPU's peak, or the process'; labels_used: training or shots."""
+    if column == "memory":
+        found = value(row, "peak_gpu_gb")
+        return value(row, "peak_rss_gb") if found is None else found
+    if column == "labels_used":
+        return max(value(row, "n_train") or 0, value(row, "k_shots") or 0)
+    found = store.number(row[column])
+    return found if found is not None and math.isfinite(found) else None
+
+
+def run_folder(row, beside):
+    """The folder of a row's run. Its run_dir is relative to where the script ran: here, or in `beside`, the folder of the CSV."""
+    places = [Path(row["run_dir"]), Path(beside) / row["run_dir"]]
+    return next((place for place in places if row["run_dir"] and place.is_dir()), places[0])
+
+
+def _same(row, without):
+    kept = {key: found for key, found in flags(row).items() if key not in without}
+    return row["script"], row["strategy"], row["variant"], row["eval_id"], row["device_name"], json.dumps(kept, sort_keys=True)
+
+
+def select(rows):
+    """(rows that count, [(run id, why not)]): ok, with a score, the newest of each script, flags, examples and hardware."""
+    newest, skipped = {}, []
+    for row in rows:
+        if row["status"] != "ok":
+            skipped.append((row["run_id"], f"status {row['status']}: {row['note']}"))
+        elif value(row, "score") is None:
+            skipped.append((row["run_id"], "no score"))
+        else:
+            key = _same(row, NO_CONFIGURATION)
+            if key in newest:
+                skipped.append((newest[key]["run_id"], f"the same configuration was run again as {row['run_id']}"))
+            newest[key] = row
+    return list(newest.values()), skipped
+
+
+def data_name(row):
+    """What the row's data are called: the last part of the path, and the subset."""
+    return " ".join(filter(None, [Path(row["dataset"]).name, row["subset"]]))
+
+
+def same_configuration(first, second):
+    """Do two rows differ in nothing but their seeds?"""
+    return _same(first, CHANGES_NOTHING) == _same(second, CHANGES_NOTHING)
+
+
+def scored_again(row):
+    """Is it a trained checkpoint or adapter that another run made, so that this row knows neither its labels nor its training?"""
+    return row["variant"] == "checkpoint" or bool(flags(row).get("adapter"))
+
+
+def panels(rows):
+    """{Panel: rows}: the same examples, metric and hardware, so that scores and times may stand side by side."""
+    groups = {}
+    for row in rows:
+        groups.setdefault(Panel(data_name(row), row["metric"], row["eval_id"], row["n_eval"], row["device_name"]), []).append(row)
+    return groups
+
+
+def task_kind(row):
+    """classification, qa, instruction or retrieval, from the columns that are filled."""
+    if row["metric"] == "ndcg_at_10":
+        return "retrieval"
+    if row["macro_f1"]:
+        return "classification"
+    return "instruction" if row["metric"] == "rouge_l" else "qa" if row["metric"] in ("token_f1", "exact_match", "accuracy") else ""
+
+
+@dataclass
+class Configuration:
+    """Rows that differ in nothing but their seeds."""
+
+    rows: list
+    name: str = ""
+
+    def __getitem__(self, column):
+        """A cell that all rows share, as text."""
+        return self.rows[0][column]
+
+    def flag(self, name):
+        """What a flag was set to."""
+        return flags(self.rows[0]).get(name)
+
+    def values(self, column):
+        """The numbers of a column that are known."""
+        return [found for found in (value(row, column) for row in self.rows) if found is not None]
+
+    def mean(self, column="score"):
+        """Their mean, None without any."""
+        found = self.values(column)
+        return statistics.fmean(found) if found else None
+
+    def spread(self, column="score"):
+        """Their sample standard deviation, None for fewer than two."""
+        found = self.values(column)
+        return statistics.stdev(found) if len(found) > 1 else None
+
+    @property
+    def n_eval(self):
+        """Evaluation examples, None where the row does not say."""
+        return int(value(self.rows[0], "n_eval") or 0) or None
+
+    def variances(self):
+        """[(variance of the mean score, degrees of freedom)]: of the examples, which all seeds share, and of the seeds."""
+        widths = [(value(row, "score_high") - value(row, "score_low")) / 2 / 1.96 for row in self.rows
+                  if value(row, "score_low") is not None and value(row, "score_high") is not None]  # fmt: skip
+        found = [(statistics.fmean(widths) ** 2, max(1, (self.n_eval or 2) - 1))] if widths else []
+        return found + ([(self.spread() ** 2 / len(self.rows), len(self.rows) - 1)] if self.spread() is not None else [])
+
+    @property
+    def standard_error(self):
+        """Of the mean score, None where nothing is known of it."""
+        found = self.variances()
+        return math.sqrt(sum(variance for variance, _ in found)) if found else None
+
+    @property
+    def interval(self):
+        """95 % interval of the mean score, within 0 and 1; (None, None) where its error is not known."""
+        if len(self.rows) == 1:
+            return value(self.rows[0], "score_low"), value(self.rows[0], "score_high")
+        error = self.standard_error
+        reach = None if error is None else error * stats.quantile(self.variances())
+        return (None, None) if reach is None else (max(0.0, self.mean() - reach), min(1.0, self.mean() + reach))
+
+
+# flags that tell two configurations with one name apart
+TELLING = ("n_train", "k_shots", "max_train_samples", "rank", "alpha", "learning_rate", "epochs", "max_steps", "batch_size",
+           "target_modules", "precision", "embed_model", "retriever", "chunk_tokens", "k", "template", "scoring", "calibrate", "max_length",
+           "gradient_checkpointing")  # fmt: skip
+
+
+def group_seeds(rows):
+    """The Configurations of a panel's rows, named by strategy, variant, model and the flags in which namesakes differ."""
+    groups = {}
+    for row in rows:
+        groups.setdefault(_same(row, CHANGES_NOTHING), []).append(row)
+    found = [Configuration(members) for members in groups.values()]
+    for c in found:
+        c.name = f"{c['strategy']} {c['variant']}, {Path(c['model']).name}"
+    for key in TELLING:  # only as many flags as tell namesakes apart
+        for name in {c.name for c in found}:
+            twins = [c for c in found if c.name == name]
+            cells = [c[key] if c.rows[0].get(key) else c.flag(key) for c in twins]
+            if len(set(map(str, cells))) > 1:
+                for c, cell in zip(twins, cells):
+                    c.name += "" if cell is None else f", {key} {cell}"
+    return found
+
+
+def pareto(points):
+    """Indices of the points (cost, score) that no other beats in both, from the cheapest on (Pareto frontier)."""
+    best, kept = -math.inf, []
+    for i in sorted(range(len(points)), key=lambda i: (points[i][0], -points[i][1])):
+        if points[i][1] > best:
+            best = points[i][1]
+            kept.append(i)
+    return kept

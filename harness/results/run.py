@@ -1,0 +1,147 @@
+"""One run: its id, its folder and exactly one row."""
+
+import copy
+import functools
+import json
+import os
+import secrets
+import shutil
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+
+import utils
+from harness.results import provenance, store
+
+OOM_EXIT_CODE = 3
+
+
+def _agree(value, device):
+    """Rank 0's value, in every process of a distributed run; joins the processes where they are not joined yet."""
+    from accelerate import PartialState
+    from accelerate.utils import broadcast_object_list
+    from tqdm.auto import tqdm
+
+    PartialState(cpu=utils.pick_device(device) == "cpu")
+    if utils.world()[0]:  # progress and messages come from rank 0
+        tqdm.__init__ = functools.partialmethod(tqdm.__init__, disable=True)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    return broadcast_object_list([value])[0]
+
+
+class Run:
+    """One run: an id, a folder made when it is first needed, and exactly one row of the results CSV at the end.
+
+    with utils.Run(args, __file__, "prompting") as run:
+        run.row.update(...)          # whatever is known, as soon as it is known: an out-of-memory row keeps it
+        run.write_jsonl("predictions.jsonl", records)
+
+    Leaving the block appends the row. Out of memory: a row with status oom and exit code 3. A UserError: nothing is
+    written. Any other exception: a row with status failed, and the exception goes on with its traceback. Where several
+    processes run the script together, all have one id and folder, and only rank 0 writes and reports.
+    """
+
+    def __init__(self, args, script, strategy, folder=None):
+        now = datetime.now(UTC)
+        source, script, self.resumed = Path(script), Path(script).name, folder is not None
+        rank, n_processes = utils.world()
+        self.main = rank == 0
+        self.id = Path(folder).name if folder else f"{now:%Y%m%d-%H%M%S}-{Path(script).stem}-{secrets.token_hex(3)}"
+        if n_processes > 1:
+            self.id = _agree(self.id, args.device)
+        self.dir = Path(folder) if folder else Path(args.runs_dir) / self.id
+        self.args = vars(args).copy()
+        self.results = args.results
+        self.headline, self.prefix = "", ""  # the strategy's own words for the summary line; of file names
+        self.row = {
+            "run_id": self.id, "created_at": f"{now:%Y-%m-%dT%H:%M:%SZ}", "script": script, "strategy": strategy,
+            "seed": args.seed, "batch_size": None if args.batch_size == "auto" else args.batch_size, "world_size": n_processes,
+            "input_id": provenance.input_id(self.args), "code_id": provenance.code_id(source) if source.is_file() else None,
+            **provenance.of_checkout(), "args": json.dumps(self.args), "run_dir": str(self.dir),
+        }  # fmt: skip
+        if not self.main:
+            return
+        store.check_results_file(self.results)
+        if Path(args.runs_dir).exists() and not Path(args.runs_dir).is_dir():
+            raise utils.UserError(f"--runs_dir {args.runs_dir} is a file; give a folder")
+
+    def path(self, name):
+        """A path in the run folder, which is made here with its args.json."""
+        if self.main and (not self.dir.exists() or not (self.dir / "args.json").exists()):
+            self.dir.mkdir(parents=True, exist_ok=True)
+            (self.dir / "args.json").write_text(json.dumps(self.args, indent=2) + "\n")
+        return self.dir / (self.prefix + name)
+
+    def part(self, name):
+        """A side of the run that is measured for comparison: a row of its own that is not appended, files named after it."""
+        other = copy.copy(self)
+        other.row, other.prefix = {**self.row, "note": None}, f"{name}_"
+        return other
+
+    def write_jsonl(self, name, records):
+        """Write dicts as JSON lines into the run folder."""
+        if not self.main:
+            return
+        self.path(name).parent.mkdir(exist_ok=True)
+        with open(self.path(name), "w", encoding="utf-8") as file:
+            for record in records:
+                file.write(json.dumps(record, ensure_ascii=False) + "\n")
+
+    def write_json(self, name, value):
+        """Write a value as JSON into the run folder."""
+        if self.main:
+            self.path(name).write_text(json.dumps(value, indent=2) + "\n")
+
+    def note(self, text):
+        """Add a remark to the row's note."""
+        self.row["note"] = "; ".join(filter(None, [self.row.get("note"), text]))
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, error, traceback):
+        if isinstance(error, (KeyboardInterrupt, SystemExit)) or (not self.main and error is None):
+            return
+        if not self.main:  # the others stop with the first; one that fails alone says why and takes them along
+            if isinstance(error, utils.RunFailed):
+                raise SystemExit(1)
+            print(f"{self.row['script']}, process {utils.world()[0]}: {kind.__name__}: {error}", file=sys.stderr)
+            return
+        if utils.is_user_error(error):
+            if self.dir.exists() and not self.resumed:
+                shutil.rmtree(self.dir)
+            return
+        if error is not None:
+            self.row["status"] = "oom" if utils.is_out_of_memory(error) else "failed"
+            text = str(error).splitlines()[0] if str(error) else ""
+            self.note(text if kind is utils.RunFailed else f"{kind.__name__}: {text}")
+        self.row.setdefault("status", "ok")
+        self.path("row.json").write_text(json.dumps(self.row, indent=2) + "\n")
+        store.append_result(self.results, self.row)
+        if self.row["status"] == "oom":
+            print(f"{self.row['script']}: out of memory, recorded in {self.results}: {error}".splitlines()[0], file=sys.stderr)
+            raise SystemExit(OOM_EXIT_CODE)
+        if isinstance(error, utils.RunFailed):
+            print(f"{self.row['script']}: failed, recorded in {self.results}: {error}", file=sys.stderr)
+            raise SystemExit(1)
+        if error is None:
+            self.report()
+
+    def report(self):
+        """The last lines printed: score with interval, latency, memory; then the two paths."""
+        row, parts = self.row, [f"{self.row['strategy']} {self.row.get('variant', '')}".strip()]
+        if row.get("score") is not None:
+            interval = f" [{row['score_low']:.3f}, {row['score_high']:.3f}]" if row.get("score_low") is not None else ""
+            parts.append(f"{row['metric']} {row['score']:.3f}{interval} on {row['n_eval']} examples")
+        if self.headline:
+            parts.append(self.headline)
+        if row.get("latency_ms_p50") is not None:
+            parts.append(f"{row['latency_ms_p50']:.0f} ms a request (p50)")
+        if row.get("peak_gpu_gb") is not None:
+            parts.append(f"{row['peak_gpu_gb']:.2f} GB GPU peak")
+        elif row.get("peak_rss_gb") is not None:
+            parts.append(f"{row['peak_rss_gb']:.2f} GB resident peak")
+        if row["status"] != "ok":
+            parts.append(f"{row['status'].upper()}: {row.get('note', '')}")
+        print(", ".join(parts))
+        print(f"row in {self.results}, run folder {self.dir}")

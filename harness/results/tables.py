@@ -1,0 +1,81 @@
+"""Tables in the terminal and in Markdown."""
+
+from pathlib import Path
+
+from harness.results import charts, configurations
+
+
+def number(found, digits=3):
+    """A number as text, nothing where it is unknown."""
+    return "" if found is None else f"{found:.{digits}f}"
+
+
+def score_cell(configuration):
+    """Mean score ± standard deviation over the seeds [95 % interval], as far as they are known."""
+    low, high = configuration.interval
+    interval = "" if low is None else f" [{low:.3f}, {high:.3f}]"
+    spread = configuration.spread()
+    return f"{configuration.mean():.3f}" + (f" ± {spread:.3f}" if spread is not None else "") + interval
+
+
+# the columns of the printed table; one that is empty in all rows of a panel is left out there
+COLUMNS = (
+    "strategy", "variant", "model", "n_train", "k_shots", "seed", "data_seed", "score", "score_low", "score_high", "perplexity",
+    "recall_at_k", "latency_ms_p50", "cached_latency_ms_p50", "ttft_ms", "tpot_ms", "tokens_per_s", "speedup", "acceptance_rate",
+    "accepted_length", "greedy_agreement",
+    "compile_seconds", "train_seconds", "model_gb", "peak_gpu_gb", "peak_rss_gb",
+)  # fmt: skip
+
+
+def print_table(panel, members):
+    """The rows of one panel, as a plain table under its title."""
+    columns = [name for name in COLUMNS if any(row[name] for row in members)]
+    lines = [columns] + [[short(name, row[name]) for name in columns] for row in members]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(columns))]
+    print(f"\n{charts.title(panel)}, {panel.metric}".replace("\n", ", ").removeprefix(", "))
+    for line in lines:
+        print("  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip())
+
+
+def print_markdown(members):
+    """The rows as a Markdown table, with intervals."""
+    print("| strategy | variant | model | data, n | score [95 % interval] | ms a request (p50) | training s | peak GB | hardware |")
+    print("| --- | --- | --- | --- | --- | --- | --- | --- | --- |")
+
+    def cell(row, name, digits):
+        found = configurations.value(row, name)
+        return "" if found is None else f"{found:.{digits}f}"
+
+    for row in members:
+        interval = f" [{cell(row, 'score_low', 3)}, {cell(row, 'score_high', 3)}]" if row["score_low"] else ""
+        cells = [row["strategy"], row["variant"], Path(row["model"]).name, f"{Path(row['dataset']).name}, {row['n_eval']}",
+                 f"{row['metric']} {cell(row, 'score', 3)}{interval}" if row["score"] else row["status"], cell(row, "latency_ms_p50", 0),
+                 cell(row, "train_seconds", 0), cell(row, "memory", 2), row["device_name"]]  # fmt: skip
+        print("| " + " | ".join(cells) + " |")
+
+
+def print_best(kept):
+    """The configuration with the best mean score of each strategy in each panel, as a Markdown table."""
+    print("| data, n | strategy | configuration | runs | score [95 % interval] | ms a request (p50) | peak GB | training s |")
+    print("| --- | --- | --- | --- | --- | --- | --- | --- |")
+    for panel, members in configurations.panels(kept).items():
+        best = {}
+        for c in sorted(configurations.group_seeds(members), key=lambda c: -c.mean()):
+            if c["variant"] not in configurations.BASELINES:
+                best.setdefault(c["strategy"], c)
+        for strategy, c in best.items():
+            cells = [f"{panel.data}, {panel.n_eval}", strategy, c.name.removeprefix(f"{strategy} "), len(c.rows),
+                     f"{panel.metric} {score_cell(c)}", number(c.mean("latency_ms_p50"), 0),
+                     number(c.mean("memory"), 2),
+                     number(c.mean("train_seconds"), 0)]  # fmt: skip
+            print("| " + " | ".join(map(str, cells)) + " |")
+
+
+def short(name, cell):
+    """A cell as the table shows it."""
+    if name == "model":
+        return Path(cell).name
+    try:
+        return f"{float(cell):.4g}"
+    except ValueError:
+        return cell

@@ -1,0 +1,68 @@
+import json
+
+import pytest
+import torch
+
+import utils
+from harness.models import loading
+
+
+def test_kinds_by_configuration(tiny_llama, tiny_gpt2, tiny_t5, tiny_bert):
+    assert [loading.model_kind(name) for name in (tiny_llama, tiny_gpt2, tiny_t5, tiny_bert)] == [
+        "causal",
+        "causal",
+        "seq2seq",
+        "encoder",
+    ]
+    with pytest.raises(utils.UserError, match="cannot be prompted"):
+        loading.load_model(tiny_bert)
+
+
+def test_precisions_change_the_weights_and_their_size(tiny_llama):
+    sizes = {}
+    for precision in ("fp32", "bf16", "int8", "nf4"):
+        model = loading.load_model(tiny_llama, precision=precision)
+        sizes[precision] = loading.size_columns(model)["model_gb"]
+        assert loading.size_columns(model)["total_params"] == loading.size_columns(loading.load_model(tiny_llama))["total_params"]
+        assert torch.isfinite(model(torch.arange(5, 15)[None]).logits).all()
+    assert sizes["bf16"] == pytest.approx(sizes["fp32"] / 2, rel=0.01)
+    assert sizes["nf4"] < sizes["int8"] < sizes["fp32"]
+    with pytest.raises(utils.UserError, match="fp16 needs a CUDA GPU"):
+        loading.load_model(tiny_llama, precision="fp16", device="cpu")
+
+
+def test_heads_are_never_quantized(tiny_bert):
+    model = loading.load_model(tiny_bert, "classifier", precision="nf4", labels=["a", "b"])
+    assert type(model.classifier) is torch.nn.Linear and type(model.bert.encoder.layer[0].attention.self.query).__name__ == "Linear4bit"
+
+
+def test_a_broken_model_folder_is_one_clear_error(tmp_path, tiny_llama):
+    import shutil
+
+    shutil.copytree(tiny_llama, tmp_path / "m")
+    (tmp_path / "m" / "model.safetensors").unlink()
+    with pytest.raises(utils.UserError, match="cannot be loaded"):
+        loading.load_model(str(tmp_path / "m"))
+    (tmp_path / "m" / "config.json").write_text(json.dumps({"model_type": "unheard-of"}))
+    with pytest.raises(utils.UserError, match="no model can be loaded"):
+        loading.load_model(str(tmp_path / "m"))
+
+
+def test_pickled_weights_are_not_read(tmp_path, tiny_llama):
+    import shutil
+
+    shutil.copytree(tiny_llama, tmp_path / "m")
+    torch.save(loading.load_model(tiny_llama).state_dict(), tmp_path / "m" / "pytorch_model.bin")
+    (tmp_path / "m" / "model.safetensors").unlink()
+    with pytest.raises(utils.UserError, match="cannot be loaded"):
+        loading.load_model(str(tmp_path / "m"))
+
+
+def test_tokenizer_gets_a_padding_token(tiny_gpt2):
+    tokenizer = utils.load_tokenizer(tiny_gpt2)
+    assert tokenizer.pad_token == tokenizer.eos_token == "<|endoftext|>"
+
+
+def test_a_missing_tokenizer_is_one_clear_error(tmp_path):
+    with pytest.raises(utils.UserError, match="no tokenizer can be loaded"):
+        utils.load_tokenizer(str(tmp_path))

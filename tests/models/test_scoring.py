@@ -1,0 +1,158 @@
+import random
+
+import numpy as np
+import pytest
+import torch
+from helpers import KINDS, LABELS, load_exact, loaded, plain_ids, plain_scores, review_prompts
+
+import utils
+from harness.data import tasks
+from harness.data.prompts import render
+from harness.models import loading, prefix_cache, scoring
+
+
+@pytest.mark.gpu
+def test_the_gpu_scores_as_the_processor_does(tiny_llama):
+    tokenizer, prompts = utils.load_tokenizer(tiny_llama), ["the film was " + "very " * n + "good answer:" for n in range(12)]
+    scores = [scoring.score_labels(loading.load_model(tiny_llama, device=device), tokenizer, prompts, [" good", " not bad"], 5).total
+              for device in ("cpu", "cuda")]  # fmt: skip
+    assert np.abs(scores[0] - scores[1]).max() < 1e-2  # TF32 and other kernels
+    assert utils.gpu_memory_used() >= 0
+
+
+@pytest.mark.parametrize("name, precision", KINDS)
+@pytest.mark.parametrize("shared", [True, False])
+def test_label_scores_are_those_of_plain_forwards(name, precision, shared, request):
+    model, tokenizer = load_exact(request.getfixturevalue(name), precision)
+    texts = review_prompts(13, shared=shared)
+    expected = np.array([[plain_scores(model, tokenizer, text, label) for label in LABELS] for text in texts])
+    for batch_size in (1, 7, 32, "auto"):
+        found = scoring.score_labels(model, tokenizer, texts, LABELS, batch_size)
+        assert np.abs(found.total - expected).max() < 1e-4
+        assert found.batch_size == (13 if batch_size == "auto" else min(13, batch_size))
+    lengths = [len(tokenizer(label, add_special_tokens=False).input_ids) for label in LABELS]
+    assert len(set(lengths)) > 2 and np.allclose(found.mean, expected / lengths, atol=1e-4)
+    order = random.Random(5).sample(range(13), 13)
+    shuffled = scoring.score_labels(model, tokenizer, [texts[i] for i in order], LABELS, 5)
+    assert np.abs(shuffled.total - expected[order]).max() < 1e-4
+
+
+@pytest.mark.parametrize("name", ["tiny_llama", "tiny_gpt2", "tiny_t5"])
+def test_one_prompt_or_the_same_one_twice(name, request):
+    """Here the rows have the whole prompt in common, and the labels' first tokens are read from its last position."""
+    model, tokenizer = load_exact(request.getfixturevalue(name))
+    (text,) = review_prompts(1)
+    for labels in (LABELS, [" not very good", " the film was lovely"]):
+        expected = [plain_scores(model, tokenizer, text, label) for label in labels]
+        for texts in ([text], [text, text]):
+            for found in scoring.score_labels(model, tokenizer, texts, labels, 8).total:
+                assert np.abs(found - expected).max() < 1e-4
+
+
+def test_a_label_that_merges_with_the_prompt(tiny_llama):
+    """Here the prompt's last token and the label's first become one: P(label) is that of the jointly tokenized text."""
+    model, tokenizer = load_exact(tiny_llama)
+    prompt, labels = "review: the film was lov", ["ely", "xx"]
+    whole = tokenizer(prompt + labels[0]).input_ids
+    assert whole[: len(tokenizer(prompt).input_ids)] != tokenizer(prompt).input_ids
+    found = scoring.score_labels(model, tokenizer, [prompt], labels, 4).total[0]
+    for label, score in zip(labels, found):
+        ids = tokenizer(prompt + label).input_ids
+        other = tokenizer(prompt + labels[1 - labels.index(label)]).input_ids
+        cut = prefix_cache.common_prefix([ids, other, tokenizer(prompt).input_ids])
+        with torch.inference_mode():
+            log_probs = model(torch.tensor([ids])).logits[0].log_softmax(-1)
+        assert score == pytest.approx(sum(log_probs[i - 1, ids[i]].item() for i in range(cut, len(ids))), abs=1e-4)
+
+
+def test_one_prompt_alone_an_empty_one_and_one_beyond_the_context(tiny_gpt2):
+    model, tokenizer = load_exact(tiny_gpt2)
+    assert scoring.score_labels(model, tokenizer, ["the film"], LABELS, 4).total.shape == (1, 5)
+    empty = scoring.score_labels(model, tokenizer, [""], [" good", " bad"], 4).total[0]
+    for label, score in zip([" good", " bad"], empty):  # behind the token that begins a text
+        ids = [tokenizer.bos_token_id, *tokenizer(label).input_ids]
+        assert score == pytest.approx(plain_ids(model, ids, 1), abs=1e-4)
+    with pytest.raises(utils.UserError, match="label 1 is an empty text"):
+        scoring.score_labels(model, tokenizer, ["the film"], [" good", ""])
+    found = scoring.score_labels(model, tokenizer, ["good " * 600, "bad film"], LABELS, 4)
+    assert found.truncated == 1 and found.total[1] == pytest.approx(
+        [plain_scores(model, tokenizer, "bad film", x) for x in LABELS], abs=1e-4
+    )
+    ends = [tokenizer(label).input_ids for label in LABELS]
+    kept = tokenizer("good " * 600).input_ids[max(map(len, ends)) - 512 :]  # room for the longest label
+    assert found.total[0] == pytest.approx([plain_ids(model, kept + end, len(kept)) for end in ends], abs=1e-4)
+
+
+@pytest.mark.parametrize("precision, tolerance", [("int8", 0.2), ("nf4", 0.05)])
+def test_quantized_kernels_hardly_depend_on_sharing(tiny_llama, precision, tolerance):
+    """int8 rounds activations by row and the nf4 kernel by bf16, so that a batch may shift a score a little."""
+    model, tokenizer = load_exact(tiny_llama, precision, kernel=True)
+    texts = review_prompts(9)
+    expected = np.array([[plain_scores(model, tokenizer, text, label) for label in LABELS] for text in texts])
+    assert np.abs(scoring.score_labels(model, tokenizer, texts, LABELS, 4).total - expected).max() < tolerance
+
+
+def adapted(name, peft_type):
+    import peft
+
+    model, tokenizer = load_exact(name)
+    torch.manual_seed(0)
+    if peft_type == "lora":
+        config = peft.LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj", "v_proj"], init_lora_weights=False)
+    else:
+        config = peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4)
+    return peft.get_peft_model(model, config).eval(), tokenizer
+
+
+@pytest.mark.parametrize("peft_type", ["lora", "prompt_tuning"])
+def test_adapters(tiny_llama, peft_type):
+    model, tokenizer = adapted(tiny_llama, peft_type)
+    texts = review_prompts(7)
+    expected = np.array([scoring.score_labels(model, tokenizer, [text], LABELS, 1).total[0] for text in texts])
+    plain = np.array([[plain_peft(model, tokenizer, text, label) for label in LABELS] for text in texts])
+    assert np.abs(expected - plain).max() < 1e-4
+    assert np.abs(scoring.score_labels(model, tokenizer, texts, LABELS, 3).total - plain).max() < 1e-4
+    base = scoring.score_labels(*load_exact(tiny_llama), texts, LABELS, 3).total
+    assert np.abs(base - plain).max() > 1e-2  # the adapter does something
+
+
+@torch.inference_mode()
+def plain_peft(model, tokenizer, prompt, label):
+    """As plain_scores; a learned prompt stands before the text and has logits of its own."""
+    whole, alone = tokenizer(prompt + label).input_ids, tokenizer(prompt).input_ids
+    log_probs = model(torch.tensor([whole])).logits[0].log_softmax(-1)[-len(whole) :]
+    return sum(log_probs[i - 1, whole[i]].item() for i in range(len(alone), len(whole)))
+
+
+def test_perplexity_is_that_of_the_models_own_loss(tiny_llama):
+    model, tokenizer = load_exact(tiny_llama)
+    texts = review_prompts(5, shared=False)
+    total, count = 0.0, 0
+    for text in texts:
+        ids = tokenizer(text, return_tensors="pt").input_ids
+        with torch.inference_mode():
+            total += model(ids, labels=ids).loss.item() * (ids.shape[1] - 1)
+        count += ids.shape[1] - 1
+    found, n = scoring.perplexity(model, tokenizer, texts, batch_size=3)
+    assert n == count and found == pytest.approx(total, rel=1e-5)
+
+
+def test_classification_does_not_depend_on_the_batch(tiny_bert):
+    torch.manual_seed(1)
+    model, tokenizer = loading.load_model(tiny_bert, "classifier", labels=["a", "b", "c"]), utils.load_tokenizer(tiny_bert)
+    texts, pairs = review_prompts(9, shared=False), review_prompts(9, seed=8, shared=False)
+    alone = np.concatenate([scoring.classify(model, tokenizer, [t], [p], 1) for t, p in zip(texts, pairs)])
+    assert np.allclose(np.exp(alone).sum(1), 1)
+    assert np.abs(scoring.classify(model, tokenizer, texts, pairs, 4) - alone).max() < 1e-5
+    assert np.abs(scoring.classify(model, tokenizer, texts, None, 4) - alone).max() > 1e-3  # the second text counts
+
+
+def test_token_targets_are_plain_log_probabilities(questions, tiny_gpt2):
+    model, tokenizer = loaded(tiny_gpt2)
+    texts = [render(task, ex)[0] for task in [tasks.load_task(questions)] for ex in task.evaluation[:5]]
+    contexts = tokenizer(texts).input_ids
+    ends = [[5 + i, 9, 7][: 1 + i % 3] for i in range(5)]
+    for context, end, found in zip(contexts, ends, scoring.continuation_log_probs(model, contexts, ends, lambda x: x)):
+        with torch.inference_mode():
+            plain = model(torch.tensor([context + end])).logits[0].log_softmax(-1)[len(context) - 1 : -1]
+        assert torch.allclose(found, plain, atol=1e-4)

@@ -1,0 +1,72 @@
+import argparse
+import os
+import subprocess
+import sys
+
+import pytest
+from helpers import ROOT
+
+import utils
+from harness.results import store
+from harness.results.run import OOM_EXIT_CODE, Run
+
+
+def run_args(tmp_path):
+    return argparse.Namespace(results=str(tmp_path / "results.csv"), runs_dir=str(tmp_path / "runs"), seed=3, batch_size=2)
+
+
+def raise_in_run(tmp_path, error):
+    with Run(run_args(tmp_path), "some_script.py", "prompting") as run:
+        run.row.update(model="m", n_eval=7)
+        run.path("something")
+        raise error
+
+
+@pytest.mark.parametrize("name", ["torch.OutOfMemoryError", "MemoryError", "cpu allocator"])
+def test_out_of_memory_is_a_row_and_a_non_zero_exit(tmp_path, capsys, name):
+    import torch
+
+    error = {"torch.OutOfMemoryError": torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), "MemoryError": MemoryError(),
+             "cpu allocator": RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")}[name]  # fmt: skip
+    with pytest.raises(SystemExit) as exit_:
+        raise_in_run(tmp_path, error)
+    assert exit_.value.code not in (0, 2, None)
+    (row,) = store.read_results(tmp_path / "results.csv")
+    assert (row["status"], row["model"], row["n_eval"], row["seed"]) == ("oom", "m", "7", "3")
+    assert type(error).__name__ in row["note"]
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_memory_that_really_runs_out_is_an_oom_row(tmp_path):
+    """The process gets a limit of its own, and a matrix that does not fit into it."""
+    script = ("import argparse, resource, sys, torch\nfrom harness.results.run import Run\n"
+              "args = argparse.Namespace(results=sys.argv[1] + '/results.csv', runs_dir=sys.argv[1], seed=0, batch_size=1)\n"
+              "with Run(args, 'some_script.py', 'prompting') as run:\n"
+              "    resource.setrlimit(resource.RLIMIT_DATA, (4 * 2**30, 4 * 2**30))\n"
+              "    torch.ones(2**33)\n")  # fmt: skip
+    done = subprocess.run([sys.executable, "-c", script, str(tmp_path)], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == OOM_EXIT_CODE
+    assert [row["status"] for row in store.read_results(tmp_path / "results.csv")] == ["oom"]
+
+
+def test_a_bug_keeps_its_traceback_and_leaves_a_failed_row(tmp_path):
+    with pytest.raises(ZeroDivisionError):
+        raise_in_run(tmp_path, ZeroDivisionError("division by zero"))
+    (row,) = store.read_results(tmp_path / "results.csv")
+    assert (row["status"], row["note"]) == ("failed", "ZeroDivisionError: division by zero")
+
+
+def test_a_user_error_writes_nothing(tmp_path):
+    with pytest.raises(utils.UserError):
+        raise_in_run(tmp_path, utils.UserError("no"))
+    assert not (tmp_path / "results.csv").exists() and not any((tmp_path / "runs").glob("*"))
+
+
+def test_a_row_has_its_provenance(tmp_path):
+    with Run(run_args(tmp_path), "some_script.py", "prompting") as run:
+        run.row["score"] = None
+    (row,) = store.read_results(tmp_path / "results.csv")
+    assert "torch" in row["versions"] and row["args"].startswith("{") and row["created_at"].endswith("Z")
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout.strip()
+    assert row["git_commit"] == commit
+    assert os.path.isdir(row["run_dir"])

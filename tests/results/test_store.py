@@ -1,0 +1,118 @@
+import csv
+import multiprocessing
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from helpers import ROOT
+
+import utils
+from harness.results import schema, store
+
+
+def test_judgements_of_any_text_can_be_written_and_read_again(tmp_path):
+    file = tmp_path / "judgements.jsonl"
+    store.append_records(file, [{"key": "a", "text": "B \ud83d é"}])
+    file.write_bytes(file.read_bytes() + '{"key": "b", "text": "é'.encode()[:-1])  # a kill within a character
+    store.append_records(file, [{"key": "c"}])
+    assert [record["key"] for record in store.read_records(file)] == ["a", "c"]
+
+
+def append_many(path, worker, n):
+    for i in range(n):
+        store.append_result(path, {"run_id": f"{worker}-{i}", "note": "x" * 3000, "score": i})
+
+
+def test_eight_processes_append_1600_whole_rows(tmp_path):
+    path = tmp_path / "results.csv"
+    workers = [multiprocessing.get_context("fork").Process(target=append_many, args=(path, w, 200)) for w in range(8)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    rows = store.read_results(path)
+    assert {row["run_id"] for row in rows} == {f"{w}-{i}" for w in range(8) for i in range(200)}
+    assert len(rows) == 1600 and all(len(row["note"]) == 3000 for row in rows)
+
+
+def test_a_process_killed_while_appending_leaves_whole_rows(tmp_path):
+    """50 kills at spread-out moments; every read in between finds the rows of before, and the next append works."""
+    path = tmp_path / "results.csv"
+    script = (
+        "import sys\nfrom harness.results import store\nprint('ready', flush=True)\ni = 0\n"
+        "while True:\n    store.append_result(sys.argv[1], {'run_id': f'{sys.argv[2]}-{i}', 'note': 'y' * 200_000})\n    i += 1\n"
+    )
+    n_before = killed_between = 0
+    for attempt in range(50):
+        process = subprocess.Popen([sys.executable, "-c", script, str(path), str(attempt)], cwd=ROOT, stdout=subprocess.PIPE)
+        process.stdout.readline()
+        time.sleep(0.002 + 0.0007 * attempt)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        if path.exists():
+            rows = store.read_results(path)
+            assert len(rows) >= n_before and all(len(row["note"]) == 200_000 for row in rows)
+            killed_between += len(rows) > n_before
+            n_before = len(rows)
+        if path.exists() and path.stat().st_size > 20e6:  # keep the file small, so that each kill meets many appends
+            path.unlink()
+            n_before = 0
+    assert killed_between >= 20  # most kills came after the process had begun to append
+    store.append_result(path, {"run_id": "after"})
+    assert store.read_results(path)[-1]["run_id"] == "after"
+
+
+def test_unknown_is_empty_and_a_row_is_one_line(tmp_path):
+    path = tmp_path / "results.csv"
+    store.append_result(path, {"run_id": "a", "score": float("nan"), "n_eval": 0, "git_dirty": False, "note": 'two\nlines, "quoted"'})
+    with open(path, newline="") as file:
+        header, cells = list(csv.reader(file))
+    assert header == schema.RESULT_COLUMNS and len(path.read_text().splitlines()) == 2
+    row = dict(zip(header, cells))
+    assert (row["score"], row["accuracy"], row["n_eval"], row["git_dirty"]) == ("", "", "0", "False")
+    assert row["note"] == 'two lines, "quoted"'
+
+
+def test_a_drifted_header_is_refused_and_named(tmp_path):
+    path = tmp_path / "results.csv"
+    path.write_text(",".join([*schema.RESULT_COLUMNS[:-1], "colour"]) + "\n")
+    before = path.read_bytes()
+    with pytest.raises(utils.UserError, match=r"missing \['run_dir'\], unexpected \['colour'\]"):
+        store.append_result(path, {"run_id": "a"})
+    assert path.read_bytes() == before
+    with pytest.raises(ValueError, match="colour"):
+        store.append_result(tmp_path / "other.csv", {"colour": 1})
+
+
+@pytest.mark.parametrize(
+    "content, message", [(b"", "is empty"), (b"\xff\xfe\x00", "cannot be read"), (b"a,b\n1,2\n", "is not a results CSV")]
+)
+def test_a_foreign_or_broken_file_is_one_clear_error(tmp_path, content, message):
+    path = tmp_path / "results.csv"
+    path.write_bytes(content)
+    with pytest.raises(utils.UserError, match=message):
+        store.read_results(path)
+
+
+def test_a_row_with_a_missing_cell_is_named_by_its_line(tmp_path):
+    path = tmp_path / "results.csv"
+    store.append_result(path, {"run_id": "a"})
+    with open(path, "a") as file:
+        file.write("half,a,row\r\n")
+    with pytest.raises(utils.UserError, match="line 3: 3 cells"):
+        store.read_results(path)
+
+
+def test_a_last_line_without_line_break_is_not_glued(tmp_path):
+    path = tmp_path / "results.csv"
+    store.append_result(path, {"run_id": "a"})
+    path.write_bytes(path.read_bytes().rstrip(b"\r\n"))
+    store.append_result(path, {"run_id": "b"})
+    assert [row["run_id"] for row in store.read_results(path)] == ["a", "b"]
+
+
+def test_the_sample_rows_have_this_versions_header():
+    rows = store.read_results(ROOT / "sample_results.csv")
+    assert len(rows) >= 10 and all(row["git_commit"] and row["git_dirty"] == "False" for row in rows)

@@ -1,0 +1,41 @@
+import numpy as np
+import pytest
+
+from harness.retrieval.ranking import Bm25, maximal_marginal_relevance, reciprocal_rank_fusion
+
+
+def test_one_letter_texts_have_no_words_for_bm25():
+    assert Bm25(["?", "a"]).search(["a"], 3) == [[]]
+
+
+def test_fused_ranks_by_hand():
+    fused = reciprocal_rank_fusion([["a", "b", "c"], ["c", "a"]])
+    assert [name for name, _ in fused] == ["a", "c", "b"]
+    assert [value for _, value in fused] == pytest.approx([1 / 61 + 1 / 62, 1 / 63 + 1 / 61, 1 / 62])
+
+
+def test_marginal_relevance_by_hand():
+    query = np.array([1.0, 0.0])
+    vectors = np.array([[1.0, 0.1], [1.0, 0.12], [0.8, -0.6]])
+    assert maximal_marginal_relevance(query, vectors, 2, 1.0) == [0, 1], "likeness alone takes twins"
+    assert maximal_marginal_relevance(query, vectors, 2, 0.5) == [0, 2], "less of it takes the other"
+    assert sorted(maximal_marginal_relevance(query, vectors, 9, 0.5)) == [0, 1, 2]
+
+
+def test_bm25_stems_where_a_language_is_named():
+    texts = ["the endings of plots", "a joke"]
+    assert Bm25(texts).search(["ending plot"], 2) == [[]]
+    assert [row for row, _ in Bm25(texts, "english").search(["ending plot"], 2)[0]] == [0]
+
+
+def test_bm25_by_its_formula():
+    texts = ["plot plot cast", "cast scene story ending", "joke"]
+    found = Bm25(texts).search(["plot cast", "unknown"], 3)
+    k1, b, lengths = 1.5, 0.75, [3, 4, 1]
+    mean = sum(lengths) / 3
+
+    def part(tf, length, df):  # Lucene's, which leaves out the constant factor (k1 + 1)
+        return np.log(1 + (3 - df + 0.5) / (df + 0.5)) * tf / (tf + k1 * (1 - b + b * length / mean))
+
+    assert [row for row, _ in found[0]] == [0, 1] and found[1] == []
+    assert [score for _, score in found[0]] == pytest.approx([part(2, 3, 1) + part(1, 3, 2), part(1, 4, 2)], rel=1e-4)

@@ -1,0 +1,63 @@
+import subprocess
+import sys
+
+import pytest
+from helpers import ROOT, predictions
+
+import finetune
+import peft_finetune
+import prompt_eval
+import quantize_and_parallel
+from harness.data import tasks
+from harness.evaluation import prompting
+from harness.results import store
+from harness.training import collators
+
+SCRIPTS = [
+    "finetune",
+    "peft_finetune",
+    "context_distill",
+    "prompt_eval",
+    "rag_eval",
+    "quantize_and_parallel",
+    "adaptive_selector",
+    "plot_results",
+    "prepare_data",
+]
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_help_and_wrong_flags_load_nothing_heavy(script):
+    code = (f"import sys, {script}\ntry:\n    {script}.main(sys.argv[1:])\n"
+            "finally:\n    heavy = {'torch', 'transformers', 'datasets', 'pandas', 'sklearn', 'matplotlib'} & set(sys.modules)\n"
+            "    assert not heavy, heavy\n")  # fmt: skip
+    shown = subprocess.run([sys.executable, "-c", code, "--help"], cwd=ROOT, capture_output=True, text=True)
+    assert shown.returncode == 0 and "usage:" in shown.stdout and f"python {script}.py" in shown.stdout and shown.stderr == ""
+    wrong = subprocess.run([sys.executable, "-c", code, "--no_such_flag"], cwd=ROOT, capture_output=True, text=True)
+    assert wrong.returncode == 2 and wrong.stderr.count("\n") == 1 and wrong.stdout == ""
+
+
+def test_all_strategies_meet_the_same_examples(sentiment, tiny_bert, tiny_llama, tmp_path, out, monkeypatch):
+    """And no evaluation example is trained on or shown as a demonstration: the k examples are the same ones everywhere."""
+    trained, shown = [], []
+    prepare, render = collators.classification_data, prompting.render
+
+    def noted(model, tokenizer, task, args, device):
+        trained.extend([task.train, task.validation])
+        return prepare(model, tokenizer, task, args, device)
+
+    monkeypatch.setattr(collators, "classification_data", noted)
+    monkeypatch.setattr(prompting, "render", lambda task, ex, demos=(), tok=None: shown.append(demos) or render(task, ex, demos, tok))
+    k = ["--dataset", sentiment, "--max_eval_samples", "25", "--data_seed", "3", *out]
+    finetune.main(["--model", tiny_bert, "--max_train_samples", "4", "--max_steps", "1", *k])
+    peft_finetune.main(["--model", tiny_bert, "--max_train_samples", "4", "--max_steps", "1", *k])
+    prompt_eval.main(["--model", tiny_llama, "--k_shots", "4", *k])
+    quantize_and_parallel.main(["--model", tiny_llama, "--int8", "--new_tokens", "2", *k])
+    rows = store.read_results(tmp_path / "results.csv")
+    assert len(rows) == 4 and len({row["eval_id"] for row in rows}) == 1
+    assert len({tuple(p["id"] for p in predictions(row)) for row in rows}) == 1
+    assert [row["n_train"] for row in rows[:3]] == ["4", "4", "4"]
+    evaluated = {ex.key() for ex in tasks.load_task(sentiment).evaluation}
+    assert len(trained) == 4 and not evaluated & {ex.key() for examples in trained for ex in examples}
+    demonstrations = {tuple(ex.id for ex in demos) for demos in shown if demos}
+    assert demonstrations == {tuple(ex.id for ex in trained[0])} and trained[0] == trained[2]

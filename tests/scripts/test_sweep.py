@@ -1,0 +1,156 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from helpers import ROOT, write_jsonl
+
+import sweep
+import utils
+from harness.results import store
+
+
+def suite(path, text):
+    path.write_text(text)
+    return str(path)
+
+
+def run_sweep(*argv):
+    return subprocess.run([sys.executable, "sweep.py", *map(str, argv)], cwd=ROOT, capture_output=True, text=True,
+                          env={**os.environ, "OMP_NUM_THREADS": "2"})  # fmt: skip
+
+
+def words(path):
+    """The suite's commands without where they write."""
+    args = sweep.parse_args([path])
+    return [" ".join(cell.argv).split(" --results")[0] for cell in sweep.make_cells(path, args)[1]]
+
+
+def test_every_suite_that_is_shipped_is_read_by_its_scripts():
+    found = {path.stem: words(str(path)) for path in (ROOT / "suites").glob("*.yaml")}
+    assert set(found) == {"demo", "compare", "rank", "modules", "quantization", "fewshot", "qa_peft", "speculative", "datasets", "domains"}
+    assert [line.split("--rank ")[1].split()[0] for line in found["rank"][::3]] == ["4", "8", "16", "32", "64"]
+    assert len(found["demo"]) == 10 and "--target_modules query,value" in found["modules"][1]
+
+
+def test_grids_lists_and_other_studies_shapes(tmp_path):
+    path = suite(tmp_path / "a.yaml", """
+suite_name: lora_study
+base_model: assets/models/all-MiniLM-L6-v2
+dataset_path: assets/data/movie_reviews
+experiments:
+  - name: small
+    lora_r: 4
+    lora_alpha: 8
+    target_modules: [query, value]
+  - name: in_four_bits
+    lora: {r: 16}
+    training: {lr: 1.0e-3, num_train_epochs: 1}
+    quantization: 4bit
+""")  # fmt: skip
+    base = "--model assets/models/all-MiniLM-L6-v2 --dataset assets/data/movie_reviews"
+    assert words(path) == [f"{base} --rank 4 --alpha 8 --target_modules query,value",
+                           f"{base} --rank 16 --learning_rate 0.001 --epochs 1 --quantize nf4"]  # fmt: skip
+    path = suite(tmp_path / "b.yaml", "script: prompt_eval.py\nflags: {scoring: guessing}\ngrid: {k_shots: [0, 2], data_seed: [0, 1]}\n")
+    with pytest.raises(utils.UserError, match="--scoring"):
+        words(path)
+    path = suite(tmp_path / "c.yaml", "script: finetune.py\nflags: {fp16: false, resume: null}\ngrid: {seed: [0, 1], epochs: [1, 2]}\n")
+    assert words(path) == [f"--seed {s} --epochs {e}" for s in (0, 1) for e in (1, 2)]
+
+
+@pytest.mark.parametrize("text, message", [
+    ("- a\n- b\n", "a suite is a mapping"), ("a: [", "cannot be read as a suite"), ("script: nothing.py\n", "no script nothing.py"),
+    ("script: ../finetune.py\n", "no script"), ("script: finetune.py\ngrid: {seed: 3}\n", "grid wants a list"),
+    ("script: finetune.py\nflags: {ranks: 3}\n", "unrecognized arguments: --ranks"), ("runs: 3\n", "runs must be a list"),
+    ("runs: [{scripts: finetune.py}]\n", "a block of runs has scripts"),
+    ("script: finetune.py\ngrid: {seed: [0, 0]}\n", "are the same run"),
+    ("script: finetune.py\nflags: {repeats: 3}\n", "instead of repeats"),
+    ("script: finetune.py\nflags: [a, b]\n", "flags must be a mapping"),
+])  # fmt: skip
+def test_a_wrong_suite_is_one_line(text, message, tmp_path, capsys):
+    with pytest.raises(SystemExit) as ended:
+        sweep.main([suite(tmp_path / "s.yaml", text), "--results", str(tmp_path / "r.csv"), "--runs_dir", str(tmp_path / "runs")])
+    said = capsys.readouterr().err.strip()
+    assert ended.value.code == 2 and message in said and len(said.splitlines()) == 1 and not (tmp_path / "r.csv").exists()
+
+
+def test_a_suite_runs_once_and_what_changed_runs_again(sentiment, tiny_bert, tmp_path):
+    folder = tmp_path / "data"
+    folder.mkdir()
+    for name in ("train", "validation", "test"):
+        (folder / f"{name}.jsonl").write_bytes(Path(f"{sentiment}/{name}.jsonl").read_bytes())
+    text = f"script: finetune.py\nflags: {{model: {tiny_bert}, dataset: {folder}, max_steps: 2, latency_runs: 2}}\ngrid: {{seed: [0, 1]}}\n"
+    path, out = suite(tmp_path / "s.yaml", text), ["--results", tmp_path / "r.csv", "--runs_dir", tmp_path / "runs"]
+    first = run_sweep(path, *out)
+    assert first.returncode == 0 and "2 of 2 to run" in first.stdout, first.stderr
+    rows = store.read_results(tmp_path / "r.csv")
+    assert [json.loads(row["args"])["seed"] for row in rows] == [0, 1] and {row["status"] for row in rows} <= {"ok", "degenerate"}
+    assert (tmp_path / "runs/sweeps/s-000.log").read_text().startswith("$ python finetune.py")
+    again = run_sweep(path, *out)
+    assert "0 of 2 to run; there already: " in again.stdout and len(store.read_results(tmp_path / "r.csv")) == 2
+
+    def wanted(path=path, *flags):
+        args = sweep.parse_args([path, *flags, *map(str, out)])
+        return [run for _, _, run in sweep.plan(sweep.make_cells(path, args)[1], args)]
+
+    assert wanted() == [False, False]
+    assert wanted(suite(tmp_path / "t.yaml", text.replace("[0, 1]", "[1, 2]"))) == [False, True]
+    assert wanted(suite(tmp_path / "t.yaml", text.replace("max_steps: 2", "max_steps: 3"))) == [True, True]
+    other = [{**row, "code_id": "another", "status": status} for row, status in zip(rows, ("ok", "failed"))]
+    os.remove(tmp_path / "r.csv")
+    for row in other:
+        store.append_result(tmp_path / "r.csv", row)
+    assert wanted() == [True, True] and wanted(path, "--ignore_code") == [False, False]
+    assert wanted(path, "--ignore_code", "--retry", "failed") == [False, True]
+    with open(folder / "train.jsonl", "a") as file:
+        file.write('{"text": "one more", "label": "positive"}\n')
+    assert wanted(path, "--ignore_code") == [True, True]
+
+
+def test_a_suite_killed_in_the_middle_goes_on(sentiment, tiny_bert, tmp_path):
+    flags = f"{{model: {tiny_bert}, dataset: {sentiment}, max_steps: 1, latency_runs: 0}}"
+    text = f"script: finetune.py\nflags: {flags}\ngrid: {{seed: [0, 1, 2]}}\n"
+    path, out = suite(tmp_path / "s.yaml", text), ["--results", str(tmp_path / "r.csv"), "--runs_dir", str(tmp_path / "runs")]
+    child = subprocess.Popen([sys.executable, "sweep.py", path, *out], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+                             start_new_session=True)  # fmt: skip
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "runs/sweeps/s-001.log").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    time.sleep(2)
+    os.killpg(child.pid, signal.SIGKILL)
+    child.wait()
+    before = len(store.read_results(tmp_path / "r.csv"))
+    assert 1 <= before < 3
+    done = run_sweep(path, *out)
+    assert f"{3 - before} of 3 to run" in done.stdout and done.returncode == 0
+    assert sorted(json.loads(row["args"])["seed"] for row in store.read_results(tmp_path / "r.csv")) == [0, 1, 2]
+
+
+def test_a_run_that_outlives_its_sweep_is_waited_for(sentiment, tiny_bert, tmp_path):
+    text = f"script: finetune.py\nflags: {{model: {tiny_bert}, dataset: {sentiment}, max_steps: 40, latency_runs: 0}}\n"
+    path, out = suite(tmp_path / "s.yaml", text), ["--results", str(tmp_path / "r.csv"), "--runs_dir", str(tmp_path / "runs")]
+    child = subprocess.Popen([sys.executable, "sweep.py", path, *out], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not list((tmp_path / "runs").glob("*-finetune-*")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    child.kill()  # the sweep alone, the run goes on
+    child.wait()
+    assert not (tmp_path / "r.csv").exists()
+    done = run_sweep(path, *out)
+    assert done.returncode == 0 and "1 of 1 to run" in done.stdout and "waiting for its end" in done.stdout + done.stderr
+    assert len(store.read_results(tmp_path / "r.csv")) == 1
+
+
+def test_a_cell_that_fails_stops_the_suite_or_does_not(tiny_bert, sentiment, tmp_path):
+    write_jsonl(tmp_path / "bad.jsonl", [{"text": "x"}])
+    flags, data = f"{{model: {tiny_bert}, max_steps: 1, latency_runs: 0}}", f"[{tmp_path}/bad.jsonl, {sentiment}]"
+    text = f"script: finetune.py\nflags: {flags}\ngrid: {{dataset: {data}}}\n"
+    path, out = suite(tmp_path / "s.yaml", text), ["--results", tmp_path / "r.csv", "--runs_dir", tmp_path / "runs"]
+    stopped = run_sweep(path, *out)
+    assert stopped.returncode == 1 and "FAILED with exit code 2" in stopped.stdout + stopped.stderr and not (tmp_path / "r.csv").exists()
+    whole = run_sweep(path, *out, "--continue_on_error", "--workers", 2)
+    assert whole.returncode == 1 and len(store.read_results(tmp_path / "r.csv")) == 1

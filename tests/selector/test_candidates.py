@@ -1,0 +1,45 @@
+import dataclasses
+import random
+
+import pytest
+
+from harness.selector.candidates import Candidate, Limits, break_even, choose, nearest, obstacles
+
+
+def test_any_relaxed_limit_lets_something_in():
+    rng = random.Random(0)
+
+    def some(_):
+        return Candidate("c", "peft", rng.random(), rng.uniform(1, 100), rng.uniform(1, 10), rng.choice([0, 10, 100]), rng.uniform(0, 50))
+
+    tried = 0
+    for _ in range(300):
+        candidates = [some(i) for i in range(5)]
+        limits = Limits(rng.uniform(1, 6), rng.uniform(1, 50), rng.choice([0, 50]), rng.uniform(0.3, 1))
+        choice, ties, kept = choose(candidates, limits)
+        expected = [c for c in candidates if c.memory_gb <= limits.memory_gb and c.latency_ms <= limits.latency_ms
+                    and c.labels <= limits.data_size and c.score >= limits.required_accuracy]  # fmt: skip
+        assert sorted(kept, key=id) == sorted(expected, key=id)
+        assert choice is None if not expected else choice.score == max(c.score for c in expected)
+        if not expected:
+            near, relaxed, alone = nearest(candidates, limits)
+            worst = {id(c): max(excess for _, _, excess, _ in obstacles(c, limits)) for c in candidates}
+            assert worst[id(near)] == min(worst.values())
+            if not alone:
+                assert choose(candidates, dataclasses.replace(limits, **dict(relaxed)))[0] is not None
+                continue
+            for name, value in relaxed:
+                tried += 1
+                assert choose(candidates, dataclasses.replace(limits, **{name: value}))[0] is not None
+                tighter = value * (1.001 if name == "required_accuracy" else 0.999)
+                if name != "data_size":
+                    assert choose(candidates, dataclasses.replace(limits, **{name: tighter}))[0] is None
+    assert tried > 50
+
+
+def test_after_the_break_even_both_have_cost_the_same():
+    trained = Candidate("t", "peft", 0.8, 10.0, 1.0, 100, 300.0)
+    plain = Candidate("p", "prompting", 0.8, 160.0, 1.0, 0, 0.0)
+    requests, days = break_even(trained, plain, 500)
+    assert trained.cost_seconds(requests) == pytest.approx(plain.cost_seconds(requests)) and days == requests / 500 == 4
+    assert break_even(plain, trained, 500) is None
