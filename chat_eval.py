@@ -37,63 +37,156 @@ from harness.results.run import Run
 
 def parse_args(argv=None):
     parser = flags.ArgumentParser(__doc__)
-    parser.add_argument("--mode", choices=("evaluate", "batch", "interactive"), help="default: evaluate with --benchmark or --score, "
-                        "batch with --prompts, else interactive")  # fmt: skip
-    parser.add_argument("--model", nargs="+", default=["assets/models/SmolLM2-135M-Instruct"], metavar="NAME",
-                        help="hub names or folders; several stand side by side (default: %(default)s)")  # fmt: skip
-    parser.add_argument("--adapter", nargs="+", default=[], metavar="DIR", help="peft adapters of the one model: each against the base")
+    parser.add_argument(
+        "--mode",
+        choices=("evaluate", "batch", "interactive"),
+        help="default: evaluate with --benchmark or --score, batch with --prompts, else interactive",
+    )
+    parser.add_argument(
+        "--model",
+        nargs="+",
+        default=["assets/models/SmolLM2-135M-Instruct"],
+        metavar="NAME",
+        help="hub names or folders; several stand side by side (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--adapter", nargs="+", default=[], metavar="DIR", help="peft adapters of the one model: each against the base"
+    )
     parser.add_argument("--no_lora", action="store_true", help="leave the adapters out: the base model alone")
-    parser.add_argument("--precision", choices=loading.PRECISIONS, default="fp32", help="of the weights (default: %(default)s)")
+    parser.add_argument(
+        "--precision", choices=loading.PRECISIONS, default="fp32", help="of the weights (default: %(default)s)"
+    )
     group = parser.add_argument_group("questions and answers")
-    group.add_argument("--benchmark", metavar="NAME|FILE", help="alpaca_eval, mt_bench, or a file of prompts (json, jsonl, csv, tsv, "
-                       "parquet, txt; IFEval's columns are known) or folder with question.jsonl")  # fmt: skip
-    group.add_argument("--data", metavar="PATH", help="where the questions of alpaca_eval or mt_bench lie (default: from the hub)")
-    group.add_argument("--num_samples", type=flags.positive_int, metavar="N", help="N questions, each category in its share (default: all)")
-    group.add_argument("--max_new_tokens", type=flags.positive_int, default=1024, metavar="N", help="of an answer (default: %(default)s)")
-    group.add_argument("--temperature", type=flags.non_negative, metavar="T", help="of every answer, 0 is greedy (default: that of the "
-                       "benchmark's categories, else 0)")  # fmt: skip
+    group.add_argument(
+        "--benchmark",
+        metavar="NAME|FILE",
+        help="alpaca_eval, mt_bench, or a file of prompts (json, jsonl, csv, tsv, "
+        "parquet, txt; IFEval's columns are known) or folder with question.jsonl",
+    )
+    group.add_argument(
+        "--data", metavar="PATH", help="where the questions of alpaca_eval or mt_bench lie (default: from the hub)"
+    )
+    group.add_argument(
+        "--num_samples",
+        type=flags.positive_int,
+        metavar="N",
+        help="N questions, each category in its share (default: all)",
+    )
+    group.add_argument(
+        "--max_new_tokens",
+        type=flags.positive_int,
+        default=1024,
+        metavar="N",
+        help="of an answer (default: %(default)s)",
+    )
+    group.add_argument(
+        "--temperature",
+        type=flags.non_negative,
+        metavar="T",
+        help="of every answer, 0 is greedy (default: that of the benchmark's categories, else 0)",
+    )
     group.add_argument("--system", metavar="TEXT", help="a system text before every conversation")
     group.add_argument(
-        "--prompt_format", choices=("plain", "chat", "auto"), default="auto", help="auto: the chat template where there is one"
+        "--prompt_format",
+        choices=("plain", "chat", "auto"),
+        default="auto",
+        help="auto: the chat template where there is one",
     )
-    group.add_argument("--answers_dir", default="answers", metavar="DIR", help="keeps answers and judgements, by all that decides them "
-                       "(default: %(default)s)")  # fmt: skip
+    group.add_argument(
+        "--answers_dir",
+        default="answers",
+        metavar="DIR",
+        help="keeps answers and judgements, by all that decides them (default: %(default)s)",
+    )
     group.add_argument("--prompts", metavar="FILE", help="of --mode batch: as --benchmark FILE")
-    group.add_argument("--output", metavar="FILE", help="of --mode batch: prompts with answers, JSON lines (default: in the run folder)")
+    group.add_argument(
+        "--output",
+        metavar="FILE",
+        help="of --mode batch: prompts with answers, JSON lines (default: in the run folder)",
+    )
     group = parser.add_argument_group("judging")
-    group.add_argument("--judge", choices=("none", "local", "endpoint"), default="none", help="who judges (default: %(default)s)")
-    group.add_argument("--judge_model", metavar="NAME", help="a hub name or folder, or the endpoint's name of its model")
+    group.add_argument(
+        "--judge", choices=("none", "local", "endpoint"), default="none", help="who judges (default: %(default)s)"
+    )
+    group.add_argument(
+        "--judge_model", metavar="NAME", help="a hub name or folder, or the endpoint's name of its model"
+    )
     group.add_argument("--judge_url", metavar="URL", help="an OpenAI-compatible endpoint, with its /v1")
     group.add_argument(
-        "--judge_key", default="OPENAI_API_KEY", metavar="VARIABLE", help="of the environment, with its key (default: %(default)s)"
+        "--judge_key",
+        default="OPENAI_API_KEY",
+        metavar="VARIABLE",
+        help="of the environment, with its key (default: %(default)s)",
     )
-    group.add_argument("--opponent", choices=("auto", "reference", "base", "both"), default="auto", help="of the pairwise judgements: the "
-                       "benchmark's reference answers, or the first model; auto: the first of several, else the references")  # fmt: skip
-    group.add_argument("--one_order", action="store_true", help="judge a pair in one order only, drawn by its question: half the price, "
-                       "but no position bias is known")  # fmt: skip
     group.add_argument(
-        "--judge_prompt", metavar="FILE", help="a pairwise prompt with {question}, {answer_a}, {answer_b}, to be answered A or B"
+        "--opponent",
+        choices=("auto", "reference", "base", "both"),
+        default="auto",
+        help="of the pairwise judgements: the "
+        "benchmark's reference answers, or the first model; auto: the first of several, else the references",
     )
-    group.add_argument("--judge_workers", type=flags.positive_int, default=4, metavar="N", help="calls at a time (default: %(default)s)")
-    group.add_argument("--judge_max_tokens", type=flags.positive_int, metavar="N", help="of a reply, more for models that think first "
-                       "(default: 16 for a letter or number, 2048 for FastChat's explained ratings)")  # fmt: skip
-    group.add_argument("--judge_retries", type=flags.whole_number, default=8, metavar="N", help="of a failed call, with growing pauses "
-                       "(default: %(default)s)")  # fmt: skip
-    group.add_argument("--judge_timeout", type=flags.positive, default=120.0, metavar="S", help="seconds of a call (default: %(default)s)")
-    group.add_argument("--judge_prices", type=flags.non_negative, nargs=2, metavar=("IN", "OUT"), help="USD per million tokens")
-    group.add_argument("--max_cost", type=flags.non_negative, metavar="USD", help="judge for no more than this; needs --judge_prices")
-    group.add_argument("--score", metavar="FILE", help="no run: the figures of AlpacaEval's annotations or MT-Bench's gradings")
+    group.add_argument(
+        "--one_order",
+        action="store_true",
+        help="judge a pair in one order only, drawn by its question: half the price, but no position bias is known",
+    )
+    group.add_argument(
+        "--judge_prompt",
+        metavar="FILE",
+        help="a pairwise prompt with {question}, {answer_a}, {answer_b}, to be answered A or B",
+    )
+    group.add_argument(
+        "--judge_workers",
+        type=flags.positive_int,
+        default=4,
+        metavar="N",
+        help="calls at a time (default: %(default)s)",
+    )
+    group.add_argument(
+        "--judge_max_tokens",
+        type=flags.positive_int,
+        metavar="N",
+        help="of a reply, more for models that think first "
+        "(default: 16 for a letter or number, 2048 for FastChat's explained ratings)",
+    )
+    group.add_argument(
+        "--judge_retries",
+        type=flags.whole_number,
+        default=8,
+        metavar="N",
+        help="of a failed call, with growing pauses (default: %(default)s)",
+    )
+    group.add_argument(
+        "--judge_timeout",
+        type=flags.positive,
+        default=120.0,
+        metavar="S",
+        help="seconds of a call (default: %(default)s)",
+    )
+    group.add_argument(
+        "--judge_prices", type=flags.non_negative, nargs=2, metavar=("IN", "OUT"), help="USD per million tokens"
+    )
+    group.add_argument(
+        "--max_cost", type=flags.non_negative, metavar="USD", help="judge for no more than this; needs --judge_prices"
+    )
+    group.add_argument(
+        "--score", metavar="FILE", help="no run: the figures of AlpacaEval's annotations or MT-Bench's gradings"
+    )
     flags.add_common_args(parser, auto_batch=True)
     parser.set_defaults(latency_runs=3)
     args = parser.parse_args(argv)
-    args.mode = args.mode or ("evaluate" if args.benchmark or args.score else "batch" if args.prompts else "interactive")
+    args.mode = args.mode or (
+        "evaluate" if args.benchmark or args.score else "batch" if args.prompts else "interactive"
+    )
     return check_args(parser, args)
 
 
 def check_args(parser, args):
     """Cross-checks of the flags, and of the small files that they name."""
     if args.mode == "evaluate" and bool(args.benchmark) == bool(args.score):
-        parser.error("--mode evaluate needs --benchmark alpaca_eval, mt_bench or a file of prompts, or else --score FILE")
+        parser.error(
+            "--mode evaluate needs --benchmark alpaca_eval, mt_bench or a file of prompts, or else --score FILE"
+        )
     if (args.mode == "batch") != bool(args.prompts):
         parser.error("--mode batch and --prompts FILE belong together")
     if args.benchmark and args.mode != "evaluate":
@@ -108,8 +201,12 @@ def check_args(parser, args):
         parser.error("--adapter belongs to one --model; give one of them")
     if args.mode == "interactive" and (len(args.model) > 1 or len(args.adapter) > 1):
         parser.error("--mode interactive talks to one model with at most one adapter")
-    if args.judge == "none" and (args.judge_model or args.judge_url or args.judge_prompt or args.one_order or args.opponent != "auto"):
-        parser.error("--judge_model, --judge_url, --judge_prompt, --one_order and --opponent need --judge local or --judge endpoint")
+    if args.judge == "none" and (
+        args.judge_model or args.judge_url or args.judge_prompt or args.one_order or args.opponent != "auto"
+    ):
+        parser.error(
+            "--judge_model, --judge_url, --judge_prompt, --one_order and --opponent need --judge local or --judge endpoint"
+        )
     if args.judge != "none" and (args.mode != "evaluate" or args.score):
         parser.error("--judge belongs to --benchmark")
     if args.judge != "none" and not args.judge_model:
@@ -120,7 +217,11 @@ def check_args(parser, args):
         parser.error(f"--judge_url {args.judge_url}: an address that begins with http:// or https:// is wanted")
     if args.judge != "endpoint" and (args.judge_prices or args.max_cost is not None):
         parser.error("--judge_prices and --max_cost belong to --judge endpoint")
-    if args.judge == "endpoint" and args.judge_key != parser.get_default("judge_key") and args.judge_key not in os.environ:
+    if (
+        args.judge == "endpoint"
+        and args.judge_key != parser.get_default("judge_key")
+        and args.judge_key not in os.environ
+    ):
         parser.error(f"--judge_key {args.judge_key}: there is no such variable in the environment")
     if args.max_cost is not None and not args.judge_prices:
         parser.error("--max_cost needs --judge_prices IN OUT, USD per million tokens")
@@ -159,8 +260,16 @@ def metric_of(benchmark, questions, scores, judged):
 def record_answers(run, system, questions, metric, n_failed, base):
     """The row's quality cells and predictions.jsonl. base: the first System, of which an adapter's answers must differ."""
     means = side_by_side.means(system.scores.values())
-    for name in ("win_rate", "judge_score", "instruction_following", "rouge_l", "token_f1", "answer_chars", "refusal_rate",
-                 "repetition_rate"):  # fmt: skip
+    for name in (
+        "win_rate",
+        "judge_score",
+        "instruction_following",
+        "rouge_l",
+        "token_f1",
+        "answer_chars",
+        "refusal_rate",
+        "repetition_rate",
+    ):
         run.row.setdefault(name, means.get(name))
     if metric in means:
         values = [each[metric] for each in system.scores.values() if each.get(metric) is not None]
@@ -174,9 +283,18 @@ def record_answers(run, system, questions, metric, n_failed, base):
     skipped = sum(name not in ifeval.CHECKS for question in questions for name, _ in question.checks)
     if skipped:
         run.note(f"{skipped} of IFEval's instructions cannot be checked here; their prompts are not counted")
-    run.write_jsonl("predictions.jsonl", [
-        {"id": q.id, "target": list(q.references), "prediction": system.answers[q.id], "scores": system.scores[q.id]} for q in questions
-    ])  # fmt: skip
+    run.write_jsonl(
+        "predictions.jsonl",
+        [
+            {
+                "id": q.id,
+                "target": list(q.references),
+                "prediction": system.answers[q.id],
+                "scores": system.scores[q.id],
+            }
+            for q in questions
+        ],
+    )
     useless = metrics.degenerate(["\n".join(answers) for answers in system.answers.values()])
     if base and run.args["adapter"] and base.answers == system.answers:
         useless = "the adapter changed no answer"
@@ -191,8 +309,14 @@ def record_answers(run, system, questions, metric, n_failed, base):
 def load(args, name, adapter=None):
     """(model, tokenizer) at --precision, on --device."""
     tokenizer = utils.load_tokenizer(name, args.trust_remote_code)
-    model = loading.load_model(name, precision=args.precision, device=utils.pick_device(args.device), adapter=adapter,
-                              pad_token_id=tokenizer.pad_token_id, trust_remote_code=args.trust_remote_code)  # fmt: skip
+    model = loading.load_model(
+        name,
+        precision=args.precision,
+        device=utils.pick_device(args.device),
+        adapter=adapter,
+        pad_token_id=tokenizer.pad_token_id,
+        trust_remote_code=args.trust_remote_code,
+    )
     return model, tokenizer
 
 
@@ -206,11 +330,15 @@ def evaluate(args, benchmark, questions, model_name, adapter, name, run, folder)
     run.note(merged)
     with utils.measure() as spent:
         here = run.row["device_name"]
-        mine, passes = answers.answer(model, tokenizer, benchmark, questions, folder / "answers.jsonl", args, chat, here)
+        mine, passes = answers.answer(
+            model, tokenizer, benchmark, questions, folder / "answers.jsonl", args, chat, here
+        )
     if passes:
         run.row.update(spent.memory_columns(), batch_size=max(found.batch_size for found in passes))
         widest = max(passes, key=lambda found: found.batch_size * found.longest)
-        memory_forecast.predict_inference(run, model, widest.batch_size, widest.longest, "generated", len(widest.prefix))
+        memory_forecast.predict_inference(
+            run, model, widest.batch_size, widest.longest, "generated", len(widest.prefix)
+        )
     record.note_truncation(run, None, 0, 0, round(sum(each["truncated"] for each in mine)))
     tokens, seconds = sum(sum(each["new_tokens"]) for each in mine), None
     if all(each["device"] == here for each in mine):
@@ -223,15 +351,22 @@ def evaluate(args, benchmark, questions, model_name, adapter, name, run, folder)
         def prompt():
             return benchmarks.render(question.turns[:1], (), tokenizer if chat else None, args.system)
 
-        return generation.time_request(model, tokenizer, prompt, args.max_new_tokens, stop=stop, add_special_tokens=not chat)
+        return generation.time_request(
+            model, tokenizer, prompt, args.max_new_tokens, stop=stop, add_special_tokens=not chat
+        )
 
     timed = utils.one_by_one(request, questions[: args.latency_runs], n_warmup=1)
     run.row.update(
-        utils.latency_columns([found.total_ms for found in timed]), ttft_ms=record.median([found.ttft_ms for found in timed]),
-        tpot_ms=record.median([found.tpot_ms for found in timed]), eval_seconds=seconds, generated_tokens=tokens,
-        prompt_tokens=round(sum(each["prompt_tokens"] for each in mine)), tokens_per_s=seconds and tokens / seconds,
-        examples_per_s=seconds and len(mine) / seconds, perplexity=answers.reference_perplexity(model, tokenizer, questions, args, chat),
-    )  # fmt: skip
+        utils.latency_columns([found.total_ms for found in timed]),
+        ttft_ms=record.median([found.ttft_ms for found in timed]),
+        tpot_ms=record.median([found.tpot_ms for found in timed]),
+        eval_seconds=seconds,
+        generated_tokens=tokens,
+        prompt_tokens=round(sum(each["prompt_tokens"] for each in mine)),
+        tokens_per_s=seconds and tokens / seconds,
+        examples_per_s=seconds and len(mine) / seconds,
+        perplexity=answers.reference_perplexity(model, tokenizer, questions, args, chat),
+    )
     system = side_by_side.System(name, {q.id: each["turns"] for q, each in zip(questions, mine)})
     system.scores = {q.id: side_by_side.measures(q, each["turns"], each["cut"]) for q, each in zip(questions, mine)}
     asked, kept = (sum(each.get(column, 0) for each in system.scores.values()) for column in ("n_checks", "n_followed"))
@@ -248,8 +383,17 @@ def evaluate(args, benchmark, questions, model_name, adapter, name, run, folder)
 def make_judge(args):
     """The judge that the flags name."""
     if args.judge == "endpoint":
-        return judges.EndpointJudge(args.judge_url, args.judge_model, args.judge_key, args.judge_workers, args.judge_retries,
-                                    args.judge_timeout, args.judge_prices, args.max_cost, args.judge_max_tokens)  # fmt: skip
+        return judges.EndpointJudge(
+            args.judge_url,
+            args.judge_model,
+            args.judge_key,
+            args.judge_workers,
+            args.judge_retries,
+            args.judge_timeout,
+            args.judge_prices,
+            args.max_cost,
+            args.judge_max_tokens,
+        )
 
     return judges.LocalJudge(args.judge_model, lambda: load(args, args.judge_model), args.precision, args.batch_size)
 
@@ -259,10 +403,14 @@ def opponents_of(args, benchmark, questions):
     several = len(systems_of(args)) > 1
     known = all(len(question.references) >= len(question.turns) for question in questions)
     if args.opponent in ("reference", "both") and not known:
-        raise utils.UserError("--opponent reference: not every question has a reference answer to each turn; use --opponent base")
+        raise utils.UserError(
+            "--opponent reference: not every question has a reference answer to each turn; use --opponent base"
+        )
     if args.opponent == "base" and not several:
         raise utils.UserError("--opponent base: there is one model alone; give --adapter, or several to --model")
-    wanted = {"auto": ("base",) if several else ("reference",), "both": ("reference", "base")}.get(args.opponent, (args.opponent,))
+    wanted = {"auto": ("base",) if several else ("reference",), "both": ("reference", "base")}.get(
+        args.opponent, (args.opponent,)
+    )
     found = [name for name in wanted if (known if name == "reference" else several)]
     if not found and benchmark.kind != "mt_bench":
         raise utils.UserError(
@@ -276,15 +424,24 @@ def score(path):
     kind, rows = win_rates.read_judgements(path)
     if kind == "mt_bench":
         questions = next(
-            (p for p in (Path(path).parent / "question.jsonl", Path(path).parent.parent / "question.jsonl") if p.is_file()), None
+            (
+                p
+                for p in (Path(path).parent / "question.jsonl", Path(path).parent.parent / "question.jsonl")
+                if p.is_file()
+            ),
+            None,
         )
-        categories = questions and {str(row["question_id"]): row.get("category", "") for row in store.read_records(questions)}
+        categories = questions and {
+            str(row["question_id"]): row.get("category", "") for row in store.read_records(questions)
+        }
         print(json.dumps(win_rates.mt_bench_scores(rows, categories), indent=2))
         return
     found = win_rates.win_rate([row["preference"] for row in rows])
     outputs = [row["output_2"] for row in rows if isinstance(row.get("output_2"), str)]
     found["avg_length"] = int(statistics.fmean(map(len, outputs))) if outputs else None
-    controlled, why = win_rates.length_controlled(rows, list(range(len(rows))) if len(rows) == win_rates.INSTRUCTIONS else None)
+    controlled, why = win_rates.length_controlled(
+        rows, list(range(len(rows))) if len(rows) == win_rates.INSTRUCTIONS else None
+    )
     found.update(length_controlled_winrate=controlled and controlled[0], lc_standard_error=controlled and controlled[1])
     print(json.dumps(found, indent=2))
     if why:
@@ -315,7 +472,9 @@ def main(argv=None):
         return
     benchmark = benchmarks.load(args.benchmark or args.prompts, args.data)
     questions = benchmarks.choose(benchmark.questions, args.num_samples)
-    print(f"{benchmark.name}: {len(questions)} of {len(benchmark.questions)} questions, {sum(len(q.turns) for q in questions)} turns")
+    print(
+        f"{benchmark.name}: {len(questions)} of {len(benchmark.questions)} questions, {sum(len(q.turns) for q in questions)} turns"
+    )
     judged, wanted, done = args.judge != "none", systems_of(args), []
     against = opponents_of(args, benchmark, questions) if judged else []
     judge, names = make_judge(args) if judged else None, answers.names_of(wanted)
@@ -327,9 +486,17 @@ def main(argv=None):
             device = utils.pick_device(args.device)
             utils.set_seed(args.seed)
             eval_id = benchmarks.eval_id(questions, *([args.judge_model, *against] if judged else []))
-            run.row.update(model=model, dataset=benchmark.name, device=device, device_name=utils.device_name(device), n_eval=len(questions),
-                           precision=args.precision, eval_id=eval_id, n_train=0,
-                           variant=f"{benchmark.name}_adapter" if adapter else benchmark.name)  # fmt: skip
+            run.row.update(
+                model=model,
+                dataset=benchmark.name,
+                device=device,
+                device_name=utils.device_name(device),
+                n_eval=len(questions),
+                precision=args.precision,
+                eval_id=eval_id,
+                n_train=0,
+                variant=f"{benchmark.name}_adapter" if adapter else benchmark.name,
+            )
             # 3.-5. data, model, adapt: the questions are read, nothing is trained
             folder = answers.answers_folder(args, model, adapter)
             with answers.locked(folder):
@@ -338,8 +505,14 @@ def main(argv=None):
                 benchmarks.write_official(run, benchmark, questions, system)
                 failed = 0
                 if judged:
-                    references = side_by_side.System(judgements.reference_name(questions), {q.id: list(q.references) for q in questions})
-                    opponents = [references if name == "reference" else done[0] for name in against if name == "reference" or done]
+                    references = side_by_side.System(
+                        judgements.reference_name(questions), {q.id: list(q.references) for q in questions}
+                    )
+                    opponents = [
+                        references if name == "reference" else done[0]
+                        for name in against
+                        if name == "reference" or done
+                    ]
                     failed = judgements.judge_system(run, judge, benchmark, questions, system, opponents, args, folder)
                     if against == ["base"] and not done:  # against itself, as AlpacaEval has it
                         for each in system.scores.values():
@@ -355,9 +528,18 @@ def main(argv=None):
                 print("\n".join(side_by_side.write(run.path, benchmark.name, questions, done)))
                 print(f"{'side by side' if len(done) > 1 else 'with all answers'} in {run.path('comparison.md')}")
             if args.mode == "batch":
-                lines = [{"id": q.id, "prompt": q.turns[0] if len(q.turns) == 1 else q.turns, "model": system.name,
-                          "answer": system.answers[q.id][0] if len(q.turns) == 1 else system.answers[q.id]} for q in questions]  # fmt: skip
-                with open(args.output or run.path("answers.jsonl"), "w" if len(done) == 1 else "a", encoding="utf-8") as file:
+                lines = [
+                    {
+                        "id": q.id,
+                        "prompt": q.turns[0] if len(q.turns) == 1 else q.turns,
+                        "model": system.name,
+                        "answer": system.answers[q.id][0] if len(q.turns) == 1 else system.answers[q.id],
+                    }
+                    for q in questions
+                ]
+                with open(
+                    args.output or run.path("answers.jsonl"), "w" if len(done) == 1 else "a", encoding="utf-8"
+                ) as file:
                     file.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
 
 

@@ -31,28 +31,57 @@ from harness.results.run import Run
 from harness.training import collators, trainer
 
 LEARNING_RATES = {"lora": 5e-4, "full": 2e-5}
-TOP_K = 64  # of the vocabulary, that precomputed targets of generated answers keep at each token; the rest counts as one
+TOP_K = (
+    64  # of the vocabulary, that precomputed targets of generated answers keep at each token; the rest counts as one
+)
 
 
 def parse_args(argv=None):
     parser = flags.ArgumentParser(__doc__)
     parser.add_argument(
-        "--model", default="assets/models/SmolLM2-135M-Instruct", help="a causal model: hub name or folder (default: %(default)s)"
+        "--model",
+        default="assets/models/SmolLM2-135M-Instruct",
+        help="a causal model: hub name or folder (default: %(default)s)",
     )
     group = parser.add_argument_group("teacher")
-    group.add_argument("--k_shots", type=flags.positive_int, default=8, metavar="K", help="demonstrations (default: %(default)s)")
-    group.add_argument("--calibrate", choices=("none", "contextual", "batch"), default="none", help="of the teacher's label words")
-    group.add_argument("--unlabelled", type=flags.positive_int, default=2000, metavar="N",
-                       help="at most so many training inputs to learn from, no demonstrations (default: %(default)s)")  # fmt: skip
-    group.add_argument("--targets", choices=("precomputed", "online"), default="precomputed", help="(default: %(default)s)")
-    group.add_argument("--temperature", type=flags.positive, default=1.0, help="of both distributions (default: %(default)s)")
-    group = parser.add_argument_group("student")
-    group.add_argument("--student", choices=tuple(LEARNING_RATES), default="lora", help="what is trained (default: %(default)s)")
-    group.add_argument("--quantize", choices=("none", "int8", "nf4"), default="none", help="the frozen weights of teacher and LoRA student")
-    group.add_argument("--rank", type=flags.positive_int, default=8, help="of LoRA (default: %(default)s)")
-    group.add_argument("--alpha", type=flags.positive_int, help="updates are scaled by alpha / rank (default: twice the rank)")
     group.add_argument(
-        "--target_modules", default="all-linear", metavar="auto|attention|mlp|all-linear|A,B,..", help="(default: %(default)s)"
+        "--k_shots", type=flags.positive_int, default=8, metavar="K", help="demonstrations (default: %(default)s)"
+    )
+    group.add_argument(
+        "--calibrate", choices=("none", "contextual", "batch"), default="none", help="of the teacher's label words"
+    )
+    group.add_argument(
+        "--unlabelled",
+        type=flags.positive_int,
+        default=2000,
+        metavar="N",
+        help="at most so many training inputs to learn from, no demonstrations (default: %(default)s)",
+    )
+    group.add_argument(
+        "--targets", choices=("precomputed", "online"), default="precomputed", help="(default: %(default)s)"
+    )
+    group.add_argument(
+        "--temperature", type=flags.positive, default=1.0, help="of both distributions (default: %(default)s)"
+    )
+    group = parser.add_argument_group("student")
+    group.add_argument(
+        "--student", choices=tuple(LEARNING_RATES), default="lora", help="what is trained (default: %(default)s)"
+    )
+    group.add_argument(
+        "--quantize",
+        choices=("none", "int8", "nf4"),
+        default="none",
+        help="the frozen weights of teacher and LoRA student",
+    )
+    group.add_argument("--rank", type=flags.positive_int, default=8, help="of LoRA (default: %(default)s)")
+    group.add_argument(
+        "--alpha", type=flags.positive_int, help="updates are scaled by alpha / rank (default: twice the rank)"
+    )
+    group.add_argument(
+        "--target_modules",
+        default="all-linear",
+        metavar="auto|attention|mlp|all-linear|A,B,..",
+        help="(default: %(default)s)",
     )
     flags.add_training_args(parser, resume=False, padding_free=False)
     flags.add_data_args(parser)
@@ -100,7 +129,9 @@ class Teacher:
         prompts, separator = self.prompts(examples)
         labels = [separator + word for word in self.task.words]
         with self.asked():
-            found = scoring.score_labels(self.model, self.tokenizer, prompts, labels, "auto", not self.chat, progress, self.prefix)
+            found = scoring.score_labels(
+                self.model, self.tokenizer, prompts, labels, "auto", not self.chat, progress, self.prefix
+            )
             if self.prefix is None and len(prompts) > 1:
                 self.prefix = scoring.prefill(self.model, found.prefix)
         return metrics.log_normalise(found.total)
@@ -119,8 +150,9 @@ class Teacher:
         prompts, _ = self.prompts(examples)
         stop = prompting.answer_stop(self.model, self.tokenizer, self.task.kind, self.chat)
         with self.asked():
-            return generation.generate(self.model, self.tokenizer, prompts, self.new_tokens, "auto", stop, not self.chat,
-                                      "answering").ids  # fmt: skip
+            return generation.generate(
+                self.model, self.tokenizer, prompts, self.new_tokens, "auto", stop, not self.chat, "answering"
+            ).ids
 
     def token_targets(self, examples, answers, top_k=None, progress=None):
         """For each answer log-probabilities [T, V] of its tokens; with top_k a pair [T, K]: the highest, tempered, and their ids."""
@@ -163,10 +195,17 @@ class LabelBatches:
                 picks += [(row, len(end) - t, token, b * len(item["ends"]) + label) for t, token in enumerate(end)]
         ids = [list(row[1:]) for row in rows]
         ids, mask = left_padded(ids, self.pad_id)
-        targets = self.teacher([item["example"] for item in items]) if self.teacher else [item["target"] for item in items]
-        return {"input_ids": ids, "attention_mask": mask, "position_ids": (mask.cumsum(1) - 1).clamp(min=0),
-                "labels": torch.tensor(targets, dtype=torch.float32),
-                "picks": torch.tensor(picks), "kept": max(pick[1] for pick in picks)}  # fmt: skip
+        targets = (
+            self.teacher([item["example"] for item in items]) if self.teacher else [item["target"] for item in items]
+        )
+        return {
+            "input_ids": ids,
+            "attention_mask": mask,
+            "position_ids": (mask.cumsum(1) - 1).clamp(min=0),
+            "labels": torch.tensor(targets, dtype=torch.float32),
+            "picks": torch.tensor(picks),
+            "kept": max(pick[1] for pick in picks),
+        }
 
 
 def label_loss(temperature):
@@ -198,10 +237,20 @@ class AnswerBatches:
 
         ids, mask = left_padded([item["input_ids"] + item["answer"] for item in items], self.pad_id)
         places = [(b, len(item["answer"]) + 1 - t) for b, item in enumerate(items) for t in range(len(item["answer"]))]
-        batch = {"input_ids": ids, "attention_mask": mask, "position_ids": (mask.cumsum(1) - 1).clamp(min=0),
-                 "places": torch.tensor(places), "kept": 1 + max(len(item["answer"]) for item in items)}  # fmt: skip
+        batch = {
+            "input_ids": ids,
+            "attention_mask": mask,
+            "position_ids": (mask.cumsum(1) - 1).clamp(min=0),
+            "places": torch.tensor(places),
+            "kept": 1 + max(len(item["answer"]) for item in items),
+        }
         if self.teacher:
-            return {**batch, "labels": torch.cat(self.teacher([item["example"] for item in items], [item["answer"] for item in items]))}
+            return {
+                **batch,
+                "labels": torch.cat(
+                    self.teacher([item["example"] for item in items], [item["answer"] for item in items])
+                ),
+            }
         values, tokens = (torch.cat([item["target"][i] for item in items]) for i in (0, 1))
         return {**batch, "labels": values.float(), "tokens": tokens}
 
@@ -213,12 +262,19 @@ def answer_loss(temperature):
         import torch
         from torch.nn.functional import kl_div
 
-        out = model(batch["input_ids"], attention_mask=batch["attention_mask"], position_ids=batch["position_ids"],
-                    logits_to_keep=batch["kept"]).logits.float()  # fmt: skip
+        out = model(
+            batch["input_ids"],
+            attention_mask=batch["attention_mask"],
+            position_ids=batch["position_ids"],
+            logits_to_keep=batch["kept"],
+        ).logits.float()
         sequence, place = batch["places"].T
         student = out[sequence, -place]  # [T, V]
         if "tokens" not in batch:
-            student, teacher = student.div(temperature).log_softmax(-1), batch["labels"].float().div(temperature).log_softmax(-1)
+            student, teacher = (
+                student.div(temperature).log_softmax(-1),
+                batch["labels"].float().div(temperature).log_softmax(-1),
+            )
             return kl_div(student, teacher, reduction="batchmean", log_target=True) * temperature**2
 
         def with_rest(log_probs):  # [T, K] -> [T, K + 1]
@@ -242,17 +298,25 @@ def distil(student, teacher, tokenizer, task, examples, args, run, device, chat,
     with utils.measure() as asking:
         if classes:
             some = examples[:256] if online else examples
-            raw = np.concatenate(utils.over_processes(lambda part: teacher.label_scores(part, "asking the teacher"), some))
+            raw = np.concatenate(
+                utils.over_processes(lambda part: teacher.label_scores(part, "asking the teacher"), some)
+            )
             teacher.calibrate(raw)
             items = label_rows(student, tokenizer, task, examples, chat)
             targets = None if online else teacher.targets(examples, raw).tolist()
         else:
             answers = [ids for part in utils.over_processes(teacher.answers, examples) for ids in part]
             prompts = [render(task, ex, (), tokenizer if chat else None)[0] for ex in examples]
-            items = [{"input_ids": ids, "answer": answer} for ids, answer in
-                     zip(tokenizer(prompts, add_special_tokens=not chat, verbose=False).input_ids, answers)]  # fmt: skip
+            items = [
+                {"input_ids": ids, "answer": answer}
+                for ids, answer in zip(
+                    tokenizer(prompts, add_special_tokens=not chat, verbose=False).input_ids, answers
+                )
+            ]
             if not online:
-                asked = utils.over_processes(lambda part: teacher.token_targets(*zip(*part), TOP_K), list(zip(examples, answers)))
+                asked = utils.over_processes(
+                    lambda part: teacher.token_targets(*zip(*part), TOP_K), list(zip(examples, answers))
+                )
                 targets = [found for part in asked for found in part]
     for i, item in enumerate(items):
         item.update({"example": examples[i]} if online else {"target": targets[i]})
@@ -263,7 +327,9 @@ def distil(student, teacher, tokenizer, task, examples, args, run, device, chat,
             f"the teacher answered only {len(items)} of the inputs; try other demonstrations or a longer --max_new_tokens"
         )
     run.note(f"{len(items)} unlabelled inputs; the teacher was asked for {asking.seconds:.0f} s")
-    cut = min(len(items) // 10, flags.VALIDATION_CAP if args.max_validation_samples is None else args.max_validation_samples)
+    cut = min(
+        len(items) // 10, flags.VALIDATION_CAP if args.max_validation_samples is None else args.max_validation_samples
+    )
     ask = (teacher.targets if classes else teacher.token_targets) if online else None
     batches = (LabelBatches if classes else AnswerBatches)(tokenizer.pad_token_id, ask)
     data = collators.Data(items[cut:], items[:cut] or None, batches)
@@ -275,7 +341,9 @@ def distil(student, teacher, tokenizer, task, examples, args, run, device, chat,
 def load_student(args, device, precision, folder):
     """A student that lies in a folder: the whole model, or an adapter for the base that is read again."""
     full = args.student == "full"
-    model = loading.load_model(folder if full else args.model, precision=precision, device=device, trust_remote_code=args.trust_remote_code)
+    model = loading.load_model(
+        folder if full else args.model, precision=precision, device=device, trust_remote_code=args.trust_remote_code
+    )
     return model if full else adapters.load_adapter(model, folder)
 
 
@@ -283,9 +351,13 @@ def measured(model, tokenizer, task, run, args, chat, other, demonstrations=(), 
     """Score on the evaluation examples as prompt_eval.py does."""
     common = {"batch_size": "auto", "latency_runs": args.latency_runs, "chat": chat, "demonstrations": demonstrations}
     if task.kind == "classification":
-        evaluate.evaluate_labels(model, tokenizer, task, run, **common, prior=prompting.label_prior(calibrate, task), other=other)
+        evaluate.evaluate_labels(
+            model, tokenizer, task, run, **common, prior=prompting.label_prior(calibrate, task), other=other
+        )
     else:
-        evaluate.evaluate_answers(model, tokenizer, task, run, **common, max_new_tokens=trainer.answer_length(args, task))
+        evaluate.evaluate_answers(
+            model, tokenizer, task, run, **common, max_new_tokens=trainer.answer_length(args, task)
+        )
     names = (
         "metric",
         "score",
@@ -316,9 +388,15 @@ def main(argv=None):
             precision = args.weights if args.quantize == "none" else args.quantize
             name = f"{args.k_shots}_shot" + ("" if args.calibrate == "none" else f"_{args.calibrate}_calibrated")
             name += f"_to_{args.student}" + (f"_r{args.rank}" if args.student == "lora" else "")
-            run.row.update(variant=name + ("_online" if args.targets == "online" else ""), model=args.model, data_seed=args.data_seed,
-                           device=device, device_name=utils.device_name(device), k_shots=0,
-                           precision=precision)  # fmt: skip
+            run.row.update(
+                variant=name + ("_online" if args.targets == "online" else ""),
+                model=args.model,
+                data_seed=args.data_seed,
+                device=device,
+                device_name=utils.device_name(device),
+                k_shots=0,
+                precision=precision,
+            )
 
             # 3. data
             task = tasks.from_args(args)
@@ -339,24 +417,40 @@ def main(argv=None):
             # 4. model
             tokenizer = utils.load_tokenizer(args.model, args.trust_remote_code)
             with utils.measure() as load:
-                base = base or loading.load_model(args.model, precision=precision, device=device, trust_remote_code=args.trust_remote_code,
-                                                 attention=args.attn_implementation)  # fmt: skip
+                base = base or loading.load_model(
+                    args.model,
+                    precision=precision,
+                    device=device,
+                    trust_remote_code=args.trust_remote_code,
+                    attention=args.attn_implementation,
+                )
                 model = trainer.own_copy(base, args, given)
             if model.config.is_encoder_decoder:
-                raise utils.UserError(f"{args.model} is an encoder-decoder; context distillation here is for causal models")
+                raise utils.UserError(
+                    f"{args.model} is an encoder-decoder; context distillation here is for causal models"
+                )
             chat = loading.uses_chat(args.prompt_format, tokenizer, scoring=task.kind == "classification")
 
             # 5. adapt
-            compared = {"teacher": measured(model, tokenizer, task, run.part("teacher"), args, chat, other, demonstrations, args.calibrate),
-                        "untrained_student": measured(model, tokenizer, task, run.part("untrained"), args, chat, other)}  # fmt: skip
+            compared = {
+                "teacher": measured(
+                    model, tokenizer, task, run.part("teacher"), args, chat, other, demonstrations, args.calibrate
+                ),
+                "untrained_student": measured(model, tokenizer, task, run.part("untrained"), args, chat, other),
+            }
             apart = args.targets == "online" and args.student == "full"  # the teacher must stay as it is
             teacher = Teacher(copy.deepcopy(model) if apart else model, tokenizer, task, demonstrations, args, chat)
             student = model
             if args.student == "lora":
                 import peft
 
-                config = peft.LoraConfig(task_type="CAUSAL_LM", r=args.rank, lora_alpha=args.alpha or 2 * args.rank, lora_dropout=0.0,
-                                         target_modules=adapters.target_modules(model, args.target_modules))  # fmt: skip
+                config = peft.LoraConfig(
+                    task_type="CAUSAL_LM",
+                    r=args.rank,
+                    lora_alpha=args.alpha or 2 * args.rank,
+                    lora_dropout=0.0,
+                    target_modules=adapters.target_modules(model, args.target_modules),
+                )
                 student = teacher.student = peft.get_peft_model(model, config)
             run.row.update(**trainer.load_columns(load, given), **loading.size_columns(student, trained=True))
             whole = functools.partial(load_student, args, device, precision)
@@ -378,12 +472,16 @@ def main(argv=None):
             run.write_json("comparison.json", compared)
             for side in ("teacher", "untrained_student"):
                 found = compared[side]
-                interval = "" if found["score_low"] is None else f"[{found['score_low']:.3f}, {found['score_high']:.3f}]"
+                interval = (
+                    "" if found["score_low"] is None else f"[{found['score_low']:.3f}, {found['score_high']:.3f}]"
+                )
                 latency = f", {found['latency_ms_p50']:.0f} ms" if found["latency_ms_p50"] else ""
                 run.note(f"{side.replace('_', ' ')}: {found['metric']} {found['score']:.3f} {interval}{latency}")
 
             # 7. row and report: written by leaving the block
-            run.headline = f"teacher {compared['teacher']['score']:.3f}, untrained {compared['untrained_student']['score']:.3f}"
+            run.headline = (
+                f"teacher {compared['teacher']['score']:.3f}, untrained {compared['untrained_student']['score']:.3f}"
+            )
             if args.latency_runs:
                 saved = compared["teacher"]["latency_ms_p50"] - run.row["latency_ms_p50"]
                 run.headline += f", {saved:.0f} ms a request saved by the shorter prompt"

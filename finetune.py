@@ -37,7 +37,9 @@ LEARNING_RATES = {"classification": 1e-4, "qa": 5e-5, "instruction": 5e-5}
 
 def parse_args(argv=None):
     parser = flags.ArgumentParser(__doc__)
-    parser.add_argument("--model", default="assets/models/all-MiniLM-L6-v2", help="hub name or folder (default: %(default)s)")
+    parser.add_argument(
+        "--model", default="assets/models/all-MiniLM-L6-v2", help="hub name or folder (default: %(default)s)"
+    )
     flags.add_training_args(parser)
     flags.add_data_args(parser)
     flags.add_common_args(parser)
@@ -57,8 +59,14 @@ def main(argv=None):
             utils.set_seed(args.seed)
             device = utils.pick_device(args.device)
             trainer.check_device(args, device)
-            run.row.update(variant="full", model=args.model, data_seed=args.data_seed, device=device,
-                           device_name=utils.device_name(device), precision=args.weights)  # fmt: skip
+            run.row.update(
+                variant="full",
+                model=args.model,
+                data_seed=args.data_seed,
+                device=device,
+                device_name=utils.device_name(device),
+                precision=args.weights,
+            )
 
             # 3. data
             task = tasks.from_args(args)

@@ -39,30 +39,65 @@ from harness.results.run import Run
 from harness.training import trainer
 
 # method -> for a classification head, for answers. The head's lora rate was chosen by MiniLM's validation accuracy
-LEARNING_RATES = {"lora": (2e-3, 5e-4), "dora": (2e-3, 5e-4), "rslora": (1e-3, 2e-4), "adalora": (5e-3, 2e-3), "ia3": (1e-2, 5e-3),
-                  "prompt_tuning": (None, 3e-2), "prefix_tuning": (None, 1e-2)}  # fmt: skip
+LEARNING_RATES = {
+    "lora": (2e-3, 5e-4),
+    "dora": (2e-3, 5e-4),
+    "rslora": (1e-3, 2e-4),
+    "adalora": (5e-3, 2e-3),
+    "ia3": (1e-2, 5e-3),
+    "prompt_tuning": (None, 3e-2),
+    "prefix_tuning": (None, 1e-2),
+}
 LOW_RANK = ("lora", "dora", "rslora", "adalora")
 LEARNED_PROMPTS = ("prompt_tuning", "prefix_tuning")
 
 
 def parse_args(argv=None):
     parser = flags.ArgumentParser(__doc__)
-    parser.add_argument("--model", default="assets/models/all-MiniLM-L6-v2", help="hub name or folder (default: %(default)s)")
+    parser.add_argument(
+        "--model", default="assets/models/all-MiniLM-L6-v2", help="hub name or folder (default: %(default)s)"
+    )
     group = parser.add_argument_group("adapter")
-    group.add_argument("--method", choices=("qlora", *LEARNING_RATES), default="lora", help="see above (default: %(default)s)")
-    group.add_argument("--quantize", choices=("none", "int8", "nf4"), help="the frozen base's weights (default: none, nf4 for qlora)")
-    group.add_argument("--rank", type=flags.positive_int, default=8, help="of the update matrices (default: %(default)s)")
-    group.add_argument("--alpha", type=flags.positive_int, help="updates are scaled by alpha / rank (default: twice the rank)")
-    group.add_argument("--dropout", type=flags.fraction, default=0.05, help="on the adapter's input (default: %(default)s)")
-    group.add_argument("--bias", choices=("none", "all", "lora_only"), default="none", help="biases trained too (default: %(default)s)")
-    group.add_argument("--target_modules", default="auto", metavar="auto|attention|mlp|all-linear|A,B,..",
-                       help="the linear layers to adapt; auto: query and value projections (default: %(default)s)")  # fmt: skip
-    group.add_argument("--init_r", type=flags.positive_int, help="adalora: rank at the start (default: 1.5 times target_r)")
+    group.add_argument(
+        "--method", choices=("qlora", *LEARNING_RATES), default="lora", help="see above (default: %(default)s)"
+    )
+    group.add_argument(
+        "--quantize", choices=("none", "int8", "nf4"), help="the frozen base's weights (default: none, nf4 for qlora)"
+    )
+    group.add_argument(
+        "--rank", type=flags.positive_int, default=8, help="of the update matrices (default: %(default)s)"
+    )
+    group.add_argument(
+        "--alpha", type=flags.positive_int, help="updates are scaled by alpha / rank (default: twice the rank)"
+    )
+    group.add_argument(
+        "--dropout", type=flags.fraction, default=0.05, help="on the adapter's input (default: %(default)s)"
+    )
+    group.add_argument(
+        "--bias", choices=("none", "all", "lora_only"), default="none", help="biases trained too (default: %(default)s)"
+    )
+    group.add_argument(
+        "--target_modules",
+        default="auto",
+        metavar="auto|attention|mlp|all-linear|A,B,..",
+        help="the linear layers to adapt; auto: query and value projections (default: %(default)s)",
+    )
+    group.add_argument(
+        "--init_r", type=flags.positive_int, help="adalora: rank at the start (default: 1.5 times target_r)"
+    )
     group.add_argument("--target_r", type=flags.positive_int, help="adalora: mean rank at the end (default: --rank)")
-    group.add_argument("--tinit", type=flags.whole_number, help="adalora: steps before ranks shrink (default: a tenth of all)")
-    group.add_argument("--tfinal", type=flags.whole_number, help="adalora: steps with the final ranks (default: three tenths)")
-    group.add_argument("--num_virtual_tokens", type=flags.positive_int, default=20, help="of a learned prompt (default: %(default)s)")
-    group.add_argument("--init_text", help="a learned prompt begins as this text (default: the task's instruction, or random)")
+    group.add_argument(
+        "--tinit", type=flags.whole_number, help="adalora: steps before ranks shrink (default: a tenth of all)"
+    )
+    group.add_argument(
+        "--tfinal", type=flags.whole_number, help="adalora: steps with the final ranks (default: three tenths)"
+    )
+    group.add_argument(
+        "--num_virtual_tokens", type=flags.positive_int, default=20, help="of a learned prompt (default: %(default)s)"
+    )
+    group.add_argument(
+        "--init_text", help="a learned prompt begins as this text (default: the task's instruction, or random)"
+    )
     flags.add_training_args(parser)
     flags.add_data_args(parser)
     flags.add_common_args(parser)
@@ -75,8 +110,10 @@ def parse_args(argv=None):
         args.method, args.quantize = "lora", args.quantize or "nf4"
     args.quantize = args.quantize or "none"
     if args.method == "adalora" and (args.resume or args.early_stopping):
-        parser.error("--method adalora has neither --resume nor --early_stopping: its importance scores are not in its checkpoints, and "
-                     "its schedule of ranks goes over all steps")  # fmt: skip
+        parser.error(
+            "--method adalora has neither --resume nor --early_stopping: its importance scores are not in its checkpoints, and "
+            "its schedule of ranks goes over all steps"
+        )
     if args.method == "adalora" and (args.init_r or 10**9) < (args.target_r or args.rank):
         parser.error(f"--init_r {args.init_r} is below the target rank {args.target_r or args.rank}; ranks only shrink")
     if args.quantize != "none" and args.weights != "fp32":
@@ -97,19 +134,39 @@ def adapt(model, tokenizer, task, args):
         return learned_prompt(model, tokenizer, task, args, kind)
     if args.method == "ia3":
         return peft.get_peft_model(model, peft.IA3Config(task_type=kind, **ia3_modules(model, args.target_modules)))
-    options = {"task_type": kind, "lora_alpha": args.alpha or 2 * args.rank, "lora_dropout": args.dropout, "bias": args.bias,
-               "target_modules": adapters.target_modules(model, args.target_modules)}  # fmt: skip
+    options = {
+        "task_type": kind,
+        "lora_alpha": args.alpha or 2 * args.rank,
+        "lora_dropout": args.dropout,
+        "bias": args.bias,
+        "target_modules": adapters.target_modules(model, args.target_modules),
+    }
     if args.method != "adalora":
-        return peft.get_peft_model(model, peft.LoraConfig(r=args.rank, use_dora=args.method == "dora",
-                                                          use_rslora=args.method == "rslora", **options))  # fmt: skip
+        return peft.get_peft_model(
+            model,
+            peft.LoraConfig(r=args.rank, use_dora=args.method == "dora", use_rslora=args.method == "rslora", **options),
+        )
     steps, target = trainer.n_steps(len(task.train), args), args.target_r or args.rank
     tinit = steps // 10 if args.tinit is None else args.tinit
     tfinal = 3 * steps // 10 if args.tfinal is None else args.tfinal
     if tinit + tfinal >= steps:
-        raise utils.UserError(f"--tinit {tinit} and --tfinal {tfinal} leave none of the {steps} steps for ranks to shrink in")
-    options["orth_reg_weight"] = 0.5 / args.gradient_accumulation / utils.world()[1]  # peft adds it to the loss of each batch
-    return peft.get_peft_model(model, peft.AdaLoraConfig(init_r=args.init_r or -(-3 * target // 2), target_r=target, tinit=tinit,
-                                                         tfinal=tfinal, total_step=steps, **options))  # fmt: skip
+        raise utils.UserError(
+            f"--tinit {tinit} and --tfinal {tfinal} leave none of the {steps} steps for ranks to shrink in"
+        )
+    options["orth_reg_weight"] = (
+        0.5 / args.gradient_accumulation / utils.world()[1]
+    )  # peft adds it to the loss of each batch
+    return peft.get_peft_model(
+        model,
+        peft.AdaLoraConfig(
+            init_r=args.init_r or -(-3 * target // 2),
+            target_r=target,
+            tinit=tinit,
+            tfinal=tfinal,
+            total_step=steps,
+            **options,
+        ),
+    )
 
 
 def ia3_modules(model, wanted):
@@ -118,13 +175,20 @@ def ia3_modules(model, wanted):
 
     if wanted == "auto":
         if model.config.model_type not in KNOWN:
-            raise utils.UserError(f"--method ia3 has no default layers for {model.config.model_type}; name keys, values and the MLP's "
-                                  f"last layer with --target_modules, of {', '.join(adapters.linear_names(model))}")  # fmt: skip
+            raise utils.UserError(
+                f"--method ia3 has no default layers for {model.config.model_type}; name keys, values and the MLP's "
+                f"last layer with --target_modules, of {', '.join(adapters.linear_names(model))}"
+            )
         return {}
     names = adapters.target_modules(model, wanted)
     if names == "all-linear":
-        raise utils.UserError("--method ia3 --target_modules all-linear: name the layers, or take auto, attention or mlp")
-    inner = {path if wanted in ("attention", "mlp") else path.split(".")[-1] for path in adapters.layer_paths(model, attention=False)}
+        raise utils.UserError(
+            "--method ia3 --target_modules all-linear: name the layers, or take auto, attention or mlp"
+        )
+    inner = {
+        path if wanted in ("attention", "mlp") else path.split(".")[-1]
+        for path in adapters.layer_paths(model, attention=False)
+    }
     return {"target_modules": names, "feedforward_modules": [name for name in names if name in inner]}
 
 
@@ -133,19 +197,26 @@ def learned_prompt(model, tokenizer, task, args, kind):
     import peft
 
     if kind == "SEQ_CLS":
-        raise utils.UserError(f"--method {args.method} is for language models that answer (qa and instruction data), not for a head")
+        raise utils.UserError(
+            f"--method {args.method} is for language models that answer (qa and instruction data), not for a head"
+        )
     text = args.init_text or task.instruction
     common = {"task_type": kind, "num_virtual_tokens": args.num_virtual_tokens}
     if args.method == "prompt_tuning":
-        begin = {"prompt_tuning_init": "TEXT", "prompt_tuning_init_text": text, "tokenizer_name_or_path": args.model} if text else {}
+        begin = (
+            {"prompt_tuning_init": "TEXT", "prompt_tuning_init_text": text, "tokenizer_name_or_path": args.model}
+            if text
+            else {}
+        )
         return peft.get_peft_model(model, peft.PromptTuningConfig(**common, **begin))
     adapted = peft.get_peft_model(model, peft.PrefixTuningConfig(**common))
     if text and kind == "CAUSAL_LM":
         from peft.tuners.cartridge.utils import initialize_kv_prefix_from_text
 
         long_enough = " ".join([text] * (1 + args.num_virtual_tokens // max(1, len(tokenizer(text).input_ids) - 1)))
-        initialize_kv_prefix_from_text(adapted, tokenizer, text=long_enough, num_virtual_tokens=args.num_virtual_tokens,
-                                       use_chat_template=False)  # fmt: skip
+        initialize_kv_prefix_from_text(
+            adapted, tokenizer, text=long_enough, num_virtual_tokens=args.num_virtual_tokens, use_chat_template=False
+        )
     return adapted
 
 
@@ -192,8 +263,14 @@ def main(argv=None):
             device = utils.pick_device(args.device)
             trainer.check_device(args, device)
             precision = args.weights if args.quantize == "none" else args.quantize  # of the base in memory
-            run.row.update(variant=variant(args), model=args.model, data_seed=args.data_seed, device=device,
-                           device_name=utils.device_name(device), precision=precision)  # fmt: skip
+            run.row.update(
+                variant=variant(args),
+                model=args.model,
+                data_seed=args.data_seed,
+                device=device,
+                device_name=utils.device_name(device),
+                precision=precision,
+            )
 
             # 3. data
             task = tasks.from_args(args)
@@ -216,7 +293,9 @@ def main(argv=None):
             callbacks = [allocate_ranks(model)] if args.method == "adalora" else []
             whole = functools.partial(load_adapted, args, task, tokenizer, device, precision)
             keep_last = args.method == "adalora"  # peft cannot load an earlier checkpoint, of other ranks, into it
-            model = trainer.train(model, tokenizer, task, args, run, device, learning_rate, chat, callbacks, whole, keep_last)
+            model = trainer.train(
+                model, tokenizer, task, args, run, device, learning_rate, chat, callbacks, whole, keep_last
+            )
             if args.method == "adalora":
                 final = ranks(model)
                 run.write_json("ranks.json", final)

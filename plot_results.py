@@ -19,14 +19,27 @@ from harness.results import charts, compare, configurations, report, store, tabl
 
 def parse_args(argv=None):
     parser = flags.ArgumentParser(__doc__)
-    parser.add_argument("--results", help="the results CSV (default: results.csv, or sample_results.csv if there is none yet)")
+    parser.add_argument(
+        "--results", help="the results CSV (default: results.csv, or sample_results.csv if there is none yet)"
+    )
     parser.add_argument("--output_dir", default="plots", help="where the PNGs go (default: %(default)s)")
-    parser.add_argument("--report", metavar="FILE.md", help="write the findings, tables, charts and commands as Markdown")
+    parser.add_argument(
+        "--report", metavar="FILE.md", help="write the findings, tables, charts and commands as Markdown"
+    )
     group = parser.add_argument_group("instead of charts")
-    group.add_argument("--markdown", nargs="?", const="all", choices=("all", "best"),
-                       help="print the rows as a Markdown table; best: the best of each strategy and data set")  # fmt: skip
-    group.add_argument("--compare", nargs=2, metavar="RUN", help="two run folders: are they different on the same examples?")
-    group.add_argument("--export", metavar="FILE.db|FILE.json", help="write the rows as a SQLite database (table results) or as JSON")
+    group.add_argument(
+        "--markdown",
+        nargs="?",
+        const="all",
+        choices=("all", "best"),
+        help="print the rows as a Markdown table; best: the best of each strategy and data set",
+    )
+    group.add_argument(
+        "--compare", nargs=2, metavar="RUN", help="two run folders: are they different on the same examples?"
+    )
+    group.add_argument(
+        "--export", metavar="FILE.db|FILE.json", help="write the rows as a SQLite database (table results) or as JSON"
+    )
     args = parser.parse_args(argv)
     if args.export and Path(args.export).suffix not in (".db", ".sqlite", ".json"):
         parser.error(f"--export {args.export}: the ending says the kind, .db or .sqlite for SQLite, .json for JSON")
@@ -43,7 +56,9 @@ def writable(path, flag):
     """The path, whose folder is there; UserError where nothing can be written."""
     path = Path(path)
     if path.is_dir() or not path.parent.is_dir():
-        raise utils.UserError(f"{flag} {path}: {'that is a folder' if path.is_dir() else f'there is no folder {path.parent}'}")
+        raise utils.UserError(
+            f"{flag} {path}: {'that is a folder' if path.is_dir() else f'there is no folder {path.parent}'}"
+        )
     return path
 
 

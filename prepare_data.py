@@ -29,7 +29,9 @@ def parse_args(argv=None):
     parser = flags.ArgumentParser(__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     assets = commands.add_parser(
-        "demo", description="Make the models and data of the offline demo.", help="the models and data of the offline demo"
+        "demo",
+        description="Make the models and data of the offline demo.",
+        help="the models and data of the offline demo",
     )
     assets.add_argument("--assets", default="assets", help="where to put them (default: %(default)s)")
 
@@ -37,29 +39,53 @@ def parse_args(argv=None):
         command = commands.add_parser(name, description=text[0].upper() + text[1:] + ".", help=text)
         where = f"assets/data/{'<name of the file>' if name == 'split' else name}"
         command.add_argument("--output", metavar="DIR", help=f"the folder to make (default: {where})")
-        command.add_argument("--num_samples", type=flags.positive_int, metavar="N", help="a random sample of N rows (default: all)")
         command.add_argument(
-            "--seed", type=flags.whole_number, default=convert.SPLIT_SEED, help="of sample and splits (default: %(default)s)"
+            "--num_samples", type=flags.positive_int, metavar="N", help="a random sample of N rows (default: all)"
+        )
+        command.add_argument(
+            "--seed",
+            type=flags.whole_number,
+            default=convert.SPLIT_SEED,
+            help="of sample and splits (default: %(default)s)",
         )
         return command
 
-    unifiedqa = add("unifiedqa", "one question-answering set from UnifiedQA folders; --num_samples counts per folder and split")
+    unifiedqa = add(
+        "unifiedqa", "one question-answering set from UnifiedQA folders; --num_samples counts per folder and split"
+    )
     unifiedqa.add_argument("dir", metavar="DIR", help="a folder with train|dev|test.tsv, or a folder of such folders")
     for name in ("alpaca", "dolly"):
         command = add(name, f"instruction, context, response from {convert.HUB[name][0]} or a file like it")
-        command.add_argument("file", nargs="?", metavar="FILE", help="JSON or JSONL with instruction, input or context, output or response")
+        command.add_argument(
+            "file",
+            nargs="?",
+            metavar="FILE",
+            help="JSON or JSONL with instruction, input or context, output or response",
+        )
     nli = add("mnli_hans", "MNLI and, to test it on word overlap, HANS; --num_samples counts per set and split")
-    nli.add_argument("--mnli", metavar="DIR", help="a folder with train.tsv and dev_matched.tsv, as GLUE has it (default: from the hub)")
+    nli.add_argument(
+        "--mnli",
+        metavar="DIR",
+        help="a folder with train.tsv and dev_matched.tsv, as GLUE has it (default: from the hub)",
+    )
     nli.add_argument("--hans", metavar="FILE", help="heuristics_evaluation_set.txt (default: from the hub)")
     split = add("split", "train, validation and test splits of one data file; equal rows are kept once")
     split.add_argument("file", metavar="FILE", help=f"one file, {', '.join(readers.FORMATS)}")
     split.add_argument("--columns", metavar="A,B,..", help="column names of a CSV or TSV without a header line")
-    split.add_argument("--fractions", nargs=3, type=float, default=convert.FRACTIONS, metavar=("A", "B", "C"),
-                       help="train, validation, test; they sum to 1 (default: 0.8 0.1 0.1)")  # fmt: skip
+    split.add_argument(
+        "--fractions",
+        nargs=3,
+        type=float,
+        default=convert.FRACTIONS,
+        metavar=("A", "B", "C"),
+        help="train, validation, test; they sum to 1 (default: 0.8 0.1 0.1)",
+    )
     args = parser.parse_args(argv)
     if args.command == "split":
         if not all(0 <= part <= 1 for part in args.fractions) or abs(sum(args.fractions) - 1) > 1e-6:
-            split.error(f"--fractions {' '.join(map(str, args.fractions))}: three numbers from 0 to 1 that sum to 1 are wanted")
+            split.error(
+                f"--fractions {' '.join(map(str, args.fractions))}: three numbers from 0 to 1 that sum to 1 are wanted"
+            )
         if args.columns and Path(args.file).suffix.lower() not in (".csv", ".tsv"):
             split.error(f"--columns names the columns of a CSV or TSV without a header line, {args.file} has its own")
     if args.command != "demo":
@@ -81,8 +107,13 @@ def parse_args(argv=None):
 
 
 # command -> {subfolder of --output: what makes (splits, counts of what was dropped, facts for SOURCE.json)}
-COMMANDS = {"unifiedqa": {"": convert.unifiedqa}, "alpaca": {"": convert.instructions}, "dolly": {"": convert.instructions}, "split": {"": convert.split_file},
-            "mnli_hans": {name: functools.partial(convert.nli, name=name) for name in convert.NLI}}  # fmt: skip
+COMMANDS = {
+    "unifiedqa": {"": convert.unifiedqa},
+    "alpaca": {"": convert.instructions},
+    "dolly": {"": convert.instructions},
+    "split": {"": convert.split_file},
+    "mnli_hans": {name: functools.partial(convert.nli, name=name) for name in convert.NLI},
+}
 
 
 def check_output(folder, origins):
@@ -96,8 +127,14 @@ def check_output(folder, origins):
         source = json.loads((folder / "SOURCE.json").read_text())
         listed = {"SOURCE.json", *source["files"]}
     except (OSError, ValueError, KeyError, TypeError):
-        raise utils.UserError(f"--output {folder} is there and has no SOURCE.json of this script; name another folder") from None
-    others = [str(f.relative_to(folder)) for f in sorted(folder.rglob("*")) if f.is_file() and str(f.relative_to(folder)) not in listed]
+        raise utils.UserError(
+            f"--output {folder} is there and has no SOURCE.json of this script; name another folder"
+        ) from None
+    others = [
+        str(f.relative_to(folder))
+        for f in sorted(folder.rglob("*"))
+        if f.is_file() and str(f.relative_to(folder)) not in listed
+    ]
     if others or "package_sha256" in source:
         why = f"holds {others[0]}, which this script did not write" if others else "belongs to the demo"
         raise utils.UserError(f"--output {folder} {why}; name another folder")
@@ -115,7 +152,15 @@ def save(folder, splits, dropped, facts, args):
             made.mkdir()
             for split in counts:
                 convert.write_jsonl(made / f"{split}.jsonl", splits[split])
-            convert.finish(made, target, **facts, split_seed=args.seed, num_samples=args.num_samples, counts=counts, dropped=dropped)
+            convert.finish(
+                made,
+                target,
+                **facts,
+                split_seed=args.seed,
+                num_samples=args.num_samples,
+                counts=counts,
+                dropped=dropped,
+            )
     except OSError as error:
         raise utils.UserError(f"--output {folder} cannot be written: {error.strerror}") from None
     lost = f"; dropped: {', '.join(f'{n} {reason}' for reason, n in dropped.items())}" if dropped else ""
@@ -127,7 +172,9 @@ def main(argv=None):
     args = parse_args(argv)
     if args.command == "demo":
         return demo.make_demo(Path(args.assets))
-    given = [Path(getattr(args, name)).expanduser() for name in ("dir", "file", "mnli", "hans") if getattr(args, name, None)]
+    given = [
+        Path(getattr(args, name)).expanduser() for name in ("dir", "file", "mnli", "hans") if getattr(args, name, None)
+    ]
     makers = {args.output / part: make for part, make in COMMANDS[args.command].items()}
     for folder in makers:
         check_output(folder, given)

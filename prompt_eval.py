@@ -33,28 +33,64 @@ from harness.results.run import Run
 
 def parse_args(argv=None):
     parser = flags.ArgumentParser(__doc__)
-    parser.add_argument("--model", default="assets/models/SmolLM2-135M-Instruct", help="hub name or folder (default: %(default)s)")
+    parser.add_argument(
+        "--model", default="assets/models/SmolLM2-135M-Instruct", help="hub name or folder (default: %(default)s)"
+    )
     parser.add_argument("--adapter", metavar="DIR", help="a peft adapter to put on the model")
-    parser.add_argument("--merge_adapter", action=argparse.BooleanOptionalAction,
-                        help="fold the adapter into the weights first (default: unless they are int8 or nf4)")  # fmt: skip
-    parser.add_argument("--precision", choices=loading.PRECISIONS, default="fp32", help="of the weights (default: %(default)s)")
+    parser.add_argument(
+        "--merge_adapter",
+        action=argparse.BooleanOptionalAction,
+        help="fold the adapter into the weights first (default: unless they are int8 or nf4)",
+    )
+    parser.add_argument(
+        "--precision", choices=loading.PRECISIONS, default="fp32", help="of the weights (default: %(default)s)"
+    )
     group = parser.add_argument_group("prompt")
     group.add_argument(
-        "--k_shots", type=flags.whole_number, default=0, metavar="K", help="demonstrations in the prompt (default: %(default)s)"
+        "--k_shots",
+        type=flags.whole_number,
+        default=0,
+        metavar="K",
+        help="demonstrations in the prompt (default: %(default)s)",
     )
-    group.add_argument("--prompt_format", choices=("plain", "chat", "auto"), default="auto",
-                       help="chat uses the tokenizer's template; auto is chat for generated answers of models that have one, "
-                       "plain where labels are scored (default: %(default)s)")  # fmt: skip
-    group.add_argument("--max_demo_tokens", type=flags.positive_int, metavar="N", help="draw demonstrations of at most N tokens each")
-    group.add_argument("--scoring", choices=("auto", "likelihood", "generate"), default="auto",
-                       help="auto: likelihood of classes, answers to anything else (default: %(default)s)")  # fmt: skip
-    group.add_argument("--calibrate", choices=("none", "contextual", "batch"), default="none", help="divide out the label prior")
-    group.add_argument("--normalise", choices=("sum", "mean"), default="sum",
-                       help="a label's log-probability: over its tokens, or per token (default: %(default)s)")  # fmt: skip
-    group.add_argument("--max_new_tokens", type=flags.positive_int, default=32, help="of a generated answer (default: %(default)s)")
-    group.add_argument("--repeats", type=flags.positive_int, default=1, metavar="N",
-                       help="runs over N data seeds from --data_seed on, a row each, the model read once (default: 1)")  # fmt: skip
-    group.add_argument("--eval_ood", metavar="DATASET", help="score out of domain too: a data set of the same labels, or HANS for MNLI")
+    group.add_argument(
+        "--prompt_format",
+        choices=("plain", "chat", "auto"),
+        default="auto",
+        help="chat uses the tokenizer's template; auto is chat for generated answers of models that have one, "
+        "plain where labels are scored (default: %(default)s)",
+    )
+    group.add_argument(
+        "--max_demo_tokens", type=flags.positive_int, metavar="N", help="draw demonstrations of at most N tokens each"
+    )
+    group.add_argument(
+        "--scoring",
+        choices=("auto", "likelihood", "generate"),
+        default="auto",
+        help="auto: likelihood of classes, answers to anything else (default: %(default)s)",
+    )
+    group.add_argument(
+        "--calibrate", choices=("none", "contextual", "batch"), default="none", help="divide out the label prior"
+    )
+    group.add_argument(
+        "--normalise",
+        choices=("sum", "mean"),
+        default="sum",
+        help="a label's log-probability: over its tokens, or per token (default: %(default)s)",
+    )
+    group.add_argument(
+        "--max_new_tokens", type=flags.positive_int, default=32, help="of a generated answer (default: %(default)s)"
+    )
+    group.add_argument(
+        "--repeats",
+        type=flags.positive_int,
+        default=1,
+        metavar="N",
+        help="runs over N data seeds from --data_seed on, a row each, the model read once (default: 1)",
+    )
+    group.add_argument(
+        "--eval_ood", metavar="DATASET", help="score out of domain too: a data set of the same labels, or HANS for MNLI"
+    )
     flags.add_data_args(parser)
     flags.add_common_args(parser, auto_batch=True)
     args = flags.check_data_args(parser, parser.parse_args(argv))
@@ -94,7 +130,9 @@ def short_enough(task, tokenizer, chat, limit):
     """The task with only those training examples whose demonstration, prompt and answer, has at most `limit` tokens."""
 
     def length(example):
-        return len(tokenizer(fill(task, example, chat) + " " + task.target(example), add_special_tokens=False).input_ids)
+        return len(
+            tokenizer(fill(task, example, chat) + " " + task.target(example), add_special_tokens=False).input_ids
+        )
 
     return replace(task, train=[example for example in task.train if length(example) <= limit])
 
@@ -103,7 +141,10 @@ def short_enough(task, tokenizer, chat, limit):
 def main(argv=None):
     # 1. settings
     given, model = parse_args(argv), None
-    hub.check_names({"--model": given.model, "--adapter": given.adapter}, {"--dataset": flags.source(given), "--eval_ood": given.eval_ood})
+    hub.check_names(
+        {"--model": given.model, "--adapter": given.adapter},
+        {"--dataset": flags.source(given), "--eval_ood": given.eval_ood},
+    )
     for args in flags.repeats(given):
         run = Run(args, __file__, "prompting")
 
@@ -111,8 +152,15 @@ def main(argv=None):
             # 2. seed and device
             utils.set_seed(args.seed)
             device = utils.pick_device(args.device)
-            run.row.update(model=args.model, data_seed=args.data_seed, device=device, device_name=utils.device_name(device),
-                           precision=args.precision, k_shots=args.k_shots, variant=variant(args, args.kind, args.adapter))  # fmt: skip
+            run.row.update(
+                model=args.model,
+                data_seed=args.data_seed,
+                device=device,
+                device_name=utils.device_name(device),
+                precision=args.precision,
+                k_shots=args.k_shots,
+                variant=variant(args, args.kind, args.adapter),
+            )
 
             # 3. data
             task = tasks.from_args(args)
@@ -138,9 +186,16 @@ def main(argv=None):
             labels = adapters.head_labels(args.model, args.adapter, task.labels) if classifier else None
             if model is None:
                 with utils.measure() as load:
-                    model = loading.load_model(args.model, "classifier" if classifier else "auto", precision=args.precision, device=device,
-                                              labels=labels, adapter=args.adapter, pad_token_id=tokenizer.pad_token_id,
-                                              trust_remote_code=args.trust_remote_code)  # fmt: skip
+                    model = loading.load_model(
+                        args.model,
+                        "classifier" if classifier else "auto",
+                        precision=args.precision,
+                        device=device,
+                        labels=labels,
+                        adapter=args.adapter,
+                        pad_token_id=tokenizer.pad_token_id,
+                        trust_remote_code=args.trust_remote_code,
+                    )
                 sizes = loading.size_columns(model)
                 # 5. adapt: nothing to train; the demonstrations are in the prompt
                 model, merged = adapters.merge_adapter(model, args.merge_adapter)
@@ -154,16 +209,30 @@ def main(argv=None):
             if args.adapter:
                 run.row.update(strategy="peft")
             if classifier:
-                run.row.update(strategy="peft" if args.adapter else "full_finetuning", variant="checkpoint", k_shots=None, n_train=None)
+                run.row.update(
+                    strategy="peft" if args.adapter else "full_finetuning",
+                    variant="checkpoint",
+                    k_shots=None,
+                    n_train=None,
+                )
                 evaluate.evaluate_classifier(model, tokenizer, task, run, **common, other=other)
             elif task.kind == "classification" and by_likelihood:
-                evaluate.evaluate_labels(model, tokenizer, task, run, **prompted, prior=prompting.label_prior(args.calibrate, task),
-                                           per_token=args.normalise == "mean",
-                                           other=other)  # fmt: skip
+                evaluate.evaluate_labels(
+                    model,
+                    tokenizer,
+                    task,
+                    run,
+                    **prompted,
+                    prior=prompting.label_prior(args.calibrate, task),
+                    per_token=args.normalise == "mean",
+                    other=other,
+                )
             elif by_likelihood:
                 evaluate.evaluate_options(model, tokenizer, task, run, **prompted, per_token=args.normalise == "mean")
             else:
-                evaluate.evaluate_answers(model, tokenizer, task, run, **prompted, max_new_tokens=args.max_new_tokens, read=read_label)
+                evaluate.evaluate_answers(
+                    model, tokenizer, task, run, **prompted, max_new_tokens=args.max_new_tokens, read=read_label
+                )
 
             # 7. row and report: written by leaving the block
 

@@ -36,33 +36,63 @@ PERPLEXITY_TEXTS = 64
 
 def parse_args(argv=None):
     parser = flags.ArgumentParser(__doc__)
-    parser.add_argument("--model", default="assets/models/SmolLM2-135M-Instruct", help="hub name or folder (default: %(default)s)")
+    parser.add_argument(
+        "--model", default="assets/models/SmolLM2-135M-Instruct", help="hub name or folder (default: %(default)s)"
+    )
     parser.add_argument("--adapter", metavar="DIR", help="a peft adapter to put on the model")
-    parser.add_argument("--merge_adapter", action=argparse.BooleanOptionalAction,
-                        help="fold the adapter into the weights first (default: unless they are int8 or nf4)")  # fmt: skip
+    parser.add_argument(
+        "--merge_adapter",
+        action=argparse.BooleanOptionalAction,
+        help="fold the adapter into the weights first (default: unless they are int8 or nf4)",
+    )
     group = parser.add_argument_group("precision")
     which = group.add_mutually_exclusive_group()
     which.add_argument("--precision", choices=loading.PRECISIONS, help="of the weights (default: fp32)")
     for name in loading.PRECISIONS:
-        which.add_argument(f"--{name}", dest="precision", action="store_const", const=name, help=f"short for --precision {name}")
+        which.add_argument(
+            f"--{name}", dest="precision", action="store_const", const=name, help=f"short for --precision {name}"
+        )
     group.add_argument(
-        "--compute_dtype", choices=("fp32", "fp16", "bf16"), help="nf4: of the products (default: bf16 on a GPU, fp32 on a CPU)"
+        "--compute_dtype",
+        choices=("fp32", "fp16", "bf16"),
+        help="nf4: of the products (default: bf16 on a GPU, fp32 on a CPU)",
     )
     group.add_argument(
-        "--double_quant", action=argparse.BooleanOptionalAction, default=True, help="nf4: quantize the scales too (default: on)"
+        "--double_quant",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="nf4: quantize the scales too (default: on)",
     )
-    group.add_argument("--device_map", metavar="auto|cpu|balanced|..", help="how accelerate places the layers (default: all on --device)")
+    group.add_argument(
+        "--device_map",
+        metavar="auto|cpu|balanced|..",
+        help="how accelerate places the layers (default: all on --device)",
+    )
     group = parser.add_argument_group("speed")
-    group.add_argument("--prompt_tokens", type=flags.positive_int, default=128,
-                       help="length of the timed prompts, windows of the texts; question answering is timed on its own prompts, "
-                       "unless compiled (default: %(default)s)")  # fmt: skip
-    group.add_argument("--new_tokens", type=flags.positive_int, default=32,
-                       help="of a timed request, and at most of an answer that is scored (default: %(default)s)")  # fmt: skip
+    group.add_argument(
+        "--prompt_tokens",
+        type=flags.positive_int,
+        default=128,
+        help="length of the timed prompts, windows of the texts; question answering is timed on its own prompts, "
+        "unless compiled (default: %(default)s)",
+    )
+    group.add_argument(
+        "--new_tokens",
+        type=flags.positive_int,
+        default=32,
+        help="of a timed request, and at most of an answer that is scored (default: %(default)s)",
+    )
     group = parser.add_argument_group("decoding, timed beside plain decoding")
     which = group.add_mutually_exclusive_group()
-    which.add_argument("--compile", action="store_true", help="torch.compile with a static cache; its time has a column of its own")
-    which.add_argument("--prompt_lookup", type=flags.positive_int, metavar="N",
-                       help="speculative: draft up to N tokens that followed the last ones earlier in the text")  # fmt: skip
+    which.add_argument(
+        "--compile", action="store_true", help="torch.compile with a static cache; its time has a column of its own"
+    )
+    which.add_argument(
+        "--prompt_lookup",
+        type=flags.positive_int,
+        metavar="N",
+        help="speculative: draft up to N tokens that followed the last ones earlier in the text",
+    )
     which.add_argument("--assistant_model", metavar="NAME", help="speculative: draft with this smaller model")
     group.add_argument("--assistant_adapter", metavar="DIR", help="a peft adapter of the assistant, merged")
     flags.add_data_args(parser)
@@ -89,7 +119,15 @@ def parse_args(argv=None):
 
 def decoding(args):
     """plain, compiled, prompt_lookup or assisted: which way of decoding the flags ask for."""
-    return "compiled" if args.compile else "prompt_lookup" if args.prompt_lookup else "assisted" if args.assistant_model else "plain"
+    return (
+        "compiled"
+        if args.compile
+        else "prompt_lookup"
+        if args.prompt_lookup
+        else "assisted"
+        if args.assistant_model
+        else "plain"
+    )
 
 
 def variant(args):
@@ -101,13 +139,17 @@ def variant(args):
 def decoding_options(args, model, tokenizer, device):
     """What `model.generate` is given for that way. UserError where the model cannot be decoded so."""
     if getattr(loading.base_model(model), "_is_stateful", False) and decoding(args) != "plain":
-        raise utils.UserError(f"{decoding(args)} decoding: transformers cannot take {args.model}'s recurrent state back")
+        raise utils.UserError(
+            f"{decoding(args)} decoding: transformers cannot take {args.model}'s recurrent state back"
+        )
     if args.compile:
         from transformers import CompileConfig
 
         places = set(getattr(model, "hf_device_map", {}).values())
         if len(places) > 1 and places & {"cpu", "disk"}:
-            raise utils.UserError("--compile: transformers does not compile a model that is partly on the processor or on disk")
+            raise utils.UserError(
+                "--compile: transformers does not compile a model that is partly on the processor or on disk"
+            )
         config = CompileConfig()
         if device == "cpu":
             config = CompileConfig(mode="default")  # there are no CUDA graphs
@@ -117,15 +159,26 @@ def decoding_options(args, model, tokenizer, device):
         return {"prompt_lookup_num_tokens": args.prompt_lookup}
     if args.assistant_model:
         precision = args.precision if args.precision not in ("int8", "nf4") else "bf16" if device == "cuda" else "fp32"
-        assistant = loading.load_model(args.assistant_model, precision=precision,
-                                      device=device, adapter=args.assistant_adapter,
-                                      trust_remote_code=args.trust_remote_code)  # fmt: skip
+        assistant = loading.load_model(
+            args.assistant_model,
+            precision=precision,
+            device=device,
+            adapter=args.assistant_adapter,
+            trust_remote_code=args.trust_remote_code,
+        )
         assistant, _ = adapters.merge_adapter(assistant)
         if assistant.config.is_encoder_decoder != model.config.is_encoder_decoder:
-            raise utils.UserError(f"--assistant_model {args.assistant_model}: one of the two models has an encoder, the other has none")
+            raise utils.UserError(
+                f"--assistant_model {args.assistant_model}: one of the two models has an encoder, the other has none"
+            )
         options = {"assistant_model": assistant}
-        if assistant.config.get_text_config().vocab_size != model.config.get_text_config().vocab_size:  # drafts cross over as text
-            options.update(tokenizer=tokenizer, assistant_tokenizer=utils.load_tokenizer(args.assistant_model, args.trust_remote_code))
+        if (
+            assistant.config.get_text_config().vocab_size != model.config.get_text_config().vocab_size
+        ):  # drafts cross over as text
+            options.update(
+                tokenizer=tokenizer,
+                assistant_tokenizer=utils.load_tokenizer(args.assistant_model, args.trust_remote_code),
+            )
         return options
     return {}
 
@@ -146,7 +199,9 @@ def timed_prompts(task, tokenizer, n, prompt_tokens, own, chat):
         windows += [window] if exact else []
         start += prompt_tokens if exact else 1
     if not windows:
-        raise utils.UserError(f"--prompt_tokens {prompt_tokens}: no window of the texts is tokenized to this length again")
+        raise utils.UserError(
+            f"--prompt_tokens {prompt_tokens}: no window of the texts is tokenized to this length again"
+        )
     return windows
 
 
@@ -184,18 +239,30 @@ def measure_decoding(model, tokenizer, prompts, new_tokens, options, **request):
             counted[-1].handle.remove()
     if not options:
         return plain, [], {}
-    cells = {"speedup": sum(t.total_ms for t in plain) / sum(t.total_ms for t in other),
-             "greedy_agreement": statistics.mean(p.answer.ids == o.answer.ids for p, o in zip(plain, other))}  # fmt: skip
+    cells = {
+        "speedup": sum(t.total_ms for t in plain) / sum(t.total_ms for t in other),
+        "greedy_agreement": statistics.mean(p.answer.ids == o.answer.ids for p, o in zip(plain, other)),
+    }
     if "compile_config" in options:
         slow = sum(t.total_ms for t in warm_up[2:]) - 2 * record.median([t.total_ms for t in other])
         cells["compile_seconds"] = slow / 1000
-    if "cache_implementation" in options or "assistant_early_exit" in options:  # no drafts, or drafts by the model's own forwards
+    if (
+        "cache_implementation" in options or "assistant_early_exit" in options
+    ):  # no drafts, or drafts by the model's own forwards
         return plain, other, cells
     gained, passes = sum(t.arrived for t in other), sum(f.calls for f in counted)
     begun = sum(1 if model.config.is_encoder_decoder else t.answer.prompt_tokens for t in other)
     # a pass reads the drafted tokens behind the newest one, in the first pass behind the prompt
     drafted = sum(f.tokens for f in counted) - begun - (passes - len(other))
-    return plain, other, {**cells, "acceptance_rate": (gained - passes) / drafted if drafted else None, "accepted_length": gained / passes}
+    return (
+        plain,
+        other,
+        {
+            **cells,
+            "acceptance_rate": (gained - passes) / drafted if drafted else None,
+            "accepted_length": gained / passes,
+        },
+    )
 
 
 def measure_perplexity(model, tokenizer, task):
@@ -208,31 +275,50 @@ def measure_perplexity(model, tokenizer, task):
 
 def speed_columns(args, model, tokenizer, task, run, chat, options):
     """Fill in the row's times of requests alone and the throughput of a batch; write requests.jsonl."""
-    own = task.kind != "classification" and not args.compile  # the task's own prompts, answered until they end by themselves
+    own = (
+        task.kind != "classification" and not args.compile
+    )  # the task's own prompts, answered until they end by themselves
     prompts = timed_prompts(task, tokenizer, args.latency_runs, args.prompt_tokens, own, chat)
     request = {"add_special_tokens": not chat or not own}
     request.update({"stop": prompting.answer_stop(model, tokenizer, task.kind, chat)} if own else {"exact": True})
     plain, other, cells = measure_decoding(model, tokenizer, prompts, args.new_tokens, options, **request)
     timed = other or plain
-    run.write_jsonl("requests.jsonl", [
-        {"prompt_tokens": t.answer.prompt_tokens, "new_tokens": t.arrived, "ttft_ms": t.ttft_ms, "tpot_ms": t.tpot_ms,
-         "total_ms": t.total_ms, **({"plain_total_ms": p.total_ms, "same_answer": p.answer.ids == t.answer.ids} if other else {})}
-        for p, t in zip(plain, timed)
-    ])  # fmt: skip
+    run.write_jsonl(
+        "requests.jsonl",
+        [
+            {
+                "prompt_tokens": t.answer.prompt_tokens,
+                "new_tokens": t.arrived,
+                "ttft_ms": t.ttft_ms,
+                "tpot_ms": t.tpot_ms,
+                "total_ms": t.total_ms,
+                **({"plain_total_ms": p.total_ms, "same_answer": p.answer.ids == t.answer.ids} if other else {}),
+            }
+            for p, t in zip(plain, timed)
+        ],
+    )
     first, each = record.median([t.ttft_ms for t in timed]), record.median([t.tpot_ms for t in timed])
     run.row.update(cells, ttft_ms=first, tpot_ms=each)
     length = statistics.mean(t.answer.prompt_tokens for t in timed)
-    run.note(f"requests alone: {len(timed)}, of {length:.0f} tokens, prefilled at {1000 * length / first:.0f} tokens/s, "
-             f"{args.new_tokens} new tokens {'at most' if own else 'each'}")  # fmt: skip
+    run.note(
+        f"requests alone: {len(timed)}, of {length:.0f} tokens, prefilled at {1000 * length / first:.0f} tokens/s, "
+        f"{args.new_tokens} new tokens {'at most' if own else 'each'}"
+    )
     if other:
         rates = [1000 * sum(t.arrived for t in some) / sum(t.total_ms for t in some) for some in (plain, other)]
         run.note(f"{rates[1]:.1f} tokens/s of requests alone, {rates[0]:.1f} by plain decoding")
     elif not own:
         start = time.perf_counter()
-        found = generation.generate(model, tokenizer, prompts, args.new_tokens, args.batch_size, min_new_tokens=args.new_tokens)
-        run.row["tokens_per_s"] = found.new_tokens / (time.perf_counter() - start)  # the answers are on the processor by then
+        found = generation.generate(
+            model, tokenizer, prompts, args.new_tokens, args.batch_size, min_new_tokens=args.new_tokens
+        )
+        run.row["tokens_per_s"] = found.new_tokens / (
+            time.perf_counter() - start
+        )  # the answers are on the processor by then
         run.note(f"throughput of plain decoding in batches of {found.batch_size}")
-    run.headline = f"{run.row['model_gb']:.2f} GB of weights, first token {first:.0f} ms" + (f", then {each:.1f} ms each" if each else "")
+    run.headline = f"{run.row['model_gb']:.2f} GB of weights, first token {first:.0f} ms" + (
+        f", then {each:.1f} ms each" if each else ""
+    )
     if other:
         run.headline += f", {cells['speedup']:.2f} times as fast as plain, {100 * cells['greedy_agreement']:.0f} % of outputs the same"
 
@@ -256,8 +342,15 @@ def main(argv=None):
         # 2. seed and device
         utils.set_seed(args.seed)
         device = utils.pick_device("cpu" if args.device_map == "cpu" else args.device)
-        run.row.update(variant=variant(args), model=args.model, precision=args.precision, data_seed=args.data_seed, device=device,
-                       device_name=utils.device_name(device), k_shots=0)  # fmt: skip
+        run.row.update(
+            variant=variant(args),
+            model=args.model,
+            precision=args.precision,
+            data_seed=args.data_seed,
+            device=device,
+            device_name=utils.device_name(device),
+            k_shots=0,
+        )
         loading.check_precision(args.precision, device)
 
         # 3. data
@@ -268,9 +361,16 @@ def main(argv=None):
         # 4. model
         tokenizer = utils.load_tokenizer(args.model, args.trust_remote_code)
         with utils.measure() as load:
-            model = loading.load_model(args.model, precision=args.precision, device=device, device_map=args.device_map, adapter=args.adapter,
-                                      compute_dtype=args.compute_dtype, double_quant=args.double_quant,
-                                      trust_remote_code=args.trust_remote_code)  # fmt: skip
+            model = loading.load_model(
+                args.model,
+                precision=args.precision,
+                device=device,
+                device_map=args.device_map,
+                adapter=args.adapter,
+                compute_dtype=args.compute_dtype,
+                double_quant=args.double_quant,
+                trust_remote_code=args.trust_remote_code,
+            )
         run.row.update(**load.load_columns(), **loading.size_columns(model))
 
         # 5. adapt: nothing to train
@@ -278,10 +378,15 @@ def main(argv=None):
         if merged:
             run.note(merged)
         options = decoding_options(args, model, tokenizer, device)
-        limit, wanted = loading.context_length(model), args.new_tokens + (args.prompt_tokens if args.compile or task.words else 0)
+        limit, wanted = (
+            loading.context_length(model),
+            args.new_tokens + (args.prompt_tokens if args.compile or task.words else 0),
+        )
         if limit and wanted > limit and not model.config.is_encoder_decoder:
-            raise utils.UserError(f"the timed request of {wanted} tokens does not fit the model's context of {limit}; "
-                                  "lower --prompt_tokens or --new_tokens")  # fmt: skip
+            raise utils.UserError(
+                f"the timed request of {wanted} tokens does not fit the model's context of {limit}; "
+                "lower --prompt_tokens or --new_tokens"
+            )
 
         # 6. evaluate
         scored = task.kind == "classification"
@@ -292,8 +397,9 @@ def main(argv=None):
         else:
             if args.compile:  # prompts of many lengths would be compiled again and again: their latency stays empty
                 prompted["latency_runs"] = 0
-            evaluate.evaluate_answers(model, tokenizer, task, run, **prompted, max_new_tokens=args.new_tokens,
-                                        decoding=options)  # fmt: skip
+            evaluate.evaluate_answers(
+                model, tokenizer, task, run, **prompted, max_new_tokens=args.new_tokens, decoding=options
+            )
         if scored:  # answers have that of their references
             run.row["perplexity"] = measure_perplexity(model, tokenizer, task)
         if args.latency_runs and (scored or options):

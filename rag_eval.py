@@ -32,7 +32,16 @@ from harness.evaluation import metrics, prompting, record
 from harness.models import generation, loading, memory_forecast
 from harness.results.run import Run
 from harness.retrieval import qrels
-from harness.retrieval.documents import MAX_FILE_MB, SUFFIXES, Chunk, Document, Skipped, find_files, is_beir, read_documents
+from harness.retrieval.documents import (
+    MAX_FILE_MB,
+    SUFFIXES,
+    Chunk,
+    Document,
+    Skipped,
+    find_files,
+    is_beir,
+    read_documents,
+)
 from harness.retrieval.index import KINDS
 from harness.retrieval.ranking import STEMMED
 from harness.retrieval.retriever import Hit, Retriever, fill, read, summary
@@ -41,28 +50,56 @@ from harness.retrieval.session import HELP, Session
 MODES = ("none", "gold", "random", "retrieved")  # of --baselines; those without an embedder first
 SEARCHING = ("random", "retrieved")
 NOT_FOUND = "not in the documents"
-CITING = "Use the numbered texts to answer the question in a few words, and give the number of the text you used, as in [1]."
+CITING = (
+    "Use the numbered texts to answer the question in a few words, and give the number of the text you used, as in [1]."
+)
 
 
 def parse_args(argv=None):
     parser = flags.ArgumentParser(__doc__)
     add = parser.add_argument
-    add("--embed_model", default="assets/models/all-MiniLM-L6-v2", help="sentence-transformers name or folder (default: %(default)s)")
+    add(
+        "--embed_model",
+        default="assets/models/all-MiniLM-L6-v2",
+        help="sentence-transformers name or folder (default: %(default)s)",
+    )
     add("--gen_model", default="assets/models/SmolLM2-135M-Instruct", help="hub name or folder (default: %(default)s)")
     add("--precision", choices=loading.PRECISIONS, default="fp32", help="of the generator (default: %(default)s)")
     add("--interactive", action="store_true", help=f"{HELP}; no row is written")
-    add("--build_only", action="store_true", help="put --docs into --index_dir, or take --delete out of it, and stop; no row is written")
+    add(
+        "--build_only",
+        action="store_true",
+        help="put --docs into --index_dir, or take --delete out of it, and stop; no row is written",
+    )
 
     add = parser.add_argument_group("documents").add_argument
-    add("--docs", metavar="PATH", nargs="+", help=f"files, folders, globs or a BEIR folder; known are {' '.join(SUFFIXES)} "
-        "(default: the data set's corpus.jsonl, else its passages)")  # fmt: skip
-    add("--max_file_mb", type=flags.positive, default=MAX_FILE_MB, metavar="MB",
-        help="larger files are skipped; tables, of a document a row, are not (default: %(default)s)")  # fmt: skip
+    add(
+        "--docs",
+        metavar="PATH",
+        nargs="+",
+        help=f"files, folders, globs or a BEIR folder; known are {' '.join(SUFFIXES)} "
+        "(default: the data set's corpus.jsonl, else its passages)",
+    )
+    add(
+        "--max_file_mb",
+        type=flags.positive,
+        default=MAX_FILE_MB,
+        metavar="MB",
+        help="larger files are skipped; tables, of a document a row, are not (default: %(default)s)",
+    )
     add("--encoding", help="of text files that are not UTF-8, as in latin-1 (default: they are skipped)")
-    add("--chunk_tokens", type=flags.positive_int, metavar="N", help="most tokens of the embedder in a chunk (default: what it takes, "
-        "at most 512)")  # fmt: skip
-    add("--chunk_overlap", type=flags.whole_number, metavar="N", help="most tokens that neighbours share (default: 32, or a quarter of "
-        "smaller chunks)")  # fmt: skip
+    add(
+        "--chunk_tokens",
+        type=flags.positive_int,
+        metavar="N",
+        help="most tokens of the embedder in a chunk (default: what it takes, at most 512)",
+    )
+    add(
+        "--chunk_overlap",
+        type=flags.whole_number,
+        metavar="N",
+        help="most tokens that neighbours share (default: 32, or a quarter of smaller chunks)",
+    )
     add("--whole_documents", action="store_true", help="one chunk a document, cut to what the embedder takes")
 
     add = parser.add_argument_group("index").add_argument
@@ -71,39 +108,96 @@ def parse_args(argv=None):
     add("--prune", action="store_true", help="forget the documents of --index_dir that are no longer among --docs")
     add("--index", choices=("auto", *KINDS), default="auto", help="auto: by size and free memory, and says why")
     add("--metric", choices=("cosine", "l2"), default="cosine", help="(default: %(default)s)")
-    add("--mmap", action="store_true", help="map the index into memory instead of reading it; it cannot be changed then")
-    add("--nlist", type=flags.positive_int, help="ivf, ivfpq: clusters (default: four times the root of the number of vectors)")
-    add("--nprobe", type=flags.positive_int, help="ivf, ivfpq: clusters that are searched (default: a 16th of them, at least 32)")
+    add(
+        "--mmap", action="store_true", help="map the index into memory instead of reading it; it cannot be changed then"
+    )
+    add(
+        "--nlist",
+        type=flags.positive_int,
+        help="ivf, ivfpq: clusters (default: four times the root of the number of vectors)",
+    )
+    add(
+        "--nprobe",
+        type=flags.positive_int,
+        help="ivf, ivfpq: clusters that are searched (default: a 16th of them, at least 32)",
+    )
     add("--hnsw_m", "--M", type=flags.positive_int, help="hnsw: links of a vector (default: 32)")
-    add("--ef_construction", "--efConstruction", type=flags.positive_int, help="hnsw: candidates while building (default: 200)")
+    add(
+        "--ef_construction",
+        "--efConstruction",
+        type=flags.positive_int,
+        help="hnsw: candidates while building (default: 200)",
+    )
     add("--ef_search", "--efSearch", type=flags.positive_int, help="hnsw: candidates while searching (default: 64)")
     add("--pq_m", "--m", type=flags.positive_int, help="ivfpq: bytes of a vector (default: a fourth of the dimensions)")
 
     add = parser.add_argument_group("retrieval").add_argument
-    add("--k", type=flags.whole_number, default=4, help="chunks in the prompt; 0 is no retrieval (default: %(default)s)")
-    add("--retriever", choices=("dense", "bm25", "hybrid"), default="dense", help="hybrid fuses both rankings (default: %(default)s)")
-    add("--language", choices=tuple(STEMMED), default="none", help="of BM25's stop words and stemmer (default: %(default)s)")
-    add("--query_prompt", metavar="TEXT", help="put before each question, as some embedders want it (default: what the model says)")
+    add(
+        "--k", type=flags.whole_number, default=4, help="chunks in the prompt; 0 is no retrieval (default: %(default)s)"
+    )
+    add(
+        "--retriever",
+        choices=("dense", "bm25", "hybrid"),
+        default="dense",
+        help="hybrid fuses both rankings (default: %(default)s)",
+    )
+    add(
+        "--language",
+        choices=tuple(STEMMED),
+        default="none",
+        help="of BM25's stop words and stemmer (default: %(default)s)",
+    )
+    add(
+        "--query_prompt",
+        metavar="TEXT",
+        help="put before each question, as some embedders want it (default: what the model says)",
+    )
     add("--passage_prompt", metavar="TEXT", help="put before each passage (default: what the model says)")
     add("--reranker", metavar="MODEL", help="a sentence-transformers cross-encoder that orders the first ones again")
-    add("--rerank_depth", type=flags.positive_int, default=50, metavar="N", help="how many of them (default: %(default)s)")
+    add(
+        "--rerank_depth",
+        type=flags.positive_int,
+        default=50,
+        metavar="N",
+        help="how many of them (default: %(default)s)",
+    )
     add(
         "--mmr",
         type=flags.share,
         metavar="WEIGHT",
         help="maximal marginal relevance: 1 is likeness to the question alone, less is diverser",
     )
-    add("--min_score", type=float, help="a passage below is not used: the reranker's score where there is one, else cosine or minus "
-        f"the squared distance (dense, hybrid), or BM25; without any the answer is '{NOT_FOUND}'")  # fmt: skip
+    add(
+        "--min_score",
+        type=float,
+        help="a passage below is not used: the reranker's score where there is one, else cosine or minus "
+        f"the squared distance (dense, hybrid), or BM25; without any the answer is '{NOT_FOUND}'",
+    )
     add("--retrieval_only", action="store_true", help="measure the retrieval and generate nothing")
-    add("--baselines", action="store_true", help="four rows: no retrieval, random passages, retrieved ones, the gold passage")
+    add(
+        "--baselines",
+        action="store_true",
+        help="four rows: no retrieval, random passages, retrieved ones, the gold passage",
+    )
     add("--save_run", metavar="FILE", help="write the rankings as a TREC run")
 
     add = parser.add_argument_group("generation").add_argument
-    add("--prompt_format", choices=("plain", "chat", "auto"), default="auto", help="auto is chat where the tokenizer has a template")
+    add(
+        "--prompt_format",
+        choices=("plain", "chat", "auto"),
+        default="auto",
+        help="auto is chat where the tokenizer has a template",
+    )
     add("--max_new_tokens", type=flags.positive_int, default=24, help="of an answer (default: %(default)s)")
-    add("--context_tokens", type=flags.positive_int, metavar="N", help="most tokens of all passages (default: what the model takes)")
-    add("--citations", action="store_true", help="number the passages and ask for [1]; not scored as part of the answer")
+    add(
+        "--context_tokens",
+        type=flags.positive_int,
+        metavar="N",
+        help="most tokens of all passages (default: what the model takes)",
+    )
+    add(
+        "--citations", action="store_true", help="number the passages and ask for [1]; not scored as part of the answer"
+    )
     flags.add_data_args(parser, dataset="assets/data/disfl_qa")
     flags.add_common_args(parser, auto_batch=True)
     args = flags.check_data_args(parser, parser.parse_args(argv))
@@ -112,7 +206,9 @@ def parse_args(argv=None):
     if beir and not args.chunk_tokens:
         args.whole_documents = True  # one vector a document, as the published figures have it
     if (args.retrieval_only or beir) and (args.k == 0 or args.baselines):
-        parser.error("retrieval alone (--retrieval_only, or a BEIR folder) with --k 0 or --baselines leaves nothing to measure")
+        parser.error(
+            "retrieval alone (--retrieval_only, or a BEIR folder) with --k 0 or --baselines leaves nothing to measure"
+        )
     if beir and args.docs:
         parser.error("a BEIR folder as --dataset brings its documents; leave --docs out")
     if args.baselines and args.k == 0:
@@ -130,7 +226,9 @@ def parse_args(argv=None):
     if args.build_only and args.interactive:
         parser.error("--build_only and --interactive exclude each other")
     if (args.build_only or args.interactive) and (args.baselines or args.save_run or args.retrieval_only):
-        parser.error("--baselines, --retrieval_only and --save_run are for measuring, not for --build_only or --interactive")
+        parser.error(
+            "--baselines, --retrieval_only and --save_run are for measuring, not for --build_only or --interactive"
+        )
     if args.reranker and args.k > args.rerank_depth:
         parser.error(f"--k {args.k} is above --rerank_depth {args.rerank_depth}")
     if args.hnsw_m == 1:
@@ -149,7 +247,9 @@ def passages_of(mode, retriever, task, ranked, args):
     """[Q] lists of hits that go into the prompts: none, args.k random chunks, the retrieved ones, or the question's own passage."""
     if mode == "random":
         rng = np.random.default_rng(args.seed)
-        rows = [rng.choice(len(retriever.index), min(args.k, len(retriever.index)), replace=False) for _ in task.evaluation]
+        rows = [
+            rng.choice(len(retriever.index), min(args.k, len(retriever.index)), replace=False) for _ in task.evaluation
+        ]
         return [[Hit(retriever.index.chunk(int(row)), 0.0, int(row)) for row in some] for some in rows]
     if mode == "gold":
         return [[Hit(Chunk("gold", 0, ex.context), 1.0, -1)] for ex in task.evaluation]
@@ -176,7 +276,9 @@ class Reader:
         self.args, self.task = args, task
         self.tokenizer = utils.load_tokenizer(args.gen_model, args.trust_remote_code)
         self.chat = loading.uses_chat(args.prompt_format, self.tokenizer)
-        self.model = loading.load_model(args.gen_model, precision=args.precision, device=device, trust_remote_code=args.trust_remote_code)
+        self.model = loading.load_model(
+            args.gen_model, precision=args.precision, device=device, trust_remote_code=args.trust_remote_code
+        )
         limit = loading.context_length(self.model)
         self.room = limit and limit - (0 if self.model.config.is_encoder_decoder else args.max_new_tokens)
         self.options = {
@@ -192,7 +294,9 @@ class Reader:
 
         The best passage stands last, beside the question: small models read what is near (Liu et al. 2024, lost in the middle).
         """
-        texts = [f"[{n}] {hit.chunk.full}" if self.args.citations else hit.chunk.full for n, hit in enumerate(hits, start=1)]
+        texts = [
+            f"[{n}] {hit.chunk.full}" if self.args.citations else hit.chunk.full for n, hit in enumerate(hits, start=1)
+        ]
         with_passages = CITING if self.args.citations else QA_CONTEXT_INSTRUCTION
         for n in range(len(texts), -1, -1):
             context = "\n\n".join(reversed(texts[:n]))
@@ -214,16 +318,28 @@ class Reader:
         asked = [i for i, hits in enumerate(passages) if hits or not required]
         texts, found = [NOT_FOUND] * len(questions), None
         if asked:
-            found = generation.generate(self.model, self.tokenizer, [built[i][0] for i in asked], self.args.max_new_tokens, batch_size,
-                                       progress=progress, **self.options)  # fmt: skip
+            found = generation.generate(
+                self.model,
+                self.tokenizer,
+                [built[i][0] for i in asked],
+                self.args.max_new_tokens,
+                batch_size,
+                progress=progress,
+                **self.options,
+            )
             for i, text in zip(asked, found.texts):
                 texts[i] = text
         return texts, found, [left for _, left in built]
 
     def time(self, question, retrieve):
         """An inference.Timed request, alone, from text in to answer out; retrieve: question -> hits."""
-        return generation.time_request(self.model, self.tokenizer, lambda: self.prompt(question, retrieve(question))[0],
-                                      self.args.max_new_tokens, **self.options)  # fmt: skip
+        return generation.time_request(
+            self.model,
+            self.tokenizer,
+            lambda: self.prompt(question, retrieve(question))[0],
+            self.args.max_new_tokens,
+            **self.options,
+        )
 
 
 def without_citations(answer):
@@ -264,9 +380,13 @@ def build(args):
         start = time.perf_counter()
         found = fill(retriever, documents, args, skipped)
         took = time.perf_counter() - start
-        rate = f"; {took:.1f} s, {(found['added'] + found['updated']) / took:.1f} documents/s" if found["chunks"] else ""
+        rate = (
+            f"; {took:.1f} s, {(found['added'] + found['updated']) / took:.1f} documents/s" if found["chunks"] else ""
+        )
         print(summary(found, retriever, skipped) + rate)
-    print(f"{retriever.index.why or 'index ' + retriever.index.kind}; {len(retriever.index)} chunks in {args.index_dir}")
+    print(
+        f"{retriever.index.why or 'index ' + retriever.index.kind}; {len(retriever.index)} chunks in {args.index_dir}"
+    )
 
 
 @utils.clean_exit
@@ -281,7 +401,9 @@ def main(argv=None):
     retrieval_only = args.retrieval_only or beir
     generator = None if retrieval_only or args.build_only else args.gen_model
     data = None if args.interactive or args.build_only else flags.source(args)
-    hub.check_names({"--embed_model": args.embed_model, "--gen_model": generator, "--reranker": args.reranker}, {"--dataset": data})
+    hub.check_names(
+        {"--embed_model": args.embed_model, "--gen_model": generator, "--reranker": args.reranker}, {"--dataset": data}
+    )
     if args.build_only:
         return build(args)
     if args.interactive:
@@ -295,8 +417,13 @@ def main(argv=None):
             # 2. seed and device
             utils.set_seed(args.seed)
             device = utils.pick_device(args.device)
-            run.row.update(model=args.embed_model if retrieval_only else args.gen_model, device=device, data_seed=args.data_seed,
-                           device_name=utils.device_name(device), precision=args.precision)  # fmt: skip
+            run.row.update(
+                model=args.embed_model if retrieval_only else args.gen_model,
+                device=device,
+                data_seed=args.data_seed,
+                device_name=utils.device_name(device),
+                precision=args.precision,
+            )
 
             # 3. data
             if task is None:
@@ -306,7 +433,9 @@ def main(argv=None):
             questions = [ex.text for ex in task.evaluation]
 
             # 4. model: what this row needs, so that its load time and memory hold no other's
-            loaded = reader is not None or retriever is not None  # by an earlier row: what the memory was before is not known
+            loaded = (
+                reader is not None or retriever is not None
+            )  # by an earlier row: what the memory was before is not known
             with utils.measure() as load:
                 reader = reader or (None if retrieval_only else Reader(args, device, task))
                 retriever = retriever or (Retriever(args, device) if mode in SEARCHING else None)
@@ -323,32 +452,60 @@ def main(argv=None):
                 if not len(retriever.index):
                     raise utils.UserError(f"{task.name} has no passages to retrieve from; give documents with --docs")
                 describe(run, retriever, indexed, building, skipped)
-                relevant = [judgements[ex.id] for ex in task.evaluation] if beir else qrels.relevant_documents(
-                    task, documents, retriever.index.documents)  # fmt: skip
+                relevant = (
+                    [judgements[ex.id] for ex in task.evaluation]
+                    if beir
+                    else qrels.relevant_documents(task, documents, retriever.index.documents)
+                )
             run.row["variant"] = variant(mode, args, retriever, retrieval_only)
 
             # 6. evaluate
             with utils.measure() as spent:
                 searched = mode == "retrieved"
-                ranked = retriever.search(questions, max(retriever.depth, args.k)) if searched else [[] for _ in questions]
+                ranked = (
+                    retriever.search(questions, max(retriever.depth, args.k)) if searched else [[] for _ in questions]
+                )
                 passages = passages_of(mode, retriever, task, ranked, args)
                 if reader:
-                    texts, found, left_out = reader.answer(questions, passages, mode != "none", args.batch_size, f"answering, {mode}")
-            judged = [qrels.retrieval_scores(hits, rel, args.k) if rel and searched else {} for hits, rel in zip(ranked, relevant)]
+                    texts, found, left_out = reader.answer(
+                        questions, passages, mode != "none", args.batch_size, f"answering, {mode}"
+                    )
+            judged = [
+                qrels.retrieval_scores(hits, rel, args.k) if rel and searched else {}
+                for hits, rel in zip(ranked, relevant)
+            ]
             record_ranking(run, args, retriever, questions, ranked, judged, task)
-            extras = [{"question": q, "retrieved": [{"document": h.chunk.document, "source": h.chunk.source, "position": h.chunk.position,
-                                                     "score": h.score, "text": h.chunk.full} for h in hits], **scores}
-                      for q, hits, scores in zip(questions, passages, judged)]  # fmt: skip
+            extras = [
+                {
+                    "question": q,
+                    "retrieved": [
+                        {
+                            "document": h.chunk.document,
+                            "source": h.chunk.source,
+                            "position": h.chunk.position,
+                            "score": h.score,
+                            "text": h.chunk.full,
+                        }
+                        for h in hits
+                    ],
+                    **scores,
+                }
+                for q, hits, scores in zip(questions, passages, judged)
+            ]
             stages = []  # of each timed request, the milliseconds of its parts
             retrieve = functools.partial(hits_of, mode, retriever, task, passages, args.k, stages)
             timed = range(min(args.latency_runs, len(questions)))
             if reader:
-                answers_of(run, args, reader, task, mode, texts, found, left_out, passages, extras, spent, retrieve, timed)
+                answers_of(
+                    run, args, reader, task, mode, texts, found, left_out, passages, extras, spent, retrieve, timed
+                )
             else:
                 known = [scores for scores in judged if scores]
                 if not known:
-                    raise utils.UserError(f"{task.name}: no question has a passage (a column passage or context) that stands among the "
-                                          "documents, so there is nothing to measure")  # fmt: skip
+                    raise utils.UserError(
+                        f"{task.name}: no question has a passage (a column passage or context) that stands among the "
+                        "documents, so there is nothing to measure"
+                    )
                 record.record_retrieval(run, task, known, spent, utils.time_requests(retrieve, timed), extras)
             measured = stages[-len(timed) :] if len(timed) else []
             for name in ("embed", "search", "rerank"):
@@ -373,7 +530,9 @@ def read_data(args, beir, skipped):
     print(task.summary())
     tasks.require_kind(task, "qa", "retrieval-augmented generation")
     if args.baselines and not all(ex.context for ex in task.evaluation):
-        raise utils.UserError(f"{task.name}: --baselines needs the passage of each question, as a column passage or context")
+        raise utils.UserError(
+            f"{task.name}: --baselines needs the passage of each question, as a column passage or context"
+        )
     return task, corpus_of(args, task, skipped) if args.k else [], None
 
 
@@ -383,7 +542,9 @@ def interact(args):
     documents = read(args.docs, skipped, args) if args.docs else []
     retriever = Retriever(args, device)
     if args.index_dir and not documents and not len(retriever.index):
-        raise utils.UserError(f"--index_dir {args.index_dir}: no index there; give --docs, or build it first with --build_only --docs PATH")
+        raise utils.UserError(
+            f"--index_dir {args.index_dir}: no index there; give --docs, or build it first with --build_only --docs PATH"
+        )
     reader = Reader(args, device, Task("interactive", None, "qa", template=QA_TEMPLATE))
     if documents:
         print(summary(fill(retriever, documents, args, skipped), retriever, skipped))
@@ -408,7 +569,9 @@ def describe(run, retriever, found, building, skipped):
         run.note(f"{n} documents in {len(index)} chunks, as the index had them")
     else:
         run.note(f"{n} documents in {len(index)} chunks, indexed in {building.seconds:.1f} s")
-        run.row.update(index_seconds=building.seconds, documents_per_s=(found["added"] + found["updated"]) / building.seconds)
+        run.row.update(
+            index_seconds=building.seconds, documents_per_s=(found["added"] + found["updated"]) / building.seconds
+        )
     if index.kind != "none":
         run.row["index_gb"] = index.gb()
     for text in (index.why, skipped.summary()):
@@ -423,7 +586,9 @@ def record_ranking(run, args, retriever, questions, ranked, judged, task):
     known = [scores for scores in judged if scores]
     if known:
         if len(known) < len(questions):
-            run.note(f"retrieval is scored on the {len(known)} of {len(questions)} questions whose passage is among the documents")
+            run.note(
+                f"retrieval is scored on the {len(known)} of {len(questions)} questions whose passage is among the documents"
+            )
         run.row.update({name: float(np.mean([scores[name] for scores in known])) for name in known[0]})
         run.headline = f"recall@{args.k} {run.row['recall_at_k']:.3f}, nDCG@10 {run.row['ndcg_at_10']:.3f}"
     if retriever and any(ranked) and args.retriever != "bm25":
@@ -440,8 +605,13 @@ def answers_of(run, args, reader, task, mode, texts, found, left_out, passages, 
         texts = [text for text, _ in cited]
         for extra, (_, marks) in zip(extras, cited):
             extra["citations"] = marks
-        wrong = sum(any(not 1 <= n <= len(hits) - left for n in marks) for (_, marks), hits, left in zip(cited, passages, left_out))
-        run.note(f"{sum(bool(marks) for _, marks in cited)} of {len(texts)} answers cite a passage, {wrong} of them one that was not given")
+        wrong = sum(
+            any(not 1 <= n <= len(hits) - left for n in marks)
+            for (_, marks), hits, left in zip(cited, passages, left_out)
+        )
+        run.note(
+            f"{sum(bool(marks) for _, marks in cited)} of {len(texts)} answers cite a passage, {wrong} of them one that was not given"
+        )
 
     def request(i):  # -> (milliseconds, a Timed or None where the generator was not asked)
         if mode != "none" and not passages[i]:
@@ -456,13 +626,19 @@ def answers_of(run, args, reader, task, mode, texts, found, left_out, passages, 
     record.record_answers(run, task, texts, spent, [ms for ms, _ in timed], extras)
     if found:
         record.record_tokens(run, found, spent)
-        memory_forecast.predict_inference(run, reader.model, found.batch_size, found.longest, "generated", len(found.prefix))
+        memory_forecast.predict_inference(
+            run, reader.model, found.batch_size, found.longest, "generated", len(found.prefix)
+        )
         record.note_truncation(run, reader.room, 0, 0, found.truncated)
-        run.row.update(ttft_ms=record.median([t.ttft_ms for t in alone]), tpot_ms=record.median([t.tpot_ms for t in alone]))
+        run.row.update(
+            ttft_ms=record.median([t.ttft_ms for t in alone]), tpot_ms=record.median([t.tpot_ms for t in alone])
+        )
     if mode != "none":
         used = [hits[: len(hits) - left] for hits, left in zip(passages, left_out)]
-        inside = [max((metrics.contains_answer(hit.chunk.full, ex.references) for hit in hits), default=0.0)
-                  for hits, ex in zip(used, task.evaluation)]  # fmt: skip
+        inside = [
+            max((metrics.contains_answer(hit.chunk.full, ex.references) for hit in hits), default=0.0)
+            for hits, ex in zip(used, task.evaluation)
+        ]
         run.row["answer_in_context"] = float(np.mean(inside))
     unanswered = sum(mode != "none" and not hits for hits in passages)
     for text in (

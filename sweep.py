@@ -44,12 +44,20 @@ BLOCK_KEYS = ("script", "flags", "grid", "experiments")
 def parse_args(argv=None):
     parser = flags.ArgumentParser(__doc__)
     parser.add_argument("suite", help="the YAML file")
-    parser.add_argument("--dry_run", action="store_true", help="print the commands and what would be skipped, and run nothing")
-    parser.add_argument("--retry", nargs="+", choices=("failed", "oom", "degenerate"), default=[], help="run cells again that ended so")
+    parser.add_argument(
+        "--dry_run", action="store_true", help="print the commands and what would be skipped, and run nothing"
+    )
+    parser.add_argument(
+        "--retry", nargs="+", choices=("failed", "oom", "degenerate"), default=[], help="run cells again that ended so"
+    )
     parser.add_argument("--ignore_code", action="store_true", help="rows that other code made count as done, too")
     parser.add_argument("--continue_on_error", action="store_true", help="go on after a cell that failed")
-    parser.add_argument("--workers", type=flags.positive_int, default=1, help="cells at a time; on one device they slow each other down "
-                        "(default: %(default)s)")  # fmt: skip
+    parser.add_argument(
+        "--workers",
+        type=flags.positive_int,
+        default=1,
+        help="cells at a time; on one device they slow each other down (default: %(default)s)",
+    )
     parser.add_argument("--devices", help="CUDA devices that the workers take turns at, as in 0,1")
     parser.add_argument("--results", default="results.csv", help="the CSV that gets the rows (default: %(default)s)")
     parser.add_argument("--runs_dir", default="runs", help="where the run folders are made (default: %(default)s)")
@@ -90,24 +98,32 @@ def load_suite(path):
         raise utils.UserError(f"{path}: runs must be a list of blocks with script, flags, and grid or experiments")
     cells = []
     for block in blocks:
-        common = {key: value for key, value in suite.items() if key not in BLOCK_KEYS}  # base_model: .. at the top is a flag
+        common = {
+            key: value for key, value in suite.items() if key not in BLOCK_KEYS
+        }  # base_model: .. at the top is a flag
         strange = [key for key in block if key not in BLOCK_KEYS]
         if strange:
-            raise utils.UserError(f"{path}: a block of runs has {', '.join(strange)}; known are {', '.join(BLOCK_KEYS)}")
+            raise utils.UserError(
+                f"{path}: a block of runs has {', '.join(strange)}; known are {', '.join(BLOCK_KEYS)}"
+            )
         parts = {key: block.get(key, suite.get(key)) for key in BLOCK_KEYS}
         script = parts["script"] or "peft_finetune.py"
         if not all(isinstance(some, (dict, type(None))) for some in (suite.get("flags"), block.get("flags"))):
             raise utils.UserError(f"{path}: flags must be a mapping of flags to their values")
         settings = {**common, **(suite.get("flags") or {}), **(block.get("flags") or {})}
         grid, experiments = parts["grid"] or {}, parts["experiments"] or [{}]
-        lists = all(isinstance(values, list) and values for values in grid.values()) if isinstance(grid, dict) else False
+        lists = (
+            all(isinstance(values, list) and values for values in grid.values()) if isinstance(grid, dict) else False
+        )
         if not lists or not isinstance(experiments, list) or not all(isinstance(one, dict) for one in experiments):
             raise utils.UserError(f"{path}: grid wants a list of values for each flag, experiments a list of mappings")
         for experiment, values in itertools.product(experiments, itertools.product(*grid.values())):
             own = {key: value for key, value in experiment.items() if key not in ("name", "description")}
             own = {**own.pop("flags", {}), **own.pop("lora", {}), **own.pop("training", {}), **own}
             chosen = dict(zip(grid, values))
-            label = " ".join([str(experiment.get("name", Path(script).stem)), *(f"{key}={value}" for key, value in chosen.items())])
+            label = " ".join(
+                [str(experiment.get("name", Path(script).stem)), *(f"{key}={value}" for key, value in chosen.items())]
+            )
             cells.append((label, script, {**settings, **own, **chosen}))
     return name, cells
 
@@ -152,17 +168,25 @@ def status_of(cell, rows, ignore_code=False):
     """The status of the newest row of this cell's identity, None without any. rows: of the results CSV."""
     for row in reversed(rows):
         try:
-            same = row["script"] == cell.script and commands.what_counts(json.loads(row["args"])) == commands.what_counts(cell.args)
+            same = row["script"] == cell.script and commands.what_counts(
+                json.loads(row["args"])
+            ) == commands.what_counts(cell.args)
         except ValueError:
             continue
-        if same and row["input_id"] == (provenance.input_id(cell.args) or "") and (ignore_code or row["code_id"] == code_id(cell.script)):
+        if (
+            same
+            and row["input_id"] == (provenance.input_id(cell.args) or "")
+            and (ignore_code or row["code_id"] == code_id(cell.script))
+        ):
             return row["status"]
     return None
 
 
 def plan(cells, args):
     """[(cell, status of its row or None, will it run)]."""
-    rows = store.read_results(args.results) if Path(args.results).is_file() and Path(args.results).stat().st_size else []
+    rows = (
+        store.read_results(args.results) if Path(args.results).is_file() and Path(args.results).stat().st_size else []
+    )
     found = [(cell, status_of(cell, rows, args.ignore_code)) for cell in cells]
     return [(cell, status, status is None or status in args.retry) for cell, status in found]
 
@@ -239,7 +263,10 @@ def run_all(name, cells, args):
                 stop.set()
         return code
 
-    with concurrent.futures.ThreadPoolExecutor(args.workers) as pool, tqdm(total=len(cells), desc=name, unit="run") as bar:
+    with (
+        concurrent.futures.ThreadPoolExecutor(args.workers) as pool,
+        tqdm(total=len(cells), desc=name, unit="run") as bar,
+    ):
         waiting = [pool.submit(work, number, cell) for number, cell in enumerate(cells)]
         for done in concurrent.futures.as_completed(waiting):
             done.result()
@@ -261,9 +288,13 @@ def main(argv=None):
     ended = [status for _, status, wanted in planned if not wanted]
     told = ", ".join(f"{ended.count(status)} {status}" for status in sorted(set(ended)))
     print(f"{name}: {len(todo)} of {len(cells)} to run" + (f"; there already: {told}" if told else ""))
-    rows = store.read_results(args.results) if Path(args.results).is_file() and Path(args.results).stat().st_size else []
+    rows = (
+        store.read_results(args.results) if Path(args.results).is_file() and Path(args.results).stat().st_size else []
+    )
     old = (
-        0 if args.ignore_code else sum(status_of(cell, rows, ignore_code=True) is not None for cell, status, _ in planned if status is None)
+        0
+        if args.ignore_code
+        else sum(status_of(cell, rows, ignore_code=True) is not None for cell, status, _ in planned if status is None)
     )
     if old:
         print(f"{name}: {old} of them have rows that other code made; --ignore_code takes those")

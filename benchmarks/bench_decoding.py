@@ -25,9 +25,13 @@ QUOTE = "Answer the question with the sentence of the text that holds the answer
 def parse_args():
     parser = flags.ArgumentParser(__doc__)
     add_model_args(parser)
-    parser.add_argument("--dataset", default="assets/data/disfl_qa", help="questions with passages (default: %(default)s)")
+    parser.add_argument(
+        "--dataset", default="assets/data/disfl_qa", help="questions with passages (default: %(default)s)"
+    )
     parser.add_argument("--n", type=flags.positive_int, default=20, help="requests (default: %(default)s)")
-    parser.add_argument("--new_tokens", type=flags.positive_int, default=32, help="at most, of an answer (default: %(default)s)")
+    parser.add_argument(
+        "--new_tokens", type=flags.positive_int, default=32, help="at most, of an answer (default: %(default)s)"
+    )
     parser.add_argument("--readme", metavar="FILE", help="put the table between its marks there")
     return parser.parse_args()
 
@@ -54,7 +58,9 @@ def ways(args, model, tokenizer):
 def speedup_interval(plain, other):
     """95 % bootstrap interval of the ratio of total times over requests."""
     times = [np.array([t.total_ms for t in timed]) for timed in (plain, other)]
-    found = bootstrap(times, lambda p, o, axis=-1: p.sum(axis) / o.sum(axis), paired=True, vectorized=True, method="percentile", rng=0)
+    found = bootstrap(
+        times, lambda p, o, axis=-1: p.sum(axis) / o.sum(axis), paired=True, vectorized=True, method="percentile", rng=0
+    )
     return list(map(float, found.confidence_interval))
 
 
@@ -66,31 +72,69 @@ def main():
     prompts = {
         "windows": quantize_and_parallel.timed_prompts(task, tokenizer, args.n, 128, False, chat),
         "questions": quantize_and_parallel.timed_prompts(task, tokenizer, args.n, 128, True, chat),
-        "quotations": quantize_and_parallel.timed_prompts(with_instruction(task, QUOTE), tokenizer, args.n, 128, True, chat),
+        "quotations": quantize_and_parallel.timed_prompts(
+            with_instruction(task, QUOTE), tokenizer, args.n, 128, True, chat
+        ),
     }
     rows = []
     for kind, way, options in ways(args, model, tokenizer):
         request = {"exact": True} if kind == "windows" else {"add_special_tokens": not chat}
-        plain, other, cells = quantize_and_parallel.measure_decoding(model, tokenizer, prompts[kind], args.new_tokens, options, **request)
+        plain, other, cells = quantize_and_parallel.measure_decoding(
+            model, tokenizer, prompts[kind], args.new_tokens, options, **request
+        )
         rates = [sum(t.arrived for t in timed) / sum(t.total_ms for t in timed) * 1000 for timed in (plain, other)]
         low, high = speedup_interval(plain, other)
-        rows.append({"prompts": kind, "way": way, "prompt_tokens": float(np.mean([t.answer.prompt_tokens for t in plain])),
-                     "plain_tokens_per_s": rates[0], "tokens_per_s": rates[1], "low": low, "high": high, **cells})  # fmt: skip
+        rows.append(
+            {
+                "prompts": kind,
+                "way": way,
+                "prompt_tokens": float(np.mean([t.answer.prompt_tokens for t in plain])),
+                "plain_tokens_per_s": rates[0],
+                "tokens_per_s": rates[1],
+                "low": low,
+                "high": high,
+                **cells,
+            }
+        )
         print(rows[-1], flush=True)
-    header = ["prompts", "decoding", "prompt tokens", "plain tokens/s", "tokens/s", "speedup [95 %]", "acceptance", "tokens a pass",
-              "same output", "compile s"]  # fmt: skip
+    header = [
+        "prompts",
+        "decoding",
+        "prompt tokens",
+        "plain tokens/s",
+        "tokens/s",
+        "speedup [95 %]",
+        "acceptance",
+        "tokens a pass",
+        "same output",
+        "compile s",
+    ]
     table = []
     for r in rows:
         rate, gained, compiled = (r.get(name) for name in ("acceptance_rate", "accepted_length", "compile_seconds"))
-        table.append([r["prompts"], r["way"], f"{r['prompt_tokens']:.0f}", f"{r['plain_tokens_per_s']:.1f}", f"{r['tokens_per_s']:.1f}",
-                      f"{r['speedup']:.2f} [{r['low']:.2f}, {r['high']:.2f}]", "" if rate is None else f"{rate:.2f}",
-                      "" if gained is None else f"{gained:.2f}", f"{100 * r['greedy_agreement']:.0f} %",
-                      "" if compiled is None else f"{compiled:.0f}"])  # fmt: skip
-    text = (f"Greedy decoding of {args.n} requests alone, at most {args.new_tokens} new tokens, {model_name(args)} in {args.precision}, "
-            f"on {machine(args.device)}. Each way and plain decoding take turns; tokens/s counts from text in to answer "
-            f"out.\n\n{markdown(header, table)}")  # fmt: skip
+        table.append(
+            [
+                r["prompts"],
+                r["way"],
+                f"{r['prompt_tokens']:.0f}",
+                f"{r['plain_tokens_per_s']:.1f}",
+                f"{r['tokens_per_s']:.1f}",
+                f"{r['speedup']:.2f} [{r['low']:.2f}, {r['high']:.2f}]",
+                "" if rate is None else f"{rate:.2f}",
+                "" if gained is None else f"{gained:.2f}",
+                f"{100 * r['greedy_agreement']:.0f} %",
+                "" if compiled is None else f"{compiled:.0f}",
+            ]
+        )
+    text = (
+        f"Greedy decoding of {args.n} requests alone, at most {args.new_tokens} new tokens, {model_name(args)} in {args.precision}, "
+        f"on {machine(args.device)}. Each way and plain decoding take turns; tokens/s counts from text in to answer "
+        f"out.\n\n{markdown(header, table)}"
+    )
     name = "bench_decoding" + ("_gpu" if args.device == "cuda" else "") + ("_7b" if args.random_llama else "")
-    publish(name, text, {"machine": machine(args.device), "args": vars(args), **measured_at(), "rows": rows}, args.readme)
+    publish(
+        name, text, {"machine": machine(args.device), "args": vars(args), **measured_at(), "rows": rows}, args.readme
+    )
 
 
 if __name__ == "__main__":

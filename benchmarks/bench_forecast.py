@@ -24,8 +24,12 @@ BOUNDS = {"cpu": 0.2, "cuda": 0.1}
 
 def parse_args(argv=None):
     parser = flags.ArgumentParser(__doc__)
-    parser.add_argument("--results", default=str(ROOT / "sample_results.csv"), help="the rows (default: sample_results.csv)")
-    parser.add_argument("--output", default=str(ROOT / "benchmarks/results/bench_forecast.json"), help="(default: %(default)s)")
+    parser.add_argument(
+        "--results", default=str(ROOT / "sample_results.csv"), help="the rows (default: sample_results.csv)"
+    )
+    parser.add_argument(
+        "--output", default=str(ROOT / "benchmarks/results/bench_forecast.json"), help="(default: %(default)s)"
+    )
     return parser.parse_args(argv)
 
 
@@ -33,7 +37,9 @@ def parse_args(argv=None):
 def main(argv=None):
     args = parse_args(argv)
     found, report = store.read_results(args.results), []
-    print(f"{'device':7} {'phase':10} {'rows':>5} {'within':>14} {'median error':>13} {'largest':>8} {'uncalibrated':>13}")
+    print(
+        f"{'device':7} {'phase':10} {'rows':>5} {'within':>14} {'median error':>13} {'largest':>8} {'uncalibrated':>13}"
+    )
     for device, bound in BOUNDS.items():
         for phase in ("training", "inference"):
             rows = [row for row in found if memory.known_pairs([row], device, phase, row["precision"] == "fp32")]
@@ -47,14 +53,29 @@ def main(argv=None):
                 errors.append(abs((offset + factor * predicted) / measured - 1))
                 raw.append(abs(predicted / measured - 1))
             within, before = (sum(error <= bound for error in some) / len(rows) for some in (errors, raw))
-            report.append({"device": device, "phase": phase, "rows": len(rows), "bound": bound, "within": within,
-                           "uncalibrated_within": before, "median_error": statistics.median(errors),
-                           "largest_error": max(errors)})  # fmt: skip
+            report.append(
+                {
+                    "device": device,
+                    "phase": phase,
+                    "rows": len(rows),
+                    "bound": bound,
+                    "within": within,
+                    "uncalibrated_within": before,
+                    "median_error": statistics.median(errors),
+                    "largest_error": max(errors),
+                }
+            )
             share = f"{within:.0%} in {bound:.0%}"
-            print(f"{device:7} {phase:10} {len(rows):5} {share:>14} {statistics.median(errors):13.1%} {max(errors):8.1%} {before:13.0%}")
+            print(
+                f"{device:7} {phase:10} {len(rows):5} {share:>14} {statistics.median(errors):13.1%} {max(errors):8.1%} {before:13.0%}"
+            )
     if not report:
-        raise utils.UserError(f"{args.results} has not more than {memory.MIN_ROWS} rows of a device with predicted_gb and a measured peak")
-    Path(args.output).write_text(json.dumps({"results": Path(args.results).name, "leave_one_out": report}, indent=2) + "\n")
+        raise utils.UserError(
+            f"{args.results} has not more than {memory.MIN_ROWS} rows of a device with predicted_gb and a measured peak"
+        )
+    Path(args.output).write_text(
+        json.dumps({"results": Path(args.results).name, "leave_one_out": report}, indent=2) + "\n"
+    )
 
 
 if __name__ == "__main__":

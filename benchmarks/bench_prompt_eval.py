@@ -22,7 +22,18 @@ import tempfile
 import time
 from pathlib import Path
 
-from common import add_model_args, load, machine, markdown, measured_at, model_name, peak_memory_gb, publish, run_child, saved
+from common import (
+    add_model_args,
+    load,
+    machine,
+    markdown,
+    measured_at,
+    model_name,
+    peak_memory_gb,
+    publish,
+    run_child,
+    saved,
+)
 
 import utils
 from harness import flags
@@ -39,10 +50,14 @@ def parse_args():
     parser = flags.ArgumentParser(__doc__)
     add_model_args(parser)
     parser.add_argument("--dataset", default="assets/data/movie_reviews", help="folder or file (default: %(default)s)")
-    parser.add_argument("--k_shots", type=flags.whole_number, nargs="+", default=[0, 8, 16, 32], help="(default: 0 8 16 32)")
+    parser.add_argument(
+        "--k_shots", type=flags.whole_number, nargs="+", default=[0, 8, 16, 32], help="(default: 0 8 16 32)"
+    )
     parser.add_argument("--n", type=flags.positive_int, default=200, help="evaluation examples (default: %(default)s)")
     parser.add_argument("--batch_size", type=flags.positive_int, default=32, help="of lm_eval (default: %(default)s)")
-    parser.add_argument("--repeats", type=flags.positive_int, default=3, help="of ours and the floor; lm_eval runs once (default: 3)")
+    parser.add_argument(
+        "--repeats", type=flags.positive_int, default=3, help="of ours and the floor; lm_eval runs once (default: 3)"
+    )
     parser.add_argument("--subjects", nargs="+", choices=SUBJECTS, default=SUBJECTS, help="(default: all)")
     parser.add_argument("--readme", metavar="FILE", help="put the table between its marks there")
     parser.add_argument("--child", choices=SUBJECTS, help=argparse.SUPPRESS)
@@ -84,8 +99,12 @@ def floor(args, model, tokenizer, texts, batch_size):
         for start in range(0, len(rows), batch_size):
             batch = [row[shared:] for row in rows[start : start + batch_size]]
             tokens = sum(batch, [])
-            width = -(-len(tokens) // len(batch))  # rows of equal length with the same number of tokens, but for the last row
-            ids = torch.tensor(tokens + tokens[: width * len(batch) - len(tokens)], device=model.device).view(len(batch), width)
+            width = -(
+                -len(tokens) // len(batch)
+            )  # rows of equal length with the same number of tokens, but for the last row
+            ids = torch.tensor(tokens + tokens[: width * len(batch) - len(tokens)], device=model.device).view(
+                len(batch), width
+            )
             model(ids, use_cache=False, logits_to_keep=1)
 
 
@@ -96,11 +115,27 @@ def lm_eval(args, model, tokenizer, texts, words, separator, labels):
 
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "prompts.jsonl"
-        file.write_text("".join(json.dumps({"prompt": text, "label": label}) + "\n" for text, label in zip(texts, labels)))
-        task = {"task": "prompts", "dataset_path": "json", "dataset_kwargs": {"data_files": {"test": str(file)}, "cache_dir": folder},
-                "test_split": "test", "output_type": "multiple_choice", "doc_to_text": "{{prompt}}", "doc_to_choice": words,
-                "doc_to_target": "label", "target_delimiter": separator, "metric_list": [{"metric": "acc"}]}  # fmt: skip
-        model = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=args.batch_size, max_length=model.config.max_position_embeddings)
+        file.write_text(
+            "".join(json.dumps({"prompt": text, "label": label}) + "\n" for text, label in zip(texts, labels))
+        )
+        task = {
+            "task": "prompts",
+            "dataset_path": "json",
+            "dataset_kwargs": {"data_files": {"test": str(file)}, "cache_dir": folder},
+            "test_split": "test",
+            "output_type": "multiple_choice",
+            "doc_to_text": "{{prompt}}",
+            "doc_to_choice": words,
+            "doc_to_target": "label",
+            "target_delimiter": separator,
+            "metric_list": [{"metric": "acc"}],
+        }
+        model = HFLM(
+            pretrained=model,
+            tokenizer=tokenizer,
+            batch_size=args.batch_size,
+            max_length=model.config.max_position_embeddings,
+        )
         manager = TaskManager(include_defaults=False)  # without the index of its own tasks, which takes seconds
         spent, scoring = [], model.loglikelihood
 
@@ -111,7 +146,9 @@ def lm_eval(args, model, tokenizer, texts, words, separator, labels):
             return answers
 
         model.loglikelihood = timed
-        found = harness.simple_evaluate(model, tasks=[task], num_fewshot=0, bootstrap_iters=0, log_samples=True, task_manager=manager)
+        found = harness.simple_evaluate(
+            model, tasks=[task], num_fewshot=0, bootstrap_iters=0, log_samples=True, task_manager=manager
+        )
     samples = sorted(found["samples"]["prompts"], key=lambda sample: sample["doc_id"])
     return [[float(answer[0]) for answer in sample["filtered_resps"]] for sample in samples], sum(spent)
 
@@ -149,14 +186,34 @@ def child(args):
 
 def measure(args, subject, k, batch_size):
     """One process, the batch halved until it fits into memory."""
-    flags = ["--child", subject, "--k_shots", k, "--batch_size", batch_size, "--model", args.model, "--dataset", args.dataset,
-             "--precision", args.precision, "--device", args.device, "--n", args.n]  # fmt: skip
+    flags = [
+        "--child",
+        subject,
+        "--k_shots",
+        k,
+        "--batch_size",
+        batch_size,
+        "--model",
+        args.model,
+        "--dataset",
+        args.dataset,
+        "--precision",
+        args.precision,
+        "--device",
+        args.device,
+        "--n",
+        args.n,
+    ]
     flags += ["--random_llama", args.random_llama] if args.random_llama else []
     found, process = run_child(__file__, *flags)
     if found is None:
         print(f"  {subject} k={k}: out of memory with batches of {batch_size}", file=sys.stderr, flush=True)
         return measure(args, subject, k, batch_size // 2)
-    print(f"  {subject} k={k}: {found['seconds']:.1f} s, process {process:.1f} s, {found['peak_gb']:.2f} GB", file=sys.stderr, flush=True)
+    print(
+        f"  {subject} k={k}: {found['seconds']:.1f} s, process {process:.1f} s, {found['peak_gb']:.2f} GB",
+        file=sys.stderr,
+        flush=True,
+    )
     return {**found, "process_seconds": process, "batch_size": batch_size}
 
 
@@ -172,7 +229,9 @@ def compare(args, k):
                 runs[subject].append(measure(args, subject, k, args.batch_size))
     row = {"k_shots": k, "ours_batch_size": "auto"}
     if "floor" in runs:
-        row["floor_batch_size"] = min(floors, key=lambda size: statistics.median(run["seconds"] for run in floors[size]))
+        row["floor_batch_size"] = min(
+            floors, key=lambda size: statistics.median(run["seconds"] for run in floors[size])
+        )
         runs["floor"] = floors[row["floor_batch_size"]]
     for subject, found in runs.items():
         for name in ("seconds", "process_seconds"):
@@ -216,12 +275,25 @@ def section(args, rows):
         cells = [f"{row[f'{s}_seconds']:.1f} ({row[f'{s}_process_seconds']:.1f})" for s in ("ours", "lm_eval", "floor")]
         cells[1] += f", batch {row['lm_eval_batch_size']}"
         ratios = [f"{row[f'lm_eval_{s}'] / row[f'ours_{s}']:.1f}" for s in ("seconds", "process_seconds")]
-        table.append([row["k_shots"], *cells, f"{ratios[0]} ({ratios[1]})", f"{row['ours_seconds'] / row['floor_seconds']:.2f}",
-                      f"{row['ours_peak_gb']:.2f}", f"{row['lm_eval_peak_gb']:.2f}", f"{row['same_label']} of {args.n}",
-                      f"{row['largest_difference']:.1e}"])  # fmt: skip
-    accuracies = ", ".join(f"{row['ours_accuracy']:.3f} and {row['lm_eval_accuracy']:.3f} (k = {row['k_shots']})" for row in rows)
+        table.append(
+            [
+                row["k_shots"],
+                *cells,
+                f"{ratios[0]} ({ratios[1]})",
+                f"{row['ours_seconds'] / row['floor_seconds']:.2f}",
+                f"{row['ours_peak_gb']:.2f}",
+                f"{row['lm_eval_peak_gb']:.2f}",
+                f"{row['same_label']} of {args.n}",
+                f"{row['largest_difference']:.1e}",
+            ]
+        )
+    accuracies = ", ".join(
+        f"{row['ours_accuracy']:.3f} and {row['lm_eval_accuracy']:.3f} (k = {row['k_shots']})" for row in rows
+    )
     memory = "allocated on the GPU" if args.device == "cuda" else "resident memory of the whole process"
-    return f"{begin}\n\n{markdown(header, table)}\n\nAccuracy of ours and of lm-eval: {accuracies}. GB is peak {memory}."
+    return (
+        f"{begin}\n\n{markdown(header, table)}\n\nAccuracy of ours and of lm-eval: {accuracies}. GB is peak {memory}."
+    )
 
 
 def main():
@@ -231,8 +303,14 @@ def main():
     if set(args.subjects) != set(SUBJECTS):
         return print(json.dumps([compare(args, k) for k in args.k_shots], indent=2))
     name = "bench_prompt_eval" + ("_gpu" if args.device == "cuda" else "") + ("_7b" if args.random_llama else "")
-    setting = {"machine": machine(args.device, "lm-eval"), "model": model_name(args), "precision": args.precision, "n": args.n,
-               "dataset": Path(args.dataset).name, "repeats": args.repeats}  # fmt: skip
+    setting = {
+        "machine": machine(args.device, "lm-eval"),
+        "model": model_name(args),
+        "precision": args.precision,
+        "n": args.n,
+        "dataset": Path(args.dataset).name,
+        "repeats": args.repeats,
+    }
     before = saved(name)
     rows = {row["k_shots"]: row for row in before.get("rows", ()) if before["setting"] == setting}
     for k in args.k_shots:  # saved one by one, and other k of the same setting are kept: lm-eval takes its time

@@ -35,7 +35,9 @@ K = 10
 
 def parse_args():
     parser = flags.ArgumentParser(__doc__)
-    parser.add_argument("--sizes", type=flags.positive_int, nargs="+", default=[10_000, 100_000], help="(default: 10000 100000)")
+    parser.add_argument(
+        "--sizes", type=flags.positive_int, nargs="+", default=[10_000, 100_000], help="(default: 10000 100000)"
+    )
     parser.add_argument("--subjects", nargs="+", choices=SUBJECTS, default=list(SUBJECTS), help="(default: all)")
     parser.add_argument("--embed_model", default="assets/models/all-MiniLM-L6-v2", help="(default: %(default)s)")
     parser.add_argument("--texts", default="assets/data/movie_reviews", help="what is embedded (default: %(default)s)")
@@ -53,7 +55,9 @@ def parse_args():
 def embeddings(args):
     """Unit vectors [N, D] of distinct texts, in random order, no more than the largest size and its queries want."""
     if args.docs:
-        chunks = split_into_chunks(read_documents(args.docs), utils.load_tokenizer(args.embed_model), args.chunk_tokens, 0)
+        chunks = split_into_chunks(
+            read_documents(args.docs), utils.load_tokenizer(args.embed_model), args.chunk_tokens, 0
+        )
         texts = [chunk.full for chunk in chunks]
     else:
         task = tasks.load_task(args.texts)
@@ -79,7 +83,10 @@ def like(real, n, seed, n_clusters=100):
     rng, parts = np.random.default_rng(seed), []
     for begin in range(0, n, 100_000):
         m = min(100_000, n - begin)
-        x = kmeans.centroids[nearest[rng.integers(0, len(real), m)]] + rng.standard_normal((m, real.shape[1]), np.float32) @ shape.T
+        x = (
+            kmeans.centroids[nearest[rng.integers(0, len(real), m)]]
+            + rng.standard_normal((m, real.shape[1]), np.float32) @ shape.T
+        )
         parts.append(x / np.linalg.norm(x, axis=1, keepdims=True))
     return np.concatenate(parts).astype(np.float32)
 
@@ -100,7 +107,10 @@ def make(name, vectors, chunks):
         import torch
 
         table = torch.from_numpy(vectors)
-        return lambda queries: (torch.from_numpy(queries) @ table.T).topk(K, dim=1).indices.numpy(), vectors.nbytes / utils.GB
+        return (
+            lambda queries: (torch.from_numpy(queries) @ table.T).topk(K, dim=1).indices.numpy(),
+            vectors.nbytes / utils.GB,
+        )
     if name == "hnswlib":
         import os
 
@@ -127,7 +137,9 @@ def child(folder, subjects, rounds):
     exact = build("matrix product", vectors)[0](queries)
     for name, search in searches.items():
         found = search(queries)
-        rows[name]["recall"] = float(np.mean([len(set(f) & set(e)) / K for f, e in zip(found.tolist(), exact.tolist())]))
+        rows[name]["recall"] = float(
+            np.mean([len(set(f) & set(e)) / K for f, e in zip(found.tolist(), exact.tolist())])
+        )
         rows[name].update(rate_1=[], rate_32=[])
     slow = len(vectors) > 300_000
     for _ in range(rounds):
@@ -152,13 +164,36 @@ def table(rows):
     for row in sorted(rows, key=lambda row: (row["n"], SUBJECTS.index(row["subject"]))):
         same = {other["subject"]: other for other in rows if other["n"] == row["n"]}
         rate = {key: statistics.median(row[key]) for key in ("rate_1", "rate_32")}
-        against = [f"{statistics.median(a / b for a, b in zip(row[key], same['flat'][key])):.2f}" if "flat" in same else ""
-                   for key in ("rate_1", "rate_32")]  # fmt: skip
-        lines.append([f"{row['n']:,}", row["vectors"], row["subject"], f"{row['build_seconds']:.1f}", f"{row['index_gb']:.3f}",
-                      f"{row['recall']:.3f}", f"{rate['rate_1']:,.0f}", against[0], f"{rate['rate_32']:,.0f}",
-                      against[1]])  # fmt: skip
-    header = ["n", "vectors", "index", "build s", "index GB", "recall@10", "queries/s, 1", "times flat", "queries/s, 32",
-              "times flat"]  # fmt: skip
+        against = [
+            f"{statistics.median(a / b for a, b in zip(row[key], same['flat'][key])):.2f}" if "flat" in same else ""
+            for key in ("rate_1", "rate_32")
+        ]
+        lines.append(
+            [
+                f"{row['n']:,}",
+                row["vectors"],
+                row["subject"],
+                f"{row['build_seconds']:.1f}",
+                f"{row['index_gb']:.3f}",
+                f"{row['recall']:.3f}",
+                f"{rate['rate_1']:,.0f}",
+                against[0],
+                f"{rate['rate_32']:,.0f}",
+                against[1],
+            ]
+        )
+    header = [
+        "n",
+        "vectors",
+        "index",
+        "build s",
+        "index GB",
+        "recall@10",
+        "queries/s, 1",
+        "times flat",
+        "queries/s, 32",
+        "times flat",
+    ]
     return markdown(header, lines)
 
 
@@ -178,12 +213,16 @@ def main():
             found, _ = run_child(__file__, "--child", folder, "--rounds", args.rounds, "--subjects", *args.subjects)
         kind = "synthetic" if not genuine else "chunks" if args.docs else "reviews"
         for name, row in found.items():
-            rows.append({"n": n, "dimension": vectors.shape[1], "vectors": kind, "subject": name, **row, **measured_at()})
+            rows.append(
+                {"n": n, "dimension": vectors.shape[1], "vectors": kind, "subject": name, **row, **measured_at()}
+            )
             print(rows[-1], flush=True)
     about = machine("cpu", "faiss-cpu", "hnswlib")
-    text = (f"Vectors of {real.shape[1]} dimensions, cosine, {K} neighbours, on {about}. Medians of {args.rounds} turns; queries/s one at "
-            f"a time and 32 together; hnswlib with our HNSW's parameters (M 32, efConstruction 200, ef 64). GB is that of the "
-            f"index as it is saved; build seconds include ours of the table of chunks.\n\n{table(rows)}")  # fmt: skip
+    text = (
+        f"Vectors of {real.shape[1]} dimensions, cosine, {K} neighbours, on {about}. Medians of {args.rounds} turns; queries/s one at "
+        f"a time and 32 together; hnswlib with our HNSW's parameters (M 32, efConstruction 200, ef 64). GB is that of the "
+        f"index as it is saved; build seconds include ours of the table of chunks.\n\n{table(rows)}"
+    )
     publish("bench_retrieval", text, {"machine": about, "rows": rows}, args.readme)
 
 

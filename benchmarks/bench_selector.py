@@ -33,21 +33,38 @@ SCORES = (None, 0.2, 0.5, 0.6, 0.7, 0.75)
 
 def parse_args(argv=None):
     parser = flags.ArgumentParser(__doc__)
-    parser.add_argument("--results", default=str(ROOT / "sample_results.csv"), help="the rows (default: sample_results.csv)")
-    parser.add_argument("--leave_out", choices=("group", "data"), default="group",
-                        help="a data set with one model, or with all models (default: %(default)s)")  # fmt: skip
-    parser.add_argument("--output", default=str(ROOT / "benchmarks/results/bench_selector.json"), help="(default: %(default)s)")
+    parser.add_argument(
+        "--results", default=str(ROOT / "sample_results.csv"), help="the rows (default: sample_results.csv)"
+    )
+    parser.add_argument(
+        "--leave_out",
+        choices=("group", "data"),
+        default="group",
+        help="a data set with one model, or with all models (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--output", default=str(ROOT / "benchmarks/results/bench_selector.json"), help="(default: %(default)s)"
+    )
     return parser.parse_args(argv)
 
 
 def by_rules(limits, candidates):
     """The name of what the rules' best available strategy means here: of the precision they name, with the most labels allowed."""
     c = {name: candidate.configuration for name, candidate in candidates.items()}
-    params, documents = max(x.mean("total_params") or 0 for x in c.values()) / 1e9, any(x["strategy"] == "rag" for x in c.values())
+    params, documents = (
+        max(x.mean("total_params") or 0 for x in c.values()) / 1e9,
+        any(x["strategy"] == "rag" for x in c.values()),
+    )
     args = argparse.Namespace(
-        memory_gb=limits.memory_gb, latency_ms=limits.latency_ms, data_size=limits.data_size, params_b=params,
-        required_accuracy=limits.required_accuracy, knowledge_heavy=documents, model=None, dataset=None,
-    )  # fmt: skip
+        memory_gb=limits.memory_gb,
+        latency_ms=limits.latency_ms,
+        data_size=limits.data_size,
+        params_b=params,
+        required_accuracy=limits.required_accuracy,
+        knowledge_heavy=documents,
+        model=None,
+        dataset=None,
+    )
     for strategy, _, _ in rules.decide(args)[0]:
         precision = rules.best_precision(strategy, args)
         means = {strategy, "quantized"} if strategy == "prompting" else {strategy}
@@ -83,7 +100,11 @@ def by_model(group, candidates, found, tokens, whole_data=False):
     except utils.UserError:
         return {}
     specs = {name: predictor.spec(c.configuration, tokens[group[0]]) for name, c in candidates.items()}
-    return {name: learned.candidate(wanted, name, data=group[0]) for name, wanted in specs.items() if learned.refusal(wanted) is None}
+    return {
+        name: learned.candidate(wanted, name, data=group[0])
+        for name, wanted in specs.items()
+        if learned.refusal(wanted) is None
+    }
 
 
 def settings():
@@ -144,8 +165,12 @@ def main(argv=None):
     report = {name: summary(outcomes, name) for name in ("selector", "rules")}
     unasked = [row for row in outcomes if not row["asked"]]
     report.update({f"{name}, no score asked": summary(unasked, name) for name in ("selector", "rules") if unasked})
-    print(f"{len(outcomes)} limit settings with something feasible, {len({row['group'] for row in outcomes})} groups left out in turn")
-    print(f"{'':25} {'feasible':>9} {'but for noise':>14} {'median behind':>14} {'mean behind':>12} {'within 2 points of the best':>28}")
+    print(
+        f"{len(outcomes)} limit settings with something feasible, {len({row['group'] for row in outcomes})} groups left out in turn"
+    )
+    print(
+        f"{'':25} {'feasible':>9} {'but for noise':>14} {'median behind':>14} {'mean behind':>12} {'within 2 points of the best':>28}"
+    )
     for name, cells in report.items():
         behind = [f"{cells[key]:.3f}" if cells[key] is not None else "-" for key in ("median_behind", "mean_behind")]
         shares = f"{cells['feasible']:9.1%} {cells['feasible_but_for_noise']:14.1%}"
@@ -161,8 +186,12 @@ def main(argv=None):
             **cells,
         }
         told = ", ".join(f"{name} {cell['feasible']:.1%}" for name, cell in cells.items())
-        print(f"  {group}: {len(members)} settings, {members[0]['reached']} of {members[0]['n']} configurations in reach; feasible: {told}")
-    Path(args.output).write_text(json.dumps({"results": Path(args.results).name, "settings": len(outcomes), **report}, indent=2) + "\n")
+        print(
+            f"  {group}: {len(members)} settings, {members[0]['reached']} of {members[0]['n']} configurations in reach; feasible: {told}"
+        )
+    Path(args.output).write_text(
+        json.dumps({"results": Path(args.results).name, "settings": len(outcomes), **report}, indent=2) + "\n"
+    )
 
 
 if __name__ == "__main__":

@@ -36,10 +36,14 @@ RATES = {"lora": 5e-4, "full": 5e-5}
 def parse_args():
     parser = flags.ArgumentParser(__doc__)
     add_model_args(parser)
-    parser.add_argument("--dataset", default="assets/data/openbookqa", help="question answering or instructions (default: %(default)s)")
+    parser.add_argument(
+        "--dataset", default="assets/data/openbookqa", help="question answering or instructions (default: %(default)s)"
+    )
     parser.add_argument("--methods", nargs="+", choices=tuple(RATES), default=list(RATES), help="(default: lora full)")
     parser.add_argument("--subjects", nargs="+", choices=SUBJECTS, default=list(SUBJECTS), help="(default: all)")
-    parser.add_argument("--steps", type=flags.positive_int, default=8, help="optimizer steps of a run (default: %(default)s)")
+    parser.add_argument(
+        "--steps", type=flags.positive_int, default=8, help="optimizer steps of a run (default: %(default)s)"
+    )
     parser.add_argument("--batch_size", type=flags.positive_int, default=8, help="(default: %(default)s)")
     parser.add_argument("--max_length", type=flags.positive_int, default=256, help="tokens (default: %(default)s)")
     parser.add_argument("--repeats", type=flags.positive_int, default=2, help="turns (default: %(default)s)")
@@ -74,17 +78,39 @@ def settings(args, method, **changes):
     parser = argparse.ArgumentParser()
     flags.add_training_args(parser)
     given = vars(parser.parse_args([]))
-    return argparse.Namespace(**{**given, "max_steps": args.steps, "batch_size": args.batch_size, "max_length": args.max_length,
-                                 "learning_rate": RATES[method], "seed": 0, **changes})  # fmt: skip
+    return argparse.Namespace(
+        **{
+            **given,
+            "max_steps": args.steps,
+            "batch_size": args.batch_size,
+            "max_length": args.max_length,
+            "learning_rate": RATES[method],
+            "seed": 0,
+            **changes,
+        }
+    )
 
 
 def common_arguments(args, method, folder):
     """What the plain Trainer and TRL are given, the same as ours."""
     given = settings(args, method)
-    return {"output_dir": folder, "max_steps": args.steps, "per_device_train_batch_size": args.batch_size, "seed": given.seed,
-            "learning_rate": given.learning_rate, "warmup_steps": given.warmup, "weight_decay": given.weight_decay, "optim": given.optim,
-            "lr_scheduler_type": given.lr_scheduler, "use_cpu": args.device == "cpu", "bf16": False, "save_strategy": "no",
-            "report_to": "none", "disable_tqdm": True, "dataloader_pin_memory": args.device == "cuda"}  # fmt: skip
+    return {
+        "output_dir": folder,
+        "max_steps": args.steps,
+        "per_device_train_batch_size": args.batch_size,
+        "seed": given.seed,
+        "learning_rate": given.learning_rate,
+        "warmup_steps": given.warmup,
+        "weight_decay": given.weight_decay,
+        "optim": given.optim,
+        "lr_scheduler_type": given.lr_scheduler,
+        "use_cpu": args.device == "cpu",
+        "bf16": False,
+        "save_strategy": "no",
+        "report_to": "none",
+        "disable_tqdm": True,
+        "dataloader_pin_memory": args.device == "cuda",
+    }
 
 
 def child(args):
@@ -99,7 +125,9 @@ def child(args):
     task = tasks.load_task(args.dataset)
     chat = bool(tokenizer.chat_template)
     if method == "lora":
-        config = peft.LoraConfig(task_type="CAUSAL_LM", r=8, lora_alpha=16, target_modules=adapters.target_modules(model))
+        config = peft.LoraConfig(
+            task_type="CAUSAL_LM", r=8, lora_alpha=16, target_modules=adapters.target_modules(model)
+        )
         model = peft.get_peft_model(model, config)
     given = settings(args, method)
     with tempfile.TemporaryDirectory() as folder:
@@ -114,10 +142,14 @@ def child(args):
             if args.child == "trainer":
 
                 def collate(batch):
-                    short = transformers.DataCollatorForSeq2Seq(tokenizer, padding="max_length", max_length=args.max_length)
+                    short = transformers.DataCollatorForSeq2Seq(
+                        tokenizer, padding="max_length", max_length=args.max_length
+                    )
                     return short([{**row, "attention_mask": [1] * len(row["input_ids"])} for row in batch])
 
-                arguments = transformers.TrainingArguments(**common_arguments(args, method, folder), remove_unused_columns=False)
+                arguments = transformers.TrainingArguments(
+                    **common_arguments(args, method, folder), remove_unused_columns=False
+                )
                 theirs = transformers.Trainer(model=model, args=arguments, train_dataset=rows, data_collator=collate)
             else:
                 import trl
@@ -145,13 +177,34 @@ def compare(args, method):
     runs = {subject: [] for subject in args.subjects}
     for _ in range(args.repeats):
         for subject, found in runs.items():
-            flags = ["--child", subject, "--methods", method, "--model", args.model, "--dataset", args.dataset, "--steps", args.steps,
-                     "--batch_size", args.batch_size, "--max_length", args.max_length, "--precision", args.precision, "--device",
-                     args.device, *(["--random_llama", args.random_llama] if args.random_llama else [])]  # fmt: skip
+            flags = [
+                "--child",
+                subject,
+                "--methods",
+                method,
+                "--model",
+                args.model,
+                "--dataset",
+                args.dataset,
+                "--steps",
+                args.steps,
+                "--batch_size",
+                args.batch_size,
+                "--max_length",
+                args.max_length,
+                "--precision",
+                args.precision,
+                "--device",
+                args.device,
+                *(["--random_llama", args.random_llama] if args.random_llama else []),
+            ]
             seen, _ = run_child(__file__, *flags)
             if seen is None:
                 sys.exit(f"{subject} ran out of memory")
-            print(f"  {method} {subject}: {seen['seconds']:.1f} s, {seen['peak_gb']:.2f} GB, loss {seen['loss']:.4f}", file=sys.stderr)
+            print(
+                f"  {method} {subject}: {seen['seconds']:.1f} s, {seen['peak_gb']:.2f} GB, loss {seen['loss']:.4f}",
+                file=sys.stderr,
+            )
             found.append(seen)
     row = {"method": method}
     for subject, found in runs.items():
@@ -165,15 +218,25 @@ def compare(args, method):
 def section(args, rows):
     """The README's text."""
     turns = f"Medians of {args.repeats} runs in turns" if args.repeats > 1 else "One run each"
-    begin = (f"Training {model_name(args)} in {args.precision}, {args.steps} steps of {args.batch_size} examples of "
-             f"{args.dataset.rstrip('/').split('/')[-1]}, at most {args.max_length} tokens, on {machine(args.device, 'trl', 'peft')}. "
-             f"{turns}; loss is that of 64 validation answers, per token, after training.")  # fmt: skip
+    begin = (
+        f"Training {model_name(args)} in {args.precision}, {args.steps} steps of {args.batch_size} examples of "
+        f"{args.dataset.rstrip('/').split('/')[-1]}, at most {args.max_length} tokens, on {machine(args.device, 'trl', 'peft')}. "
+        f"{turns}; loss is that of 64 validation answers, per token, after training."
+    )
     table = []
     for row in rows:
         for subject in args.subjects:
             seconds = row[f"{subject}_seconds"]
-            table.append([row["method"], subject, f"{seconds:.1f}", f"{seconds / row['ours_seconds']:.2f}",
-                          f"{row[f'{subject}_peak_gb']:.2f}", f"{row[f'{subject}_loss']:.3f}"])  # fmt: skip
+            table.append(
+                [
+                    row["method"],
+                    subject,
+                    f"{seconds:.1f}",
+                    f"{seconds / row['ours_seconds']:.2f}",
+                    f"{row[f'{subject}_peak_gb']:.2f}",
+                    f"{row[f'{subject}_loss']:.3f}",
+                ]
+            )
     return f"{begin}\n\n{markdown(['method', 'by', 'seconds', 'times ours', 'peak GB', 'loss'], table)}"
 
 
@@ -185,8 +248,15 @@ def main():
     for method in args.methods:
         rows.append(compare(args, method))
     name = "bench_training" + ("_gpu" if args.device == "cuda" else "")
-    setting = {"machine": machine(args.device, "trl", "peft"), "model": model_name(args), "precision": args.precision,
-               "steps": args.steps, "batch_size": args.batch_size, "max_length": args.max_length, "repeats": args.repeats}  # fmt: skip
+    setting = {
+        "machine": machine(args.device, "trl", "peft"),
+        "model": model_name(args),
+        "precision": args.precision,
+        "steps": args.steps,
+        "batch_size": args.batch_size,
+        "max_length": args.max_length,
+        "repeats": args.repeats,
+    }
     publish(name, section(args, rows), {"setting": setting, "rows": rows}, args.readme)
 
 

@@ -22,16 +22,28 @@ sys.path.insert(0, str(ROOT))
 
 def add_model_args(parser):
     """The flags that name a model."""
-    parser.add_argument("--model", default="assets/models/SmolLM2-135M-Instruct", help="hub name or folder (default: %(default)s)")
-    parser.add_argument("--random_llama", type=flags.positive_int, metavar="LAYERS",
-                        help="random weights in Llama 2 7B's shape, with so many layers (7B: 32), and --model's tokenizer")  # fmt: skip
-    parser.add_argument("--precision", choices=("fp32", "bf16", "fp16"), default="fp32", help="of the weights (default: %(default)s)")
+    parser.add_argument(
+        "--model", default="assets/models/SmolLM2-135M-Instruct", help="hub name or folder (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--random_llama",
+        type=flags.positive_int,
+        metavar="LAYERS",
+        help="random weights in Llama 2 7B's shape, with so many layers (7B: 32), and --model's tokenizer",
+    )
+    parser.add_argument(
+        "--precision", choices=("fp32", "bf16", "fp16"), default="fp32", help="of the weights (default: %(default)s)"
+    )
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="(default: %(default)s)")
 
 
 def model_name(args):
     """What a table calls the model."""
-    return f"random weights in Llama 2 7B's shape with {args.random_llama} layers" if args.random_llama else Path(args.model).name
+    return (
+        f"random weights in Llama 2 7B's shape with {args.random_llama} layers"
+        if args.random_llama
+        else Path(args.model).name
+    )
 
 
 def load(args):
@@ -43,8 +55,15 @@ def load(args):
     from transformers import LlamaConfig, LlamaForCausalLM
 
     loading.quiet()
-    config = LlamaConfig(vocab_size=len(tokenizer), hidden_size=4096, intermediate_size=11008, num_hidden_layers=args.random_llama,
-                         num_attention_heads=32, num_key_value_heads=32, max_position_embeddings=4096)  # fmt: skip
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=4096,
+        intermediate_size=11008,
+        num_hidden_layers=args.random_llama,
+        num_attention_heads=32,
+        num_key_value_heads=32,
+        max_position_embeddings=4096,
+    )
     torch.manual_seed(0)
     torch.set_default_dtype(loading.torch_dtype(args.precision))
     with torch.device(args.device):

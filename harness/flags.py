@@ -4,23 +4,56 @@ import argparse
 import contextlib
 import math
 
-OPTIMIZERS = ("adamw_torch", "adamw_torch_fused", "adafactor", "sgd", "adamw_8bit", "paged_adamw_8bit", "paged_adamw_32bit")
+OPTIMIZERS = (
+    "adamw_torch",
+    "adamw_torch_fused",
+    "adafactor",
+    "sgd",
+    "adamw_8bit",
+    "paged_adamw_8bit",
+    "paged_adamw_32bit",
+)
 
 
 def add_training_args(parser, resume=True, padding_free=True):
     """The flags of every training script; resume, padding_free: those that not every one has."""
     group = parser.add_argument_group("training")
-    group.add_argument("--epochs", type=positive, default=3, help="passes over the training examples (default: %(default)s)")
+    group.add_argument(
+        "--epochs", type=positive, default=3, help="passes over the training examples (default: %(default)s)"
+    )
     group.add_argument("--max_steps", type=positive_int, help="stop after so many optimizer steps, instead of --epochs")
-    group.add_argument("--learning_rate", type=positive, help="peak learning rate (default: by method and data, see above)")
-    group.add_argument("--warmup", type=fraction, default=0.06, help="share of the steps that warm up (default: %(default)s)")
-    group.add_argument("--lr_scheduler", choices=("linear", "cosine", "constant_with_warmup"), default="linear", help="(default: linear)")
-    group.add_argument("--weight_decay", type=non_negative, default=0.01, help="of the optimizer (default: %(default)s)")
-    group.add_argument("--optim", choices=OPTIMIZERS, default="adamw_torch", help="8bit and paged ones are bitsandbytes', on CUDA only")
-    group.add_argument("--gradient_accumulation", type=positive_int, default=1, metavar="N", help="batches of one optimizer step")
-    group.add_argument("--gradient_checkpointing", action="store_true", help="compute activations again in the backward pass: less memory")
-    group.add_argument("--early_stopping", type=positive_int, metavar="N", help="stop after N checkpoints that were no better")
-    group.add_argument("--save_steps", type=positive_int, metavar="N", help="a checkpoint each N steps, instead of each epoch")
+    group.add_argument(
+        "--learning_rate", type=positive, help="peak learning rate (default: by method and data, see above)"
+    )
+    group.add_argument(
+        "--warmup", type=fraction, default=0.06, help="share of the steps that warm up (default: %(default)s)"
+    )
+    group.add_argument(
+        "--lr_scheduler",
+        choices=("linear", "cosine", "constant_with_warmup"),
+        default="linear",
+        help="(default: linear)",
+    )
+    group.add_argument(
+        "--weight_decay", type=non_negative, default=0.01, help="of the optimizer (default: %(default)s)"
+    )
+    group.add_argument(
+        "--optim", choices=OPTIMIZERS, default="adamw_torch", help="8bit and paged ones are bitsandbytes', on CUDA only"
+    )
+    group.add_argument(
+        "--gradient_accumulation", type=positive_int, default=1, metavar="N", help="batches of one optimizer step"
+    )
+    group.add_argument(
+        "--gradient_checkpointing",
+        action="store_true",
+        help="compute activations again in the backward pass: less memory",
+    )
+    group.add_argument(
+        "--early_stopping", type=positive_int, metavar="N", help="stop after N checkpoints that were no better"
+    )
+    group.add_argument(
+        "--save_steps", type=positive_int, metavar="N", help="a checkpoint each N steps, instead of each epoch"
+    )
     group.add_argument(
         "--max_length",
         type=number_type(int, "a whole number of at least 8", lambda value: value >= 8),
@@ -28,25 +61,54 @@ def add_training_args(parser, resume=True, padding_free=True):
     )
     mixed = group.add_mutually_exclusive_group()
     mixed.add_argument("--fp16", action="store_true", help="mixed precision with float16 (CUDA only)")
-    mixed.add_argument("--bf16", action="store_true", help="mixed precision with bfloat16: computes in it, the weights stay --weights")
-    group.add_argument("--weights", choices=("fp32", "bf16"), default="fp32",
-                       help="of the model in memory, 4 or 2 bytes a parameter; AdamW adds 12 or 6 for each trained one "
-                       "(default: %(default)s)")  # fmt: skip
-    group.add_argument("--attn_implementation", choices=("sdpa", "eager", "flash_attention_2"), help="(default: the model's own)")
+    mixed.add_argument(
+        "--bf16", action="store_true", help="mixed precision with bfloat16: computes in it, the weights stay --weights"
+    )
+    group.add_argument(
+        "--weights",
+        choices=("fp32", "bf16"),
+        default="fp32",
+        help="of the model in memory, 4 or 2 bytes a parameter; AdamW adds 12 or 6 for each trained one "
+        "(default: %(default)s)",
+    )
+    group.add_argument(
+        "--attn_implementation", choices=("sdpa", "eager", "flash_attention_2"), help="(default: the model's own)"
+    )
     if resume:
-        group.add_argument("--resume", nargs="?", const="auto", metavar="RUN_DIR",
-                           help="go on from a cut-off run's last checkpoint: the newest run with these flags, or RUN_DIR")  # fmt: skip
+        group.add_argument(
+            "--resume",
+            nargs="?",
+            const="auto",
+            metavar="RUN_DIR",
+            help="go on from a cut-off run's last checkpoint: the newest run with these flags, or RUN_DIR",
+        )
     group = parser.add_argument_group("answers (question answering and instructions)")
-    group.add_argument("--prompt_format", choices=("plain", "chat", "auto"), default="auto",
-                       help="chat uses the tokenizer's template, auto does where there is one (default: %(default)s)")  # fmt: skip
-    group.add_argument("--max_new_tokens", type=positive_int, help="of an evaluation answer (default: 32, 256 for instructions)")
+    group.add_argument(
+        "--prompt_format",
+        choices=("plain", "chat", "auto"),
+        default="auto",
+        help="chat uses the tokenizer's template, auto does where there is one (default: %(default)s)",
+    )
+    group.add_argument(
+        "--max_new_tokens", type=positive_int, help="of an evaluation answer (default: 32, 256 for instructions)"
+    )
     if padding_free:
-        group.add_argument("--padding_free", action="store_true",
-                           help="a batch is one row without padding; for causal models, fast with flash_attention_2")  # fmt: skip
+        group.add_argument(
+            "--padding_free",
+            action="store_true",
+            help="a batch is one row without padding; for causal models, fast with flash_attention_2",
+        )
     group = parser.add_argument_group("study")
-    group.add_argument("--repeats", type=positive_int, default=1, metavar="N",
-                       help="runs over N data seeds from --data_seed on, a row each, the model read once (default: 1)")  # fmt: skip
-    group.add_argument("--eval_ood", metavar="DATASET", help="score out of domain too: a data set of the same labels, or HANS for MNLI")
+    group.add_argument(
+        "--repeats",
+        type=positive_int,
+        default=1,
+        metavar="N",
+        help="runs over N data seeds from --data_seed on, a row each, the model read once (default: 1)",
+    )
+    group.add_argument(
+        "--eval_ood", metavar="DATASET", help="score out of domain too: a data set of the same labels, or HANS for MNLI"
+    )
 
 
 def check_training_args(parser, args):
@@ -73,26 +135,46 @@ def add_data_args(parser, dataset="assets/data/movie_reviews"):
     """The data flags that every script shares."""
     group = parser.add_argument_group("data")
     parser.set_defaults(default_dataset=dataset)
-    group.add_argument("--dataset", help="hub name, folder with train|validation|test files, or one file "
-                       f"(default: {dataset})")  # fmt: skip
+    group.add_argument(
+        "--dataset", help=f"hub name, folder with train|validation|test files, or one file (default: {dataset})"
+    )
     group.add_argument("--subset", help="hub configuration or subfolder, such as sst2")
     for split in ("train", "validation", "test"):
         group.add_argument(f"--{split}_file", metavar="FILE", help=f"the {split} split, instead of --dataset")
-    group.add_argument("--columns", type=comma_list, metavar="A,B,..", help="column names of a CSV or TSV without a header line")
-    group.add_argument("--kind", choices=("auto", "classification", "qa", "instruction"), default="auto",
-                       help="recognised from the columns unless forced")  # fmt: skip
+    group.add_argument(
+        "--columns", type=comma_list, metavar="A,B,..", help="column names of a CSV or TSV without a header line"
+    )
+    group.add_argument(
+        "--kind",
+        choices=("auto", "classification", "qa", "instruction"),
+        default="auto",
+        help="recognised from the columns unless forced",
+    )
     for role in ("text", "text_pair", "label"):
         group.add_argument(f"--{role}_column", metavar="NAME", help=f"the column with the {role.replace('_', ' ')}")
     group.add_argument("--label_words", type=comma_list, metavar="A,B,..", help="a word for each label, in label order")
     group.add_argument("--instruction", help="the line that opens the prompt")
     group.add_argument("--template", help="the prompt of one example, with {text} and {text_pair}; \\n is a line break")
-    group.add_argument("--max_train_samples", type=count, metavar="K", help="training examples, drawn by --data_seed (default: all)")
-    group.add_argument("--max_validation_samples", type=count_or_0, metavar="N",
-                       help="labelled examples that choose the checkpoint; 0: none, as a few-shot study wants it, and the last one is "
-                       f"kept (default: at most {VALIDATION_CAP})")  # fmt: skip
-    group.add_argument("--max_eval_samples", "--n_examples", type=count, metavar="N",
-                       help="evaluation examples, the first N of a fixed order (default: all)")  # fmt: skip
-    group.add_argument("--data_seed", type=int, default=0, help="draws training examples and demonstrations (default: %(default)s)")
+    group.add_argument(
+        "--max_train_samples", type=count, metavar="K", help="training examples, drawn by --data_seed (default: all)"
+    )
+    group.add_argument(
+        "--max_validation_samples",
+        type=count_or_0,
+        metavar="N",
+        help="labelled examples that choose the checkpoint; 0: none, as a few-shot study wants it, and the last one is "
+        f"kept (default: at most {VALIDATION_CAP})",
+    )
+    group.add_argument(
+        "--max_eval_samples",
+        "--n_examples",
+        type=count,
+        metavar="N",
+        help="evaluation examples, the first N of a fixed order (default: all)",
+    )
+    group.add_argument(
+        "--data_seed", type=int, default=0, help="draws training examples and demonstrations (default: %(default)s)"
+    )
 
 
 def comma_list(text):
@@ -112,7 +194,9 @@ def count_or_0(text):
 def check_data_args(parser, args):
     """Fill in the default data set, where neither --dataset nor files were given; refuse both. Returns args."""
     if source(args) is None and args.dataset:
-        parser.error("--dataset and --train_file, --validation_file, --test_file exclude each other; name all splits by files")
+        parser.error(
+            "--dataset and --train_file, --validation_file, --test_file exclude each other; name all splits by files"
+        )
     args.dataset = args.dataset or args.default_dataset
     del args.default_dataset
     return args
@@ -128,14 +212,28 @@ class ArgumentParser(argparse.ArgumentParser):
 
     # what people type who come from the Hugging Face examples and lm-evaluation-harness
     OTHER_NAMES = {
-        "--lr": "--learning_rate", "--num_train_epochs": "--epochs", "--per_device_train_batch_size": "--batch_size",
-        "--model_name_or_path": "--model", "--dataset_name": "--dataset", "--dataset_config_name": "--subset",
-        "--max_seq_length": "--max_length", "--output_dir": "--runs_dir", "--lora_r": "--rank", "--lora_alpha": "--alpha",
-        "--lora_dropout": "--dropout", "--load_in_8bit": "--quantize int8 or --int8", "--load_in_4bit": "--quantize nf4 or --nf4",
-        "--num_fewshot": "--k_shots", "--limit": "--max_eval_samples", "--resume_from_checkpoint": "--resume",
-        "--warmup_ratio": "--warmup", "--warmup_steps": "--warmup, a share of the steps", "--lr_scheduler_type": "--lr_scheduler",
-        "--gradient_accumulation_steps": "--gradient_accumulation", "--peft_type": "--method",
-    }  # fmt: skip
+        "--lr": "--learning_rate",
+        "--num_train_epochs": "--epochs",
+        "--per_device_train_batch_size": "--batch_size",
+        "--model_name_or_path": "--model",
+        "--dataset_name": "--dataset",
+        "--dataset_config_name": "--subset",
+        "--max_seq_length": "--max_length",
+        "--output_dir": "--runs_dir",
+        "--lora_r": "--rank",
+        "--lora_alpha": "--alpha",
+        "--lora_dropout": "--dropout",
+        "--load_in_8bit": "--quantize int8 or --int8",
+        "--load_in_4bit": "--quantize nf4 or --nf4",
+        "--num_fewshot": "--k_shots",
+        "--limit": "--max_eval_samples",
+        "--resume_from_checkpoint": "--resume",
+        "--warmup_ratio": "--warmup",
+        "--warmup_steps": "--warmup, a share of the steps",
+        "--lr_scheduler_type": "--lr_scheduler",
+        "--gradient_accumulation_steps": "--gradient_accumulation",
+        "--peft_type": "--method",
+    }
 
     def __init__(self, description, **kwargs):
         formatter = argparse.RawDescriptionHelpFormatter
@@ -152,18 +250,37 @@ def add_common_args(parser, auto_batch=False):
     """The flags that every measuring script shares; call last, after the strategy's own. auto_batch: for inference alone."""
     group = parser.add_argument_group("run")
     if auto_batch:
-        group.add_argument("--batch_size", type=size_or_auto, default="auto", metavar="N|auto",
-                           help="most examples of one pass; auto: as many as a budget of tokens takes, halved where memory runs "
-                           "out (default: %(default)s)")  # fmt: skip
+        group.add_argument(
+            "--batch_size",
+            type=size_or_auto,
+            default="auto",
+            metavar="N|auto",
+            help="most examples of one pass; auto: as many as a budget of tokens takes, halved where memory runs "
+            "out (default: %(default)s)",
+        )
     else:
-        group.add_argument("--batch_size", type=positive_int, default=16, help="examples per batch and process (default: %(default)s)")
-    group.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto takes a CUDA GPU where there is one")
-    group.add_argument("--seed", type=whole_number, default=0, help="initialisation and shuffling (default: %(default)s)")
+        group.add_argument(
+            "--batch_size", type=positive_int, default=16, help="examples per batch and process (default: %(default)s)"
+        )
     group.add_argument(
-        "--latency_runs", type=whole_number, default=20, metavar="N", help="requests timed one at a time; 0 skips (default: %(default)s)"
+        "--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto takes a CUDA GPU where there is one"
     )
-    group.add_argument("--trust_remote_code", action="store_true", help="run code that a model repository ships (off by default)")
-    group.add_argument("--results", default="results.csv", help="the CSV that gets this run's row (default: %(default)s)")
+    group.add_argument(
+        "--seed", type=whole_number, default=0, help="initialisation and shuffling (default: %(default)s)"
+    )
+    group.add_argument(
+        "--latency_runs",
+        type=whole_number,
+        default=20,
+        metavar="N",
+        help="requests timed one at a time; 0 skips (default: %(default)s)",
+    )
+    group.add_argument(
+        "--trust_remote_code", action="store_true", help="run code that a model repository ships (off by default)"
+    )
+    group.add_argument(
+        "--results", default="results.csv", help="the CSV that gets this run's row (default: %(default)s)"
+    )
     group.add_argument("--runs_dir", default="runs", help="where the run's folder is made (default: %(default)s)")
 
 
@@ -183,8 +300,11 @@ def number_type(kind, wanted, allowed):
 positive_int = number_type(int, "a whole number of at least 1", lambda value: value >= 1)
 
 
-size_or_auto = number_type(lambda text: text if text == "auto" else int(text), "a whole number of at least 1, or auto",
-                         lambda value: value == "auto" or value >= 1)  # fmt: skip
+size_or_auto = number_type(
+    lambda text: text if text == "auto" else int(text),
+    "a whole number of at least 1, or auto",
+    lambda value: value == "auto" or value >= 1,
+)
 
 
 whole_number = number_type(int, "a whole number of at least 0", lambda value: value >= 0)

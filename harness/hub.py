@@ -41,7 +41,9 @@ def check_names(models=None, datasets=None):
             continue
         local = name.startswith((".", "/", "~", "assets/")) or name.count("/") > 1 or not name.strip()
         if local or Path(name).suffix in (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".txt", ".md"):
-            hint = f" in {Path.cwd()}; run `python prepare_data.py demo` there first" if name.startswith("assets/") else ""
+            hint = (
+                f" in {Path.cwd()}; run `python prepare_data.py demo` there first" if name.startswith("assets/") else ""
+            )
             raise utils.UserError(f"{flag} {name}: no such file or folder{hint}")
         remote.append(flag)
     if not remote:

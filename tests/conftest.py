@@ -45,9 +45,19 @@ def tiny_llama(models_dir):
         pad_token="<|end|>",
     )
     torch.manual_seed(0)
-    config = LlamaConfig(vocab_size=len(tokenizer), hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4,
-                         num_key_value_heads=2, max_position_embeddings=1024, bos_token_id=0, eos_token_id=1, pad_token_id=1,
-                         initializer_range=0.2)  # fmt: skip
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=1024,
+        bos_token_id=0,
+        eos_token_id=1,
+        pad_token_id=1,
+        initializer_range=0.2,
+    )
     return save(models_dir / "llama", LlamaForCausalLM(config), tokenizer)
 
 
@@ -59,8 +69,16 @@ def tiny_gpt2(models_dir):
 
     tokenizer = bpe(["<|endoftext|>"], bos_token="<|endoftext|>", eos_token="<|endoftext|>")
     torch.manual_seed(0)
-    config = GPT2Config(vocab_size=len(tokenizer), n_embd=64, n_layer=2, n_head=4, n_positions=512, bos_token_id=0, eos_token_id=0,
-                        initializer_range=0.2)  # fmt: skip
+    config = GPT2Config(
+        vocab_size=len(tokenizer),
+        n_embd=64,
+        n_layer=2,
+        n_head=4,
+        n_positions=512,
+        bos_token_id=0,
+        eos_token_id=0,
+        initializer_range=0.2,
+    )
     return save(models_dir / "gpt2", GPT2LMHeadModel(config), tokenizer)
 
 
@@ -72,8 +90,18 @@ def tiny_t5(models_dir):
 
     tokenizer = bpe(["<pad>", "</s>"], template="$A </s>", eos_token="</s>", pad_token="<pad>")
     torch.manual_seed(0)
-    config = T5Config(vocab_size=len(tokenizer), d_model=64, d_kv=16, d_ff=128, num_layers=2, num_heads=4, decoder_start_token_id=0,
-                      pad_token_id=0, eos_token_id=1, initializer_factor=1.5)  # fmt: skip
+    config = T5Config(
+        vocab_size=len(tokenizer),
+        d_model=64,
+        d_kv=16,
+        d_ff=128,
+        num_layers=2,
+        num_heads=4,
+        decoder_start_token_id=0,
+        pad_token_id=0,
+        eos_token_id=1,
+        initializer_factor=1.5,
+    )
     return save(models_dir / "t5", T5ForConditionalGeneration(config), tokenizer)
 
 
@@ -154,7 +182,10 @@ def only_row(tmp_path):
     def read():
         rows = store.read_results(tmp_path / "results.csv")
         assert len(rows) == 1
-        if rows[0]["status"] in ("ok", "degenerate"):  # every run says what memory it was to need, and from where it is counted
+        if rows[0]["status"] in (
+            "ok",
+            "degenerate",
+        ):  # every run says what memory it was to need, and from where it is counted
             assert float(rows[0]["predicted_gb"]) > 0 and float(rows[0]["start_rss_gb"]) > 0
         return rows[0]
 
@@ -177,12 +208,19 @@ def adapter(tiny_llama, tmp_path_factory):
 
 @pytest.fixture
 def prompts(tmp_path):
-    write_jsonl(tmp_path / "prompts.jsonl", [
-        {"instruction": "the film was good", "output": "a great film", "category": "films"},
-        {"instruction": "is the plot weak ? answer in exactly two sentences .", "output": "no . it is superb .", "category": "films"},
-        {"instruction": "what is the city", "input": "paris", "output": "paris", "category": "cities"},
-        {"instruction": "a very dull joke", "output": "the joke was awful", "category": "films"},
-    ])  # fmt: skip
+    write_jsonl(
+        tmp_path / "prompts.jsonl",
+        [
+            {"instruction": "the film was good", "output": "a great film", "category": "films"},
+            {
+                "instruction": "is the plot weak ? answer in exactly two sentences .",
+                "output": "no . it is superb .",
+                "category": "films",
+            },
+            {"instruction": "what is the city", "input": "paris", "output": "paris", "category": "cities"},
+            {"instruction": "a very dull joke", "output": "the joke was awful", "category": "films"},
+        ],
+    )
     return str(tmp_path / "prompts.jsonl")
 
 
@@ -210,7 +248,14 @@ def instructions(tmp_path_factory):
     for i, (word, thing) in enumerate((a, b) for a in [*GOOD, *BAD] for b in THINGS[:4]):
         context = f"a review of the {thing}" if i % 3 else ""
         response, category = f"the {thing} is {word}" + " and fine" * (i % 5), "good" if word in GOOD else "bad"
-        rows.append({"instruction": f"say that the {thing} is {word}", "context": context, "response": response, "category": category})
+        rows.append(
+            {
+                "instruction": f"say that the {thing} is {word}",
+                "context": context,
+                "response": response,
+                "category": category,
+            }
+        )
     write_jsonl(folder / "train.jsonl", rows[::2])
     write_jsonl(folder / "validation.jsonl", rows[1::4])
     write_jsonl(folder / "test.jsonl", rows[3::4])
@@ -221,9 +266,12 @@ def instructions(tmp_path_factory):
 def nli(tmp_path_factory):
     """Three-way inference that a bag of words decides, and a HANS-like set of two labels and two heuristics."""
     folder = tmp_path_factory.mktemp("nli")
-    rows = [{"premise": f"the {a} was {good}", "hypothesis": f"the {b} was {word}", "label": label}
-            for good in GOOD for a in THINGS for b, word, label in
-            ((a, good, "entailment"), (a, "not " + good, "contradiction"), ("city", good, "neutral"))]  # fmt: skip
+    rows = [
+        {"premise": f"the {a} was {good}", "hypothesis": f"the {b} was {word}", "label": label}
+        for good in GOOD
+        for a in THINGS
+        for b, word, label in ((a, good, "entailment"), (a, "not " + good, "contradiction"), ("city", good, "neutral"))
+    ]
     (folder / "mnli").mkdir()
     write_jsonl(folder / "mnli" / "train.jsonl", rows[:90])
     write_jsonl(folder / "mnli" / "test.jsonl", rows[90:])
@@ -231,7 +279,9 @@ def nli(tmp_path_factory):
     lines = ["gold_label\tsentence1\tsentence2\theuristic"]
     for i, thing in enumerate(THINGS):
         heuristic = "subsequence" if i % 2 else "lexical_overlap"
-        lines += [f"entailment\tthe {thing} was good\tthe {thing} was good\tlexical_overlap",
-                  f"non-entailment\tthe {thing} was good\tthe {thing} was not good\t{heuristic}"]  # fmt: skip
+        lines += [
+            f"entailment\tthe {thing} was good\tthe {thing} was good\tlexical_overlap",
+            f"non-entailment\tthe {thing} was good\tthe {thing} was not good\t{heuristic}",
+        ]
     (folder / "hans" / "heuristics_evaluation_set.tsv").write_text("\n".join(lines) + "\n")
     return folder

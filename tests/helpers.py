@@ -35,17 +35,44 @@ BAD = ["bad", "awful", "dull", "poor", "weak"]
 THINGS = ["film", "plot", "cast", "score", "scene", "joke", "story", "ending"]
 
 
-WORDS = [*GOOD, *BAD, *THINGS, "the", "a", "was", "is", "and", "very", "not", "review", "sentiment", "positive", "negative",
-         "answer", "question", "passage", "city", "paris", "rome", "yes", "no", "maybe"]  # fmt: skip
+WORDS = [
+    *GOOD,
+    *BAD,
+    *THINGS,
+    "the",
+    "a",
+    "was",
+    "is",
+    "and",
+    "very",
+    "not",
+    "review",
+    "sentiment",
+    "positive",
+    "negative",
+    "answer",
+    "question",
+    "passage",
+    "city",
+    "paris",
+    "rome",
+    "yes",
+    "no",
+    "maybe",
+]
 
 
-CHAT = ("<s>{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}<|end|>{% endfor %}"
-        "{% if add_generation_prompt %}<|assistant|>{% endif %}")  # fmt: skip
+CHAT = (
+    "<s>{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}<|end|>{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
 
 
 def corpus():
     rng = random.Random(0)
-    return [" ".join(rng.choices(WORDS, k=12)) + '. Review: "it"\nSentiment: positive Answer: A, b?' for _ in range(300)]
+    return [
+        " ".join(rng.choices(WORDS, k=12)) + '. Review: "it"\nSentiment: positive Answer: A, b?' for _ in range(300)
+    ]
 
 
 def bpe(specials, chat=False, template=None, **kwargs):
@@ -75,16 +102,33 @@ def bert_parts():
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
     from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
-    vocab = {word: i for i, word in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", ".", ",", "?", "!", *WORDS])}
+    vocab = {
+        word: i for i, word in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", ".", ",", "?", "!", *WORDS])
+    }
     inner = Tokenizer(models.WordLevel(vocab, unk_token="[UNK]"))
     inner.normalizer, inner.pre_tokenizer = normalizers.Lowercase(), pre_tokenizers.Whitespace()
-    inner.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1",
-                                                         special_tokens=[("[CLS]", 2), ("[SEP]", 3)])  # fmt: skip
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]",
-                                        mask_token="[MASK]", model_max_length=64)  # fmt: skip
+    inner.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=inner,
+        pad_token="[PAD]",
+        unk_token="[UNK]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+        mask_token="[MASK]",
+        model_max_length=64,
+    )
     torch.manual_seed(0)
-    config = BertConfig(vocab_size=len(vocab), hidden_size=64, num_hidden_layers=2, num_attention_heads=4, intermediate_size=128,
-                        max_position_embeddings=64, initializer_range=0.1)  # fmt: skip
+    config = BertConfig(
+        vocab_size=len(vocab),
+        hidden_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=128,
+        max_position_embeddings=64,
+        initializer_range=0.1,
+    )
     return BertModel(config), tokenizer
 
 
@@ -114,14 +158,31 @@ def result_row(**cells):
     """A row as a script would append it, for tests of what is made of rows; cells change it."""
     args = {"seed": cells.get("seed", 0), "data_seed": cells.get("data_seed", 0), **cells.pop("flags", {})}
     row = {
-        "script": "finetune.py", "strategy": "full_finetuning", "variant": "full", "model": "a/m", "dataset": "data/d",
+        "script": "finetune.py",
+        "strategy": "full_finetuning",
+        "variant": "full",
+        "model": "a/m",
+        "dataset": "data/d",
         "metric": "accuracy",
-        "n_eval": 100, "eval_id": "e", "status": "ok", "macro_f1": 0.5, "precision": "fp32", "device": "cpu", "device_name": "a processor",
-        "total_params": 20_000_000, "peak_rss_gb": 1.0, "latency_ms_p50": 10, **cells, "args": json.dumps(args),
-    }  # fmt: skip
+        "n_eval": 100,
+        "eval_id": "e",
+        "status": "ok",
+        "macro_f1": 0.5,
+        "precision": "fp32",
+        "device": "cpu",
+        "device_name": "a processor",
+        "total_params": 20_000_000,
+        "peak_rss_gb": 1.0,
+        "latency_ms_p50": 10,
+        **cells,
+        "args": json.dumps(args),
+    }
     if row.get("score") is not None:
         row = {"score_low": row["score"] - 0.05, "score_high": row["score"] + 0.05, **row}
-    return {"run_id": f"{row['strategy']}-{row['variant']}-{row.get('score')}-{args['seed']}-{args['data_seed']}", **row}
+    return {
+        "run_id": f"{row['strategy']}-{row['variant']}-{row.get('score')}-{args['seed']}-{args['data_seed']}",
+        **row,
+    }
 
 
 def results_csv(path, rows):
@@ -146,7 +207,11 @@ def rows_in(tmp_path):
 
 def records_in(tmp_path, name):
     """The lines of all files of this name in the answers folders."""
-    return [json.loads(line) for file in sorted((tmp_path / "answers").glob(f"*/{name}")) for line in file.read_text().splitlines()]
+    return [
+        json.loads(line)
+        for file in sorted((tmp_path / "answers").glob(f"*/{name}"))
+        for line in file.read_text().splitlines()
+    ]
 
 
 def question(turns=("what is it",), references=()):
@@ -166,7 +231,9 @@ class Faulty(http.server.BaseHTTPRequestHandler):
         with self.server.lock:
             fault = self.server.faults.pop(0) if self.server.faults else None
             self.server.bodies.append(asked)
-            self.server.asked.append(((asked["messages"] or [{"content": ""}])[-1]["content"], self.headers["Authorization"]))
+            self.server.asked.append(
+                ((asked["messages"] or [{"content": ""}])[-1]["content"], self.headers["Authorization"])
+            )
             text = self.server.content.pop(0) if self.server.content and fault is None else "B"
         refused = next((name for name in self.server.refuses if name in asked), None)
         if refused:
@@ -184,20 +251,40 @@ class Faulty(http.server.BaseHTTPRequestHandler):
         if fault == "no json":
             return self.reply(200, "<html>")
         content = "I cannot decide." if fault == "malformed" else text
-        alternatives = [{"token": token, "logprob": value, "bytes": None} for token, value in self.server.logprobs.items()]
+        alternatives = [
+            {"token": token, "logprob": value, "bytes": None} for token, value in self.server.logprobs.items()
+        ]
         likely = {"content": [{**alternatives[0], "top_logprobs": alternatives}]} if alternatives else None
-        self.reply(200, json.dumps({
-            "id": "1", "object": "chat.completion", "created": 1, "model": asked["model"],
-            "choices": [{"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": content},
-                         "logprobs": likely}],
-            "usage": {"prompt_tokens": 100, "completion_tokens": 1, "total_tokens": 101},
-        }))  # fmt: skip
+        self.reply(
+            200,
+            json.dumps(
+                {
+                    "id": "1",
+                    "object": "chat.completion",
+                    "created": 1,
+                    "model": asked["model"],
+                    "choices": [
+                        {
+                            "index": 0,
+                            "finish_reason": "stop",
+                            "message": {"role": "assistant", "content": content},
+                            "logprobs": likely,
+                        }
+                    ],
+                    "usage": {"prompt_tokens": 100, "completion_tokens": 1, "total_tokens": 101},
+                }
+            ),
+        )
 
     def reply(self, status, body, headers=()):
         data = body.encode()
         try:
             self.send_response(status)
-            for key, value in {"Content-Type": "application/json", "Content-Length": str(len(data)), **dict(headers)}.items():
+            for key, value in {
+                "Content-Type": "application/json",
+                "Content-Length": str(len(data)),
+                **dict(headers),
+            }.items():
                 self.send_header(key, value)
             self.end_headers()
             self.wfile.write(data)
@@ -263,7 +350,9 @@ def splits_of(folder):
 def manifest_of(folder):
     """The manifest, after a look at whether its digests and counts are those of the files beside it."""
     found = json.loads((folder / "SOURCE.json").read_text())
-    assert found["files"] == {f.name: hashlib.sha256(f.read_bytes()).hexdigest() for f in sorted(folder.glob("*.jsonl"))}
+    assert found["files"] == {
+        f.name: hashlib.sha256(f.read_bytes()).hexdigest() for f in sorted(folder.glob("*.jsonl"))
+    }
     assert found["counts"] == {split: len(rows) for split, rows in splits_of(folder).items()}
     return found
 
@@ -319,7 +408,10 @@ def filled(embedder, *flags):
     return retriever
 
 
-SEEDS = [result_row(score=score, seed=seed, train_seconds=10 + seed, flags={"rank": 8}) for seed, score in enumerate((0.70, 0.74, 0.72))]
+SEEDS = [
+    result_row(score=score, seed=seed, train_seconds=10 + seed, flags={"rank": 8})
+    for seed, score in enumerate((0.70, 0.74, 0.72))
+]
 
 
 def rows_as_read(tmp_path, rows):
@@ -330,15 +422,48 @@ def log_rows():
     """Rows of several strategies, seeds, ranks and labels."""
     found = list(SEEDS)
     for k, score in ((0, 0.60), (4, 0.65), (8, 0.70)):
-        found.append(result_row(score=score, script="prompt_eval.py", strategy="prompting", variant=f"{k}_shot", k_shots=k, n_train=k,
-                                latency_ms_p50=100 + k, flags={"k_shots": k}))  # fmt: skip
+        found.append(
+            result_row(
+                score=score,
+                script="prompt_eval.py",
+                strategy="prompting",
+                variant=f"{k}_shot",
+                k_shots=k,
+                n_train=k,
+                latency_ms_p50=100 + k,
+                flags={"k_shots": k},
+            )
+        )
     for rank in (4, 8, 16):
         for seed in (0, 1):
-            found.append(result_row(score=0.6 + rank / 100, script="peft_finetune.py", strategy="peft", variant=f"lora_r{rank}", seed=seed,
-                                    train_seconds=20, artifact_mb=0.3, trainable_params=1000 * rank, n_train=100,
-                                    flags={"rank": rank, "max_train_samples": 100}))  # fmt: skip
-    found.append(result_row(score=0.3, strategy="rag", script="rag_eval.py", variant="k4_flat", metric="token_f1", token_f1=0.3,
-                            exact_match=0.1,                            macro_f1=None, eval_id="q", dataset="data/q"))  # fmt: skip
+            found.append(
+                result_row(
+                    score=0.6 + rank / 100,
+                    script="peft_finetune.py",
+                    strategy="peft",
+                    variant=f"lora_r{rank}",
+                    seed=seed,
+                    train_seconds=20,
+                    artifact_mb=0.3,
+                    trainable_params=1000 * rank,
+                    n_train=100,
+                    flags={"rank": rank, "max_train_samples": 100},
+                )
+            )
+    found.append(
+        result_row(
+            score=0.3,
+            strategy="rag",
+            script="rag_eval.py",
+            variant="k4_flat",
+            metric="token_f1",
+            token_f1=0.3,
+            exact_match=0.1,
+            macro_f1=None,
+            eval_id="q",
+            dataset="data/q",
+        )
+    )
     found.append(result_row(score=None, status="oom", note="CUDA out of memory"))
     return found
 
@@ -352,7 +477,9 @@ def check_classification(row, n):
     assert len(found) == int(row["n_eval"]) == n and len({p["id"] for p in found}) == n
     right = sum(p["target"] == p["prediction"] for p in found)
     assert float(row["score"]) == float(row["accuracy"]) == pytest.approx(right / n, abs=1e-5)
-    assert (float(row["score_low"]), float(row["score_high"])) == pytest.approx(stats.wilson_interval(right, n), abs=1e-5)
+    assert (float(row["score_low"]), float(row["score_high"])) == pytest.approx(
+        stats.wilson_interval(right, n), abs=1e-5
+    )
     cells = metrics.classification_scores([p["prediction_index"] for p in found], [p["target_index"] for p in found], 2)
     assert float(row["macro_f1"]) == pytest.approx(cells["macro_f1"], abs=1e-5)
     assert sum(p["latency_ms"] is not None for p in found) == 3
@@ -380,14 +507,35 @@ def made_up_rows(groups=6):
         data = {"dataset": f"data/d{g}", "eval_id": f"e{g}", "total_params": params, "majority_baseline": 0.5}
         for labels in (50, 200, 1000):
             for seed in range(2):
-                rows.append(result_row(
-                    score=0.6 + shift + 0.06 * math.log10(labels) + rng.gauss(0, 0.005), n_train=labels, seed=seed, **data, batch_size=16,
-                    latency_ms_p50=params / 4e6 * rng.uniform(0.95, 1.05), trainable_params=params, train_seconds=labels / 10,
-                    predicted_gb=params / 1e8, peak_rss_gb=params / 1e8 * rng.uniform(0.95, 1.05) + 0.3,
-                    flags={"max_train_samples": labels, "epochs": 2}))  # fmt: skip
-        rows.append(result_row(score=0.6 + shift, strategy="prompting", script="prompt_eval.py", variant="0_shot", **data, n_train=0,
-                               latency_ms_p50=params / 1e6, predicted_gb=params / 2e8, peak_rss_gb=params / 2e8 + 0.3,
-                               prompt_tokens=3000))  # fmt: skip
+                rows.append(
+                    result_row(
+                        score=0.6 + shift + 0.06 * math.log10(labels) + rng.gauss(0, 0.005),
+                        n_train=labels,
+                        seed=seed,
+                        **data,
+                        batch_size=16,
+                        latency_ms_p50=params / 4e6 * rng.uniform(0.95, 1.05),
+                        trainable_params=params,
+                        train_seconds=labels / 10,
+                        predicted_gb=params / 1e8,
+                        peak_rss_gb=params / 1e8 * rng.uniform(0.95, 1.05) + 0.3,
+                        flags={"max_train_samples": labels, "epochs": 2},
+                    )
+                )
+        rows.append(
+            result_row(
+                score=0.6 + shift,
+                strategy="prompting",
+                script="prompt_eval.py",
+                variant="0_shot",
+                **data,
+                n_train=0,
+                latency_ms_p50=params / 1e6,
+                predicted_gb=params / 2e8,
+                peak_rss_gb=params / 2e8 + 0.3,
+                prompt_tokens=3000,
+            )
+        )
     return rows
 
 
@@ -410,11 +558,32 @@ def without_times(row):
 
 def launch(n, script, flags, folder):
     """Run a script in n gloo processes."""
-    command = [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={n}", "--master_port", str(29500 + os.getpid() % 400)]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        f"--nproc_per_node={n}",
+        "--master_port",
+        str(29500 + os.getpid() % 400),
+    ]
     folder.mkdir()
-    done = subprocess.run([*command, script, *flags, "--results", f"{folder}/results.csv", "--runs_dir", f"{folder}/runs", "--latency_runs",
-                           "1"], cwd=ROOT, capture_output=True, text=True,
-                          env={**os.environ, "OMP_NUM_THREADS": "1"})  # fmt: skip
+    done = subprocess.run(
+        [
+            *command,
+            script,
+            *flags,
+            "--results",
+            f"{folder}/results.csv",
+            "--runs_dir",
+            f"{folder}/runs",
+            "--latency_runs",
+            "1",
+        ],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     (row,) = store.read_results(f"{folder}/results.csv")
     assert len(list(Path(folder, "runs").iterdir())) == 1 and done.stdout.count("row in") == 1

@@ -7,72 +7,136 @@ import peft_finetune
 import prompt_eval
 
 
-@pytest.mark.parametrize("flags, message", [
-    ("finetune.py --model assets/nowhere", "no such file or folder"),
-    ("finetune.py --model BERT --dataset ./nowhere", "--dataset ./nowhere: no such file or folder"),
-    ("finetune.py --model BERT --dataset DATA --epochs 0", "--epochs: must be a number above 0, not 0"),
-    ("finetune.py --model BERT --dataset DATA --lr 1", "here it is called --learning_rate"),
-    ("finetune.py --model BERT --dataset DATA --max_train 1", "unrecognized arguments"),
-    ("finetune.py --model BERT --dataset DATA --test_file x.tsv", "exclude each other"),
-    ("finetune.py --model BERT --dataset mine.csv", "--dataset mine.csv: no such file or folder"),
-    ("finetune.py --model BERT --test_file ONE_LABEL", "has the one label a"),
-    ("finetune.py --model BERT --dataset DATA --fp16", "--fp16 needs a CUDA GPU"),
-    ("finetune.py --model BERT --dataset DATA --fp16 --bf16", "not allowed with"),
-    ("finetune.py --model BERT --dataset DATA --device cuda", "torch sees no CUDA GPU"),
-    ("finetune.py --model BERT --dataset DATA --label_column colour", "no such column; there are text, label"),
-    ("finetune.py --model BERT --dataset DATA --max_train_samples 9999", "the data have 160"),
-    ("finetune.py --model BERT --dataset DATA --resume", "no unfinished run with these flags"),
-    ("finetune.py --model BERT --dataset QUESTIONS", "an encoder without a language-model head"),
-    ("finetune.py --model BERT --test_file DATA/nowhere.tsv", "no such file"),
-    ("finetune.py --model BERT --dataset DATA --results BROKEN", "not a results CSV, or one with another header"),
-    ("finetune.py --model BERT --dataset DATA --results /nowhere/at/all.csv", "there is no folder"),
-    ("finetune.py --model BERT --dataset DATA --latency_runs -1", "must be a whole number of at least 0"),
-    ("prompt_eval.py --model LLAMA --dataset DATA --label_words x,x", "a word stands there twice"),
-    ("prompt_eval.py --model LLAMA --dataset DATA --label_words bad,", "word 2 is empty"),
-    ("prompt_eval.py --model LLAMA --dataset DATA --batch_size few", "must be a whole number of at least 1, or auto, not few"),
-    ("finetune.py --model BERT --dataset DATA --batch_size auto", "must be a whole number of at least 1, not auto"),
-    ("prompt_eval.py --model LLAMA --dataset DATA --no-merge_adapter", "belong to --adapter"),
-    ("quantize_and_parallel.py --model LLAMA --dataset DATA --compile --prompt_lookup 3", "not allowed with"),
-    ("quantize_and_parallel.py --model LLAMA --dataset DATA --assistant_adapter DATA", "belongs to --assistant_model"),
-    ("quantize_and_parallel.py --model LLAMA --dataset DATA --assistant_model ./nowhere", "--assistant_model ./nowhere: no such file"),
-    ("quantize_and_parallel.py --model LLAMA --dataset DATA --assistant_model BERT", "cannot be prompted"),
-    ("quantize_and_parallel.py --model LLAMA --dataset DATA --compile --nf4", "does not compile nf4 weights"),
-    ("quantize_and_parallel.py --model LLAMA --dataset DATA --new_tokens 1000", "does not fit the model's context of 1024"),
-    ("quantize_and_parallel.py --model LLAMA --dataset DATA --assistant_model T5", "one of the two models has an encoder"),
-    ("quantize_and_parallel.py --model LLAMA --dataset DATA --compile --latency_runs 0", "no request to time compiled decoding on"),
-    ("prompt_eval.py --model LLAMA --dataset QUESTIONS --max_new_tokens 2000", "leave no room for a prompt"),
-    ("quantize_and_parallel.py --model CLASSIFIER --dataset DATA", "has a classification head"),
-    ("prompt_eval.py --model CLASSIFIER --dataset DATA", "was trained for the labels good, bad"),
-    ("rag_eval.py --embed_model EMBEDDER --dataset QUESTIONS --docs PICTURE --retrieval_only", "of an unknown type .png"),
-    ("rag_eval.py --baselines --k 0", "asks without retrieval anyway"),
-    ("rag_eval.py --build_only --docs FILE", "--build_only needs --index_dir"),
-    ("rag_eval.py --mmap", "--mmap is for searching in an --index_dir"),
-    ("rag_eval.py --chunk_tokens 20 --chunk_overlap 15", "at most half of --chunk_tokens 20"),
-    ("rag_eval.py --encoding klingon", "no such encoding"),
-    ("rag_eval.py --embed_model EMBEDDER --gen_model LLAMA --dataset QUESTIONS --reranker ./nowhere", "--reranker ./nowhere"),
-    ("rag_eval.py --embed_model EMBEDDER --gen_model LLAMA --dataset QUESTIONS --index ivfpq", "256 vectors at least"),
-    ("rag_eval.py --embed_model EMBEDDER --gen_model LLAMA --dataset QUESTIONS --index_dir FILE", "is a file; give a folder"),
-    ("rag_eval.py --embed_model EMBEDDER --index_dir NEW --build_only --delete nobody", "no document 'nobody' in the index"),
-    ("prompt_eval.py --model LLAMA --dataset DATA --adapter ./nowhere", "--adapter ./nowhere: no such file or folder"),
-    ("peft_finetune.py --model BERT --dataset DATA --target_modules q_proj", "bert has dense, key, query, value"),
-    ("peft_finetune.py --model BERT --dataset DATA --rank 0", "--rank: must be a whole number of at least 1, not 0"),
-    ("prompt_eval.py --model BERT --dataset DATA", "cannot be prompted"),
-    ("prompt_eval.py --model LLAMA --dataset DATA --k_shots 161", "161 training examples or demonstrations"),
-    ("prompt_eval.py --model LLAMA --dataset DATA --adapter DATA", "no adapter_config.json"),
-    ("prompt_eval.py --model LLAMA --dataset DATA --label_words a,b,c", "names 3 words for the 2 labels"),
-    ("prompt_eval.py --model LLAMA --dataset DATA --precision fp16", "fp16 needs a CUDA GPU"),
-    ("prompt_eval.py --model LLAMA --dataset DATA --scoring generate --calibrate batch", "--calibrate works on label likelihoods"),
-    ("prompt_eval.py --model LLAMA --dataset EMPTY", "every split is empty"),
-    ("rag_eval.py --embed_model EMBEDDER --gen_model LLAMA --dataset DATA", "recognised as classification"),
-    ("rag_eval.py --embed_model EMBEDDER --gen_model LLAMA --docs ./nowhere", "--docs ./nowhere: no such file or folder"),
-    ("rag_eval.py --embed_model EMBEDDER --gen_model LLAMA --dataset QUESTIONS --chunk_tokens 900", "takes 30 tokens at once"),
-    ("rag_eval.py --k 0 --retrieval_only", "nothing to measure"),
-    ("quantize_and_parallel.py --model LLAMA --dataset DATA --fp16", "fp16 needs a CUDA GPU"),
-    ("quantize_and_parallel.py --model LLAMA --dataset DATA --int8 --nf4", "not allowed with"),
-    ("quantize_and_parallel.py --model LLAMA --dataset DATA --int8 --compute_dtype bf16", "belongs to --precision nf4"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        ("finetune.py --model assets/nowhere", "no such file or folder"),
+        ("finetune.py --model BERT --dataset ./nowhere", "--dataset ./nowhere: no such file or folder"),
+        ("finetune.py --model BERT --dataset DATA --epochs 0", "--epochs: must be a number above 0, not 0"),
+        ("finetune.py --model BERT --dataset DATA --lr 1", "here it is called --learning_rate"),
+        ("finetune.py --model BERT --dataset DATA --max_train 1", "unrecognized arguments"),
+        ("finetune.py --model BERT --dataset DATA --test_file x.tsv", "exclude each other"),
+        ("finetune.py --model BERT --dataset mine.csv", "--dataset mine.csv: no such file or folder"),
+        ("finetune.py --model BERT --test_file ONE_LABEL", "has the one label a"),
+        ("finetune.py --model BERT --dataset DATA --fp16", "--fp16 needs a CUDA GPU"),
+        ("finetune.py --model BERT --dataset DATA --fp16 --bf16", "not allowed with"),
+        ("finetune.py --model BERT --dataset DATA --device cuda", "torch sees no CUDA GPU"),
+        ("finetune.py --model BERT --dataset DATA --label_column colour", "no such column; there are text, label"),
+        ("finetune.py --model BERT --dataset DATA --max_train_samples 9999", "the data have 160"),
+        ("finetune.py --model BERT --dataset DATA --resume", "no unfinished run with these flags"),
+        ("finetune.py --model BERT --dataset QUESTIONS", "an encoder without a language-model head"),
+        ("finetune.py --model BERT --test_file DATA/nowhere.tsv", "no such file"),
+        ("finetune.py --model BERT --dataset DATA --results BROKEN", "not a results CSV, or one with another header"),
+        ("finetune.py --model BERT --dataset DATA --results /nowhere/at/all.csv", "there is no folder"),
+        ("finetune.py --model BERT --dataset DATA --latency_runs -1", "must be a whole number of at least 0"),
+        ("prompt_eval.py --model LLAMA --dataset DATA --label_words x,x", "a word stands there twice"),
+        ("prompt_eval.py --model LLAMA --dataset DATA --label_words bad,", "word 2 is empty"),
+        (
+            "prompt_eval.py --model LLAMA --dataset DATA --batch_size few",
+            "must be a whole number of at least 1, or auto, not few",
+        ),
+        ("finetune.py --model BERT --dataset DATA --batch_size auto", "must be a whole number of at least 1, not auto"),
+        ("prompt_eval.py --model LLAMA --dataset DATA --no-merge_adapter", "belong to --adapter"),
+        ("quantize_and_parallel.py --model LLAMA --dataset DATA --compile --prompt_lookup 3", "not allowed with"),
+        (
+            "quantize_and_parallel.py --model LLAMA --dataset DATA --assistant_adapter DATA",
+            "belongs to --assistant_model",
+        ),
+        (
+            "quantize_and_parallel.py --model LLAMA --dataset DATA --assistant_model ./nowhere",
+            "--assistant_model ./nowhere: no such file",
+        ),
+        ("quantize_and_parallel.py --model LLAMA --dataset DATA --assistant_model BERT", "cannot be prompted"),
+        ("quantize_and_parallel.py --model LLAMA --dataset DATA --compile --nf4", "does not compile nf4 weights"),
+        (
+            "quantize_and_parallel.py --model LLAMA --dataset DATA --new_tokens 1000",
+            "does not fit the model's context of 1024",
+        ),
+        (
+            "quantize_and_parallel.py --model LLAMA --dataset DATA --assistant_model T5",
+            "one of the two models has an encoder",
+        ),
+        (
+            "quantize_and_parallel.py --model LLAMA --dataset DATA --compile --latency_runs 0",
+            "no request to time compiled decoding on",
+        ),
+        ("prompt_eval.py --model LLAMA --dataset QUESTIONS --max_new_tokens 2000", "leave no room for a prompt"),
+        ("quantize_and_parallel.py --model CLASSIFIER --dataset DATA", "has a classification head"),
+        ("prompt_eval.py --model CLASSIFIER --dataset DATA", "was trained for the labels good, bad"),
+        (
+            "rag_eval.py --embed_model EMBEDDER --dataset QUESTIONS --docs PICTURE --retrieval_only",
+            "of an unknown type .png",
+        ),
+        ("rag_eval.py --baselines --k 0", "asks without retrieval anyway"),
+        ("rag_eval.py --build_only --docs FILE", "--build_only needs --index_dir"),
+        ("rag_eval.py --mmap", "--mmap is for searching in an --index_dir"),
+        ("rag_eval.py --chunk_tokens 20 --chunk_overlap 15", "at most half of --chunk_tokens 20"),
+        ("rag_eval.py --encoding klingon", "no such encoding"),
+        (
+            "rag_eval.py --embed_model EMBEDDER --gen_model LLAMA --dataset QUESTIONS --reranker ./nowhere",
+            "--reranker ./nowhere",
+        ),
+        (
+            "rag_eval.py --embed_model EMBEDDER --gen_model LLAMA --dataset QUESTIONS --index ivfpq",
+            "256 vectors at least",
+        ),
+        (
+            "rag_eval.py --embed_model EMBEDDER --gen_model LLAMA --dataset QUESTIONS --index_dir FILE",
+            "is a file; give a folder",
+        ),
+        (
+            "rag_eval.py --embed_model EMBEDDER --index_dir NEW --build_only --delete nobody",
+            "no document 'nobody' in the index",
+        ),
+        (
+            "prompt_eval.py --model LLAMA --dataset DATA --adapter ./nowhere",
+            "--adapter ./nowhere: no such file or folder",
+        ),
+        ("peft_finetune.py --model BERT --dataset DATA --target_modules q_proj", "bert has dense, key, query, value"),
+        (
+            "peft_finetune.py --model BERT --dataset DATA --rank 0",
+            "--rank: must be a whole number of at least 1, not 0",
+        ),
+        ("prompt_eval.py --model BERT --dataset DATA", "cannot be prompted"),
+        ("prompt_eval.py --model LLAMA --dataset DATA --k_shots 161", "161 training examples or demonstrations"),
+        ("prompt_eval.py --model LLAMA --dataset DATA --adapter DATA", "no adapter_config.json"),
+        ("prompt_eval.py --model LLAMA --dataset DATA --label_words a,b,c", "names 3 words for the 2 labels"),
+        ("prompt_eval.py --model LLAMA --dataset DATA --precision fp16", "fp16 needs a CUDA GPU"),
+        (
+            "prompt_eval.py --model LLAMA --dataset DATA --scoring generate --calibrate batch",
+            "--calibrate works on label likelihoods",
+        ),
+        ("prompt_eval.py --model LLAMA --dataset EMPTY", "every split is empty"),
+        ("rag_eval.py --embed_model EMBEDDER --gen_model LLAMA --dataset DATA", "recognised as classification"),
+        (
+            "rag_eval.py --embed_model EMBEDDER --gen_model LLAMA --docs ./nowhere",
+            "--docs ./nowhere: no such file or folder",
+        ),
+        (
+            "rag_eval.py --embed_model EMBEDDER --gen_model LLAMA --dataset QUESTIONS --chunk_tokens 900",
+            "takes 30 tokens at once",
+        ),
+        ("rag_eval.py --k 0 --retrieval_only", "nothing to measure"),
+        ("quantize_and_parallel.py --model LLAMA --dataset DATA --fp16", "fp16 needs a CUDA GPU"),
+        ("quantize_and_parallel.py --model LLAMA --dataset DATA --int8 --nf4", "not allowed with"),
+        (
+            "quantize_and_parallel.py --model LLAMA --dataset DATA --int8 --compute_dtype bf16",
+            "belongs to --precision nf4",
+        ),
+    ],
+)
 def test_bad_input_is_one_line_and_nothing_is_written(
-    flags, message, tmp_path, capsys, tiny_bert, tiny_llama, tiny_t5, tiny_embedder, tiny_classifier, sentiment, questions
+    flags,
+    message,
+    tmp_path,
+    capsys,
+    tiny_bert,
+    tiny_llama,
+    tiny_t5,
+    tiny_embedder,
+    tiny_classifier,
+    sentiment,
+    questions,
 ):
     import importlib
 
@@ -84,7 +148,14 @@ def test_bad_input_is_one_line_and_nothing_is_written(
     (tmp_path / "empty.jsonl").write_text("")
     (tmp_path / "picture.png").write_bytes(b"PNG")
     (tmp_path / "one.csv").write_text("text,label\nx,a\ny,a\n")
-    names = {"BERT": tiny_bert, "LLAMA": tiny_llama, "T5": tiny_t5, "EMBEDDER": tiny_embedder, "DATA": sentiment, "QUESTIONS": questions}
+    names = {
+        "BERT": tiny_bert,
+        "LLAMA": tiny_llama,
+        "T5": tiny_t5,
+        "EMBEDDER": tiny_embedder,
+        "DATA": sentiment,
+        "QUESTIONS": questions,
+    }
     names.update(
         BROKEN=f"{tmp_path}/broken.csv",
         EMPTY=f"{tmp_path}/empty.jsonl",
@@ -113,12 +184,24 @@ def test_bad_input_is_one_line_and_nothing_is_written(
             "--model LLAMA --dataset QUESTIONS --target_modules q_proj,nothing",
             "--target_modules nothing: no such linear layer",
         ),
-        (peft_finetune, "--model LLAMA --dataset QUESTIONS --max_train_samples 5000", "5000 training examples or demonstrations are asked"),
+        (
+            peft_finetune,
+            "--model LLAMA --dataset QUESTIONS --max_train_samples 5000",
+            "5000 training examples or demonstrations are asked",
+        ),
         (peft_finetune, "--model LLAMA --dataset EMPTY", "no example with a label or answer"),
         (peft_finetune, "--model BERT --dataset SENTIMENT --method prompt_tuning", "not for a head"),
-        (peft_finetune, "--model LLAMA --dataset QUESTIONS --method adalora --max_steps 4 --tinit 2 --tfinal 2", "none of the 4 steps"),
+        (
+            peft_finetune,
+            "--model LLAMA --dataset QUESTIONS --method adalora --max_steps 4 --tinit 2 --tfinal 2",
+            "none of the 4 steps",
+        ),
         (peft_finetune, "--model LLAMA --dataset QUESTIONS --method adalora --init_r 2", "ranks only shrink"),
-        (peft_finetune, "--model LLAMA --dataset QUESTIONS --method ia3 --target_modules all-linear", "name the layers"),
+        (
+            peft_finetune,
+            "--model LLAMA --dataset QUESTIONS --method ia3 --target_modules all-linear",
+            "name the layers",
+        ),
         (finetune, "--model T5 --dataset QUESTIONS --padding_free", "--padding_free is for causal models"),
         (finetune, "--model LLAMA --dataset QUESTIONS --optim paged_adamw_8bit", "needs a CUDA GPU"),
         (finetune, "--model LLAMA --dataset QUESTIONS --eval_ood SENTIMENT", "for classification data"),
@@ -133,8 +216,13 @@ def test_bad_input_is_one_line_and_nothing_is_written(
 def test_one_line_each(script, flags, message, request, tmp_path, out, capsys, nli):
     write_jsonl(tmp_path / "empty.jsonl", [{"instruction": "say", "response": ""}] * 3)
     names = {"EMPTY": str(tmp_path / "empty.jsonl"), "NLI": str(nli / "hans")}
-    for word, fixture in (("LLAMA", "tiny_llama"), ("BERT", "tiny_bert"), ("T5", "tiny_t5"), ("QUESTIONS", "questions"),
-                          ("SENTIMENT", "sentiment")):  # fmt: skip
+    for word, fixture in (
+        ("LLAMA", "tiny_llama"),
+        ("BERT", "tiny_bert"),
+        ("T5", "tiny_t5"),
+        ("QUESTIONS", "questions"),
+        ("SENTIMENT", "sentiment"),
+    ):
         names[word] = request.getfixturevalue(fixture)
     with pytest.raises(SystemExit) as exit_:
         script.main([*[names.get(word, word) for word in flags.split()], *out])

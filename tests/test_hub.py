@@ -19,8 +19,15 @@ DESIGN_COMMANDS = [
 
 
 def run(command, cwd=ROOT, **env):
-    return subprocess.run([sys.executable, *command.split()], cwd=cwd, capture_output=True, text=True, stdin=subprocess.DEVNULL,
-                          env={**os.environ, **env}, timeout=60)  # fmt: skip
+    return subprocess.run(
+        [sys.executable, *command.split()],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        stdin=subprocess.DEVNULL,
+        env={**os.environ, **env},
+        timeout=60,
+    )
 
 
 @pytest.mark.parametrize("command", DESIGN_COMMANDS)
@@ -34,8 +41,11 @@ def test_without_a_hub_a_name_is_one_line(command, tmp_path):
 
 
 def test_a_hub_data_set_that_cannot_be_had_is_one_line(tiny_bert, tmp_path):
-    done = run(f"finetune.py --model {tiny_bert} --dataset glue --subset sst2 --results {tmp_path}/r.csv --runs_dir {tmp_path}/runs",
-               HF_HUB_OFFLINE="1", HF_HOME=str(tmp_path))  # fmt: skip
+    done = run(
+        f"finetune.py --model {tiny_bert} --dataset glue --subset sst2 --results {tmp_path}/r.csv --runs_dir {tmp_path}/runs",
+        HF_HUB_OFFLINE="1",
+        HF_HOME=str(tmp_path),
+    )
     assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
     assert "--dataset glue sst2" in done.stderr and not (tmp_path / "runs").exists()
 

@@ -14,8 +14,12 @@ def test_latency_gives_the_percentiles_of_what_it_timed():
     result = utils.measure_latency(lambda: time.sleep(next(waits)), n_runs=4)
     assert set(result) == {"mean", "p50", "p95", "p99"}
     assert result["mean"] >= 25 and result["p50"] >= 25 and result["p99"] >= result["p95"] >= result["p50"]
-    assert utils.latency_summary([1, 2, 3, 4]) == {"mean": 2.5, "p50": 2.5, "p95": np.percentile([1, 2, 3, 4], 95),
-                                                   "p99": np.percentile([1, 2, 3, 4], 99)}  # fmt: skip
+    assert utils.latency_summary([1, 2, 3, 4]) == {
+        "mean": 2.5,
+        "p50": 2.5,
+        "p95": np.percentile([1, 2, 3, 4], 95),
+        "p99": np.percentile([1, 2, 3, 4], 99),
+    }
     with pytest.raises(ValueError, match="n_runs"):
         utils.measure_latency(print, n_runs=0)
 
@@ -28,16 +32,18 @@ def test_measure_latency_passes_its_arguments_on():
 
 def test_measure_takes_the_peak_inside_the_block():
     """300 MB that come and go before the block do not count, 200 MB that come and go inside it do. In a process of its own."""
-    script = ("import time, utils\n"
-              "before = bytearray(b'x') * (300 * 2**20)\n"
-              "del before\n"
-              "with utils.measure() as spent:\n"
-              "    inside = bytearray(b'x') * (200 * 2**20)\n"
-              "    time.sleep(0.1)\n"
-              "    del inside\n"
-              "with utils.measure() as quiet:\n"
-              "    time.sleep(0.05)\n"
-              "print(spent.peak_rss_gb - spent.start_rss_gb, quiet.peak_rss_gb - quiet.start_rss_gb, spent.seconds)\n")  # fmt: skip
+    script = (
+        "import time, utils\n"
+        "before = bytearray(b'x') * (300 * 2**20)\n"
+        "del before\n"
+        "with utils.measure() as spent:\n"
+        "    inside = bytearray(b'x') * (200 * 2**20)\n"
+        "    time.sleep(0.1)\n"
+        "    del inside\n"
+        "with utils.measure() as quiet:\n"
+        "    time.sleep(0.05)\n"
+        "print(spent.peak_rss_gb - spent.start_rss_gb, quiet.peak_rss_gb - quiet.start_rss_gb, spent.seconds)\n"
+    )
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
     grown, grown_quiet, seconds = map(float, done.stdout.split())
     assert 0.19 < grown < 0.21 and grown_quiet < 0.01 and 0.1 < seconds < 30

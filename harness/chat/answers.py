@@ -74,7 +74,10 @@ def _converse(questions, generate, limit, prompt_of, passes, options):
     generate: (prompts, options) -> inference.Answers, which are appended to passes; limit: of new tokens; prompt_of: (question,
     answers before) -> prompt.
     """
-    found = [{"turns": [], "new_tokens": [], "cut": [], "prompt_tokens": 0, "truncated": 0, "seconds": 0.0} for _ in questions]
+    found = [
+        {"turns": [], "new_tokens": [], "cut": [], "prompt_tokens": 0, "truncated": 0, "seconds": 0.0}
+        for _ in questions
+    ]
     for turn in range(max(len(question.turns) for question in questions)):
         asked = [(question, record) for question, record in zip(questions, found) if len(question.turns) > turn]
         prompts = [prompt_of(question, record["turns"]) for question, record in asked]
@@ -108,7 +111,9 @@ def answer(model, tokenizer, benchmark, questions, file, args, chat, device_name
         return benchmarks.render(question.turns[: len(answers) + 1], answers, tokenizer if chat else None, args.system)
 
     def generate(prompts, options):
-        return generation.generate(model, tokenizer, prompts, args.max_new_tokens, args.batch_size, stop, not chat, **options)
+        return generation.generate(
+            model, tokenizer, prompts, args.max_new_tokens, args.batch_size, stop, not chat, **options
+        )
 
     if todo:  # warm-up: the first pass of a process is slower
         generation.generate(model, tokenizer, [prompt_of(todo[0], ())], 2, 1, add_special_tokens=not chat)
@@ -118,8 +123,13 @@ def answer(model, tokenizer, benchmark, questions, file, args, chat, device_name
         for start in range(0, len(some), size):
             chunk = some[start : start + size]
             utils.set_seed(args.seed + int(chunk[0].key()[:8], 16))  # the same answers in a run that goes on
-            made = {question.id: {"key": keys[question.id][0], "id": question.id, "device": device_name} for question in chunk}
-            for question, answered in zip(chunk, _converse(chunk, generate, args.max_new_tokens, prompt_of, passes, options)):
+            made = {
+                question.id: {"key": keys[question.id][0], "id": question.id, "device": device_name}
+                for question in chunk
+            }
+            for question, answered in zip(
+                chunk, _converse(chunk, generate, args.max_new_tokens, prompt_of, passes, options)
+            ):
                 made[question.id].update(answered)
             store.append_records(file, made.values())
             records.update({record["key"]: record for record in made.values()})
@@ -132,8 +142,10 @@ def reference_perplexity(model, tokenizer, questions, args, chat):
     asked = [(question, i) for question in questions for i, text in enumerate(question.references) if text.strip()]
     if not asked:
         return None
-    prompts = [benchmarks.render(question.turns[: i + 1], question.references[:i], tokenizer if chat else None, args.system)
-               for question, i in asked]  # fmt: skip
+    prompts = [
+        benchmarks.render(question.turns[: i + 1], question.references[:i], tokenizer if chat else None, args.system)
+        for question, i in asked
+    ]
     separator = "" if chat else "\n"
     labels = [[separator + question.references[i]] for question, i in asked]
     found = scoring.score_labels(model, tokenizer, prompts, labels, args.batch_size, not chat)

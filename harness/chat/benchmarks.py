@@ -19,22 +19,41 @@ KINDS = ("alpaca_eval", "mt_bench")
 
 
 # FastChat's temperature_config; what is not named there is answered at 0.7 by FastChat, greedily here
-MT_TEMPERATURES = {"writing": 0.7, "roleplay": 0.7, "extraction": 0.0, "math": 0.0, "coding": 0.0, "reasoning": 0.0, "stem": 0.1,
-                   "humanities": 0.1}  # fmt: skip
+MT_TEMPERATURES = {
+    "writing": 0.7,
+    "roleplay": 0.7,
+    "extraction": 0.0,
+    "math": 0.0,
+    "coding": 0.0,
+    "reasoning": 0.0,
+    "stem": 0.1,
+    "humanities": 0.1,
+}
 
 
 # where the questions lie on the hub: repository, its type, {what: file}
 HUB = {
     "alpaca_eval": ("tatsu-lab/alpaca_eval", "dataset", {"questions": "alpaca_eval_gpt4_baseline.json"}),
-    "mt_bench": ("lmsys/mt-bench", "space", {"questions": "data/mt_bench/question.jsonl",
-                                             "references": "data/mt_bench/reference_answer/gpt-4.jsonl",
-                                             "judge_prompts": "data/judge_prompts.jsonl"}),
-}  # fmt: skip
+    "mt_bench": (
+        "lmsys/mt-bench",
+        "space",
+        {
+            "questions": "data/mt_bench/question.jsonl",
+            "references": "data/mt_bench/reference_answer/gpt-4.jsonl",
+            "judge_prompts": "data/judge_prompts.jsonl",
+        },
+    ),
+}
 
 
 # names in a folder, the first that is there
 LOCAL = {
-    "questions": ("question.jsonl", "alpaca_eval_gpt4_baseline.json", "gpt4_1106_preview_outputs.json", "alpaca_eval.json"),
+    "questions": (
+        "question.jsonl",
+        "alpaca_eval_gpt4_baseline.json",
+        "gpt4_1106_preview_outputs.json",
+        "alpaca_eval.json",
+    ),
     "references": ("reference_answers.jsonl", "reference_answer/gpt-4.jsonl"),
     "judge_prompts": ("judge_prompts.jsonl", "../judge_prompts.jsonl"),
 }
@@ -85,7 +104,11 @@ def load(name, data=None):
 
     Raises UserError, or tasks.DataError, for files that are not there or hold no questions.
     """
-    files = _from_hub(name) if name in KINDS and not data else _from_disk(data or name, "--data" if data else "--benchmark or --prompts")
+    files = (
+        _from_hub(name)
+        if name in KINDS and not data
+        else _from_disk(data or name, "--data" if data else "--benchmark or --prompts")
+    )
     kind = name if name in KINDS else None
     rows = read_prompts(files["questions"])
     if not rows:
@@ -103,10 +126,17 @@ def load(name, data=None):
     known = readers.read_table(files["judge_prompts"]) if files["judge_prompts"] and found == "mt_bench" else []
     prompts = {row["name"]: row for row in known if {"name", "system_prompt", "prompt_template"} <= set(row)}
     strange = next(
-        (question.id for question in questions if any(_not_text(text) for text in (*question.turns, *question.references))), None
+        (
+            question.id
+            for question in questions
+            if any(_not_text(text) for text in (*question.turns, *question.references))
+        ),
+        None,
     )
     if strange is not None:
-        raise utils.UserError(f"{files['questions']}, question {strange}: a turn or a reference is no text that can be encoded")
+        raise utils.UserError(
+            f"{files['questions']}, question {strange}: a turn or a reference is no text that can be encoded"
+        )
     return Benchmark(kind or Path(name).stem, found, questions, prompts)
 
 
@@ -114,7 +144,10 @@ def _from_disk(name, flag):
     """{what: file or None} of a folder, or of a file of prompts and what lies beside it."""
     place = Path(name).expanduser()
     folder = place.parent if place.is_file() else place
-    found = {what: next((folder / file for file in names if (folder / file).is_file()), None) for what, names in LOCAL.items()}
+    found = {
+        what: next((folder / file for file in names if (folder / file).is_file()), None)
+        for what, names in LOCAL.items()
+    }
     if place.is_file():
         found["questions"] = place
     if not place.exists() or found["questions"] is None:
@@ -134,8 +167,10 @@ def _from_hub(name):
         try:
             found[what] = hf_hub_download(repository, file, repo_type=repo_type)
         except (OSError, ValueError) as error:  # huggingface_hub's own errors are of these kinds
-            raise utils.UserError(f"--benchmark {name}: {file} of {repository} is not to be had ({str(error).splitlines()[0][:100]}); "
-                                  f"give --data with {LOCAL['questions'][KINDS.index(name) == 0]} or its folder") from None  # fmt: skip
+            raise utils.UserError(
+                f"--benchmark {name}: {file} of {repository} is not to be had ({str(error).splitlines()[0][:100]}); "
+                f"give --data with {LOCAL['questions'][KINDS.index(name) == 0]} or its folder"
+            ) from None
     return found
 
 
@@ -152,7 +187,9 @@ def read_prompts(file):
     if Path(file).suffix.lower() != ".txt":
         return [{str(key).lower(): value for key, value in row.items()} for row in readers.read_table(file)]
     try:
-        return [{"prompt": line.strip()} for line in Path(file).read_text(encoding="utf-8-sig").split("\n") if line.strip()]
+        return [
+            {"prompt": line.strip()} for line in Path(file).read_text(encoding="utf-8-sig").split("\n") if line.strip()
+        ]
     except (OSError, UnicodeDecodeError) as error:
         raise utils.UserError(f"{file} cannot be read: {error}") from None
 
@@ -162,43 +199,68 @@ def _mt_question(row, index, file, references):
     if not turns or not all(isinstance(turn, str) and turn.strip() for turn in turns) or "question_id" not in row:
         raise utils.UserError(f"{file}, question {index + 1}: a question_id and a list of turns are wanted")
     known = references.get(str(row["question_id"]))
-    own = row.get("reference") or [] if not references else []  # FastChat's judge sees those of the file of references alone
+    own = (
+        row.get("reference") or [] if not references else []
+    )  # FastChat's judge sees those of the file of references alone
     try:
         answers = known["choices"][0]["turns"] if known else [own] if isinstance(own, str) else list(own)
     except (TypeError, KeyError, IndexError):
-        raise utils.UserError(f"the reference answers to question {row['question_id']} are not as FastChat writes them") from None
-    return Question(str(row["question_id"]), tuple(turns), str(row.get("category") or ""), tuple(answers), index=index,
-                    author=known.get("model_id", "") if known else "")  # fmt: skip
+        raise utils.UserError(
+            f"the reference answers to question {row['question_id']} are not as FastChat writes them"
+        ) from None
+    return Question(
+        str(row["question_id"]),
+        tuple(turns),
+        str(row.get("category") or ""),
+        tuple(answers),
+        index=index,
+        author=known.get("model_id", "") if known else "",
+    )
 
 
 def _question(row, index, file, _):
     """A question of a single turn: AlpacaEval's, IFEval's, or a row with a column of a known name."""
     prompt = next((row[name] for name in PROMPT if isinstance(row.get(name), str) and row[name].strip()), None)
     if prompt is None:
-        raise utils.UserError(f"{file}, row {index + 1}: no prompt; one of the columns {', '.join(PROMPT)} is wanted, or turns; "
-                              f"there are {', '.join(map(str, row))}")  # fmt: skip
+        raise utils.UserError(
+            f"{file}, row {index + 1}: no prompt; one of the columns {', '.join(PROMPT)} is wanted, or turns; "
+            f"there are {', '.join(map(str, row))}"
+        )
     context = next((row[name] for name in CONTEXT if isinstance(row.get(name), str) and row[name].strip()), None)
     reference = next((row[name] for name in REFERENCE if isinstance(row.get(name), str) and row[name].strip()), None)
     wanted, arguments = _listed(row.get("instruction_id_list")), _listed(row.get("kwargs"))
-    if wanted is None or arguments is None or len(wanted) != len(arguments) or not all(isinstance(x, dict | None) for x in arguments):
+    if (
+        wanted is None
+        or arguments is None
+        or len(wanted) != len(arguments)
+        or not all(isinstance(x, dict | None) for x in arguments)
+    ):
         raise utils.UserError(
             f"{file}, row {index + 1}: instruction_id_list and kwargs are no lists of one length, of names and of objects"
         )
     made = tuple(
-        (name, {key: value for key, value in (given or {}).items() if value is not None}) for name, given in zip(wanted, arguments)
+        (name, {key: value for key, value in (given or {}).items() if value is not None})
+        for name, given in zip(wanted, arguments)
     )
     wrong = next(filter(None, (ifeval.unusable(*check) for check in made)), None)
     if wrong:
         raise utils.UserError(f"{file}, row {index + 1}: {wrong}")
-    return Question(_id(row, index), ("\n\n".join(filter(None, [prompt, context])),),
-                    str(row.get("dataset") or row.get("category") or ""), (reference,) if reference else (), made, index,
-                    str(row.get("generator") or ""))  # fmt: skip
+    return Question(
+        _id(row, index),
+        ("\n\n".join(filter(None, [prompt, context])),),
+        str(row.get("dataset") or row.get("category") or ""),
+        (reference,) if reference else (),
+        made,
+        index,
+        str(row.get("generator") or ""),
+    )
 
 
 def _id(row, index):
     """IFEval's key, an id, or the place of a row."""
     return next(
-        (str(row[name]) for name in ("key", "id") if row.get(name) not in (None, "")), f"row {index}" if "id" in row else str(index)
+        (str(row[name]) for name in ("key", "id") if row.get(name) not in (None, "")),
+        f"row {index}" if "id" in row else str(index),
     )
 
 
@@ -253,17 +315,29 @@ def render(turns, answers, tokenizer=None, system=None):
 
 def alpaca_outputs(questions, answers, name):
     """AlpacaEval's model_outputs.json. answers: {question id: [T] texts}; name: of the model."""
-    return [{"dataset": question.group, "instruction": question.turns[0], "output": answers[question.id][0], "generator": name}
-            for question in questions]  # fmt: skip
+    return [
+        {
+            "dataset": question.group,
+            "instruction": question.turns[0],
+            "output": answers[question.id][0],
+            "generator": name,
+        }
+        for question in questions
+    ]
 
 
 def mt_answers(questions, answers, name):
     """The lines of FastChat's data/mt_bench/model_answer/NAME.jsonl."""
     return [
-        {"question_id": int(question.id) if question.id.isdecimal() else question.id, "answer_id": question.key(), "model_id": name,
-         "choices": [{"index": 0, "turns": list(answers[question.id])}], "tstamp": time.time()}
+        {
+            "question_id": int(question.id) if question.id.isdecimal() else question.id,
+            "answer_id": question.key(),
+            "model_id": name,
+            "choices": [{"index": 0, "turns": list(answers[question.id])}],
+            "tstamp": time.time(),
+        }
         for question in questions
-    ]  # fmt: skip
+    ]
 
 
 def write_official(run, benchmark, questions, system, together=None):
@@ -275,4 +349,7 @@ def write_official(run, benchmark, questions, system, together=None):
     elif not (run.path("model_outputs.json").exists()):
         run.write_json("model_outputs.json", alpaca_outputs(questions, system.answers, system.name))
         if any(question.checks for question in questions):  # in the form of its responses
-            run.write_jsonl("ifeval_responses.jsonl", [{"prompt": q.turns[0], "response": system.answers[q.id][0]} for q in questions])
+            run.write_jsonl(
+                "ifeval_responses.jsonl",
+                [{"prompt": q.turns[0], "response": system.answers[q.id][0]} for q in questions],
+            )

@@ -68,7 +68,12 @@ def has_postscript(text, marker):
 
 def compare(found, relation, wanted):
     """IFEval's relations, at least and less than; exactly and at most besides."""
-    return {"at least": found >= wanted, "less than": found < wanted, "at most": found <= wanted, "exactly": found == wanted}[relation]
+    return {
+        "at least": found >= wanted,
+        "less than": found < wanted,
+        "at most": found <= wanted,
+        "exactly": found == wanted,
+    }[relation]
 
 
 def _times(text, keyword):
@@ -78,12 +83,18 @@ def _times(text, keyword):
 # instruction id -> does the answer follow it? Arguments are named as IFEval names them
 CHECKS = {
     "keywords:existence": lambda text, keywords: all(_times(text, word) for word in keywords),
-    "keywords:forbidden_words": lambda text, forbidden_words: not any(_times(text, rf"\b{word}\b") for word in forbidden_words),
-    "keywords:frequency": lambda text, keyword, frequency, relation="at least": compare(_times(text, keyword), relation, frequency),
+    "keywords:forbidden_words": lambda text, forbidden_words: (
+        not any(_times(text, rf"\b{word}\b") for word in forbidden_words)
+    ),
+    "keywords:frequency": lambda text, keyword, frequency, relation="at least": compare(
+        _times(text, keyword), relation, frequency
+    ),
     "keywords:letter_frequency": lambda text, letter, let_frequency, let_relation="at least": compare(
         text.lower().count(letter.lower()), let_relation, let_frequency
     ),
-    "length_constraints:number_words": lambda text, num_words, relation="at least": compare(len(words(text)), relation, num_words),
+    "length_constraints:number_words": lambda text, num_words, relation="at least": compare(
+        len(words(text)), relation, num_words
+    ),
     "length_constraints:number_sentences": lambda text, num_sentences, relation="at least": compare(
         len(sentences(text)), relation, num_sentences
     ),
@@ -96,13 +107,19 @@ CHECKS = {
         len(paragraphs(text)) == num_paragraphs >= nth_paragraph
         and words(paragraphs(text)[nth_paragraph - 1].lower())[:1] == words(first_word.lower())[:1]
     ),
-    "detectable_content:number_placeholders": lambda text, num_placeholders: len(re.findall(r"\[.*?\]", text)) >= num_placeholders,
+    "detectable_content:number_placeholders": lambda text, num_placeholders: (
+        len(re.findall(r"\[.*?\]", text)) >= num_placeholders
+    ),
     "detectable_content:postscript": lambda text, postscript_marker: has_postscript(text, postscript_marker),
     "detectable_format:number_bullet_lists": lambda text, num_bullets, relation="exactly": compare(
         len(bullets(text)), relation, num_bullets
     ),
-    "detectable_format:numbered_list": lambda text, num_items, relation="exactly": compare(len(numbered(text)), relation, num_items),
-    "detectable_format:number_highlighted_sections": lambda text, num_highlights: len(highlights(text)) >= num_highlights,
+    "detectable_format:numbered_list": lambda text, num_items, relation="exactly": compare(
+        len(numbered(text)), relation, num_items
+    ),
+    "detectable_format:number_highlighted_sections": lambda text, num_highlights: (
+        len(highlights(text)) >= num_highlights
+    ),
     "detectable_format:multiple_sections": lambda text, section_spliter, num_sections: (
         len(re.findall(rf"\s?{section_spliter}\s?\d+\s?", text)) >= num_sections
     ),
@@ -112,10 +129,16 @@ CHECKS = {
         option in text for option in ("My answer is yes.", "My answer is no.", "My answer is maybe.")
     ),
     "combination:two_responses": lambda text: len(found := parts_between(text, r"\*{6}") or []) == 2 == len(set(found)),
-    "combination:repeat_prompt": lambda text, prompt_to_repeat: text.strip().lower().startswith(prompt_to_repeat.strip().lower()),
-    "startend:end_checker": lambda text, end_phrase: text.strip().strip('"').lower().endswith(end_phrase.strip().lower()),
+    "combination:repeat_prompt": lambda text, prompt_to_repeat: (
+        text.strip().lower().startswith(prompt_to_repeat.strip().lower())
+    ),
+    "startend:end_checker": lambda text, end_phrase: (
+        text.strip().strip('"').lower().endswith(end_phrase.strip().lower())
+    ),
     "startend:quotation": lambda text: len(text.strip()) > 1 and text.strip()[0] == text.strip()[-1] == '"',
-    "startend:sentences_begin": lambda text, letter: all(words(part)[0].lower().startswith(letter.lower()) for part in sentences(text)),
+    "startend:sentences_begin": lambda text, letter: all(
+        words(part)[0].lower().startswith(letter.lower()) for part in sentences(text)
+    ),
     "change_case:english_capital": lambda text: text.isupper(),
     "change_case:english_lowercase": lambda text: text.islower(),
     "change_case:capital_word_frequency": lambda text, capital_frequency, capital_relation="at least": compare(
@@ -149,42 +172,71 @@ def count_in(text):
 FEW_WORDS = 15  # a limit below it is of a title or of each item, not of the answer
 
 
-UNITS = {"words?": ("length_constraints:number_words", "num_words"),
-         "bullet(?:ed)?(?: points?)?": ("detectable_format:number_bullet_lists", "num_bullets"),
-         "sentences?": ("length_constraints:number_sentences", "num_sentences"),
-         "paragraphs?": ("length_constraints:number_paragraphs", "num_paragraphs")}  # fmt: skip
+UNITS = {
+    "words?": ("length_constraints:number_words", "num_words"),
+    "bullet(?:ed)?(?: points?)?": ("detectable_format:number_bullet_lists", "num_bullets"),
+    "sentences?": ("length_constraints:number_sentences", "num_sentences"),
+    "paragraphs?": ("length_constraints:number_paragraphs", "num_paragraphs"),
+}
 
 
 BOUNDS = {  # before a number and a unit, "N words or less" behind them
     "at most": r"(?:at most|no more than|not more than|up to|a maximum of|maximum|no longer than|not exceed(?:ing)?|within|"
-               r"(?:limit\w*|keep)\b[^.\n]{0,40}?\bto)",
+    r"(?:limit\w*|keep)\b[^.\n]{0,40}?\bto)",
     "less than": r"(?:less than|fewer than|under|below)",
     "at least": r"(?:at least|no fewer than|no less than|a minimum of|minimum)",
     "exactly": r"(?:exactly|in|using|with)(?: just| only| exactly)?",
-}  # fmt: skip
+}
 
 
 SAY = r"\b(?:answer|respond|reply|write(?: (?:it|everything))?)"
 
 
 PHRASES = (  # (what a prompt says, instruction id, arguments from the match)
-    (r"\b(?:output|return|respond|reply|answer|present|provide|format|write)\b[^.\n]{0,80}\b(?:in|as)(?: a| valid)* json\b"
-     r"(?! (?:schema|files?))", "detectable_format:json_format", lambda m: {}),
-    (rf"{SAY} (?:only )?(?:in|using|with|in only) (?:all |only )*(?:upper ?case|capital letters|all caps)\b",
-     "change_case:english_capital", lambda m: {}),
-    (rf"{SAY} (?:only )?(?:in|using|with|in only) (?:all |only )*lower ?case\b", "change_case:english_lowercase", lambda m: {}),
+    (
+        r"\b(?:output|return|respond|reply|answer|present|provide|format|write)\b[^.\n]{0,80}\b(?:in|as)(?: a| valid)* json\b"
+        r"(?! (?:schema|files?))",
+        "detectable_format:json_format",
+        lambda m: {},
+    ),
+    (
+        rf"{SAY} (?:only )?(?:in|using|with|in only) (?:all |only )*(?:upper ?case|capital letters|all caps)\b",
+        "change_case:english_capital",
+        lambda m: {},
+    ),
+    (
+        rf"{SAY} (?:only )?(?:in|using|with|in only) (?:all |only )*lower ?case\b",
+        "change_case:english_lowercase",
+        lambda m: {},
+    ),
     (r"\b(?:without|do not use|don['’]t use|avoid)(?: using)?(?: any)? commas\b", "punctuation:no_comma", lambda m: {}),
-    (r"\b(?:in|as|use|using)(?: an?| the)? bullet(?:ed)?[- ](?:points?|lists?)\b", "detectable_format:number_bullet_lists",
-     lambda m: {"num_bullets": 1, "relation": "at least"}),
-    (r"\b(?:in|as|use|using|with)(?: an?| the)? numbered list\b", "detectable_format:numbered_list",
-     lambda m: {"num_items": 1, "relation": "at least"}),
-    (r"\b(?:start|begin)(?:ning)? every sentence with the letter ['\"“]?([a-z])\b", "startend:sentences_begin", lambda m: {"letter": m[1]}),
-    (r"\b(?:include|includes|including|use|using|contain|contains|containing|mention)(?: all)?(?: of)? the (?:following )?(?:key)?words?:? "
-     r"((?:[\"“'‘][\w -]+[\"”'’](?:, and |,? and |, )?)+)", "keywords:existence",
-     lambda m: {"keywords": re.findall(r"[\"“'‘]([\w -]+)[\"”'’]", m[1])}),
-    (r"\b(?:without using|do not use|don['’]t use|avoid(?: using)?) the words? ((?:[\"“'‘][\w -]+[\"”'’](?:, or |,? or |,? and |, )?)+)",
-     "keywords:forbidden_words", lambda m: {"forbidden_words": re.findall(r"[\"“'‘]([\w -]+)[\"”'’]", m[1])}),
-)  # fmt: skip
+    (
+        r"\b(?:in|as|use|using)(?: an?| the)? bullet(?:ed)?[- ](?:points?|lists?)\b",
+        "detectable_format:number_bullet_lists",
+        lambda m: {"num_bullets": 1, "relation": "at least"},
+    ),
+    (
+        r"\b(?:in|as|use|using|with)(?: an?| the)? numbered list\b",
+        "detectable_format:numbered_list",
+        lambda m: {"num_items": 1, "relation": "at least"},
+    ),
+    (
+        r"\b(?:start|begin)(?:ning)? every sentence with the letter ['\"“]?([a-z])\b",
+        "startend:sentences_begin",
+        lambda m: {"letter": m[1]},
+    ),
+    (
+        r"\b(?:include|includes|including|use|using|contain|contains|containing|mention)(?: all)?(?: of)? the (?:following )?(?:key)?words?:? "
+        r"((?:[\"“'‘][\w -]+[\"”'’](?:, and |,? and |, )?)+)",
+        "keywords:existence",
+        lambda m: {"keywords": re.findall(r"[\"“'‘]([\w -]+)[\"”'’]", m[1])},
+    ),
+    (
+        r"\b(?:without using|do not use|don['’]t use|avoid(?: using)?) the words? ((?:[\"“'‘][\w -]+[\"”'’](?:, or |,? or |,? and |, )?)+)",
+        "keywords:forbidden_words",
+        lambda m: {"forbidden_words": re.findall(r"[\"“'‘]([\w -]+)[\"”'’]", m[1])},
+    ),
+)
 
 
 def asked_for(prompt):
@@ -196,14 +248,19 @@ def asked_for(prompt):
     found = {}
     for unit, (name, argument) in UNITS.items():
         for relation, bound in BOUNDS.items():
-            match = re.search(rf"\b{bound} {NUMBER}[ -]{unit}\b(?! (?:or (?:more|less|fewer)|long|per|each|summary of))", prompt, re.I)
+            match = re.search(
+                rf"\b{bound} {NUMBER}[ -]{unit}\b(?! (?:or (?:more|less|fewer)|long|per|each|summary of))", prompt, re.I
+            )
             loose = match and relation == "exactly" and unit == "words?" and "exactly" not in match[0].lower()
             few = match and unit == "words?" and count_in(match[1]) < FEW_WORDS
             if match and name not in found and not (loose or few or _denied(prompt, match)):
                 found[name] = {argument: count_in(match[1]), "relation": relation}
         match = re.search(rf"\b{NUMBER} {unit} or (less|fewer|more)\b", prompt, re.I)
         if match:
-            found[name] = {argument: count_in(match[1]), "relation": "at least" if match[2].lower() == "more" else "at most"}
+            found[name] = {
+                argument: count_in(match[1]),
+                "relation": "at least" if match[2].lower() == "more" else "at most",
+            }
     for phrase, name, arguments in PHRASES:
         match = re.search(phrase, prompt, re.I)
         if match and name not in found and not _denied(prompt, match):

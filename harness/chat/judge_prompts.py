@@ -72,12 +72,20 @@ def pair_requests(question, first, second, template=None, both=True):
         asked, shown = question.turns[0], (first[0], second[0])
     else:
         asked = "\n\n".join(f"[Turn {i}]\n{turn}" for i, turn in enumerate(question.turns, start=1))
-        shown = tuple("\n\n".join(f"[Turn {i}]\n{answer}" for i, answer in enumerate(answers, start=1)) for answers in (first, second))
+        shown = tuple(
+            "\n\n".join(f"[Turn {i}]\n{answer}" for i, answer in enumerate(answers, start=1))
+            for answers in (first, second)
+        )
     orders = ("as_is", "swapped") if both else ("as_is" if int(question.key(), 16) % 2 else "swapped",)
     return [
-        Request((question.id, order), "pair", (("user", fill(template or PAIR_PROMPT, question=asked, answer_a=a, answer_b=b)),))
-        for order, (a, b) in (("as_is", shown), ("swapped", shown[::-1])) if order in orders
-    ]  # fmt: skip
+        Request(
+            (question.id, order),
+            "pair",
+            (("user", fill(template or PAIR_PROMPT, question=asked, answer_a=a, answer_b=b)),),
+        )
+        for order, (a, b) in (("as_is", shown), ("swapped", shown[::-1]))
+        if order in orders
+    ]
 
 
 def rating_requests(question, answers, prompts=None):
@@ -91,12 +99,17 @@ def rating_requests(question, answers, prompts=None):
             for i in range(turn):
                 given.update({f"question_{i + 1}": question.turns[i], f"answer_{i + 1}": answers[i]})
                 given.update({f"ref_answer_{i + 1}": known[i]} if known else {})
-            messages = (("system", prompts[name]["system_prompt"]), ("user", fill(prompts[name]["prompt_template"], **given)))
+            messages = (
+                ("system", prompts[name]["system_prompt"]),
+                ("user", fill(prompts[name]["prompt_template"], **given)),
+            )
             found.append(Request((question.id, turn), "rating", messages, name, direct=False))
         else:
             what = "answer" if len(question.turns) == 1 else f"answer to request {turn}"
             reference = "".join(f"[Reference answer {i}]\n{text}\n\n" for i, text in enumerate(known, start=1))
-            text = fill(RATING_PROMPT, what=what, reference=reference, conversation=conversation(question, answers, turn))
+            text = fill(
+                RATING_PROMPT, what=what, reference=reference, conversation=conversation(question, answers, turn)
+            )
             found.append(Request((question.id, turn), "rating", (("user", text),), "direct"))
     return found
 
@@ -128,7 +141,10 @@ def verdict_of(request, text, alternatives=None):
     the likelihoods, as AlpacaEval 2 weights its annotator, if the labels hold most of them.
     """
     if alternatives and request.direct and request.kind == "pair":
-        p = {label: sum(math.exp(value) for token, value in alternatives.items() if token.strip() == label) for label in LETTERS}
+        p = {
+            label: sum(math.exp(value) for token, value in alternatives.items() if token.strip() == label)
+            for label in LETTERS
+        }
         if sum(p.values()) > 0.5:
             return p["B"] / sum(p.values())
     label = read_verdict(request, text)

@@ -20,8 +20,15 @@ def judge(who, requests, file):
         print(f"{len(requests) - len(todo)} of {len(requests)} judgements are in {file}")
 
     def keep(request, value, details):
-        record = {"key": keys[request.name], "judge": who.name, "name": list(request.name), "kind": request.kind, "prompt": request.prompt,
-                  "value": value, **details}  # fmt: skip
+        record = {
+            "key": keys[request.name],
+            "judge": who.name,
+            "name": list(request.name),
+            "kind": request.kind,
+            "prompt": request.prompt,
+            "value": value,
+            **details,
+        }
         store.append_records(file, [record])
         known[record["key"]] = record
 
@@ -35,24 +42,44 @@ def pairwise(who, questions, opponent, system, file, template=None, both=True):
 
     An annotation's preference is 1 + P(system wins), the mean of both orders; None where one cannot be read.
     """
-    requests = [request for question in questions
-                for request in pair_requests(question, opponent.answers[question.id], system.answers[question.id], template,
-                                             both)]  # fmt: skip
+    requests = [
+        request
+        for question in questions
+        for request in pair_requests(
+            question, opponent.answers[question.id], system.answers[question.id], template, both
+        )
+    ]
     found, annotations, pairs = judge(who, requests, file), [], []
     asked = {request.name for request in requests}
     for question in questions:
-        told = {order: found.get((question.id, order)) for order in ("as_is", "swapped") if (question.id, order) in asked}
-        wins = {order: None if record is None or record["value"] is None else
-                record["value"] if order == "as_is" else 1 - record["value"] for order, record in told.items()}  # fmt: skip
+        told = {
+            order: found.get((question.id, order)) for order in ("as_is", "swapped") if (question.id, order) in asked
+        }
+        wins = {
+            order: None
+            if record is None or record["value"] is None
+            else record["value"]
+            if order == "as_is"
+            else 1 - record["value"]
+            for order, record in told.items()
+        }
         if any(record is None for record in told.values()):
             continue  # a failed call: not judged
         value = None if None in wins.values() else 1 + statistics.fmean(wins.values())
-        annotations.append({
-            "instruction": "\n\n".join(question.turns), "dataset": question.group,
-            "output_1": "\n\n".join(opponent.answers[question.id]), "generator_1": opponent.name,
-            "output_2": "\n\n".join(system.answers[question.id]), "generator_2": system.name,
-            "annotator": who.name, "preference": value, "orders": wins, "question_id": question.id,
-        })  # fmt: skip
+        annotations.append(
+            {
+                "instruction": "\n\n".join(question.turns),
+                "dataset": question.group,
+                "output_1": "\n\n".join(opponent.answers[question.id]),
+                "generator_1": opponent.name,
+                "output_2": "\n\n".join(system.answers[question.id]),
+                "generator_2": system.name,
+                "annotator": who.name,
+                "preference": value,
+                "orders": wins,
+                "question_id": question.id,
+            }
+        )
         if len(wins) == 2:
             pairs.append((wins["as_is"], wins["swapped"]))
     return annotations, pairs, len(questions) - len(annotations)
@@ -60,15 +87,25 @@ def pairwise(who, questions, opponent, system, file, template=None, both=True):
 
 def gradings(who, questions, system, prompts, file):
     """FastChat's single-answer gradings of a system, a dict for each turn, -1 where no rating can be read; and how many calls failed."""
-    requests = [request for question in questions for request in rating_requests(question, system.answers[question.id], prompts)]
+    requests = [
+        request for question in questions for request in rating_requests(question, system.answers[question.id], prompts)
+    ]
     found = judge(who, requests, file)
     rows = []
     for request in requests:
         if request.name in found:
             record, (question, turn) = found[request.name], request.name
-            rows.append({"question_id": int(question) if question.isdecimal() else question, "model": system.name,
-                         "judge": [who.name, request.prompt], "user_prompt": request.messages[-1][1], "judgment": record.get("text", ""),
-                         "score": -1 if record["value"] is None else record["value"], "turn": turn})  # fmt: skip
+            rows.append(
+                {
+                    "question_id": int(question) if question.isdecimal() else question,
+                    "model": system.name,
+                    "judge": [who.name, request.prompt],
+                    "user_prompt": request.messages[-1][1],
+                    "judgment": record.get("text", ""),
+                    "score": -1 if record["value"] is None else record["value"],
+                    "turn": turn,
+                }
+            )
     return rows, len(requests) - len(rows)
 
 
@@ -106,21 +143,34 @@ def compare(run, judge, benchmark, questions, system, opponent, args, file):
     run.write_json(f"win_rate_against_{opponent.name}.json", {**found, "position_bias": bias})
     run.row.setdefault("position_bias", bias["rate"])  # of the first opponent, as the win rate
     label = f"against {opponent.name}"
-    system.figures.update({f"win rate {label}, %": found["win_rate"], f"its standard error, {label}": found["standard_error"],
-                           f"discrete win rate {label}, %": found["discrete_win_rate"],
-                           f"unreadable judgements {label}": found["n_unreadable"], f"position bias {label}": bias["rate"],
-                           f"of which for the first place, {label}": bias["first"]})  # fmt: skip
-    run.note(f"win rate {label} {percent(found['win_rate'])} +- {percent(found['standard_error'])} (n = {found['n_total']}, "
-             f"{found['n_unreadable']} unreadable), position bias {percent(bias['rate'] and 100 * bias['rate'])}")  # fmt: skip
+    system.figures.update(
+        {
+            f"win rate {label}, %": found["win_rate"],
+            f"its standard error, {label}": found["standard_error"],
+            f"discrete win rate {label}, %": found["discrete_win_rate"],
+            f"unreadable judgements {label}": found["n_unreadable"],
+            f"position bias {label}": bias["rate"],
+            f"of which for the first place, {label}": bias["first"],
+        }
+    )
+    run.note(
+        f"win rate {label} {percent(found['win_rate'])} +- {percent(found['standard_error'])} (n = {found['n_total']}, "
+        f"{found['n_unreadable']} unreadable), position bias {percent(bias['rate'] and 100 * bias['rate'])}"
+    )
     if bias["rate"] is not None and bias["rate"] > 0.5:
         run.note("this judge goes by the place more than by the answers: its win rate says little")
     if opponent.name == reference_name(questions) and benchmark.name == "alpaca_eval":
         place = {question.id: question.index for question in questions}
         known = len(benchmark.questions) == win_rates.INSTRUCTIONS
-        controlled, why = win_rates.length_controlled(annotations, [place[row["question_id"]] for row in annotations] if known else None)
+        controlled, why = win_rates.length_controlled(
+            annotations, [place[row["question_id"]] for row in annotations] if known else None
+        )
         run.row["lc_win_rate"] = controlled and controlled[0] / 100
-        run.note(f"length-controlled win rate {controlled[0]:.2f} +- {controlled[1]:.2f} %" if controlled
-                 else f"no length-controlled win rate: {why}")  # fmt: skip
+        run.note(
+            f"length-controlled win rate {controlled[0]:.2f} +- {controlled[1]:.2f} %"
+            if controlled
+            else f"no length-controlled win rate: {why}"
+        )
         run.note("judged by another prompt than AlpacaEval's own annotators: not to be compared with its leaderboard")
     for row in annotations:
         value = win_rates.preference(row["preference"])

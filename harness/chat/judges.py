@@ -23,7 +23,9 @@ from harness.results import provenance
 TOKEN_CHARS = 4  # characters of a token, for the estimate before the first call; about right for English
 
 
-NOT_TAKEN = re.compile(r"unsupported|not support|unrecogni[sz]ed|unknown|unexpected|not permitted|not allowed|extra", re.I)  # of options
+NOT_TAKEN = re.compile(
+    r"unsupported|not support|unrecogni[sz]ed|unknown|unexpected|not permitted|not allowed|extra", re.I
+)  # of options
 
 
 SAVED_TEXT = 20_000  # characters of a reply that are kept
@@ -35,7 +37,10 @@ class LocalJudge:
     def __init__(self, name, load, precision="fp32", batch_size="auto", prompt_format="auto"):
         """load: () -> (model, tokenizer) at this precision, called when there is something to judge."""
         self.load, self.batch_size, self.prompt_format = load, batch_size, prompt_format
-        self.name, self.identity = Path(name).name, ("local", str(name), provenance.input_id({"judge": str(name)}), precision)
+        self.name, self.identity = (
+            Path(name).name,
+            ("local", str(name), provenance.input_id({"judge": str(name)}), precision),
+        )
 
     def ask(self, requests, keep):
         """keep(request, value, details) for each: P(B), or the expected rating (as G-Eval, Liu et al. 2023)."""
@@ -52,21 +57,28 @@ class LocalJudge:
             else:
                 asked.append((request, prompt))
         if len(asked) < len(requests):
-            print(f"{len(requests) - len(asked)} judgements are unreadable: longer than the judge's context of {context} tokens")
+            print(
+                f"{len(requests) - len(asked)} judgements are unreadable: longer than the judge's context of {context} tokens"
+            )
         for kind in dict.fromkeys(request.kind for request, _ in asked):
             some = [pair for pair in asked if pair[0].kind == kind]
             for start in range(0, len(some), 16):  # a kill costs 16 judgements at most
                 part = some[start : start + 16]
                 labels = [f"{separator}{label}{end}" for label in part[0][0].labels]
                 prompts = [prompt for _, prompt in part]
-                found = scoring.score_labels(self.model, self.tokenizer, prompts, labels, self.batch_size, not self.chat)
+                found = scoring.score_labels(
+                    self.model, self.tokenizer, prompts, labels, self.batch_size, not self.chat
+                )
                 with np.errstate(invalid="ignore"):
                     shares = np.exp(found.total - found.total.max(axis=1, keepdims=True))
                     shares /= shares.sum(axis=1, keepdims=True)
                 for (request, _), share in zip(part, shares):
                     value = float(share[1]) if kind == "pair" else float(share @ np.arange(1, 11))
-                    keep(request, value if math.isfinite(value) else None,
-                         {"likelihoods": dict(zip(request.labels, map(float, share)))})  # fmt: skip
+                    keep(
+                        request,
+                        value if math.isfinite(value) else None,
+                        {"likelihoods": dict(zip(request.labels, map(float, share)))},
+                    )
         self.model = None  # its memory is not that of the next model whose answers are measured
 
     def _prompt(self, request):
@@ -97,11 +109,23 @@ class EndpointJudge:
     # what some endpoints refuse -> what is sent instead; tried once each
     INSTEAD = {"max_tokens": "max_completion_tokens", "temperature": None, "logprobs": None}
 
-    def __init__(self, url, model, key_variable="OPENAI_API_KEY", workers=4, retries=8, timeout=120.0, prices=None, max_cost=None,
-                 max_tokens=None):  # fmt: skip
+    def __init__(
+        self,
+        url,
+        model,
+        key_variable="OPENAI_API_KEY",
+        workers=4,
+        retries=8,
+        timeout=120.0,
+        prices=None,
+        max_cost=None,
+        max_tokens=None,
+    ):
         check_endpoint(url)
         self.openai, self.model, self.workers, self.prices, self.max_cost = openai, model, workers, prices, max_cost
-        self.client = openai.OpenAI(base_url=url, api_key=os.environ.get(key_variable) or "none", timeout=timeout, max_retries=retries)
+        self.client = openai.OpenAI(
+            base_url=url, api_key=os.environ.get(key_variable) or "none", timeout=timeout, max_retries=retries
+        )
         self.name, self.identity = Path(model).name, ("endpoint", url.rstrip("/"), model, max_tokens)
         self.max_tokens, self.refused, self.failed = max_tokens, set(), []
         self.spent, self.reserved = 0.0, 0.0  # USD, of replies and of calls that are under way
@@ -128,13 +152,18 @@ class EndpointJudge:
         other try can mend (a wrong key, an unknown model, a budget that is too small), with all that came before kept.
         """
         tokens_in, tokens_out, cost = self.estimate(requests)
-        if self.max_cost is not None and not self.spent and cost > self.max_cost:  # later each call is held against what is left
+        if (
+            self.max_cost is not None and not self.spent and cost > self.max_cost
+        ):  # later each call is held against what is left
             raise utils.UserError(
                 f"--max_cost {self.max_cost}: {len(requests)} judgements may cost {cost:.2f} USD ({tokens_in:,} tokens in, "
                 f"{tokens_out:,} out at most); raise it, or judge fewer with --num_samples"
             )
-        print(f"{len(requests)} judgements to ask of {self.model}: about {tokens_in:,} tokens in, at most {tokens_out:,} out"
-              + ("" if cost is None else f", at most {cost:.2f} USD"), flush=True)  # fmt: skip
+        print(
+            f"{len(requests)} judgements to ask of {self.model}: about {tokens_in:,} tokens in, at most {tokens_out:,} out"
+            + ("" if cost is None else f", at most {cost:.2f} USD"),
+            flush=True,
+        )
         todo, over, before, ended = iter(requests), threading.Event(), len(self.failed), []
 
         def work():
@@ -144,7 +173,11 @@ class EndpointJudge:
                     return
                 try:
                     found = self._reply(request)
-                except (self.openai.AuthenticationError, self.openai.PermissionDeniedError, self.openai.NotFoundError) as error:
+                except (
+                    self.openai.AuthenticationError,
+                    self.openai.PermissionDeniedError,
+                    self.openai.NotFoundError,
+                ) as error:
                     over.set()
                     raise utils.UserError(f"--judge_url: {self.model} refuses: {_first_line(error)}") from None
                 except (self.openai.APIError, ValueError, AttributeError, TypeError, IndexError) as error:
@@ -165,7 +198,9 @@ class EndpointJudge:
         for reason, n in collections.Counter(reason for _, reason in self.failed[before:]).most_common(3):
             print(f"{n} judgements failed: {reason}")
         if len(ended) < len(requests):
-            print(f"--max_cost {self.max_cost} USD: {self.spent:.2f} spent, {len(requests) - len(ended)} judgements not asked for")
+            print(
+                f"--max_cost {self.max_cost} USD: {self.spent:.2f} spent, {len(requests) - len(ended)} judgements not asked for"
+            )
 
     def _next(self, todo, over):
         """The next request whose cost, at most, is within what is left; None at the end."""
@@ -196,7 +231,11 @@ class EndpointJudge:
         text = choice.message.content or ""
         first = choice.logprobs.content[0] if choice.logprobs and choice.logprobs.content else None
         alternatives = {token.token: token.logprob for token in first.top_logprobs} if first else None
-        return verdict_of(request, text, alternatives), {"text": text[:SAVED_TEXT], "likelihoods": alternatives, "tokens": tokens}
+        return verdict_of(request, text, alternatives), {
+            "text": text[:SAVED_TEXT],
+            "likelihoods": alternatives,
+            "tokens": tokens,
+        }
 
     def _create(self, request):
         """The reply; what the endpoint refuses of the options (400, 422) is left out, or sent by its newer name, from then on."""
@@ -214,7 +253,11 @@ class EndpointJudge:
                 return self.client.chat.completions.create(model=self.model, messages=messages, **options)
             except (self.openai.BadRequestError, self.openai.UnprocessableEntityError) as error:
                 plain = NOT_TAKEN.search(str(error)) or getattr(error, "code", None) == "unsupported_parameter"
-                named = next((name for name in self.INSTEAD if name in options and name in str(error)), None) if plain else None
+                named = (
+                    next((name for name in self.INSTEAD if name in options and name in str(error)), None)
+                    if plain
+                    else None
+                )
                 if named is None:
                     raise
                 with self.lock:

@@ -58,16 +58,26 @@ def measures(question, answers, cut):
 
 def means(scores):
     """{measure: its mean over the questions that have it}. scores: dicts of numbers."""
-    return {name: statistics.fmean(some) for name in MEASURES if (some := [each[name] for each in scores if each.get(name) is not None])}
+    return {
+        name: statistics.fmean(some)
+        for name in MEASURES
+        if (some := [each[name] for each in scores if each.get(name) is not None])
+    }
 
 
 def differences(first, other):
     """{measure: report.Difference, other - first} over the questions that both have it for."""
     found = {}
     for name in MEASURES:
-        ids = [key for key in first.scores if None not in (first.scores[key].get(name), other.scores.get(key, {}).get(name))]
+        ids = [
+            key
+            for key in first.scores
+            if None not in (first.scores[key].get(name), other.scores.get(key, {}).get(name))
+        ]
         if ids:
-            found[name] = stats.paired([float(first.scores[key][name]) for key in ids], [float(other.scores[key][name]) for key in ids])
+            found[name] = stats.paired(
+                [float(first.scores[key][name]) for key in ids], [float(other.scores[key][name]) for key in ids]
+            )
     return found
 
 
@@ -88,7 +98,10 @@ def table(systems):
         values = [system.figures.get(name) for system in systems]
         if all(value is None for value in values):
             continue
-        cells = ["" if v is None else str(v) if not isinstance(v, float) else f"{v:,.0f}" if v >= 100 else f"{v:.3g}" for v in values]
+        cells = [
+            "" if v is None else str(v) if not isinstance(v, float) else f"{v:,.0f}" if v >= 100 else f"{v:.3g}"
+            for v in values
+        ]
         lines.append("| " + " | ".join([name, *cells, *[""] * len(others)]) + " |")
     return lines
 
@@ -105,21 +118,41 @@ def write(folder, benchmark, questions, systems):
     head = table(systems)
     found = {
         "benchmark": benchmark,
-        "systems": [{"name": system.name, "means": means(system.scores.values()), "figures": system.figures} for system in systems],
+        "systems": [
+            {"name": system.name, "means": means(system.scores.values()), "figures": system.figures}
+            for system in systems
+        ],
         "differences": {
-            other.name: {name: vars(difference) for name, difference in differences(systems[0], other).items()} for other in systems[1:]
+            other.name: {name: vars(difference) for name, difference in differences(systems[0], other).items()}
+            for other in systems[1:]
         },
         "questions": [
             {
-                "id": question.id, "group": question.group, "turns": question.turns, "references": question.references,
-                "systems": [{"name": system.name, "answers": system.answers[question.id], "scores": system.scores[question.id],
-                             "judgements": system.judgements.get(question.id, {})} for system in systems],
+                "id": question.id,
+                "group": question.group,
+                "turns": question.turns,
+                "references": question.references,
+                "systems": [
+                    {
+                        "name": system.name,
+                        "answers": system.answers[question.id],
+                        "scores": system.scores[question.id],
+                        "judgements": system.judgements.get(question.id, {}),
+                    }
+                    for system in systems
+                ],
             }
             for question in questions
         ],
-    }  # fmt: skip
+    }
     folder("comparison.json").write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    lines = [f"# {benchmark}: {' and '.join(system.name for system in systems)}", "", f"{len(questions)} questions.", "", *head]
+    lines = [
+        f"# {benchmark}: {' and '.join(system.name for system in systems)}",
+        "",
+        f"{len(questions)} questions.",
+        "",
+        *head,
+    ]
     for question in questions:
         lines += ["", f"## {question.id}{f' ({question.group})' if question.group else ''}"]
         for i, turn in enumerate(question.turns):
@@ -128,7 +161,9 @@ def write(folder, benchmark, questions, systems):
                 lines += ["", f"**{system.name}**", "", _fenced(system.answers[question.id][i])]
         for system in systems:
             told = system.judgements.get(question.id)
-            lines += ["", f"{system.name}: " + ", ".join(f"{key} {value}" for key, value in told.items())] if told else []
+            lines += (
+                ["", f"{system.name}: " + ", ".join(f"{key} {value}" for key, value in told.items())] if told else []
+            )
     folder("comparison.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
     return head
 

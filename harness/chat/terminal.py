@@ -48,15 +48,31 @@ class Chat:
         stop = prompting.answer_stop(self.model, self.tokenizer, "instruction", self.chat)
         options = {"do_sample": True, "temperature": self.temperature} if self.temperature else {}
         start = time.perf_counter()
-        with contextlib.nullcontext() if self.adapter or not hasattr(self.model, "peft_config") else self.model.disable_adapter():
+        with (
+            contextlib.nullcontext()
+            if self.adapter or not hasattr(self.model, "peft_config")
+            else self.model.disable_adapter()
+        ):
             try:
                 if prefix_cache.shares_prefix(self.model, len(ids) + self.max_new_tokens):
-                    prefix_cache.crop(self.prefix, min(prefix_cache.common_prefix([self.prefix.ids, ids]), len(ids) - 1))
+                    prefix_cache.crop(
+                        self.prefix, min(prefix_cache.common_prefix([self.prefix.ids, ids]), len(ids) - 1)
+                    )
                     if len(ids) - 1 > len(self.prefix.ids):
                         prefix_cache.extend(self.model, self.prefix, ids[len(self.prefix.ids) : -1])
                 streamer = TextStreamer(self.tokenizer, skip_prompt=True, skip_special_tokens=True)
-                found = generation.generate(self.model, self.tokenizer, [text], self.max_new_tokens, 1, stop, not self.chat,
-                                           prefix=self.prefix, streamer=streamer, **options)  # fmt: skip
+                found = generation.generate(
+                    self.model,
+                    self.tokenizer,
+                    [text],
+                    self.max_new_tokens,
+                    1,
+                    stop,
+                    not self.chat,
+                    prefix=self.prefix,
+                    streamer=streamer,
+                    **options,
+                )
             except BaseException:
                 self.forget_cache()
                 raise
@@ -102,16 +118,29 @@ class Chat:
 
     def save(self, where):
         path = Path(where or f"chat-{time.strftime('%Y%m%d-%H%M%S')}.json").expanduser()
-        found = {"model": self.model.config._name_or_path, "adapter": self.adapter_name, "max_new_tokens": self.max_new_tokens,
-                 "temperature": self.temperature, "system": self.system, "turns": self.turns, "answers": self.answers,
-                 "all": self.told}  # fmt: skip
+        found = {
+            "model": self.model.config._name_or_path,
+            "adapter": self.adapter_name,
+            "max_new_tokens": self.max_new_tokens,
+            "temperature": self.temperature,
+            "system": self.system,
+            "turns": self.turns,
+            "answers": self.answers,
+            "all": self.told,
+        }
         path.write_text(json.dumps(found, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         print(f"saved in {path}")
 
     def run(self):
         """Until /quit or the end of input; a bad line is answered, never fatal."""
-        commands = {"/reset": self.reset, "/system": self.set_system, "/adapter": self.set_adapter, "/retry": self.retry,
-                    "/save": self.save, "/help": lambda _: print(HELP)}  # fmt: skip
+        commands = {
+            "/reset": self.reset,
+            "/system": self.set_system,
+            "/adapter": self.set_adapter,
+            "/retry": self.retry,
+            "/save": self.save,
+            "/help": lambda _: print(HELP),
+        }
         print(HELP, flush=True)
         for line in terminal.lines_typed():
             word, _, rest = line.strip().partition(" ")

@@ -35,11 +35,16 @@ def win_rate(preferences):
     wins = [value - 1 for value in read if value is not None]
     n = len(wins)
     won, lost = sum(win > 0.5 for win in wins), sum(win < 0.5 for win in wins)
-    return {"win_rate": 100 * statistics.fmean(wins) if n else None,
-            "standard_error": 100 * statistics.stdev(wins) / math.sqrt(n) if n > 1 else None,
-            "n_wins": won, "n_wins_base": lost, "n_draws": n - won - lost, "n_total": n,
-            "discrete_win_rate": 100 * (won + (n - won - lost) / 2) / n if n else None,
-            "n_unreadable": len(read) - n}  # fmt: skip
+    return {
+        "win_rate": 100 * statistics.fmean(wins) if n else None,
+        "standard_error": 100 * statistics.stdev(wins) / math.sqrt(n) if n > 1 else None,
+        "n_wins": won,
+        "n_wins_base": lost,
+        "n_draws": n - won - lost,
+        "n_total": n,
+        "discrete_win_rate": 100 * (won + (n - won - lost) / 2) / n if n else None,
+        "n_unreadable": len(read) - n,
+    }
 
 
 def length_controlled(annotations, places):
@@ -64,14 +69,23 @@ def length_controlled(annotations, places):
     read = [preference(row["preference"]) for row in annotations]
     if sum(value is not None for value in read) < 20:
         return None, "fewer than 20 readable annotations are too few for its regression"
-    frame = pd.DataFrame([{**row, "preference": value} for row, value in zip(annotations, read, strict=True)], index=places)
+    frame = pd.DataFrame(
+        [{**row, "preference": value} for row, value in zip(annotations, read, strict=True)], index=places
+    )
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             found = get_length_controlled_winrate(frame, save_weights_dir=None, is_add_glm_preference_inplace=False)
-    except (OSError, ValueError, KeyError, AssertionError) as error:  # no hub and an empty cache, or instructions that it does not know
-        return None, ("the alpaca_eval package fetches the instructions' difficulties and the annotations of length-gaming models from "
-                      f"the hub, and could not ({type(error).__name__}: {str(error).splitlines()[0][:80]})")  # fmt: skip
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        AssertionError,
+    ) as error:  # no hub and an empty cache, or instructions that it does not know
+        return None, (
+            "the alpaca_eval package fetches the instructions' difficulties and the annotations of length-gaming models from "
+            f"the hub, and could not ({type(error).__name__}: {str(error).splitlines()[0][:80]})"
+        )
     return (float(found["length_controlled_winrate"]), float(found["lc_standard_error"])), None
 
 
@@ -99,13 +113,19 @@ def mt_bench_scores(judgements, categories=None):
             groups = {}
             for row, score in scores:
                 groups.setdefault(of(row), []).append(score)
-            return {key: statistics.fmean(group) for key, group in sorted(groups.items(), key=lambda item: str(item[0]))}
+            return {
+                key: statistics.fmean(group) for key, group in sorted(groups.items(), key=lambda item: str(item[0]))
+            }
 
         values = [score for _, score in scores]
         error = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else None
-        found[model] = {"turns": means(lambda row: row.get("turn", 1)), "mean": statistics.fmean(values) if values else None,
-                        "standard_error": error, "n": len(values),
-                        "n_unreadable": len(mine) - len(values)}  # fmt: skip
+        found[model] = {
+            "turns": means(lambda row: row.get("turn", 1)),
+            "mean": statistics.fmean(values) if values else None,
+            "standard_error": error,
+            "n": len(values),
+            "n_unreadable": len(mine) - len(values),
+        }
         if categories:
             found[model]["categories"] = means(lambda row: categories.get(str(row["question_id"]), "unknown"))
     return found

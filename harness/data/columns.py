@@ -27,10 +27,14 @@ def recognise(rows, options):
         "text": _pick(first, readers.TEXT, options["text_column"], "--text_column"),
         "text_pair": _pick(first, readers.PAIR, options["text_pair_column"], "--text_pair_column"),
         "label": _pick(first, readers.LABEL, options["label_column"], "--label_column"),
-        "question": _pick(first, readers.QUESTION), "context": _pick(first, readers.CONTEXT), "options": _pick(first, readers.OPTIONS),
-        "answer": _pick(first, readers.ANSWER), "instruction": _pick(first, ("instruction",)), "response": _pick(first, readers.RESPONSE),
+        "question": _pick(first, readers.QUESTION),
+        "context": _pick(first, readers.CONTEXT),
+        "options": _pick(first, readers.OPTIONS),
+        "answer": _pick(first, readers.ANSWER),
+        "instruction": _pick(first, ("instruction",)),
+        "response": _pick(first, readers.RESPONSE),
         "group": _pick(first, readers.GROUP),
-    }  # fmt: skip
+    }
     if kind == "auto":
         boolean = columns["answer"] and all(yes_no(row.get(columns["answer"])) in ("yes", "no", "") for row in rows)
         if columns["instruction"] and columns["response"]:
@@ -41,16 +45,28 @@ def recognise(rows, options):
             kind = "classification" if boolean and columns["context"] else "qa"
             columns["boolean"] = columns["answer"] if kind == "classification" else None
     needed = {"instruction": ("instruction", "response"), "qa": ("question", "answer"), "classification": ()}.get(kind)
-    if kind == "classification" and not columns["text"] and columns["question"]:  # BoolQ: passage, question -> yes or no
+    if (
+        kind == "classification" and not columns["text"] and columns["question"]
+    ):  # BoolQ: passage, question -> yes or no
         pair = columns["context"] and columns["question"]
-        columns.update(text=columns["context"] or columns["question"], text_pair=pair, label=columns["label"] or columns["answer"])
-    if kind == "classification" and columns["question"] and columns["label"] and columns["text"] and not columns["text_pair"]:
+        columns.update(
+            text=columns["context"] or columns["question"], text_pair=pair, label=columns["label"] or columns["answer"]
+        )
+    if (
+        kind == "classification"
+        and columns["question"]
+        and columns["label"]
+        and columns["text"]
+        and not columns["text_pair"]
+    ):
         columns.update(text=columns["question"], text_pair=columns["text"])  # QNLI: question, sentence
     if kind == "classification" and not (columns["text"] and columns["label"]):
         needed = ("text", "label")
     if needed is None or any(columns[role] is None for role in needed):
-        raise utils.UserError(f"the columns {', '.join(first)} are not recognised as classification (text, label), qa (question, answer) "
-                        "or instruction (instruction, output); name them with --text_column, --label_column, or --columns")  # fmt: skip
+        raise utils.UserError(
+            f"the columns {', '.join(first)} are not recognised as classification (text, label), qa (question, answer) "
+            "or instruction (instruction, output); name them with --text_column, --label_column, or --columns"
+        )
     return kind, columns
 
 
@@ -106,7 +122,9 @@ def to_examples(rows, split, kind, columns, label_index, no_label):
             if label in no_label:
                 continue
             if label not in label_index:
-                raise utils.UserError(f"{split} row {number}: label {label!r} is not in the label set {list(label_index)}")
+                raise utils.UserError(
+                    f"{split} row {number}: label {label!r} is not in the label set {list(label_index)}"
+                )
             pair = _text(cell("text_pair")) if columns["text_pair"] else None
             example = Example(where, _text(cell("text")), pair, label=label_index[label])
         elif kind == "qa":
@@ -122,7 +140,9 @@ def to_examples(rows, split, kind, columns, label_index, no_label):
         else:
             context = _text(row.get(columns["context"])) or None
             response = _text(cell("response")).strip()
-            example = Example(where, _text(cell("instruction")), None, context, references=(response,) if response else ())
+            example = Example(
+                where, _text(cell("instruction")), None, context, references=(response,) if response else ()
+            )
         if columns["group"] not in (None, columns["label"]) and _text(row.get(columns["group"])):
             example = replace(example, group=_text(row[columns["group"]]))
         if example.text.strip() and (kind == "classification" or example.references):
@@ -149,6 +169,8 @@ def label_names(splits, column, declared):
     source = "train" if splits.get("train") else next(iter(splits))
     names = {_label_name(row.get(column)) for row in splits[source]} - no_label(splits[source], column, None)
     if len(names) > 200 or any("." in name and name.replace(".", "").isdigit() for name in names):
-        raise utils.UserError(f"--label_column {column} holds {len(names)} different values, numbers among them; a class label is wanted")
+        raise utils.UserError(
+            f"--label_column {column} holds {len(names)} different values, numbers among them; a class label is wanted"
+        )
     ordered = sorted(names, key=lambda name: (0, int(name), "") if name.lstrip("-").isdigit() else (1, 0, name))
     return ordered, {name: i for i, name in enumerate(ordered)}

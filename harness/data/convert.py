@@ -17,25 +17,45 @@ SPLIT_SEED = 13
 FRACTIONS = (0.8, 0.1, 0.1)  # train, validation, test
 
 
-HUB = {"alpaca": ("tatsu-lab/alpaca",), "dolly": ("databricks/databricks-dolly-15k",), "mnli": ("nyu-mll/glue", "mnli"),
-       "hans": ("jhu-cogsys/hans",)}  # fmt: skip
+HUB = {
+    "alpaca": ("tatsu-lab/alpaca",),
+    "dolly": ("databricks/databricks-dolly-15k",),
+    "mnli": ("nyu-mll/glue", "mnli"),
+    "hans": ("jhu-cogsys/hans",),
+}
 
 
-LICENCES = {"alpaca": "CC BY-NC 4.0 (Stanford Alpaca's)", "dolly": "CC BY-SA 3.0 (databricks-dolly-15k's)", "hans": "MIT (HANS's)"}
+LICENCES = {
+    "alpaca": "CC BY-NC 4.0 (Stanford Alpaca's)",
+    "dolly": "CC BY-SA 3.0 (databricks-dolly-15k's)",
+    "hans": "MIT (HANS's)",
+}
 
 
 # what is written -> its column names in the wild, the first that is there
 INSTRUCTION = {"instruction": ("instruction",), "context": ("context", "input"), "response": ("response", "output")}
 
 
-PAIR = {"premise": ("premise", "sentence1"), "hypothesis": ("hypothesis", "sentence2"), "label": ("gold_label", "label")}
+PAIR = {
+    "premise": ("premise", "sentence1"),
+    "hypothesis": ("hypothesis", "sentence2"),
+    "label": ("gold_label", "label"),
+}
 
 
 # set -> its columns, its labels, split -> (file in the local folder, name on the hub); HANS's evaluation set is one file
-NLI = {"mnli": (PAIR, ("contradiction", "entailment", "neutral"),
-                {"train": ("train.tsv", "train"), "test": ("dev_matched.tsv", "validation_matched")}),
-       "hans": ({**PAIR, "heuristic": ("heuristic",), "subcase": ("subcase",)}, ("entailment", "non-entailment"),
-                {"test": ("", "validation")})}  # fmt: skip
+NLI = {
+    "mnli": (
+        PAIR,
+        ("contradiction", "entailment", "neutral"),
+        {"train": ("train.tsv", "train"), "test": ("dev_matched.tsv", "validation_matched")},
+    ),
+    "hans": (
+        {**PAIR, "heuristic": ("heuristic",), "subcase": ("subcase",)},
+        ("entailment", "non-entailment"),
+        {"test": ("", "validation")},
+    ),
+}
 
 
 def sha256(path):
@@ -54,8 +74,12 @@ def finish(made, folder, **source):
 
 
 def write_jsonl(path, rows):
-    text = "".join(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows)  # dates of a parquet file become text
-    path.write_text(text, encoding="utf-8", errors="replace")  # half an emoji (a lone surrogate) becomes a question mark
+    text = "".join(
+        json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows
+    )  # dates of a parquet file become text
+    path.write_text(
+        text, encoding="utf-8", errors="replace"
+    )  # half an emoji (a lone surrogate) becomes a question mark
 
 
 def read_lines(path):
@@ -153,7 +177,9 @@ def unifiedqa(args):
     if not root.is_dir():
         raise utils.UserError(f"{root}: no such folder")
     folders = [root] if unifiedqa_files(root) else sorted(root.iterdir())
-    found = {os.path.basename(os.path.abspath(folder)): files for folder in folders if (files := unifiedqa_files(folder))}
+    found = {
+        os.path.basename(os.path.abspath(folder)): files for folder in folders if (files := unifiedqa_files(folder))
+    }
     if not found:
         raise utils.UserError(f"{root}: neither this folder nor one in it has train.tsv, dev.tsv or test.tsv")
     splits, sources = {"train": [], "validation": [], "test": []}, {name: {} for name in found}
@@ -190,7 +216,9 @@ def instructions(args):
     kept = [row for row in rows if row["instruction"].strip() and row["response"].strip()]
     dropped["empty"] += len(rows) - len(kept)
     # Dolly asks some questions twice, with two answers: the prompt is the key
-    splits = split_rows(kept, FRACTIONS, args, dropped, lambda row: tuple(f"{row['instruction']} {row['context']}".lower().split()))
+    splits = split_rows(
+        kept, FRACTIONS, args, dropped, lambda row: tuple(f"{row['instruction']} {row['context']}".lower().split())
+    )
     return splits, dropped, {**source, "licence": LICENCES[args.command]}
 
 
@@ -200,7 +228,10 @@ def nli(args, name):
     if getattr(args, name):
         path = Path(getattr(args, name)).expanduser()
         where = {split: path / file for split, (file, _) in places.items()}
-        tables, source = {split: read_tsv(file, dropped) for split, file in where.items()}, local_origin(path, where.values())
+        tables, source = (
+            {split: read_tsv(file, dropped) for split, file in where.items()},
+            local_origin(path, where.values()),
+        )
     else:
         loaded, source = from_hub(name, "give local copies: --mnli DIR --hans FILE")
         where = {split: f"{HUB[name][0]}, {remote}" for split, (_, remote) in places.items()}
@@ -229,4 +260,8 @@ def split_file(args):
     if not rows:
         raise utils.UserError(f"{path} has no rows")
     splits = split_rows(rows, args.fractions, args, dropped)
-    return splits, dropped, {**local_origin(path, [path]), "licence": "see its source", "fractions": list(args.fractions)}
+    return (
+        splits,
+        dropped,
+        {**local_origin(path, [path]), "licence": "see its source", "fractions": list(args.fractions)},
+    )

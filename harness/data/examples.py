@@ -48,7 +48,10 @@ class Task:
     @property
     def eval_id(self):
         """12 hex digits over the contents of the evaluation examples: rows are comparable only where it is equal."""
-        contents = sorted(json.dumps([ex.text, ex.text_pair, ex.context, *ex.options, ex.label, *ex.references]) for ex in self.evaluation)
+        contents = sorted(
+            json.dumps([ex.text, ex.text_pair, ex.context, *ex.options, ex.label, *ex.references])
+            for ex in self.evaluation
+        )
         return hashlib.sha256("\n".join(contents).encode()).hexdigest()[:12]
 
     def target(self, example):
@@ -57,16 +60,22 @@ class Task:
 
     def summary(self):
         """One line for a person: what was recognised, and which word stands for which label."""
-        sizes = (
-            f"{len(self.train)} train, {len(self.validation)} validation, {len(self.evaluation)} evaluation examples ({self.eval_split})"
+        sizes = f"{len(self.train)} train, {len(self.validation)} validation, {len(self.evaluation)} evaluation examples ({self.eval_split})"
+        words = ", ".join(
+            name if name == word else f"{name} as {word!r}" for name, word in zip(self.labels, self.words)
         )
-        words = ", ".join(name if name == word else f"{name} as {word!r}" for name, word in zip(self.labels, self.words))
         return f"{self.name}: {self.kind}, {sizes}" + (f"; labels {words}" if words else "")
 
     def row(self):
         """The data cells of a results row."""
-        cells = {"dataset": self.name, "subset": self.subset, "split": self.eval_split, "eval_id": self.eval_id,
-                 "n_eval": len(self.evaluation), "note": "; ".join(self.notes) or None}  # fmt: skip
+        cells = {
+            "dataset": self.name,
+            "subset": self.subset,
+            "split": self.eval_split,
+            "eval_id": self.eval_id,
+            "n_eval": len(self.evaluation),
+            "note": "; ".join(self.notes) or None,
+        }
         if self.kind == "classification":
             counts = [sum(ex.label == i for ex in self.evaluation) for i in range(len(self.labels))]
             cells["majority_baseline"] = max(counts) / len(self.evaluation)

@@ -9,21 +9,42 @@ import utils
 TEMPLATES = {
     # chosen on training examples: SmolLM2-135M is better off with the quotation marks and without an instruction
     ("negative", "positive"): ("", 'Review: "{text}"\nSentiment:', ("negative", "positive")),
-    ("contradiction", "entailment", "neutral"): ("Does the premise imply the hypothesis? Answer yes, no or maybe.",
-                                                 "Premise: {text}\nHypothesis: {text_pair}\nAnswer:", ("no", "yes", "maybe")),
-    ("entailment", "not_entailment"): ("Does the first text imply or answer the second? Answer yes or no.",
-                                       "First: {text}\nSecond: {text_pair}\nAnswer:", ("yes", "no")),
-    ("entailment", "non-entailment"): ("Does the premise imply the hypothesis? Answer yes or no.",
-                                       "Premise: {text}\nHypothesis: {text_pair}\nAnswer:", ("yes", "no")),
-    ("equivalent", "not_equivalent"): ("Do the two sentences mean the same? Answer yes or no.",
-                                       "First: {text}\nSecond: {text_pair}\nAnswer:", ("yes", "no")),
-    ("duplicate", "not_duplicate"): ("Do the two questions ask the same? Answer yes or no.",
-                                     "First: {text}\nSecond: {text_pair}\nAnswer:", ("yes", "no")),
-    ("acceptable", "unacceptable"): ("Is the sentence grammatical? Answer yes or no.",
-                                     "Sentence: {text}\nAnswer:", ("yes", "no")),
-    ("no", "yes"): ("Answer the question about the passage with yes or no.",
-                    "Passage: {text}\nQuestion: {text_pair}\nAnswer:", ("no", "yes")),
-}  # fmt: skip
+    ("contradiction", "entailment", "neutral"): (
+        "Does the premise imply the hypothesis? Answer yes, no or maybe.",
+        "Premise: {text}\nHypothesis: {text_pair}\nAnswer:",
+        ("no", "yes", "maybe"),
+    ),
+    ("entailment", "not_entailment"): (
+        "Does the first text imply or answer the second? Answer yes or no.",
+        "First: {text}\nSecond: {text_pair}\nAnswer:",
+        ("yes", "no"),
+    ),
+    ("entailment", "non-entailment"): (
+        "Does the premise imply the hypothesis? Answer yes or no.",
+        "Premise: {text}\nHypothesis: {text_pair}\nAnswer:",
+        ("yes", "no"),
+    ),
+    ("equivalent", "not_equivalent"): (
+        "Do the two sentences mean the same? Answer yes or no.",
+        "First: {text}\nSecond: {text_pair}\nAnswer:",
+        ("yes", "no"),
+    ),
+    ("duplicate", "not_duplicate"): (
+        "Do the two questions ask the same? Answer yes or no.",
+        "First: {text}\nSecond: {text_pair}\nAnswer:",
+        ("yes", "no"),
+    ),
+    ("acceptable", "unacceptable"): (
+        "Is the sentence grammatical? Answer yes or no.",
+        "Sentence: {text}\nAnswer:",
+        ("yes", "no"),
+    ),
+    ("no", "yes"): (
+        "Answer the question about the passage with yes or no.",
+        "Passage: {text}\nQuestion: {text_pair}\nAnswer:",
+        ("no", "yes"),
+    ),
+}
 
 
 QA_INSTRUCTION = "Answer the question with a few words."
@@ -35,9 +56,7 @@ QA_CONTEXT_INSTRUCTION = "Use the text to answer the question in a few words."
 QA_TEMPLATE = "Question: {text}\nAnswer:"
 
 
-INSTRUCTION_TEMPLATE = (
-    "### Instruction:\n{text}\n\n### Context:\n{context}\n\n### Response:"  # without its middle where there is no context
-)
+INSTRUCTION_TEMPLATE = "### Instruction:\n{text}\n\n### Context:\n{context}\n\n### Response:"  # without its middle where there is no context
 
 
 def with_prompt(task, label_words, instruction, template):
@@ -55,7 +74,9 @@ def with_prompt(task, label_words, instruction, template):
             raise utils.UserError(f"--label_words {','.join(label_words)}: a word stands there twice")
         if known is None and sorted(label_words or ()) == ["negative", "positive"]:
             known = TEMPLATES["negative", "positive"]
-        if known and (("{text_pair}" in known[1]) != pair or (known[0] and label_words and set(label_words) != set(known[2]))):
+        if known and (
+            ("{text_pair}" in known[1]) != pair or (known[0] and label_words and set(label_words) != set(known[2]))
+        ):
             known = None  # a template for other fields, or an instruction that asks for other words
         if known and not label_words:
             for position, i in enumerate(order):
@@ -63,9 +84,13 @@ def with_prompt(task, label_words, instruction, template):
         if label_words:
             words = list(label_words)
         if len(words) != len(task.labels):
-            raise utils.UserError(f"--label_words names {len(words)} words for the {len(task.labels)} labels {', '.join(task.labels)}")
-        default = (f"Classify the text. Answer with one of: {', '.join(words)}.",
-                   "Text: {text}\nSecond text: {text_pair}\nLabel:" if pair else "Text: {text}\nLabel:")  # fmt: skip
+            raise utils.UserError(
+                f"--label_words names {len(words)} words for the {len(task.labels)} labels {', '.join(task.labels)}"
+            )
+        default = (
+            f"Classify the text. Answer with one of: {', '.join(words)}.",
+            "Text: {text}\nSecond text: {text_pair}\nLabel:" if pair else "Text: {text}\nLabel:",
+        )
         task.words = tuple(words)
         task.instruction, task.template = (known or default)[:2]
     elif task.kind == "qa":
@@ -73,10 +98,16 @@ def with_prompt(task, label_words, instruction, template):
         task.instruction, task.template = QA_CONTEXT_INSTRUCTION if has_context else QA_INSTRUCTION, QA_TEMPLATE
     else:
         task.instruction, task.template = "", INSTRUCTION_TEMPLATE
-    task = replace(task, instruction=task.instruction if instruction is None else instruction, template=template or task.template)
+    task = replace(
+        task, instruction=task.instruction if instruction is None else instruction, template=template or task.template
+    )
     paired = task.kind == "classification" and any(ex.text_pair is not None for ex in task.evaluation)
     if paired != ("{text_pair}" in task.template):
-        which = "has no {text_pair}, the examples have two texts" if paired else "has {text_pair}, the examples have one text"
+        which = (
+            "has no {text_pair}, the examples have two texts"
+            if paired
+            else "has {text_pair}, the examples have one text"
+        )
         raise utils.UserError(f"--template {task.template!r} {which}")
     if "{text}" not in task.template:
         raise utils.UserError(f"--template {task.template!r} has no {{text}} in it")
@@ -115,7 +146,10 @@ def render(task, example, demonstrations=(), tokenizer=None):
         return "\n\n".join([*blocks, fill(task, example)]), separator
     messages = []
     for demo in demonstrations:
-        messages += [{"role": "user", "content": fill(task, demo, chat=True)}, {"role": "assistant", "content": task.target(demo)}]
+        messages += [
+            {"role": "user", "content": fill(task, demo, chat=True)},
+            {"role": "assistant", "content": task.target(demo)},
+        ]
     messages.append({"role": "user", "content": fill(task, example, chat=True)})
     if task.instruction:
         messages[0] = {"role": "user", "content": f"{task.instruction}\n\n{messages[0]['content']}"}
@@ -132,4 +166,8 @@ def answer_end(tokenizer, chat):
 
 def with_instruction(task, instruction):
     """The task with another instruction; its own where a person chose one."""
-    return task if task.instruction not in ("", QA_INSTRUCTION, QA_CONTEXT_INSTRUCTION) else replace(task, instruction=instruction)
+    return (
+        task
+        if task.instruction not in ("", QA_INSTRUCTION, QA_CONTEXT_INSTRUCTION)
+        else replace(task, instruction=instruction)
+    )

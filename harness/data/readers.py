@@ -12,8 +12,16 @@ import utils
 FORMATS = ("jsonl", "json", "csv", "tsv", "parquet")
 
 
-SPLIT_NAMES = {"train": "train", "validation": "validation", "valid": "validation", "val": "validation", "dev": "validation",
-               "test": "test", "validation_matched": "validation", "dev_matched": "validation"}  # fmt: skip
+SPLIT_NAMES = {
+    "train": "train",
+    "validation": "validation",
+    "valid": "validation",
+    "val": "validation",
+    "dev": "validation",
+    "test": "test",
+    "validation_matched": "validation",
+    "dev_matched": "validation",
+}
 
 
 # column names in the wild, the first match wins
@@ -56,13 +64,23 @@ def read_table(path, columns=None, named=()):
             header = None if columns or (kind == "tsv" and not _has_header(path, named)) else 0
             with warnings.catch_warnings():  # a row with too many cells is only a warning to pandas, which cuts it
                 warnings.simplefilter("error", pd.errors.ParserWarning)
-                frame = pd.read_csv(path, dtype=str, keep_default_na=False, header=header, encoding="utf-8-sig", index_col=False, **options)
+                frame = pd.read_csv(
+                    path,
+                    dtype=str,
+                    keep_default_na=False,
+                    header=header,
+                    encoding="utf-8-sig",
+                    index_col=False,
+                    **options,
+                )
             if header is None:
                 names = columns or _guess_columns(frame, path)
                 if list(frame.iloc[0]) == list(names):  # --columns repeated the header line that is there
                     frame = frame.iloc[1:]
                 if len(names) != frame.shape[1]:
-                    raise utils.UserError(f"{path} has {frame.shape[1]} columns, --columns names {len(names)}: {','.join(names)}")
+                    raise utils.UserError(
+                        f"{path} has {frame.shape[1]} columns, --columns names {len(names)}: {','.join(names)}"
+                    )
                 frame.columns = names
             return frame.to_dict("records")
         if kind == "parquet":
@@ -104,14 +122,18 @@ def _local_files(folder):
         words = [stem, *stem.replace("-", "_").replace(".", "_").split("_")]
         split = next((SPLIT_NAMES[word] for word in words if word in SPLIT_NAMES), None)
         if split and split in found:
-            raise utils.UserError(f"{folder}: both {found[split].name} and {file.name} look like the {split} split; use --{split}_file")
+            raise utils.UserError(
+                f"{folder}: both {found[split].name} and {file.name} look like the {split} split; use --{split}_file"
+            )
         if split:
             found[split] = file
     if not found and len(files) == 1:
         return {"all": files[0]}
     if not found:
         names = ", ".join(f.name for f in files) or "no data files"
-        raise utils.UserError(f"{folder}: no train|validation|test.({'|'.join(FORMATS)}) in this folder, it has {names}")
+        raise utils.UserError(
+            f"{folder}: no train|validation|test.({'|'.join(FORMATS)}) in this folder, it has {names}"
+        )
     return found
 
 
@@ -135,8 +157,10 @@ def read_splits(dataset, subset, files, columns, named):
         loaded = load_dataset(dataset, subset)
     except (OSError, ValueError, RuntimeError) as error:  # unknown name or subset, no connection, no cache
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise utils.UserError(f"--dataset {dataset} {subset or ''}: not a local path and not to be had from the hub ({reason}); "
-                        "give a folder or file, or run `python prepare_data.py demo` for assets/data/movie_reviews") from None  # fmt: skip
+        raise utils.UserError(
+            f"--dataset {dataset} {subset or ''}: not a local path and not to be had from the hub ({reason}); "
+            "give a folder or file, or run `python prepare_data.py demo` for assets/data/movie_reviews"
+        ) from None
     features = next(iter(loaded.values())).features
     names = {name: feature.names for name, feature in features.items() if isinstance(feature, ClassLabel)}
     splits = {SPLIT_NAMES[split]: rows.to_list() for split, rows in loaded.items() if split in SPLIT_NAMES}

@@ -25,7 +25,11 @@ def _make_splits(found, data_seed):
         shuffled = list(train)
         random.Random(EVAL_SEED).shuffle(shuffled)
         n = max(1, len(shuffled) // 10)
-        evaluation, train, eval_split = shuffled[:n], sorted(shuffled[n:], key=lambda ex: int(ex.id.split("-")[-1])), "held_out"
+        evaluation, train, eval_split = (
+            shuffled[:n],
+            sorted(shuffled[n:], key=lambda ex: int(ex.id.split("-")[-1])),
+            "held_out",
+        )
     else:
         evaluation = found[eval_split]
     validation = found.get("validation", []) if eval_split == "test" else []
@@ -43,9 +47,24 @@ def _make_splits(found, data_seed):
     return kept_train, kept_validation, evaluation, eval_split, notes
 
 
-def load_task(dataset, subset=None, *, files=None, columns=None, kind="auto", text_column=None, text_pair_column=None,
-              label_column=None, label_words=None, instruction=None, template=None, max_train_samples=None,
-              max_validation_samples=None, max_eval_samples=None, data_seed=0):  # fmt: skip
+def load_task(
+    dataset,
+    subset=None,
+    *,
+    files=None,
+    columns=None,
+    kind="auto",
+    text_column=None,
+    text_pair_column=None,
+    label_column=None,
+    label_words=None,
+    instruction=None,
+    template=None,
+    max_train_samples=None,
+    max_validation_samples=None,
+    max_eval_samples=None,
+    data_seed=0,
+):
     """Read a data set (hub name, folder or file), recognise its kind, make its splits. Raises DataError.
 
     files: {split: path} instead of a data set; columns: names for files without a header line.
@@ -58,15 +77,23 @@ def load_task(dataset, subset=None, *, files=None, columns=None, kind="auto", te
     if not splits:
         raise utils.UserError(f"{dataset or files}: every split is empty")
     first = splits.get("train") or next(iter(splits.values()))
-    kind, roles = columns.recognise(first, {"kind": kind, "text_column": text_column, "text_pair_column": text_pair_column,
-                                     "label_column": label_column})  # fmt: skip
+    kind, roles = columns.recognise(
+        first,
+        {"kind": kind, "text_column": text_column, "text_pair_column": text_pair_column, "label_column": label_column},
+    )
     if roles.get("boolean"):
         for row in (row for rows in splits.values() for row in rows):
             row[roles["boolean"]] = columns.yes_no(row.get(roles["boolean"]))
-    labels, index = columns.label_names(splits, roles["label"], declared.get(roles["label"])) if kind == "classification" else ((), {})
+    labels, index = (
+        columns.label_names(splits, roles["label"], declared.get(roles["label"]))
+        if kind == "classification"
+        else ((), {})
+    )
     column = roles["label"]
     found = {
-        split: columns.to_examples(rows, split, kind, roles, index, columns.no_label(rows, column, declared.get(column)) if index else ())
+        split: columns.to_examples(
+            rows, split, kind, roles, index, columns.no_label(rows, column, declared.get(column)) if index else ()
+        )
         for split, rows in splits.items()
     }
     empty = sum(len(rows) - len(found[split]) for split, rows in splits.items() if found[split])
@@ -103,19 +130,29 @@ def load_out_of_domain(dataset, task, max_eval_samples=None):
     opposite (HANS, McCoy et al. 2019), where neutral and contradiction both count as non-entailment. DataError otherwise.
     """
     path = Path(dataset).expanduser()
-    files = [path] if path.is_file() else [f for f in path.iterdir() if f.suffix[1:].lower() in readers.FORMATS] if path.is_dir() else []
+    files = (
+        [path]
+        if path.is_file()
+        else [f for f in path.iterdir() if f.suffix[1:].lower() in readers.FORMATS]
+        if path.is_dir()
+        else []
+    )
     files = {"test": files[0]} if len(files) == 1 else None
     other = load_task(None if files else dataset, files=files, kind="classification", max_eval_samples=max_eval_samples)
     paired = [any(ex.text_pair is not None for ex in some.evaluation) for some in (task, other)]
     if paired[0] != paired[1]:
-        raise utils.UserError(f"--eval_ood {dataset}: its examples have {1 + paired[1]} texts, those of {task.name} have {1 + paired[0]}")
+        raise utils.UserError(
+            f"--eval_ood {dataset}: its examples have {1 + paired[1]} texts, those of {task.name} have {1 + paired[0]}"
+        )
     there = {label.lower(): i for i, label in enumerate(other.labels)}
     if sorted(there) == sorted(label.lower() for label in task.labels):
         mapping = [there[label.lower()] for label in task.labels]
     elif len(there) == 2 and "entailment" in there and "entailment" in task.labels:
         mapping = [there["entailment"] if label == "entailment" else 1 - there["entailment"] for label in task.labels]
     else:
-        raise utils.UserError(f"--eval_ood {dataset} has the labels {', '.join(other.labels)}, {task.name} has {', '.join(task.labels)}")
+        raise utils.UserError(
+            f"--eval_ood {dataset} has the labels {', '.join(other.labels)}, {task.name} has {', '.join(task.labels)}"
+        )
     return OutOfDomain(str(dataset), other.labels, mapping, other.evaluation)
 
 
@@ -123,11 +160,23 @@ def from_args(args):
     """The Task that the data flags of `args` describe."""
     files = {s: getattr(args, f"{s}_file") for s in ("train", "validation", "test") if getattr(args, f"{s}_file")}
     template = args.template.replace("\\n", "\n") if args.template else None
-    task = load_task(None if files else args.dataset, None if files else args.subset, files=files, columns=args.columns, kind=args.kind,
-                     text_column=args.text_column, text_pair_column=args.text_pair_column, label_column=args.label_column,
-                     label_words=args.label_words, instruction=args.instruction, template=template,
-                     max_train_samples=args.max_train_samples, max_validation_samples=args.max_validation_samples,
-                     max_eval_samples=args.max_eval_samples, data_seed=args.data_seed)  # fmt: skip
+    task = load_task(
+        None if files else args.dataset,
+        None if files else args.subset,
+        files=files,
+        columns=args.columns,
+        kind=args.kind,
+        text_column=args.text_column,
+        text_pair_column=args.text_pair_column,
+        label_column=args.label_column,
+        label_words=args.label_words,
+        instruction=args.instruction,
+        template=template,
+        max_train_samples=args.max_train_samples,
+        max_validation_samples=args.max_validation_samples,
+        max_eval_samples=args.max_eval_samples,
+        data_seed=args.data_seed,
+    )
     if task.kind == "classification" and len(task.labels) < 2:
         raise utils.UserError(f"{task.name} has the one label {task.labels[0]}; classification needs two or more")
     return task

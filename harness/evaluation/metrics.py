@@ -133,9 +133,15 @@ def classification_scores(predictions, targets, n_labels, probabilities=None):
     """
     score = accuracy(predictions, targets)
     low, high = stats.wilson_interval(round(score * len(targets)), len(targets))
-    cells = {"metric": "accuracy", "score": score, "score_low": low, "score_high": high, "accuracy": score,
-             "macro_f1": macro_f1(predictions, targets, n_labels),
-             "invalid_rate": sum(p is None for p in predictions) / len(predictions)}  # fmt: skip
+    cells = {
+        "metric": "accuracy",
+        "score": score,
+        "score_low": low,
+        "score_high": high,
+        "accuracy": score,
+        "macro_f1": macro_f1(predictions, targets, n_labels),
+        "invalid_rate": sum(p is None for p in predictions) / len(predictions),
+    }
     if probabilities is not None:
         cells["calibration_error"] = calibration_error(probabilities, targets)
     return cells
@@ -146,13 +152,25 @@ def answer_scores(predictions, references):
 
     invalid_rate is the share of empty answers.
     """
-    functions = {"exact_match": exact_match, "token_f1": token_f1, "jaccard": jaccard, "rouge_l": rouge_l,
-                 "contains_answer": contains_answer}  # fmt: skip
-    each = [{name: f(p, refs) for name, f in functions.items()} for p, refs in zip(predictions, references, strict=True)]
+    functions = {
+        "exact_match": exact_match,
+        "token_f1": token_f1,
+        "jaccard": jaccard,
+        "rouge_l": rouge_l,
+        "contains_answer": contains_answer,
+    }
+    each = [
+        {name: f(p, refs) for name, f in functions.items()} for p, refs in zip(predictions, references, strict=True)
+    ]
     cells = {name: float(np.mean([scores[name] for scores in each])) for name in functions if name != "contains_answer"}
     low, high = stats.bootstrap_interval([scores["token_f1"] for scores in each])
-    cells.update(metric="token_f1", score=cells["token_f1"], score_low=low, score_high=high,
-                 invalid_rate=float(np.mean([not p.strip() for p in predictions])))  # fmt: skip
+    cells.update(
+        metric="token_f1",
+        score=cells["token_f1"],
+        score_low=low,
+        score_high=high,
+        invalid_rate=float(np.mean([not p.strip() for p in predictions])),
+    )
     return cells, each
 
 
@@ -163,5 +181,7 @@ def degenerate(predictions, n_labels=None):
     if unread > n / 2:
         return f"{unread} of {n} answers are empty or could not be read"
     if n >= 20 and len(set(predictions)) == 1:
-        return f"all {n} outputs are the same" if n_labels is None else f"all {n} predictions are class {predictions[0]}"
+        return (
+            f"all {n} outputs are the same" if n_labels is None else f"all {n} predictions are class {predictions[0]}"
+        )
     return None

@@ -22,7 +22,10 @@ def fit_prompts(task, examples, demonstrations, tokenizer, chat, room):
     def fits(example, start):
         prompt = rendered(example, start)[0]
         # a token is a byte at least, so that most prompts need no counting
-        return len(prompt.encode()) < room or len(tokenizer(prompt, add_special_tokens=not chat, verbose=False).input_ids) <= room
+        return (
+            len(prompt.encode()) < room
+            or len(tokenizer(prompt, add_special_tokens=not chat, verbose=False).input_ids) <= room
+        )
 
     for example in examples:
         start = 0
@@ -42,7 +45,10 @@ def contextual_prior(task, score):
 
     score: examples -> log-probabilities [N, L].
     """
-    blank = [Example("content-free", text, text if task.evaluation[0].text_pair is not None else None) for text in CONTENT_FREE]
+    blank = [
+        Example("content-free", text, text if task.evaluation[0].text_pair is not None else None)
+        for text in CONTENT_FREE
+    ]
     return np.log(np.exp(score(blank)).mean(axis=0))
 
 
@@ -53,8 +59,11 @@ def batch_prior(log_probs):
 
 def label_prior(method, task):
     """What `evaluate_labels` takes as its prior for --calibrate none, contextual or batch."""
-    return {"none": None, "contextual": lambda score, _: contextual_prior(task, score),
-            "batch": lambda _, log_probs: batch_prior(log_probs)}[method]  # fmt: skip
+    return {
+        "none": None,
+        "contextual": lambda score, _: contextual_prior(task, score),
+        "batch": lambda _, log_probs: batch_prior(log_probs),
+    }[method]
 
 
 def answer_stop(model, tokenizer, kind, chat):

@@ -20,14 +20,21 @@ def record_classification(run, task, predictions, log_probs, spent, latencies, e
     run.row.update(metrics.classification_scores(predictions, targets, len(task.labels), probabilities))
     records = []
     for i, (ex, p) in enumerate(zip(task.evaluation, predictions)):
-        records.append({
-            "id": ex.id, "target": task.labels[ex.label], "prediction": None if p is None else task.labels[p],
-            "target_index": ex.label, "prediction_index": p,
-            "scores": None if log_probs is None else dict(zip(task.labels, map(float, log_probs[i]))),
-            **(extras[i] if extras else {}),
-        })  # fmt: skip
+        records.append(
+            {
+                "id": ex.id,
+                "target": task.labels[ex.label],
+                "prediction": None if p is None else task.labels[p],
+                "target_index": ex.label,
+                "prediction_index": p,
+                "scores": None if log_probs is None else dict(zip(task.labels, map(float, log_probs[i]))),
+                **(extras[i] if extras else {}),
+            }
+        )
     _finish(run, records, predictions, spent, latencies, len(task.labels))
-    record_groups(run, task.evaluation, [{"accuracy": float(p == target)} for p, target in zip(predictions, targets)], "accuracy")
+    record_groups(
+        run, task.evaluation, [{"accuracy": float(p == target)} for p, target in zip(predictions, targets)], "accuracy"
+    )
 
 
 def record_groups(run, examples, values, metric):
@@ -39,11 +46,19 @@ def record_groups(run, examples, values, metric):
     for example, value in zip(examples, values, strict=True):
         groups.setdefault(example.group, []).append(value)
     if set(groups) != {None}:
-        found = {str(group): {"n": len(some), **{name: float(np.mean([scores[name] for scores in some])) for name in some[0]}}
-                 for group, some in sorted(groups.items(), key=str)}  # fmt: skip
+        found = {
+            str(group): {
+                "n": len(some),
+                **{name: float(np.mean([scores[name] for scores in some])) for name in some[0]},
+            }
+            for group, some in sorted(groups.items(), key=str)
+        }
         run.write_json("groups.json", found)
         if len(found) <= 12:
-            run.note(f"{metric} by group: " + ", ".join(f"{group} {cell[metric]:.3f} (n = {cell['n']})" for group, cell in found.items()))
+            run.note(
+                f"{metric} by group: "
+                + ", ".join(f"{group} {cell[metric]:.3f} (n = {cell['n']})" for group, cell in found.items())
+            )
 
 
 def record_ood(run, task, other, predictions):
@@ -54,16 +69,35 @@ def record_ood(run, task, other, predictions):
     run.row["score_ood"] = float(np.mean(right))
     groups = {}
     for example, value in zip(other.evaluation, right):
-        for group in {"all", f"label {other.labels[example.label]}", example.group, example.group
-                      and f"{example.group}, {other.labels[example.label]}"} - {None}:  # fmt: skip
+        for group in {
+            "all",
+            f"label {other.labels[example.label]}",
+            example.group,
+            example.group and f"{example.group}, {other.labels[example.label]}",
+        } - {None}:
             groups.setdefault(group, []).append(value)
-    found = {"dataset": other.name, "metric": "accuracy", "score": run.row["score_ood"], "score_low": low, "score_high": high,
-             "groups": {name: {"n": len(some), "accuracy": float(np.mean(some))} for name, some in sorted(groups.items())}}  # fmt: skip
+    found = {
+        "dataset": other.name,
+        "metric": "accuracy",
+        "score": run.row["score_ood"],
+        "score_low": low,
+        "score_high": high,
+        "groups": {name: {"n": len(some), "accuracy": float(np.mean(some))} for name, some in sorted(groups.items())},
+    }
     run.write_json("ood.json", found)
-    run.write_jsonl("predictions_ood.jsonl", [
-        {"id": ex.id, "group": ex.group, "target": other.labels[ex.label], "prediction": None if p is None else task.labels[p],
-         "mapped": None if m is None else other.labels[m]} for ex, p, m in zip(other.evaluation, predictions, mapped)
-    ])  # fmt: skip
+    run.write_jsonl(
+        "predictions_ood.jsonl",
+        [
+            {
+                "id": ex.id,
+                "group": ex.group,
+                "target": other.labels[ex.label],
+                "prediction": None if p is None else task.labels[p],
+                "mapped": None if m is None else other.labels[m],
+            }
+            for ex, p, m in zip(other.evaluation, predictions, mapped)
+        ],
+    )
     run.note(f"out of domain on {other.name}: {found['score']:.3f} [{low:.3f}, {high:.3f}], n = {len(right)}")
 
 
@@ -73,8 +107,16 @@ def record_answers(run, task, answers, spent, latencies, extras=None, metric="to
     run.row.update(cells)
     contains = float(np.mean([scores["contains_answer"] for scores in each]))
     run.note(f"{contains:.3f} of the outputs contain a reference answer")
-    records = [{"id": ex.id, "target": list(ex.references), "prediction": answer, "scores": scores, **(extras[i] if extras else {})}
-               for i, (ex, answer, scores) in enumerate(zip(task.evaluation, answers, each))]  # fmt: skip
+    records = [
+        {
+            "id": ex.id,
+            "target": list(ex.references),
+            "prediction": answer,
+            "scores": scores,
+            **(extras[i] if extras else {}),
+        }
+        for i, (ex, answer, scores) in enumerate(zip(task.evaluation, answers, each))
+    ]
     _finish(run, records, answers, spent, latencies)
     record_groups(run, task.evaluation, each, metric)
 
@@ -97,7 +139,9 @@ def _finish(run, records, predictions, spent, latencies, n_labels=None):
     for i, record in enumerate(records):
         record["latency_ms"] = latencies[i] if i < len(latencies) else None
     run.write_jsonl("predictions.jsonl", records)
-    run.row.update(utils.latency_columns(latencies), eval_seconds=spent.seconds, examples_per_s=len(records) / spent.seconds)
+    run.row.update(
+        utils.latency_columns(latencies), eval_seconds=spent.seconds, examples_per_s=len(records) / spent.seconds
+    )
     if run.row.get("train_seconds") is None:  # where there was training, the row keeps its peak
         run.row.update(spent.memory_columns())
     useless = metrics.degenerate(predictions, n_labels)
@@ -110,9 +154,11 @@ def note_truncation(run, room, shortened, lost, cut):
     """Say and record that prompts were longer than the model takes."""
     for text in (
         f"{shortened} prompts were longer than the {room} tokens that the model's context leaves them: {lost} demonstrations left out, "
-        "from the first on" if shortened else None,
+        "from the first on"
+        if shortened
+        else None,
         f"{cut} prompts were cut on the left to fit the model's context" if cut else None,
-    ):  # fmt: skip
+    ):
         if text:
             print(text)
             run.note(text)
@@ -120,8 +166,12 @@ def note_truncation(run, room, shortened, lost, cut):
 
 def record_tokens(run, found, spent):
     """The token counts, the batch size and, unless spent is None, the throughput of batched answers."""
-    run.row.update(prompt_tokens=found.prompt_tokens, generated_tokens=found.new_tokens, batch_size=found.batch_size,
-                   tokens_per_s=spent and found.new_tokens / spent.seconds)  # fmt: skip
+    run.row.update(
+        prompt_tokens=found.prompt_tokens,
+        generated_tokens=found.new_tokens,
+        batch_size=found.batch_size,
+        tokens_per_s=spent and found.new_tokens / spent.seconds,
+    )
 
 
 def median(values):

@@ -16,8 +16,18 @@ HEADS = ("classifier", "pre_classifier", "score", "lm_head")  # never quantized:
 
 
 # the projections that LoRA (Hu et al. 2022) adapts by default, query and value, under the names that architectures give them
-ATTENTION_PROJECTIONS = (("q_proj", "v_proj"), ("query", "value"), ("q_lin", "v_lin"), ("q", "v"), ("query_proj", "value_proj"),
-                         ("c_attn",), ("query_key_value",), ("qkv_proj",), ("Wqkv",), ("qkv",))  # fmt: skip
+ATTENTION_PROJECTIONS = (
+    ("q_proj", "v_proj"),
+    ("query", "value"),
+    ("q_lin", "v_lin"),
+    ("q", "v"),
+    ("query_proj", "value_proj"),
+    ("c_attn",),
+    ("query_key_value",),
+    ("qkv_proj",),
+    ("Wqkv",),
+    ("qkv",),
+)
 
 
 def adapter_folder(adapter):
@@ -28,7 +38,9 @@ def adapter_folder(adapter):
     try:
         return Path(snapshot_download(adapter, allow_patterns=["adapter_*", "labels.json"]))
     except (OSError, ValueError) as error:
-        raise utils.UserError(f"--adapter {adapter}: not a folder, and not to be had from the hub ({str(error).splitlines()[0]})") from None
+        raise utils.UserError(
+            f"--adapter {adapter}: not a folder, and not to be had from the hub ({str(error).splitlines()[0]})"
+        ) from None
 
 
 def adapter_config(adapter):
@@ -60,7 +72,9 @@ def head_labels(name, adapter, labels):
             names = list(labels)
     task_names = {label.lower(): label for label in labels}
     if sorted(n.lower() for n in names) != sorted(task_names):
-        raise utils.UserError(f"{adapter or name} was trained for the labels {', '.join(names)}; the data have {', '.join(labels)}")
+        raise utils.UserError(
+            f"{adapter or name} was trained for the labels {', '.join(names)}; the data have {', '.join(labels)}"
+        )
     return [task_names[n.lower()] for n in names]
 
 
@@ -74,7 +88,9 @@ def load_adapter(model, adapter, trainable=False):
         )
     weights = Path(adapter) / "adapter_model.safetensors"
     if not weights.is_file():
-        raise utils.UserError(f"--adapter {adapter}: no adapter_model.safetensors there (pickled adapters are not read)")
+        raise utils.UserError(
+            f"--adapter {adapter}: no adapter_model.safetensors there (pickled adapters are not read)"
+        )
     try:
         adapted = PeftModel.from_pretrained(model, adapter, is_trainable=trainable)
     except (ValueError, RuntimeError) as error:
@@ -85,7 +101,9 @@ def load_adapter(model, adapter, trainable=False):
         saved = set(file.keys())
     wanted = set(get_peft_model_state_dict(adapted))
     if saved != wanted:
-        raise utils.UserError(f"{wrong}: {len(saved - wanted)} of its weights have no place here, {len(wanted - saved)} are missing")
+        raise utils.UserError(
+            f"{wrong}: {len(saved - wanted)} of its weights have no place here, {len(wanted - saved)} are missing"
+        )
     return adapted
 
 
@@ -99,7 +117,9 @@ def merge_adapter(model, wanted=None):
         return model, None
     foldable = not any(config.is_prompt_learning for config in model.peft_config.values())
     if wanted and not foldable:
-        raise utils.UserError("--merge_adapter: a learned prompt stands before the text and cannot be merged into the weights")
+        raise utils.UserError(
+            "--merge_adapter: a learned prompt stands before the text and cannot be merged into the weights"
+        )
     quantized = getattr(model.get_base_model(), "is_quantized", False)
     if wanted is False or not foldable or (quantized and not wanted):
         return model, "timed with the adapter unmerged"
@@ -110,14 +130,18 @@ def merge_adapter(model, wanted=None):
 
 def linear_names(model):
     """The last parts of the names of the model's linear layers (Linear, GPT-2's Conv1D, bitsandbytes'), heads left out, sorted."""
-    names = {name.split(".")[-1] for name, module in model.named_modules() if isinstance(module, (torch.nn.Linear, Conv1D))}
+    names = {
+        name.split(".")[-1] for name, module in model.named_modules() if isinstance(module, (torch.nn.Linear, Conv1D))
+    }
     return sorted(names - set(HEADS))
 
 
 def layer_paths(model, attention):
     """Full names of the linear layers within attention blocks, or of the others in the model's repeated layers (the MLPs)."""
     paths = [name for name, module in model.named_modules() if isinstance(module, (torch.nn.Linear, Conv1D))]
-    layers = [path for path in paths if any(part.isdigit() for part in path.split(".")) and path.split(".")[-1] not in HEADS]
+    layers = [
+        path for path in paths if any(part.isdigit() for part in path.split(".")) and path.split(".")[-1] not in HEADS
+    ]
 
     def attends(path):  # T5: block.0.layer.0.SelfAttention.q
         return any("attn" in part.lower() or "attention" in part.lower() for part in path.split(".")[:-1])
@@ -147,7 +171,9 @@ def target_modules(model, wanted="auto"):
     names = [name.strip() for name in wanted.split(",")]
     lost = [name for name in names if name not in there]
     if lost:
-        raise utils.UserError(f"--target_modules {','.join(lost)}: no such linear layer; {model.config.model_type} has {', '.join(there)}")
+        raise utils.UserError(
+            f"--target_modules {','.join(lost)}: no such linear layer; {model.config.model_type} has {', '.join(there)}"
+        )
     return names
 
 

@@ -5,7 +5,10 @@ from tqdm.auto import tqdm
 
 import utils
 
-PADDED_TOKENS = {"cpu": 16_384, "cuda": 65_536}  # of padded rows with the tokens to be generated: bounds the key-value cache
+PADDED_TOKENS = {
+    "cpu": 16_384,
+    "cuda": 65_536,
+}  # of padded rows with the tokens to be generated: bounds the key-value cache
 
 
 def in_batches(lengths, batch_size, tokens, work, description=None, alike=False):

@@ -20,15 +20,24 @@ def joined(parts):
     """The LabelScores or the Answers of consecutive parts of the examples -> those of all of them."""
     if len(parts) == 1:
         return parts[0]
-    whole = {"prompt_tokens": sum(part.prompt_tokens for part in parts), "truncated": sum(part.truncated for part in parts),
-             "longest": max(part.longest for part in parts),
-             "prefix": min((part.prefix for part in parts), key=len), "batch_size": max(part.batch_size for part in parts)}  # fmt: skip
+    whole = {
+        "prompt_tokens": sum(part.prompt_tokens for part in parts),
+        "truncated": sum(part.truncated for part in parts),
+        "longest": max(part.longest for part in parts),
+        "prefix": min((part.prefix for part in parts), key=len),
+        "batch_size": max(part.batch_size for part in parts),
+    }
     if isinstance(parts[0], Answers):
-        return Answers([text for part in parts for text in part.texts], [ids for part in parts for ids in part.ids], **whole)
+        return Answers(
+            [text for part in parts for text in part.texts], [ids for part in parts for ids in part.ids], **whole
+        )
     width = max(part.total.shape[1] for part in parts)
     tables = {
         name: np.concatenate(
-            [np.pad(getattr(part, name), ((0, 0), (0, width - part.total.shape[1])), constant_values=filler) for part in parts]
+            [
+                np.pad(getattr(part, name), ((0, 0), (0, width - part.total.shape[1])), constant_values=filler)
+                for part in parts
+            ]
         )
         for name, filler in (("total", -np.inf), ("mean", -np.inf), ("n_tokens", 0))
     }
@@ -54,8 +63,18 @@ class Answers:
 
 
 @torch.inference_mode()
-def generate(model, tokenizer, prompts, max_new_tokens=32, batch_size="auto", stop=(), add_special_tokens=True, progress=None,
-             prefix=None, **options):  # fmt: skip
+def generate(
+    model,
+    tokenizer,
+    prompts,
+    max_new_tokens=32,
+    batch_size="auto",
+    stop=(),
+    add_special_tokens=True,
+    progress=None,
+    prefix=None,
+    **options,
+):
     """Answers of decoder-only models (padded on the left) and encoder-decoder models (on the right).
 
     stop: an answer ends before the first of these strings; the end-of-sequence token ends it too. prefix: a Prefix computed
@@ -67,7 +86,9 @@ def generate(model, tokenizer, prompts, max_new_tokens=32, batch_size="auto", st
     rows, truncated = prompt_ids(model, tokenizer, prompts, max_new_tokens, add_special_tokens)
     texts, new = [None] * len(rows), [None] * len(rows)
     ended = _ids_of(model.generation_config.eos_token_id)
-    shared = min(prefix_cache.common_prefix(rows), min(map(len, rows)) - 1)  # of each prompt a token is left, to predict from
+    shared = min(
+        prefix_cache.common_prefix(rows), min(map(len, rows)) - 1
+    )  # of each prompt a token is left, to predict from
     if prefix is None or rows[0][:shared][: len(prefix.ids)] != prefix.ids:
         worth = len(rows) > 1 and shared >= prefix_cache.MIN_SHARED_PREFIX and "cache_implementation" not in options
         worth = worth and prefix_cache.shares_prefix(model, max(map(len, rows)) + max_new_tokens)
@@ -75,7 +96,9 @@ def generate(model, tokenizer, prompts, max_new_tokens=32, batch_size="auto", st
     length, decoder_only = len(prefix.ids), not model.config.is_encoder_decoder
 
     def work(batch):
-        ids, mask = batching.pad_rows([rows[i][length:] for i in batch], tokenizer.pad_token_id, model.device, left=decoder_only)
+        ids, mask = batching.pad_rows(
+            [rows[i][length:] for i in batch], tokenizer.pad_token_id, model.device, left=decoder_only
+        )
         cached = {}
         if length:  # prefix, padding, rest of the prompt
             head = torch.tensor([prefix.ids], device=model.device).expand(len(batch), -1)
@@ -84,10 +107,18 @@ def generate(model, tokenizer, prompts, max_new_tokens=32, batch_size="auto", st
             if len(batch) > 1:
                 cache.batch_repeat_interleave(len(batch))
         if stop:
-            options["stopping_criteria"] = StoppingCriteriaList([_StopAt(tokenizer, stop, ids.shape[1] if decoder_only else 1)])
+            options["stopping_criteria"] = StoppingCriteriaList(
+                [_StopAt(tokenizer, stop, ids.shape[1] if decoder_only else 1)]
+            )
         try:
-            out = model.generate(input_ids=ids, attention_mask=mask, max_new_tokens=max_new_tokens, pad_token_id=tokenizer.pad_token_id,
-                                 **{**GREEDY, **options}, **cached)  # fmt: skip
+            out = model.generate(
+                input_ids=ids,
+                attention_mask=mask,
+                max_new_tokens=max_new_tokens,
+                pad_token_id=tokenizer.pad_token_id,
+                **{**GREEDY, **options},
+                **cached,
+            )
         finally:
             prefix_cache.crop(prefix, length)
         for i, tokens in zip(batch, out[:, ids.shape[1] if decoder_only else 1 :].tolist()):
@@ -102,7 +133,9 @@ def generate(model, tokenizer, prompts, max_new_tokens=32, batch_size="auto", st
 
     lengths = [len(row) + max_new_tokens for row in rows]
     largest = batching.in_batches(lengths, batch_size, batching.PADDED_TOKENS[model.device.type], work, progress, alike)
-    return Answers(texts, new, sum(map(len, rows)), truncated, max(lengths), rows[0][:shared] if decoder_only else [], largest)
+    return Answers(
+        texts, new, sum(map(len, rows)), truncated, max(lengths), rows[0][:shared] if decoder_only else [], largest
+    )
 
 
 def prompt_ids(model, tokenizer, prompts, max_new_tokens, add_special_tokens):
@@ -110,7 +143,9 @@ def prompt_ids(model, tokenizer, prompts, max_new_tokens, add_special_tokens):
     limit = loading.context_length(model)
     room = None if limit is None else limit if model.config.is_encoder_decoder else limit - max_new_tokens
     if room is not None and room < 1:
-        raise utils.UserError(f"{max_new_tokens} new tokens leave no room for a prompt: the model's context is {limit} tokens")
+        raise utils.UserError(
+            f"{max_new_tokens} new tokens leave no room for a prompt: the model's context is {limit} tokens"
+        )
     rows = tokenizer(list(prompts), add_special_tokens=add_special_tokens, verbose=False).input_ids
     return [row[-room:] if room else row for row in rows], sum(len(row) > room for row in rows) if room else 0
 
@@ -182,4 +217,10 @@ def time_request(model, tokenizer, prompt, max_new_tokens=32, exact=False, **opt
     total = time.perf_counter() - start
     first, last = clock.times[1], clock.times[-1]  # times[0] is the prompt's echo
     later = sum(clock.tokens[2:])
-    return Timed(1000 * (first - start), 1000 * total, 1000 * (last - first) / later if later else None, sum(clock.tokens[1:]), answer)
+    return Timed(
+        1000 * (first - start),
+        1000 * total,
+        1000 * (last - first) / later if later else None,
+        sum(clock.tokens[1:]),
+        answer,
+    )

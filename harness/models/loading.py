@@ -5,7 +5,13 @@ import logging
 import warnings
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoModelForSequenceClassification, BitsAndBytesConfig
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    AutoModelForSequenceClassification,
+    BitsAndBytesConfig,
+)
 from transformers.utils import logging as hf_logging
 
 import utils
@@ -19,7 +25,9 @@ def quiet():
     warnings.filterwarnings("ignore", message=".*MatMul8bitLt.*")
     warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*")  # peft reads the old name
     warnings.filterwarnings("ignore", message=".*fan_in_fan_out.*")
-    warnings.filterwarnings("ignore", message="Position ids are not supported.*")  # with learned prompts, which have their own
+    warnings.filterwarnings(
+        "ignore", message="Position ids are not supported.*"
+    )  # with learned prompts, which have their own
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     hf_logging.set_verbosity_error()
     hf_logging.disable_progress_bar()
@@ -49,9 +57,13 @@ def quantization_config(precision, device, compute_dtype=None, double_quant=True
     if precision == "int8":
         return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=list(adapters.HEADS))
     default = "bf16" if device == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
-    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=double_quant,
-                              bnb_4bit_compute_dtype=torch_dtype(compute_dtype or default),
-                              llm_int8_skip_modules=list(adapters.HEADS))  # fmt: skip
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=double_quant,
+        bnb_4bit_compute_dtype=torch_dtype(compute_dtype or default),
+        llm_int8_skip_modules=list(adapters.HEADS),
+    )
 
 
 def torch_dtype(precision):
@@ -65,9 +77,22 @@ def check_precision(precision, device):
         raise utils.UserError("fp16 needs a CUDA GPU; on a CPU use fp32 or bf16 (or int8, nf4)")
 
 
-def load_model(name, kind="auto", *, precision="fp32", device="cpu", device_map=None, labels=None, adapter=None,
-               compute_dtype=None, double_quant=True, trainable_adapter=False, pad_token_id=None, trust_remote_code=False,
-               attention=None):  # fmt: skip
+def load_model(
+    name,
+    kind="auto",
+    *,
+    precision="fp32",
+    device="cpu",
+    device_map=None,
+    labels=None,
+    adapter=None,
+    compute_dtype=None,
+    double_quant=True,
+    trainable_adapter=False,
+    pad_token_id=None,
+    trust_remote_code=False,
+    attention=None,
+):
     """Load a model in eval mode. Returns the model, a PeftModel where there is an adapter.
 
     kind: causal, seq2seq, classifier, or auto (by the configuration); labels: class names of a classification head, which
@@ -82,10 +107,15 @@ def load_model(name, kind="auto", *, precision="fp32", device="cpu", device_map=
     if kind == "classifier" and not labels:
         raise utils.UserError(f"{name} has a classification head; a causal or seq2seq language model is wanted here")
     if kind == "encoder":
-        raise utils.UserError(f"{name} is an encoder without a language-model head, and cannot be prompted or trained to answer; "
-                        "train it for classification with finetune.py or peft_finetune.py, or give a causal or seq2seq model")  # fmt: skip
-    loader = {"causal": AutoModelForCausalLM, "seq2seq": AutoModelForSeq2SeqLM,
-              "classifier": AutoModelForSequenceClassification}[kind]  # fmt: skip
+        raise utils.UserError(
+            f"{name} is an encoder without a language-model head, and cannot be prompted or trained to answer; "
+            "train it for classification with finetune.py or peft_finetune.py, or give a causal or seq2seq model"
+        )
+    loader = {
+        "causal": AutoModelForCausalLM,
+        "seq2seq": AutoModelForSeq2SeqLM,
+        "classifier": AutoModelForSequenceClassification,
+    }[kind]
     options = {"dtype": torch_dtype(precision), "trust_remote_code": trust_remote_code}
     if attention:
         options["attn_implementation"] = attention
@@ -97,7 +127,9 @@ def load_model(name, kind="auto", *, precision="fp32", device="cpu", device_map=
     elif device_map:
         options["device_map"] = device_map
     if kind == "classifier":
-        options.update(num_labels=len(labels), id2label=dict(enumerate(labels)), label2id={n: i for i, n in enumerate(labels)})
+        options.update(
+            num_labels=len(labels), id2label=dict(enumerate(labels)), label2id={n: i for i, n in enumerate(labels)}
+        )
     try:
         model = loader.from_pretrained(name, use_safetensors=True, **options)
     except (OSError, ValueError, ImportError) as error:  # ImportError: flash attention is not installed

@@ -7,7 +7,12 @@ from dataclasses import dataclass
 
 import peft
 import torch
-from transformers import AttentionInterface, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoModelForSequenceClassification
+from transformers import (
+    AttentionInterface,
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    AutoModelForSequenceClassification,
+)
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.pytorch_utils import Conv1D
 
@@ -16,11 +21,23 @@ from harness.models import batching, loading
 
 # bytes an optimizer keeps for each trained parameter: torch's AdamW two moments of the parameter's own precision (None), bitsandbytes'
 # two of eight or of 32 bits (Dettmers et al. 2021), Adafactor rows and columns only (Shazeer and Stern 2018)
-OPTIMIZER_BYTES = {"adamw_torch": None, "adamw_torch_fused": None, "adamw_8bit": 2, "paged_adamw_8bit": 2, "paged_adamw_32bit": 8,
-                   "adafactor": 0.1, "sgd": 0}  # fmt: skip
+OPTIMIZER_BYTES = {
+    "adamw_torch": None,
+    "adamw_torch_fused": None,
+    "adamw_8bit": 2,
+    "paged_adamw_8bit": 2,
+    "paged_adamw_32bit": 8,
+    "adafactor": 0.1,
+    "sgd": 0,
+}
 
 
-ATTENTION_DROPOUT = ("attention_probs_dropout_prob", "attention_dropout", "attn_pdrop", "dropout_rate")  # what configurations call it
+ATTENTION_DROPOUT = (
+    "attention_probs_dropout_prob",
+    "attention_dropout",
+    "attn_pdrop",
+    "dropout_rate",
+)  # what configurations call it
 
 
 # a quantized linear layer's bytes a parameter: int8 with a scale a row; nf4 with double-quantized scales, 4.127 bits (Dettmers et al. 2023)
@@ -54,7 +71,11 @@ class Forecast:
 
     def parts_gb(self):
         """{part: GB}."""
-        return {field.name: getattr(self, field.name) / utils.GB for field in dataclasses.fields(self) if field.name != "accumulates"}
+        return {
+            field.name: getattr(self, field.name) / utils.GB
+            for field in dataclasses.fields(self)
+            if field.name != "accumulates"
+        }
 
 
 @dataclass(frozen=True)
@@ -97,7 +118,11 @@ def meta_model(config, kind, dtype="fp32", peft_config=None, attention="sdpa"):
     config = copy.deepcopy(config)
     if hasattr(config, "quantization_config"):
         del config.quantization_config
-    loader = {"causal": AutoModelForCausalLM, "seq2seq": AutoModelForSeq2SeqLM, "classifier": AutoModelForSequenceClassification}[kind]
+    loader = {
+        "causal": AutoModelForCausalLM,
+        "seq2seq": AutoModelForSeq2SeqLM,
+        "classifier": AutoModelForSequenceClassification,
+    }[kind]
     name = "eager" if attention == "eager" else "saves_no_matrix"
     with torch.device("meta"):
         try:
@@ -109,7 +134,9 @@ def meta_model(config, kind, dtype="fp32", peft_config=None, attention="sdpa"):
         if peft_config is not None:
             changes = {"inference_mode": False}
             if getattr(peft_config, "prompt_tuning_init", None):
-                changes["prompt_tuning_init"] = peft.PromptTuningInit.RANDOM  # a text would want the tokenizer and the weights
+                changes["prompt_tuning_init"] = (
+                    peft.PromptTuningInit.RANDOM
+                )  # a text would want the tokenizer and the weights
             model = peft.get_peft_model(model, dataclasses.replace(copy.deepcopy(peft_config), **changes))
     return model
 
@@ -125,7 +152,15 @@ def counted(config, kind, shape, dtype, peft_config=None, attention="sdpa", chec
             try:
                 model = meta_model(config, kind, dtype, peft_config, kind_of_attention)
                 return model, saved_bytes(model, shape, checkpointing, masked)
-            except (RuntimeError, NotImplementedError, KeyError, AttributeError, TypeError, IndexError, ValueError) as error:
+            except (
+                RuntimeError,
+                NotImplementedError,
+                KeyError,
+                AttributeError,
+                TypeError,
+                IndexError,
+                ValueError,
+            ) as error:
                 tried.append(f"{type(error).__name__}: {error}")
     raise Unknown(f"{config.model_type} does not run on the meta device ({tried[0].splitlines()[0][:120]})")
 
@@ -144,7 +179,11 @@ def saved_bytes(model, shape, checkpointing=False, masked=False):
     checkpointing: of each layer only its input is saved, and the layer computed again in the backward pass (Chen et al. 2016).
     """
     owned = {p.untyped_storage()._cdata for p in (*model.parameters(), *model.buffers())}
-    seen, layers, stack = {}, {}, []  # storage -> (bytes, the layer it belongs to); kept alive, so that no address comes twice
+    seen, layers, stack = (
+        {},
+        {},
+        [],
+    )  # storage -> (bytes, the layer it belongs to); kept alive, so that no address comes twice
 
     def pack(tensor):
         storage = tensor.untyped_storage()
@@ -193,7 +232,13 @@ def saved_bytes(model, shape, checkpointing=False, masked=False):
 def kind_of(model):
     """causal, seq2seq or classifier: how meta_model builds a model again."""
     name = type(loading.base_model(model)).__name__
-    return "classifier" if "ForSequenceClassification" in name else "seq2seq" if model.config.is_encoder_decoder else "causal"
+    return (
+        "classifier"
+        if "ForSequenceClassification" in name
+        else "seq2seq"
+        if model.config.is_encoder_decoder
+        else "causal"
+    )
 
 
 def _head_width(model):
@@ -209,14 +254,20 @@ def weight_bytes(model, precision, compute="fp32"):
     packed, largest = 0, 0
     adapters = getattr(model, "peft_config", None) is not None
     for name, module in model.named_modules():
-        plain = isinstance(module, (torch.nn.Linear, Conv1D)) and name.split(".")[-1] not in adapters.HEADS and "lora_" not in name
+        plain = (
+            isinstance(module, (torch.nn.Linear, Conv1D))
+            and name.split(".")[-1] not in adapters.HEADS
+            and "lora_" not in name
+        )
         if plain and "modules_to_save" not in name:
             packed += module.weight.numel()
             largest = max(largest, module.weight.numel())
     total = sum(p.numel() for p in model.parameters())
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad) if adapters else 0
     if precision not in PACKED_BYTES:
-        return DTYPE_BYTES[precision] * (total - trained) + 4 * trained if adapters else DTYPE_BYTES[precision] * total, 0
+        return DTYPE_BYTES[precision] * (total - trained) + 4 * trained if adapters else DTYPE_BYTES[
+            precision
+        ] * total, 0
     width = DTYPE_BYTES[compute]
     return PACKED_BYTES[precision] * packed + width * (total - packed - trained) + 4 * trained, width * largest
 
@@ -231,8 +282,20 @@ def kv_bytes(config, tokens, width):
     return 2 * text.num_hidden_layers * heads * size * tokens * width
 
 
-def training(config, kind, shape, *, precision="fp32", peft_config=None, optimizer="adamw_torch", mixed=False, checkpointing=False,
-             attention="sdpa", accumulation=1, device="cpu"):  # fmt: skip
+def training(
+    config,
+    kind,
+    shape,
+    *,
+    precision="fp32",
+    peft_config=None,
+    optimizer="adamw_torch",
+    mixed=False,
+    checkpointing=False,
+    attention="sdpa",
+    accumulation=1,
+    device="cpu",
+):
     """Forecast of the peak of training.
 
     config: a transformers configuration; precision: of the weights in memory (fp32, bf16, int8, nf4); mixed: computes in 16 bits
@@ -252,8 +315,15 @@ def training(config, kind, shape, *, precision="fp32", peft_config=None, optimiz
     if mixed and precision == "fp32":  # the copies that autocast makes are kept for the backward pass
         activations += 2 * sum(p.numel() for p in model.parameters())
     states = OPTIMIZER_BYTES[optimizer]
-    return Forecast(weights, width * trained, (2 * width if states is None else states) * trained, activations, 0.0,
-                    2 * logits * (4 / DTYPE_BYTES[dtype]) + 2 * unpacked, accumulation > 1)  # fmt: skip
+    return Forecast(
+        weights,
+        width * trained,
+        (2 * width if states is None else states) * trained,
+        activations,
+        0.0,
+        2 * logits * (4 / DTYPE_BYTES[dtype]) + 2 * unpacked,
+        accumulation > 1,
+    )
 
 
 def inference(config, kind, shape, *, precision="fp32", peft_config=None, device="cpu"):
@@ -281,23 +351,42 @@ def predict_inference(run, model, batch_size, longest, kind, shared=0):
     }[kind]
     adapter = next(iter(getattr(model, "peft_config", {}).values()), None)
     record(
-        run, inference, model.config, kind_of(model), shape, precision=run.row["precision"], peft_config=adapter,
+        run,
+        inference,
+        model.config,
+        kind_of(model),
+        shape,
+        precision=run.row["precision"],
+        peft_config=adapter,
         device=run.row["device"],
-    )  # fmt: skip
+    )
 
 
 def predict_training(run, model, data, args, device):
     """predicted_gb: the forecast of this training's peak, from the configuration and the longest batch."""
     rows, precision = data.train, run.row["precision"]
-    labels = [row["labels"] for row in rows if isinstance(row.get("labels"), list)]  # of answers; distillation has targets of its own
+    labels = [
+        row["labels"] for row in rows if isinstance(row.get("labels"), list)
+    ]  # of answers; distillation has targets of its own
     responses = [sum(label != -100 for label in some) for some in labels]
     shape = Shape(
-        batch_size=min(args.batch_size, len(rows)), seq_len=max(len(row["input_ids"]) for row in rows),
+        batch_size=min(args.batch_size, len(rows)),
+        seq_len=max(len(row["input_ids"]) for row in rows),
         head_tokens=1 + max(responses) if responses and getattr(data.collate, "partial_head", True) else 0,
-    )  # fmt: skip
+    )
     adapter = next(iter(getattr(model, "peft_config", {}).values()), None)
     record(
-        run, training, model.config, kind_of(model), shape, precision=precision, peft_config=adapter,
-        optimizer=args.optim, mixed=args.fp16 or args.bf16, checkpointing=args.gradient_checkpointing,
-        attention=args.attn_implementation or "sdpa", accumulation=args.gradient_accumulation, device=device,
-    )  # fmt: skip
+        run,
+        training,
+        model.config,
+        kind_of(model),
+        shape,
+        precision=precision,
+        peft_config=adapter,
+        optimizer=args.optim,
+        mixed=args.fp16 or args.bf16,
+        checkpointing=args.gradient_checkpointing,
+        attention=args.attn_implementation or "sdpa",
+        accumulation=args.gradient_accumulation,
+        device=device,
+    )

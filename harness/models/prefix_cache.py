@@ -16,7 +16,10 @@ from harness.models import batching, loading
 MIN_SHARED_PREFIX = 16  # tokens; for a shorter prefix a forward of its own costs more than it saves
 
 
-QUERY_BLOCK = {"cpu": 64, "cuda": 1024}  # queries that attend at once: small blocks see fewer keys, large ones launch fewer kernels
+QUERY_BLOCK = {
+    "cpu": 64,
+    "cuda": 1024,
+}  # queries that attend at once: small blocks see fewer keys, large ones launch fewer kernels
 
 
 @dataclass
@@ -58,7 +61,9 @@ def shares_prefix(model, longest):
     config = base.config.get_text_config()
     rope = getattr(config, "rope_parameters", None) or {}
     if rope.get("rope_type") in ("dynamic", "longrope"):  # its frequencies depend on the longest row of a forward
-        usual = rope.get("original_max_position_embeddings") or getattr(config, "original_max_position_embeddings", None)
+        usual = rope.get("original_max_position_embeddings") or getattr(
+            config, "original_max_position_embeddings", None
+        )
         if longest > (usual or config.max_position_embeddings):
             return False
     return all(
@@ -74,8 +79,14 @@ def extend(model, prefix, ids):
     keep = {"logits_to_keep": 1} if loading.takes(model, "logits_to_keep") else {}
     positions = torch.arange(len(prefix.ids), len(prefix.ids) + len(ids), device=model.device)[None]
     mask = torch.ones((1, positions[0, -1] + 1), dtype=torch.long, device=model.device)
-    model(torch.tensor([ids], device=model.device), attention_mask=mask, position_ids=positions, past_key_values=prefix.cache,
-          use_cache=True, **keep)  # fmt: skip
+    model(
+        torch.tensor([ids], device=model.device),
+        attention_mask=mask,
+        position_ids=positions,
+        past_key_values=prefix.cache,
+        use_cache=True,
+        **keep,
+    )
     prefix.ids = prefix.ids + list(ids)
     return prefix
 
@@ -135,7 +146,13 @@ def _packed_attention(module, query, key, value, attention_mask, scaling=None, *
     if not apart:
         outputs = [
             sdpa_attention_forward(
-                module, query[:, :, some], key[:, :, seen], value[:, :, seen], mask.to(query.dtype), scaling=scaling, **kwargs
+                module,
+                query[:, :, some],
+                key[:, :, seen],
+                value[:, :, seen],
+                mask.to(query.dtype),
+                scaling=scaling,
+                **kwargs,
             )
             for some, seen, mask in blocks
         ]
@@ -147,7 +164,9 @@ def _packed_attention(module, query, key, value, attention_mask, scaling=None, *
 
     query = query[0].unflatten(0, (key.shape[1], -1)).transpose(0, 1)  # the queries of one key-value head as a batch
     groups = len(query)
-    out, sums = attend(query, slice(0, depth)) if depth else (torch.zeros_like(query), torch.full(query.shape[:3], -torch.inf))
+    out, sums = (
+        attend(query, slice(0, depth)) if depth else (torch.zeros_like(query), torch.full(query.shape[:3], -torch.inf))
+    )
     for some, seen, mask in blocks:
         inner, inner_sums = attend(query[:, :, some], seen, mask)
         share = torch.sigmoid(inner_sums - sums[:, :, some])[..., None]
@@ -164,7 +183,13 @@ def _blocks(mask, depth):
         if seen[-1] - seen[0] + 1 == len(seen):  # in one piece: a view instead of a copy
             seen = slice(int(seen[0]), int(seen[-1]) + 1)
         part = part[..., seen]
-        result.append((slice(start, start + width), seen, torch.zeros(part.shape, device=part.device).masked_fill(~part, -torch.inf)))
+        result.append(
+            (
+                slice(start, start + width),
+                seen,
+                torch.zeros(part.shape, device=part.device).masked_fill(~part, -torch.inf),
+            )
+        )
     return result
 
 
@@ -222,9 +247,15 @@ class PrefixTree:
 
     def __init__(self, model, rows, first, wanted, read, max_rows, prefix, bar):
         self.model, self.rows, self.first, self.wanted, self.read = model, rows, first, wanted, read
-        self.prefix, self.bar, self.budget = prefix, bar, batching.Budget(max_rows, batching.PACK_TOKENS[model.device.type])
+        self.prefix, self.bar, self.budget = (
+            prefix,
+            bar,
+            batching.Budget(max_rows, batching.PACK_TOKENS[model.device.type]),
+        )
         self.order = sorted(range(len(rows)), key=rows.__getitem__)
-        self.shared = [0] + [common_length(rows[a], rows[b]) for a, b in zip(self.order, self.order[1:])]  # with the row before
+        self.shared = [0] + [
+            common_length(rows[a], rows[b]) for a, b in zip(self.order, self.order[1:])
+        ]  # with the row before
 
     def score(self):
         """Read every row's wanted logits; returns the most rows of one pass."""

@@ -45,7 +45,9 @@ def _padded_logits(model, rows, wanted):
     return logits.flatten(0, 1)[[b * len(kept) + index[t] for b, t in wanted]]
 
 
-def score_labels(model, tokenizer, prompts, labels, batch_size="auto", add_special_tokens=True, progress=None, prefix=None):
+def score_labels(
+    model, tokenizer, prompts, labels, batch_size="auto", add_special_tokens=True, progress=None, prefix=None
+):
     """Log-probability of each label text (its separator included, such as " positive") after each prompt.
 
     labels: the same for all prompts [L], or lists of their own for each of them [N][L], of one length or not.
@@ -63,11 +65,15 @@ def score_labels(model, tokenizer, prompts, labels, batch_size="auto", add_speci
     contexts, continuations, truncated = encode(model, tokenizer, prompts, sets, add_special_tokens)
     # a row for each example and label: the context and all but the last token of the label
     rows = [context + end[:-1] for context, ends in zip(contexts, continuations) for end in ends]
-    first = [len(context) - 1 for context, some in zip(contexts, sets) for _ in some]  # where a row's first label token is read
+    first = [
+        len(context) - 1 for context, some in zip(contexts, sets) for _ in some
+    ]  # where a row's first label token is read
     ends = [end for group in continuations for end in group]
     wanted = [range(at, at + len(end)) for at, end in zip(first, ends)]
     total = np.zeros(len(rows))
-    shared = min(prefix_cache.common_prefix(contexts), min(map(len, contexts)) - 1)  # of each context a token is left, to predict from
+    shared = min(
+        prefix_cache.common_prefix(contexts), min(map(len, contexts)) - 1
+    )  # of each context a token is left, to predict from
 
     def read(some, logits, places):  # row indices, logits [K, V], the places in K of their label tokens
         log_probs = logits.float().log_softmax(-1)
@@ -97,7 +103,14 @@ def score_labels(model, tokenizer, prompts, labels, batch_size="auto", add_speci
         largest = batching.in_batches(
             [len(row) for row in distinct], batch_size, 2 * batching.PACK_TOKENS[model.device.type], work, progress
         )
-    return LabelScores(*_table(total, continuations), sum(map(len, contexts)), truncated, longest, contexts[0][:shared], max(1, largest))
+    return LabelScores(
+        *_table(total, continuations),
+        sum(map(len, contexts)),
+        truncated,
+        longest,
+        contexts[0][:shared],
+        max(1, largest),
+    )
 
 
 def continuation_log_probs(model, contexts, ends, keep, progress=None):
@@ -141,7 +154,9 @@ def encode(model, tokenizer, prompts, sets, add_special_tokens):
         context, ends = whole[0][:cut], [ids[cut:] for ids in whole]
         if not context:  # an empty prompt: the model needs one token to predict from
             context = [tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id]
-        if limit and len(context) + max(map(len, ends)) > limit:  # a token of the context stays, and as much of a label as then fits
+        if (
+            limit and len(context) + max(map(len, ends)) > limit
+        ):  # a token of the context stays, and as much of a label as then fits
             ends = [end[: limit - 1] for end in ends]
             context, truncated = context[max(map(len, ends)) - limit :], truncated + 1
         contexts.append(context)
@@ -164,18 +179,29 @@ def _score_labels_seq2seq(model, tokenizer, prompts, sets, batch_size, progress)
         ids, mask = batching.pad_rows([rows[i] for i in batch], tokenizer.pad_token_id, model.device)
         states = model.get_encoder()(input_ids=ids, attention_mask=mask).last_hidden_state  # [B, S, H]
         counts = torch.tensor([len(ends[i]) for i in batch], device=model.device)
-        states, mask = states.repeat_interleave(counts, 0), mask.repeat_interleave(counts, 0)  # [all labels of the batch, S, H]
-        target, target_mask = batching.pad_rows([end for i in batch for end in ends[i]], tokenizer.pad_token_id, model.device)  # [.., T]
+        states, mask = (
+            states.repeat_interleave(counts, 0),
+            mask.repeat_interleave(counts, 0),
+        )  # [all labels of the batch, S, H]
+        target, target_mask = batching.pad_rows(
+            [end for i in batch for end in ends[i]], tokenizer.pad_token_id, model.device
+        )  # [.., T]
         start = torch.full((len(target), 1), model.config.decoder_start_token_id, device=model.device)
-        out = model(encoder_outputs=BaseModelOutput(last_hidden_state=states), attention_mask=mask,
-                    decoder_input_ids=torch.cat([start, target[:, :-1]], 1), use_cache=False)  # fmt: skip
+        out = model(
+            encoder_outputs=BaseModelOutput(last_hidden_state=states),
+            attention_mask=mask,
+            decoder_input_ids=torch.cat([start, target[:, :-1]], 1),
+            use_cache=False,
+        )
         picked = out.logits.float().log_softmax(-1).gather(-1, target[..., None])[..., 0] * target_mask
         for i, found in zip(batch, picked.sum(-1).double().cpu().split(counts.tolist())):
             scores[i] = found.numpy()
 
     budget = batching.PADDED_TOKENS[model.device.type] // max(map(len, ends))
     largest = batching.in_batches([len(row) for row in rows], batch_size, budget, work, progress)
-    return LabelScores(*_table(np.concatenate(scores), ends), sum(map(len, rows)), truncated, max(map(len, rows)), [], largest)
+    return LabelScores(
+        *_table(np.concatenate(scores), ends), sum(map(len, rows)), truncated, max(map(len, rows)), [], largest
+    )
 
 
 @torch.inference_mode()
@@ -189,10 +215,14 @@ def classify(model, tokenizer, texts, pairs=None, batch_size="auto", max_length=
         inputs = {}
         for name in names:
             pad = tokenizer.pad_token_id if name == "input_ids" else 0
-            inputs[name], inputs["attention_mask"] = batching.pad_rows([rows[name][i] for i in batch], pad, model.device)
+            inputs[name], inputs["attention_mask"] = batching.pad_rows(
+                [rows[name][i] for i in batch], pad, model.device
+            )
         result[batch] = model(**inputs).logits.float().log_softmax(-1).double().cpu().numpy()
 
-    batching.in_batches([len(ids) for ids in rows["input_ids"]], batch_size, batching.PACK_TOKENS[model.device.type] * 2, work, progress)
+    batching.in_batches(
+        [len(ids) for ids in rows["input_ids"]], batch_size, batching.PACK_TOKENS[model.device.type] * 2, work, progress
+    )
     return result
 
 

@@ -34,9 +34,13 @@ def command(row, **changes):
 # what other suites of LoRA studies call our flags
 OTHER_KEYS = {
     **{old[2:]: new[2:] for old, new in flags.ArgumentParser.OTHER_NAMES.items() if " " not in new},
-    "base_model": "model", "model_name": "model", "dataset_path": "dataset", "r": "rank", "num_epochs": "epochs",
+    "base_model": "model",
+    "model_name": "model",
+    "dataset_path": "dataset",
+    "r": "rank",
+    "num_epochs": "epochs",
     "quantization": "quantize",
-}  # fmt: skip
+}
 
 
 QUANTIZATIONS = {"4bit": "nf4", "8bit": "int8", "None": "none"}

@@ -10,8 +10,16 @@ import utils
 from harness.results import configurations, schema, stats
 
 # flags whose effect is told where nothing else differs: (flag, what it is called)
-STUDIES = {"max_train_samples": "labelled examples", "k_shots": "demonstrations", "rank": "rank", "target_modules": "target modules",
-           "precision": "precision", "method": "method", "quantize": "quantized base", "k": "passages"}  # fmt: skip
+STUDIES = {
+    "max_train_samples": "labelled examples",
+    "k_shots": "demonstrations",
+    "rank": "rank",
+    "target_modules": "target modules",
+    "precision": "precision",
+    "method": "method",
+    "quantize": "quantized base",
+    "k": "passages",
+}
 
 
 def run_scores(folder):
@@ -34,7 +42,9 @@ def run_scores(folder):
 
     scores = {record["id"]: score(record) for record in records}
     used = row.get("n_train") or row.get("k_shots")
-    name = f"{row['strategy']} {row['variant']}, {Path(row['model']).name}" + (f", {used} labelled examples" if used else "")
+    name = f"{row['strategy']} {row['variant']}, {Path(row['model']).name}" + (
+        f", {used} labelled examples" if used else ""
+    )
     row["targets"] = {record["id"]: record.get("target") for record in records}
     return {key: value for key, value in scores.items() if value is not None}, metric, row, name
 
@@ -54,12 +64,20 @@ def compare_runs(first, second):
     if len(a) != n or len(b) != n:
         print(f"on the {n} examples that both have; {len(a) - n} and {len(b) - n} others left out")
     if found.p == 1.0 and not found.delta:
-        print(f"the two have the same score on all {n} examples" if one == two else f"no difference at all in the mean of {n} examples")
+        print(
+            f"the two have the same score on all {n} examples"
+            if one == two
+            else f"no difference at all in the mean of {n} examples"
+        )
         return
     interval = "" if found.low is None else f" [{found.low:+.3f}, {found.high:+.3f}]"
     print(f"second - first: {found.delta:+.3f}{interval}, p = {found.p:.3g} ({found.test})")
-    if configurations.same_configuration(*({**dict.fromkeys(schema.RESULT_COLUMNS, ""), **row} for row in (row_a, row_b))):
-        print("no difference between ways: the two are runs of one configuration with other seeds, and this is what the seeds change")
+    if configurations.same_configuration(
+        *({**dict.fromkeys(schema.RESULT_COLUMNS, ""), **row} for row in (row_a, row_b))
+    ):
+        print(
+            "no difference between ways: the two are runs of one configuration with other seeds, and this is what the seeds change"
+        )
         return
     share = f"{found.p:.1%}" if found.p >= 0.001 else "less than 0.1%"
     chance = f": chance alone would do this in {share} of such pairs" if found.p < stats.SIGNIFICANT else ""
@@ -74,7 +92,11 @@ def example_scores(configuration, folder):
             found.append(run_scores(configurations.run_folder(row, folder))[0])
         except utils.UserError:
             return None
-    return {key: sum(scores[key] for scores in found) / len(found) for key in found[0] if all(key in scores for scores in found)}
+    return {
+        key: sum(scores[key] for scores in found) / len(found)
+        for key in found[0]
+        if all(key in scores for scores in found)
+    }
 
 
 def difference(first, second, folder="."):
@@ -86,7 +108,9 @@ def difference(first, second, folder="."):
     """
     a, b = example_scores(first, folder), example_scores(second, folder)
     n = first.n_eval or 2
-    spreads = [c.spread() if c.spread() is not None else other.spread() for c, other in ((first, second), (second, first))]
+    spreads = [
+        c.spread() if c.spread() is not None else other.spread() for c, other in ((first, second), (second, first))
+    ]
     many = max(len(first.rows), len(second.rows)) - 1
     seeds = [(s**2 / len(c.rows), max(len(c.rows) - 1, 0) or many) for s, c in zip(spreads, (first, second)) if s]
     if a and b and set(a) == set(b):
@@ -101,14 +125,20 @@ def difference(first, second, folder="."):
         if first.standard_error is None or second.standard_error is None:
             return None
         mean, test = second.mean() - first.mean(), "from the intervals, without the run folders"
-        examples = [c.variances()[0] for c in (first, second) if configurations.value(c.rows[0], "score_low") is not None]
+        examples = [
+            c.variances()[0] for c in (first, second) if configurations.value(c.rows[0], "score_low") is not None
+        ]
     variances = [*examples, *seeds]
     error, reach = math.sqrt(sum(variance for variance, _ in variances)), stats.quantile(variances)
     p = 2 * float(t.sf(abs(mean) / error, stats.degrees_of_freedom(variances))) if error else 1.0
     # what more examples cannot take away is the seeds' part
     room = (mean / (norm.ppf(0.975) + norm.ppf(0.8))) ** 2 - sum(variance for variance, _ in seeds)
-    needed = math.ceil(n * sum(variance for variance, _ in examples) / room) if room > 0 and p >= stats.SIGNIFICANT else None
-    return stats.Difference(mean, mean - reach * error, mean + reach * error, p, test, n, needed, bool(seeds) and room <= 0)
+    needed = (
+        math.ceil(n * sum(variance for variance, _ in examples) / room) if room > 0 and p >= stats.SIGNIFICANT else None
+    )
+    return stats.Difference(
+        mean, mean - reach * error, mean + reach * error, p, test, n, needed, bool(seeds) and room <= 0
+    )
 
 
 def studies(found):

@@ -61,7 +61,14 @@ def run_folder(row, beside):
 
 def _same(row, without):
     kept = {key: found for key, found in flags(row).items() if key not in without}
-    return row["script"], row["strategy"], row["variant"], row["eval_id"], row["device_name"], json.dumps(kept, sort_keys=True)
+    return (
+        row["script"],
+        row["strategy"],
+        row["variant"],
+        row["eval_id"],
+        row["device_name"],
+        json.dumps(kept, sort_keys=True),
+    )
 
 
 def select(rows):
@@ -99,7 +106,9 @@ def panels(rows):
     """{Panel: rows}: the same examples, metric and hardware, so that scores and times may stand side by side."""
     groups = {}
     for row in rows:
-        groups.setdefault(Panel(data_name(row), row["metric"], row["eval_id"], row["n_eval"], row["device_name"]), []).append(row)
+        groups.setdefault(
+            Panel(data_name(row), row["metric"], row["eval_id"], row["n_eval"], row["device_name"]), []
+        ).append(row)
     return groups
 
 
@@ -109,7 +118,13 @@ def task_kind(row):
         return "retrieval"
     if row["macro_f1"]:
         return "classification"
-    return "instruction" if row["metric"] == "rouge_l" else "qa" if row["metric"] in ("token_f1", "exact_match", "accuracy") else ""
+    return (
+        "instruction"
+        if row["metric"] == "rouge_l"
+        else "qa"
+        if row["metric"] in ("token_f1", "exact_match", "accuracy")
+        else ""
+    )
 
 
 @dataclass
@@ -148,10 +163,15 @@ class Configuration:
 
     def variances(self):
         """[(variance of the mean score, degrees of freedom)]: of the examples, which all seeds share, and of the seeds."""
-        widths = [(value(row, "score_high") - value(row, "score_low")) / 2 / 1.96 for row in self.rows
-                  if value(row, "score_low") is not None and value(row, "score_high") is not None]  # fmt: skip
+        widths = [
+            (value(row, "score_high") - value(row, "score_low")) / 2 / 1.96
+            for row in self.rows
+            if value(row, "score_low") is not None and value(row, "score_high") is not None
+        ]
         found = [(statistics.fmean(widths) ** 2, max(1, (self.n_eval or 2) - 1))] if widths else []
-        return found + ([(self.spread() ** 2 / len(self.rows), len(self.rows) - 1)] if self.spread() is not None else [])
+        return found + (
+            [(self.spread() ** 2 / len(self.rows), len(self.rows) - 1)] if self.spread() is not None else []
+        )
 
     @property
     def standard_error(self):
@@ -170,9 +190,28 @@ class Configuration:
 
 
 # flags that tell two configurations with one name apart
-TELLING = ("n_train", "k_shots", "max_train_samples", "rank", "alpha", "learning_rate", "epochs", "max_steps", "batch_size",
-           "target_modules", "precision", "embed_model", "retriever", "chunk_tokens", "k", "template", "scoring", "calibrate", "max_length",
-           "gradient_checkpointing")  # fmt: skip
+TELLING = (
+    "n_train",
+    "k_shots",
+    "max_train_samples",
+    "rank",
+    "alpha",
+    "learning_rate",
+    "epochs",
+    "max_steps",
+    "batch_size",
+    "target_modules",
+    "precision",
+    "embed_model",
+    "retriever",
+    "chunk_tokens",
+    "k",
+    "template",
+    "scoring",
+    "calibrate",
+    "max_length",
+    "gradient_checkpointing",
+)
 
 
 def group_seeds(rows):

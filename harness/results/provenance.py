@@ -18,7 +18,9 @@ def of_checkout():
 
     def git(*command):
         try:
-            done = subprocess.run(("git", *command), cwd=Path(__file__).resolve().parents[2], capture_output=True, text=True, timeout=10)
+            done = subprocess.run(
+                ("git", *command), cwd=Path(__file__).resolve().parents[2], capture_output=True, text=True, timeout=10
+            )
         except (OSError, subprocess.TimeoutExpired):
             return None
         return done.stdout.strip() if done.returncode == 0 else None
@@ -62,7 +64,9 @@ LARGE = 8 * utils.MB  # of a larger file only the first and last MB enter its fi
 def fingerprint(path):
     """sha256 of a file's or folder's names, sizes and contents; hidden files do not count."""
     path, digest = Path(path), hashlib.sha256()
-    files = sorted(p for p in path.rglob("*") if p.is_file() and not p.name.startswith(".")) if path.is_dir() else [path]
+    files = (
+        sorted(p for p in path.rglob("*") if p.is_file() and not p.name.startswith(".")) if path.is_dir() else [path]
+    )
     for file in files:
         size = file.stat().st_size
         digest.update(f"{file.relative_to(path) if path.is_dir() else ''}\0{size}\0".encode())
@@ -97,7 +101,12 @@ def code_id(script):
         tree = ast.parse(file.read_text(encoding="utf-8"))
         for node in ast.walk(tree):
             body = getattr(node, "body", None)
-            if isinstance(body, list) and body and isinstance(body[0], ast.Expr) and isinstance(body[0].value, ast.Constant):
+            if (
+                isinstance(body, list)
+                and body
+                and isinstance(body[0], ast.Expr)
+                and isinstance(body[0].value, ast.Constant)
+            ):
                 body[0].value = ast.Constant("")
         dumps[file] = ast.dump(tree)
         todo += _imported_files(tree, file, folder)
@@ -120,5 +129,7 @@ def _imported_files(tree, file, folder):
         parts = name.split(".")
         for i in range(1, len(parts) + 1):  # `import a.b.c` runs a and a.b too
             place = folder.joinpath(*parts[:i])
-            found.update(path for path in (place.with_name(f"{place.name}.py"), place / "__init__.py") if path.is_file())
+            found.update(
+                path for path in (place.with_name(f"{place.name}.py"), place / "__init__.py") if path.is_file()
+            )
     return sorted(found)

@@ -8,9 +8,16 @@ from harness.results import commands, compare, configurations, stats, tables
 
 def _cells(configuration):
     many = f"{len(configuration.rows)}" if len(configuration.rows) > 1 else "1"
-    return [configuration.name, many, tables.score_cell(configuration), tables.number(configuration.mean("labels_used"), 0),
-            tables.number(configuration.mean("latency_ms_p50"), 0), tables.number(configuration.mean("memory"), 2),
-            tables.number(configuration.mean("train_seconds"), 0), tables.number(configuration.mean("artifact_mb"), 1)]  # fmt: skip
+    return [
+        configuration.name,
+        many,
+        tables.score_cell(configuration),
+        tables.number(configuration.mean("labels_used"), 0),
+        tables.number(configuration.mean("latency_ms_p50"), 0),
+        tables.number(configuration.mean("memory"), 2),
+        tables.number(configuration.mean("train_seconds"), 0),
+        tables.number(configuration.mean("artifact_mb"), 1),
+    ]
 
 
 def _findings(panel, found, folder):
@@ -22,7 +29,8 @@ def _findings(panel, found, folder):
     best, lines = ranked[0], []
     lines.append(f"The highest score is that of **{best.name}**: {panel.metric} {tables.score_cell(best)}.")
     champions = [
-        max((c for c in usable if c["strategy"] == s), key=lambda c: c.mean()) for s in dict.fromkeys(c["strategy"] for c in usable)
+        max((c for c in usable if c["strategy"] == s), key=lambda c: c.mean())
+        for s in dict.fromkeys(c["strategy"] for c in usable)
     ]
     others = [c for c in sorted(champions, key=lambda c: -c.mean()) if c is not best]
     tests = [(c, compare.difference(best, c, folder)) for c in others]
@@ -37,7 +45,9 @@ def _findings(panel, found, folder):
     fastest = [c for c in ranked if c.mean("latency_ms_p50")]
     frontier = configurations.pareto([(c.mean("latency_ms_p50"), c.mean()) for c in fastest])
     if len(frontier) > 1:
-        steps = [f"{fastest[i].name} ({fastest[i].mean('latency_ms_p50'):.0f} ms, {fastest[i].mean():.3f})" for i in frontier]
+        steps = [
+            f"{fastest[i].name} ({fastest[i].mean('latency_ms_p50'):.0f} ms, {fastest[i].mean():.3f})" for i in frontier
+        ]
         lines.append(f"- From the fastest to the best, with nothing both faster and better: {'; '.join(steps)}.")
     baseline = configurations.value(found[0].rows[0], "majority_baseline")
     below = [c.name for c in usable if baseline is not None and c.interval[0] is not None and c.interval[0] <= baseline]
@@ -51,8 +61,11 @@ def _findings(panel, found, folder):
             p = min(1.0, test.p * math.comb(len(levels), 2))  # the worst and the best of so many levels (Bonferroni)
             shown = "." if p < stats.SIGNIFICANT else ", no difference that these runs can show."
             said = f" Between {low[0]} and {high[0]}: {test.delta:+.3f}, p = {p:.2g}{shown}"
-        told = ", ".join(f"{level}: {configuration.mean():.3f}" + (f" ± {configuration.spread():.3f}" if configuration.spread() else "")
-                         for level, configuration in levels)  # fmt: skip
+        told = ", ".join(
+            f"{level}: {configuration.mean():.3f}"
+            + (f" ± {configuration.spread():.3f}" if configuration.spread() else "")
+            for level, configuration in levels
+        )
         first = levels[0][1]
         lines.append(f"- By {compare.STUDIES[flag]} ({first['strategy']}, {Path(first['model']).name}): {told}.{said}")
     return lines
@@ -63,21 +76,32 @@ def write(path, all_rows, kept, skipped, charts, source):
     path, folder = Path(path), Path(source).parent
     commits = sorted({row["git_commit"][:10] for row in kept if row["git_commit"]})
     hardware = sorted({row["device_name"] for row in kept})
-    lines = ["# Results", "", f"From {len(kept)} of {len(all_rows)} rows of `{Path(source).name}`, measured on {'; '.join(hardware)}, code "
-             f"{', '.join(commits) or 'of unknown commits'}. Written by `python plot_results.py --results {Path(source).name} --report "
-             f"{path.name}`.", "",
-             "Rows that differ in their seeds alone are one configuration: mean ± standard deviation over the runs, then a 95 % interval "
-             "that counts the examples and the seeds. Differences between strategies carry p values adjusted for how many are looked at "
-             "(Benjamini and Hochberg), those between the worst and the best level of a flag for the number of pairs of levels "
-             "(Bonferroni)."]  # fmt: skip
+    lines = [
+        "# Results",
+        "",
+        f"From {len(kept)} of {len(all_rows)} rows of `{Path(source).name}`, measured on {'; '.join(hardware)}, code "
+        f"{', '.join(commits) or 'of unknown commits'}. Written by `python plot_results.py --results {Path(source).name} --report "
+        f"{path.name}`.",
+        "",
+        "Rows that differ in their seeds alone are one configuration: mean ± standard deviation over the runs, then a 95 % interval "
+        "that counts the examples and the seeds. Differences between strategies carry p values adjusted for how many are looked at "
+        "(Benjamini and Hochberg), those between the worst and the best level of a flag for the number of pairs of levels "
+        "(Bonferroni).",
+    ]
     numbered = {row["run_id"]: i for i, row in enumerate(kept, start=1)}
     for panel, members in configurations.panels(kept).items():
         found = configurations.group_seeds(members)
-        lines += ["", f"## {panel.data}: {panel.metric}, n = {panel.n_eval}", "",
-                  f"{len(found)} configurations, {len(members)} runs, on {panel.device}.", "",
-                  *_findings(panel, found, folder), "",
-                  "| configuration | runs | score | labels | ms a request (p50) | peak GB | training s | MB trained | rows |",
-                  "| --- | --- | --- | --- | --- | --- | --- | --- | --- |"]  # fmt: skip
+        lines += [
+            "",
+            f"## {panel.data}: {panel.metric}, n = {panel.n_eval}",
+            "",
+            f"{len(found)} configurations, {len(members)} runs, on {panel.device}.",
+            "",
+            *_findings(panel, found, folder),
+            "",
+            "| configuration | runs | score | labels | ms a request (p50) | peak GB | training s | MB trained | rows |",
+            "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+        ]
         for configuration in sorted(found, key=lambda c: -c.mean()):
             where = " ".join(str(numbered[row["run_id"]]) for row in configuration.rows)
             lines.append("| " + " | ".join([*_cells(configuration), where]) + " |")

@@ -54,11 +54,19 @@ class Run:
         self.results = args.results
         self.headline, self.prefix = "", ""  # the strategy's own words for the summary line; of file names
         self.row = {
-            "run_id": self.id, "created_at": f"{now:%Y-%m-%dT%H:%M:%SZ}", "script": script, "strategy": strategy,
-            "seed": args.seed, "batch_size": None if args.batch_size == "auto" else args.batch_size, "world_size": n_processes,
-            "input_id": provenance.input_id(self.args), "code_id": provenance.code_id(source) if source.is_file() else None,
-            **provenance.of_checkout(), "args": json.dumps(self.args), "run_dir": str(self.dir),
-        }  # fmt: skip
+            "run_id": self.id,
+            "created_at": f"{now:%Y-%m-%dT%H:%M:%SZ}",
+            "script": script,
+            "strategy": strategy,
+            "seed": args.seed,
+            "batch_size": None if args.batch_size == "auto" else args.batch_size,
+            "world_size": n_processes,
+            "input_id": provenance.input_id(self.args),
+            "code_id": provenance.code_id(source) if source.is_file() else None,
+            **provenance.of_checkout(),
+            "args": json.dumps(self.args),
+            "run_dir": str(self.dir),
+        }
         if not self.main:
             return
         store.check_results_file(self.results)
@@ -119,7 +127,10 @@ class Run:
         self.path("row.json").write_text(json.dumps(self.row, indent=2) + "\n")
         store.append_result(self.results, self.row)
         if self.row["status"] == "oom":
-            print(f"{self.row['script']}: out of memory, recorded in {self.results}: {error}".splitlines()[0], file=sys.stderr)
+            print(
+                f"{self.row['script']}: out of memory, recorded in {self.results}: {error}".splitlines()[0],
+                file=sys.stderr,
+            )
             raise SystemExit(OOM_EXIT_CODE)
         if isinstance(error, utils.RunFailed):
             print(f"{self.row['script']}: failed, recorded in {self.results}: {error}", file=sys.stderr)

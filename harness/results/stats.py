@@ -33,7 +33,11 @@ class Difference:
         """What would settle it, with a semicolon before; nothing where that is not known."""
         if self.wants_seeds and self.p >= SIGNIFICANT:
             return "; more seeds would settle it, not more examples"
-        return f"; about {self.needed:,} examples would settle it, if the difference is what was seen" if self.needed else ""
+        return (
+            f"; about {self.needed:,} examples would settle it, if the difference is what was seen"
+            if self.needed
+            else ""
+        )
 
 
 def paired(first, second):
@@ -43,7 +47,9 @@ def paired(first, second):
     if set(first) | set(second) <= {0.0, 1.0}:
         p, only_first, only_second = mcnemar(first, second)
         test = f"McNemar's exact test, {only_first} right only in the first, {only_second} only in the second"
-    return Difference(delta, low, high, p, test, len(first), examples_needed(first, second) if p >= SIGNIFICANT else None)
+    return Difference(
+        delta, low, high, p, test, len(first), examples_needed(first, second) if p >= SIGNIFICANT else None
+    )
 
 
 def adjusted(differences):
@@ -65,8 +71,15 @@ def bootstrap_interval(values, seed=0, n_resamples=2000):
     values = np.asarray(values, dtype=float)
     if len(values) < 2:
         return None, None
-    result = bootstrap((values,), np.mean, confidence_level=CONFIDENCE, n_resamples=n_resamples, method="percentile",
-                       vectorized=True, rng=np.random.default_rng(seed))  # fmt: skip
+    result = bootstrap(
+        (values,),
+        np.mean,
+        confidence_level=CONFIDENCE,
+        n_resamples=n_resamples,
+        method="percentile",
+        vectorized=True,
+        rng=np.random.default_rng(seed),
+    )
     return float(result.confidence_interval.low), float(result.confidence_interval.high)
 
 
@@ -89,8 +102,14 @@ def paired_difference(first, second, seed=0, n_resamples=10_000):
     difference = np.asarray(second, dtype=float) - np.asarray(first, dtype=float)
     if len(difference) < 2 or not difference.any():
         return float(difference.mean()), None, None, 1.0
-    found = bootstrap((difference,), np.mean, confidence_level=CONFIDENCE, n_resamples=n_resamples, method="percentile",
-                      rng=np.random.default_rng(seed))  # fmt: skip
+    found = bootstrap(
+        (difference,),
+        np.mean,
+        confidence_level=CONFIDENCE,
+        n_resamples=n_resamples,
+        method="percentile",
+        rng=np.random.default_rng(seed),
+    )
     means = found.bootstrap_distribution
     p = 2 * min(float(np.mean(means <= 0)), float(np.mean(means >= 0)))
     interval = found.confidence_interval

@@ -14,9 +14,31 @@ from filelock import FileLock
 import utils
 from harness.results import schema
 
-TEXT = {"run_id", "created_at", "script", "strategy", "variant", "model", "dataset", "subset", "split", "eval_id", "precision",
-        "device", "device_name", "metric", "status", "note", "input_id", "code_id", "git_commit", "git_dirty",
-        "versions", "args", "run_dir"}  # fmt: skip
+TEXT = {
+    "run_id",
+    "created_at",
+    "script",
+    "strategy",
+    "variant",
+    "model",
+    "dataset",
+    "subset",
+    "split",
+    "eval_id",
+    "precision",
+    "device",
+    "device_name",
+    "metric",
+    "status",
+    "note",
+    "input_id",
+    "code_id",
+    "git_commit",
+    "git_dirty",
+    "versions",
+    "args",
+    "run_dir",
+}
 
 
 def export(path, found):
@@ -83,10 +105,14 @@ def check_header(path):
     if header != list(schema.RESULT_COLUMNS):
         missing = [name for name in schema.RESULT_COLUMNS if name not in header]
         if len(missing) > len(schema.RESULT_COLUMNS) // 2:
-            raise utils.UserError(f"{path} is not a results CSV, or one with another header: it begins with {','.join(header)[:60]!r}")
+            raise utils.UserError(
+                f"{path} is not a results CSV, or one with another header: it begins with {','.join(header)[:60]!r}"
+            )
         extra = [name for name in header if name not in schema.RESULT_COLUMNS]
         detail = f"missing {missing}, unexpected {extra}" if missing or extra else "the same columns in another order"
-        raise utils.UserError(f"{path} has another header than this version writes: {detail}; move it away or pass --results")
+        raise utils.UserError(
+            f"{path} has another header than this version writes: {detail}; move it away or pass --results"
+        )
 
 
 def check_results_file(path):
@@ -97,7 +123,9 @@ def check_results_file(path):
     if not path.parent.is_dir():
         raise utils.UserError(f"--results {path}: there is no folder {path.parent}")
     if not os.access(path.parent, os.W_OK) or (path.exists() and not os.access(path, os.W_OK)):
-        raise utils.UserError(f"--results {path} cannot be written")  # the folder counts too: a whole new file takes the old one's place
+        raise utils.UserError(
+            f"--results {path} cannot be written"
+        )  # the folder counts too: a whole new file takes the old one's place
     if path.exists() and path.stat().st_size:
         read_results(path)
 
@@ -153,7 +181,9 @@ def read_results(path):
             rows = []
             for cells in reader:
                 if len(cells) != len(schema.RESULT_COLUMNS):
-                    raise utils.UserError(f"{path}, line {reader.line_num}: {len(cells)} cells where {len(schema.RESULT_COLUMNS)} belong")
+                    raise utils.UserError(
+                        f"{path}, line {reader.line_num}: {len(cells)} cells where {len(schema.RESULT_COLUMNS)} belong"
+                    )
                 rows.append(dict(zip(schema.RESULT_COLUMNS, cells)))
             return rows
     except (UnicodeDecodeError, csv.Error) as error:

@@ -20,11 +20,33 @@ def score_cell(configuration):
 
 # the columns of the printed table; one that is empty in all rows of a panel is left out there
 COLUMNS = (
-    "strategy", "variant", "model", "n_train", "k_shots", "seed", "data_seed", "score", "score_low", "score_high", "perplexity",
-    "recall_at_k", "latency_ms_p50", "cached_latency_ms_p50", "ttft_ms", "tpot_ms", "tokens_per_s", "speedup", "acceptance_rate",
-    "accepted_length", "greedy_agreement",
-    "compile_seconds", "train_seconds", "model_gb", "peak_gpu_gb", "peak_rss_gb",
-)  # fmt: skip
+    "strategy",
+    "variant",
+    "model",
+    "n_train",
+    "k_shots",
+    "seed",
+    "data_seed",
+    "score",
+    "score_low",
+    "score_high",
+    "perplexity",
+    "recall_at_k",
+    "latency_ms_p50",
+    "cached_latency_ms_p50",
+    "ttft_ms",
+    "tpot_ms",
+    "tokens_per_s",
+    "speedup",
+    "acceptance_rate",
+    "accepted_length",
+    "greedy_agreement",
+    "compile_seconds",
+    "train_seconds",
+    "model_gb",
+    "peak_gpu_gb",
+    "peak_rss_gb",
+)
 
 
 def print_table(panel, members):
@@ -39,7 +61,9 @@ def print_table(panel, members):
 
 def print_markdown(members):
     """The rows as a Markdown table, with intervals."""
-    print("| strategy | variant | model | data, n | score [95 % interval] | ms a request (p50) | training s | peak GB | hardware |")
+    print(
+        "| strategy | variant | model | data, n | score [95 % interval] | ms a request (p50) | training s | peak GB | hardware |"
+    )
     print("| --- | --- | --- | --- | --- | --- | --- | --- | --- |")
 
     def cell(row, name, digits):
@@ -48,15 +72,25 @@ def print_markdown(members):
 
     for row in members:
         interval = f" [{cell(row, 'score_low', 3)}, {cell(row, 'score_high', 3)}]" if row["score_low"] else ""
-        cells = [row["strategy"], row["variant"], Path(row["model"]).name, f"{Path(row['dataset']).name}, {row['n_eval']}",
-                 f"{row['metric']} {cell(row, 'score', 3)}{interval}" if row["score"] else row["status"], cell(row, "latency_ms_p50", 0),
-                 cell(row, "train_seconds", 0), cell(row, "memory", 2), row["device_name"]]  # fmt: skip
+        cells = [
+            row["strategy"],
+            row["variant"],
+            Path(row["model"]).name,
+            f"{Path(row['dataset']).name}, {row['n_eval']}",
+            f"{row['metric']} {cell(row, 'score', 3)}{interval}" if row["score"] else row["status"],
+            cell(row, "latency_ms_p50", 0),
+            cell(row, "train_seconds", 0),
+            cell(row, "memory", 2),
+            row["device_name"],
+        ]
         print("| " + " | ".join(cells) + " |")
 
 
 def print_best(kept):
     """The configuration with the best mean score of each strategy in each panel, as a Markdown table."""
-    print("| data, n | strategy | configuration | runs | score [95 % interval] | ms a request (p50) | peak GB | training s |")
+    print(
+        "| data, n | strategy | configuration | runs | score [95 % interval] | ms a request (p50) | peak GB | training s |"
+    )
     print("| --- | --- | --- | --- | --- | --- | --- | --- |")
     for panel, members in configurations.panels(kept).items():
         best = {}
@@ -64,10 +98,16 @@ def print_best(kept):
             if c["variant"] not in configurations.BASELINES:
                 best.setdefault(c["strategy"], c)
         for strategy, c in best.items():
-            cells = [f"{panel.data}, {panel.n_eval}", strategy, c.name.removeprefix(f"{strategy} "), len(c.rows),
-                     f"{panel.metric} {score_cell(c)}", number(c.mean("latency_ms_p50"), 0),
-                     number(c.mean("memory"), 2),
-                     number(c.mean("train_seconds"), 0)]  # fmt: skip
+            cells = [
+                f"{panel.data}, {panel.n_eval}",
+                strategy,
+                c.name.removeprefix(f"{strategy} "),
+                len(c.rows),
+                f"{panel.metric} {score_cell(c)}",
+                number(c.mean("latency_ms_p50"), 0),
+                number(c.mean("memory"), 2),
+                number(c.mean("train_seconds"), 0),
+            ]
             print("| " + " | ".join(map(str, cells)) + " |")
 
 

@@ -73,8 +73,10 @@ class Skipped:
 
     def summary(self, most=3):
         """One line: how many for each reason, the first few by name; "" where nothing was skipped."""
-        parts = [f"{len(found)} {reason} ({', '.join(found[:most])}{', ...' if len(found) > most else ''})"
-                 for reason, found in sorted(self.reasons.items())]  # fmt: skip
+        parts = [
+            f"{len(found)} {reason} ({', '.join(found[:most])}{', ...' if len(found) > most else ''})"
+            for reason, found in sorted(self.reasons.items())
+        ]
         return f"skipped {len(self)}: {'; '.join(parts)}" if parts else ""
 
 
@@ -90,9 +92,15 @@ def find_files(places):
             found = [p for p in sorted(path.rglob("*")) if p.is_file() and not _hidden(p, path)]
             found = [path / "corpus.jsonl"] if is_beir(path) else found
         else:
-            found = [path] if _is(path.is_file) else [p for p in map(Path, sorted(glob.glob(str(place), recursive=True))) if p.is_file()]
+            found = (
+                [path]
+                if _is(path.is_file)
+                else [p for p in map(Path, sorted(glob.glob(str(place), recursive=True))) if p.is_file()]
+            )
         if not found:
-            raise utils.UserError(f"--docs {place}: no such file or folder, or nothing in it; known are {', '.join(SUFFIXES)}")
+            raise utils.UserError(
+                f"--docs {place}: no such file or folder, or nothing in it; known are {', '.join(SUFFIXES)}"
+            )
         files.update(dict.fromkeys(found))
     return list(files)
 
@@ -126,7 +134,9 @@ def read_documents(places, skipped=None, max_file_mb=MAX_FILE_MB, encoding=None,
     found, ids, before = [], set(), len(skipped)
     for file in find_files(places):
         try:
-            documents = _read_file(file, max_file_mb, encoding, text_column or TABLE_TEXT, bare_ids or is_beir(file.parent))
+            documents = _read_file(
+                file, max_file_mb, encoding, text_column or TABLE_TEXT, bare_ids or is_beir(file.parent)
+            )
         except (_Unusable, utils.UserError, OSError) as error:
             skipped.add(str(error).removeprefix(f"{file} ").removeprefix(f"{file}: "), _clean(os.path.abspath(file)))
             continue
@@ -192,7 +202,9 @@ def _read_html(markup):
     title = " ".join(soup.title.get_text().split()) if soup.title else ""
     for tag in soup(["script", "style", "noscript", "template", "title"]):
         tag.decompose()
-    for tag in soup(["p", "div", "li", "tr", "section", "article", "blockquote", "pre", "h1", "h2", "h3", "h4", "h5", "h6", "br"]):
+    for tag in soup(
+        ["p", "div", "li", "tr", "section", "article", "blockquote", "pre", "h1", "h2", "h3", "h4", "h5", "h6", "br"]
+    ):
         tag.append("\n\n" if tag.name != "br" else "\n")
     return title, re.sub(r"[ \t]*\n[ \t]*(\n\s*)+", "\n\n", soup.get_text()).strip()
 
@@ -205,7 +217,9 @@ def _read_pdf(file):
         text = "\n\n".join(page.extract_text() for page in reader.pages)
     except MemoryError:
         raise
-    except Exception as error:  # a damaged or encrypted file makes pypdf fail in any way; it is the file's fault, not a bug here
+    except (
+        Exception
+    ) as error:  # a damaged or encrypted file makes pypdf fail in any way; it is the file's fault, not a bug here
         raise _Unusable(f"PDF that cannot be read ({type(error).__name__})") from None
     if not text.strip():
         raise _Unusable("PDF without text (scanned pages?)")
@@ -215,14 +229,23 @@ def _read_pdf(file):
 def _read_rows(file, name, text_column, bare_ids):
     rows = readers.read_table(file)
     if not any(isinstance(row.get(text_column), str) for row in rows):
-        raise _Unusable(f"table without texts in a column {text_column}, see --text_column (seen: {', '.join(map(str, rows[0]))})" if rows
-                        else "empty")  # fmt: skip
+        raise _Unusable(
+            f"table without texts in a column {text_column}, see --text_column (seen: {', '.join(map(str, rows[0]))})"
+            if rows
+            else "empty"
+        )
     documents = []
     for i, row in enumerate(rows):
         own = next((row[key] for key in TABLE_ID if row.get(key) not in (None, "")), i)
         text = row.get(text_column)
-        documents.append(Document(_clean(own) if bare_ids else f"{name}#{_clean(own)}", _clean(row.get("title") or ""),
-                                  _clean(text) if isinstance(text, str) else "", name))  # fmt: skip
+        documents.append(
+            Document(
+                _clean(own) if bare_ids else f"{name}#{_clean(own)}",
+                _clean(row.get("title") or ""),
+                _clean(text) if isinstance(text, str) else "",
+                name,
+            )
+        )
     return documents
 
 
@@ -258,10 +281,14 @@ def split_into_chunks(documents, tokenizer, size, overlap):
         if size is None:
             chunks.append(Chunk(doc.id, 0, doc.text.strip(), doc.title, doc.source))
             continue
-        title = tokenizer(doc.title, add_special_tokens=False, return_offsets_mapping=True, verbose=False).offset_mapping
+        title = tokenizer(
+            doc.title, add_special_tokens=False, return_offsets_mapping=True, verbose=False
+        ).offset_mapping
         title = title[: size // 2]  # the text has the other half at least
         head = doc.title[: title[-1][1]] if title else ""
-        offsets = tokenizer(doc.text, add_special_tokens=False, return_offsets_mapping=True, verbose=False).offset_mapping
+        offsets = tokenizer(
+            doc.text, add_special_tokens=False, return_offsets_mapping=True, verbose=False
+        ).offset_mapping
         for first, last in windows(doc.text, offsets, size - len(title), overlap):
             start, end = offsets[first][0], offsets[last - 1][1]
             start += len(doc.text[start:end]) - len(doc.text[start:end].lstrip())
@@ -289,4 +316,6 @@ def windows(text, offsets, room, overlap):
         if last >= n:
             return
         again = ((breaks, bisect.bisect_left(breaks, last - overlap)) for breaks in kinds[1:])
-        first = next((breaks[i] for breaks, i in again if overlap and i < len(breaks) and breaks[i] < last), last - overlap)
+        first = next(
+            (breaks[i] for breaks, i in again if overlap and i < len(breaks) and breaks[i] < last), last - overlap
+        )

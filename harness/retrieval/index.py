@@ -49,11 +49,23 @@ class Index:
     """
 
     def __init__(self, dimension, kind="auto", metric="cosine", options=None):
-        self.dimension, self.kind, self.metric, self.options, self.why = dimension, kind, metric, dict(options or {}), ""
+        self.dimension, self.kind, self.metric, self.options, self.why = (
+            dimension,
+            kind,
+            metric,
+            dict(options or {}),
+            "",
+        )
         self.faiss, self.vectors, self.next_id, self.generation, self.mapped = None, None, 0, 0, False
         text = ("document", "digest", "title", "source")
-        self.schema = pa.schema([("id", pa.int64()), *((name, pa.string()) for name in text), ("position", pa.int64()),
-                                 ("text", pa.large_string())])  # fmt: skip
+        self.schema = pa.schema(
+            [
+                ("id", pa.int64()),
+                *((name, pa.string()) for name in text),
+                ("position", pa.int64()),
+                ("text", pa.large_string()),
+            ]
+        )
         self.table = self.schema.empty_table()
 
     def __len__(self):
@@ -81,9 +93,18 @@ class Index:
         self.check_writable()
         self.settle(len(self) + max(len(chunks), expected or 0))
         ids = np.arange(self.next_id, self.next_id + len(chunks), dtype=np.int64)
-        columns = [ids, [c.document for c in chunks], digests, [c.title for c in chunks], [c.source for c in chunks],
-                   [c.position for c in chunks], [c.text for c in chunks]]  # fmt: skip
-        new = pa.table([pa.array(column, field.type) for column, field in zip(columns, self.schema)], schema=self.schema)
+        columns = [
+            ids,
+            [c.document for c in chunks],
+            digests,
+            [c.title for c in chunks],
+            [c.source for c in chunks],
+            [c.position for c in chunks],
+            [c.text for c in chunks],
+        ]
+        new = pa.table(
+            [pa.array(column, field.type) for column, field in zip(columns, self.schema)], schema=self.schema
+        )
         if self.kind != "none":
             self._add_vectors(vectors, ids, max(len(vectors), expected or 0))
         self.table, self.next_id = pa.concat_tables([self.table, new]), self.next_id + len(chunks)
@@ -94,7 +115,9 @@ class Index:
             self.faiss = self._new(vectors, expected)
         before, step = self.faiss.ntotal, 10_000
         try:
-            for begin in tqdm(range(0, len(vectors), step), desc="indexing", unit="10k vectors", disable=len(vectors) <= step):
+            for begin in tqdm(
+                range(0, len(vectors), step), desc="indexing", unit="10k vectors", disable=len(vectors) <= step
+            ):
                 some = vectors[begin : begin + step]
                 if self.kind in CLUSTERED:
                     self.faiss.add_with_ids(some, ids[begin : begin + step])
@@ -120,7 +143,11 @@ class Index:
             for begin in range(0, len(part), 10_000):
                 file.write(np.ascontiguousarray(part[begin : begin + 10_000], np.float32))
         file.flush()
-        self.vectors = np.memmap(file, np.float32, "r", shape=(n, self.dimension)) if n else np.empty((0, self.dimension), np.float32)
+        self.vectors = (
+            np.memmap(file, np.float32, "r", shape=(n, self.dimension))
+            if n
+            else np.empty((0, self.dimension), np.float32)
+        )
 
     def check(self, n):
         """UserError where the options cannot be for n vectors to train on."""
@@ -128,8 +155,10 @@ class Index:
         if self.kind in CLUSTERED and nlist and nlist > n:
             raise utils.UserError(f"--nlist {nlist}: there are {n} vectors; give at most a 39th of them")
         if self.kind == "ivfpq" and ((pq_m and self.dimension % pq_m) or n < 256):
-            raise utils.UserError(f"--index ivfpq wants --pq_m to divide the {self.dimension} dimensions (given: {pq_m}) and 256 vectors "
-                                  f"at least to train on (there are {n}); take --index flat")  # fmt: skip
+            raise utils.UserError(
+                f"--index ivfpq wants --pq_m to divide the {self.dimension} dimensions (given: {pq_m}) and 256 vectors "
+                f"at least to train on (there are {n}); take --index flat"
+            )
 
     def _new(self, vectors, n):
         """An empty faiss index for n vectors, trained on (a sample of) those given."""
@@ -137,7 +166,9 @@ class Index:
         self.check(len(vectors))
         # four times the root of n (FAISS wiki), but 39 vectors a list, below which faiss calls k-means unfounded
         nlist = options.get("nlist") or max(1, min(int(4 * n**0.5), len(vectors) // 39))
-        pq_m = options.get("pq_m") or next(m for m in range(max(1, self.dimension // 4), 0, -1) if self.dimension % m == 0)
+        pq_m = options.get("pq_m") or next(
+            m for m in range(max(1, self.dimension // 4), 0, -1) if self.dimension % m == 0
+        )
         hnsw_m = options.get("hnsw_m") or 32
         factory = {
             "flat": "Flat",
@@ -156,7 +187,9 @@ class Index:
             index.nprobe = min(nlist, options.get("nprobe") or max(32, nlist // 16))
             index.set_direct_map_type(faiss.DirectMap.Hashtable)  # to read a vector by its id
         if self.kind in TRAINED:
-            sample = np.random.default_rng(0).permutation(len(vectors))[: max(64 * nlist, 65_536)]  # faiss wants 39 a cluster
+            sample = np.random.default_rng(0).permutation(len(vectors))[
+                : max(64 * nlist, 65_536)
+            ]  # faiss wants 39 a cluster
             index.train(np.ascontiguousarray(vectors[np.sort(sample)]))
         return index
 
@@ -221,7 +254,9 @@ class Index:
     def _product(self, queries, k):
         """Exact search by a matrix product over faiss' own vectors, which BLAS computes faster than faiss' flat search scans them."""
         n = len(self)
-        vectors = torch.from_numpy(faiss.rev_swig_ptr(self.faiss.get_xb(), n * self.dimension).reshape(n, self.dimension))
+        vectors = torch.from_numpy(
+            faiss.rev_swig_ptr(self.faiss.get_xb(), n * self.dimension).reshape(n, self.dimension)
+        )
         step, parts = max(1, PRODUCT // n), []  # queries at a time, so that their scores stay small
         for begin in range(0, len(queries), step):
             parts.append((torch.from_numpy(queries[begin : begin + step]) @ vectors.T).topk(k, dim=1))

@@ -34,7 +34,9 @@ def read_meta(folder):
     except (ValueError, KeyError, TypeError):
         ours = False
     if not ours:
-        raise utils.UserError(f"{path} is not the description of an index that this version wrote; delete the folder and build it again")
+        raise utils.UserError(
+            f"{path} is not the description of an index that this version wrote; delete the folder and build it again"
+        )
     return meta
 
 
@@ -101,10 +103,20 @@ def _write(index, folder, made_with):
             with open(folder / f"{name}.new", "rb+") as file:
                 os.fsync(file.fileno())
             sums[name] = checksum(folder / f"{name}.new")
-        meta = {"format": FORMAT, "generation": index.generation + 1, "index": index.kind, "metric": index.metric,
-                "dimension": index.dimension, "options": index.options, "documents": len(set(index.table["document"].to_pylist())),
-                "chunks": len(index), "next_id": index.next_id, "files": sums, "made_with": made_with,
-                "versions": json.loads(provenance.of_checkout()["versions"])}  # fmt: skip
+        meta = {
+            "format": FORMAT,
+            "generation": index.generation + 1,
+            "index": index.kind,
+            "metric": index.metric,
+            "dimension": index.dimension,
+            "options": index.options,
+            "documents": len(set(index.table["document"].to_pylist())),
+            "chunks": len(index),
+            "next_id": index.next_id,
+            "files": sums,
+            "made_with": made_with,
+            "versions": json.loads(provenance.of_checkout()["versions"]),
+        }
         with open(folder / "meta.json.new", "w", encoding="utf-8") as file:
             json.dump(meta, file, indent=1)
             file.flush()
@@ -136,14 +148,22 @@ def open_index(folder, mmap=False):
             path = folder / name
             damaged = not path.is_file() or path.stat().st_size != wanted["bytes"]
             if damaged or (not (mmap and name != "chunks.parquet") and checksum(path) != wanted):
-                raise utils.UserError(f"{path} is missing or damaged: its size or checksum is not what meta.json says; delete {folder} "
-                                      "and build it again")  # fmt: skip
+                raise utils.UserError(
+                    f"{path} is missing or damaged: its size or checksum is not what meta.json says; delete {folder} "
+                    "and build it again"
+                )
         index = Index(meta["dimension"], meta["index"], meta["metric"], meta["options"])
-        index.table, index.next_id, index.generation = pq.read_table(folder / "chunks.parquet"), meta["next_id"], meta["generation"]
+        index.table, index.next_id, index.generation = (
+            pq.read_table(folder / "chunks.parquet"),
+            meta["next_id"],
+            meta["generation"],
+        )
         if "index.faiss" in meta["files"]:
             index.faiss = faiss.read_index(str(folder / "index.faiss"), faiss.IO_FLAG_MMAP_IFC if mmap else 0)
             if index.faiss.ntotal != len(index):
-                raise utils.UserError(f"{folder} holds {index.faiss.ntotal} vectors for {len(index)} chunks; delete it and build it again")
+                raise utils.UserError(
+                    f"{folder} holds {index.faiss.ntotal} vectors for {len(index)} chunks; delete it and build it again"
+                )
         if "vectors.npy" in meta["files"]:
             index.vectors = np.load(folder / "vectors.npy", mmap_mode="r", allow_pickle=False)
         index.mapped = mmap

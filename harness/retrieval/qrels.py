@@ -18,7 +18,9 @@ def load_beir(folder, split="test"):
             judgements.setdefault(row["query"], {})[row["document"]] = int(row["grade"])
     lost = [query for query in judgements if not queries.get(query)]
     if lost or not judgements:
-        raise utils.UserError(f"{folder}: {len(judgements)} queries are judged, of which {len(lost)} are not in queries.jsonl")
+        raise utils.UserError(
+            f"{folder}: {len(judgements)} queries are judged, of which {len(lost)} are not in queries.jsonl"
+        )
     return read_documents([folder]), {q: queries[q] for q in judgements}, judgements
 
 
@@ -26,9 +28,13 @@ def retrieval_scores(hits, relevant, k):
     """The retrieval cells for one question, by document: a document counts where its best chunk stands."""
     ranked = list(dict.fromkeys(hit.chunk.document for hit in hits))
     in_prompt = list(dict.fromkeys(hit.chunk.document for hit in hits[:k]))
-    return {"recall_at_k": metrics.recall_at_k(in_prompt, relevant, k), "precision_at_k": metrics.precision_at_k(in_prompt, relevant, k),
-            "mrr": metrics.reciprocal_rank(ranked, relevant), "ndcg_at_10": metrics.ndcg_at_k(ranked, relevant, 10),
-            "map": metrics.average_precision(ranked, relevant)}  # fmt: skip
+    return {
+        "recall_at_k": metrics.recall_at_k(in_prompt, relevant, k),
+        "precision_at_k": metrics.precision_at_k(in_prompt, relevant, k),
+        "mrr": metrics.reciprocal_rank(ranked, relevant),
+        "ndcg_at_10": metrics.ndcg_at_k(ranked, relevant, 10),
+        "map": metrics.average_precision(ranked, relevant),
+    }
 
 
 def relevant_documents(task, documents, known):

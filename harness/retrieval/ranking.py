@@ -7,8 +7,20 @@ import Stemmer
 RRF_CONSTANT = 60  # of reciprocal rank fusion, as in its paper
 
 
-STEMMED = {"english": "en", "german": "de", "french": "fr", "spanish": "es", "italian": "it", "portuguese": "pt", "dutch": "nl",
-           "swedish": "sv", "norwegian": "no", "russian": "ru", "turkish": "tr", "none": None}  # fmt: skip
+STEMMED = {
+    "english": "en",
+    "german": "de",
+    "french": "fr",
+    "spanish": "es",
+    "italian": "it",
+    "portuguese": "pt",
+    "dutch": "nl",
+    "swedish": "sv",
+    "norwegian": "no",
+    "russian": "ru",
+    "turkish": "tr",
+    "none": None,
+}
 
 
 class Bm25:

@@ -52,7 +52,9 @@ class Retriever:
             raise utils.UserError(f"--chunk_tokens {args.chunk_tokens}: {name} takes {limit} tokens at once")
         self.size = None if args.whole_documents else args.chunk_tokens or min(limit, 512)
         if args.chunk_overlap is not None and self.size and args.chunk_overlap > self.size // 2:
-            raise utils.UserError(f"--chunk_overlap {args.chunk_overlap} must be at most half of the {self.size} tokens of a chunk")
+            raise utils.UserError(
+                f"--chunk_overlap {args.chunk_overlap} must be at most half of the {self.size} tokens of a chunk"
+            )
         self.overlap = min(OVERLAP, (self.size or 0) // 4) if args.chunk_overlap is None else args.chunk_overlap
         self.batch_size = 32 if args.batch_size == "auto" else max(args.batch_size, 32)
         self.reranker = None
@@ -69,7 +71,11 @@ class Retriever:
         }
         kind = "none" if args.retriever == "bm25" and args.mmr is None else args.index
         opened = self._opened()
-        self.index = opened if opened is not None else Index(self.embedder.get_embedding_dimension(), kind, args.metric, self._options())
+        self.index = (
+            opened
+            if opened is not None
+            else Index(self.embedder.get_embedding_dimension(), kind, args.metric, self._options())
+        )
 
     def gb(self):
         """GB of the embedder's weights, the reranker's and the index."""
@@ -78,7 +84,10 @@ class Retriever:
         return weights / utils.GB + (0.0 if self.index.kind == "none" else self.index.gb())
 
     def _options(self):
-        return {name: getattr(self.args, name) for name in ("nlist", "nprobe", "hnsw_m", "ef_construction", "ef_search", "pq_m")}
+        return {
+            name: getattr(self.args, name)
+            for name in ("nlist", "nprobe", "hnsw_m", "ef_construction", "ef_search", "pq_m")
+        }
 
     def _opened(self):
         """The index in --index_dir; UserError where it was made with another embedder, chunking, metric or kind."""
@@ -92,26 +101,40 @@ class Retriever:
         found = index_folder.open_index(self.args.index_dir, self.args.mmap) if self.args.index_dir else None
         if found is None:
             if self.args.mmap:
-                raise utils.UserError(f"--mmap: there is no index in {self.args.index_dir}; build it first with --build_only --docs PATH")
+                raise utils.UserError(
+                    f"--mmap: there is no index in {self.args.index_dir}; build it first with --build_only --docs PATH"
+                )
             return None
         index, theirs = found
         ours = {**self.made_with, "metric": self.args.metric, "index": self.args.index}
         theirs = {**theirs, "metric": index.metric, "index": index.kind}
-        if (self.args.index == "auto" and index.kind != "none") or (self.args.retriever == "bm25" and self.args.mmr is None):
+        if (self.args.index == "auto" and index.kind != "none") or (
+            self.args.retriever == "bm25" and self.args.mmr is None
+        ):
             ours["index"] = index.kind
         a, b = np.asarray(ours.pop("probes")), np.asarray(theirs.pop("probes"))
-        same = a.shape == b.shape and (
-            (a * b).sum(1) >= SAME_VECTOR * np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)).all()  # fmt: skip
-        other = [f"{key} {theirs[key]}, not {ours[key]}" for key in ours
-                 if key not in ("embedder", "embedder_revision") and ours[key] != theirs.get(key)]  # fmt: skip
+        same = (
+            a.shape == b.shape
+            and ((a * b).sum(1) >= SAME_VECTOR * np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)).all()
+        )
+        other = [
+            f"{key} {theirs[key]}, not {ours[key]}"
+            for key in ours
+            if key not in ("embedder", "embedder_revision") and ours[key] != theirs.get(key)
+        ]
         if not same:
             other.insert(0, f"the embedder {theirs['embedder']}, whose vectors are not those of {ours['embedder']}")
         fixed = ("nlist", "hnsw_m", "ef_construction", "pq_m")  # what an index was built with stays
         given = self._options()
-        other += [f"{key} {index.options.get(key) or 'by default'}, not {given[key]}" for key in fixed
-                  if given[key] is not None and given[key] != index.options.get(key)]  # fmt: skip
+        other += [
+            f"{key} {index.options.get(key) or 'by default'}, not {given[key]}"
+            for key in fixed
+            if given[key] is not None and given[key] != index.options.get(key)
+        ]
         if index.kind == "none" and ours["index"] != "none":
-            raise utils.UserError(f"--index_dir {self.args.index_dir} was built for BM25 and holds no vectors; give --retriever bm25")
+            raise utils.UserError(
+                f"--index_dir {self.args.index_dir} was built for BM25 and holds no vectors; give --retriever bm25"
+            )
         if other:
             raise utils.UserError(
                 f"--index_dir {self.args.index_dir} was built with {'; '.join(other)}: give the same flags, or another folder"
@@ -128,8 +151,17 @@ class Retriever:
         """Vectors [N, D], float32, of unit length under the cosine metric."""
         encode = self.embedder.encode_query if questions else self.embedder.encode_document
         prompt = self.args.query_prompt if questions else self.args.passage_prompt
-        found = encode(texts, prompt=prompt, batch_size=self.batch_size, normalize_embeddings=self.args.metric == "cosine",
-                       show_progress_bar=False) if not progress else self._embed_with_bar(encode, prompt, texts)  # fmt: skip
+        found = (
+            encode(
+                texts,
+                prompt=prompt,
+                batch_size=self.batch_size,
+                normalize_embeddings=self.args.metric == "cosine",
+                show_progress_bar=False,
+            )
+            if not progress
+            else self._embed_with_bar(encode, prompt, texts)
+        )
         return np.ascontiguousarray(found, dtype=np.float32)
 
     def _embed_with_bar(self, encode, prompt, texts):
@@ -137,8 +169,15 @@ class Retriever:
         with tqdm(total=len(texts), desc="embedding", unit="chunk") as bar:
             for begin in range(0, len(texts), step):
                 some = [texts[i] for i in order[begin : begin + step]]
-                parts.append(encode(some, prompt=prompt, batch_size=self.batch_size, normalize_embeddings=self.args.metric == "cosine",
-                                    show_progress_bar=False))  # fmt: skip
+                parts.append(
+                    encode(
+                        some,
+                        prompt=prompt,
+                        batch_size=self.batch_size,
+                        normalize_embeddings=self.args.metric == "cosine",
+                        show_progress_bar=False,
+                    )
+                )
                 bar.update(len(some))
         found = np.empty((len(texts), parts[0].shape[1]), np.float32)
         found[order] = np.concatenate(parts)
@@ -166,11 +205,17 @@ class Retriever:
         first, saved = BLOCK, len(self.index)
         if chunks:
             self.index.settle(len(self.index) + len(chunks))
-            if self.index.faiss is None and self.index.kind in TRAINED:  # to train on: 50 vectors for each of the clusters
+            if (
+                self.index.faiss is None and self.index.kind in TRAINED
+            ):  # to train on: 50 vectors for each of the clusters
                 first = max(BLOCK, 50 * int(self.args.nlist or 4 * len(chunks) ** 0.5))
                 self.index.check(min(first, len(chunks)))
         for block in _blocks(chunks, first, BLOCK):
-            vectors = None if self.index.kind == "none" else self.embed([chunk.full for chunk in block], progress=len(chunks) > 200)
+            vectors = (
+                None
+                if self.index.kind == "none"
+                else self.embed([chunk.full for chunk in block], progress=len(chunks) > 200)
+            )
             self.index.remove(stale & {chunk.document for chunk in block})
             self.index.add(block, [digests[chunk.document] for chunk in block], vectors, len(chunks))
             if len(self.index) > 1.25 * saved:  # not after each block: a save writes everything
@@ -185,7 +230,9 @@ class Retriever:
         """Forget documents by id; returns how many chunks went. UserError for an id that is not there."""
         lost = sorted(set(ids) - set(self.index.documents))
         if lost:
-            raise utils.UserError(f"no document {', '.join(map(repr, lost[:5]))} in the index; `sources` in --interactive lists them")
+            raise utils.UserError(
+                f"no document {', '.join(map(repr, lost[:5]))} in the index; `sources` in --interactive lists them"
+            )
         self.bm25, n = None, self.index.remove(ids)
         self.save()
         return n
@@ -211,7 +258,9 @@ class Retriever:
         """Build what the first search would build: the BM25 index of the chunks."""
         if self.args.retriever != "dense" and self.bm25 is None and len(self.index):
             table = self.index.table
-            texts = [f"{title} {text}".strip() for title, text in zip(table["title"].to_pylist(), table["text"].to_pylist())]
+            texts = [
+                f"{title} {text}".strip() for title, text in zip(table["title"].to_pylist(), table["text"].to_pylist())
+            ]
             self.bm25 = Bm25(texts, self.args.language, len(texts) > 20_000)
 
     def search(self, questions, k):
@@ -220,8 +269,12 @@ class Retriever:
         if not n or not questions:
             return [[] for _ in questions]
         self.prepare()
-        depth = max(k, FUSED_DEPTH if args.retriever == "hybrid" else 0, args.rerank_depth if self.reranker else 0,
-                    DIVERSE_DEPTH if args.mmr is not None else 0)  # fmt: skip
+        depth = max(
+            k,
+            FUSED_DEPTH if args.retriever == "hybrid" else 0,
+            args.rerank_depth if self.reranker else 0,
+            DIVERSE_DEPTH if args.mmr is not None else 0,
+        )
         queries = None
         if args.retriever != "bm25" or args.mmr is not None:
             queries = self._timed("embed", lambda: self.embed(questions, questions=True))
@@ -229,10 +282,14 @@ class Retriever:
         if self.reranker:
             ranked = self._timed("rerank", lambda: self._rerank(questions, ranked))
         if args.min_score is not None:
-            ranked = [[pair for pair, value in zip(pairs, self._strengths(queries, i, pairs)) if value >= args.min_score]
-                      for i, pairs in enumerate(ranked)]  # fmt: skip
+            ranked = [
+                [pair for pair, value in zip(pairs, self._strengths(queries, i, pairs)) if value >= args.min_score]
+                for i, pairs in enumerate(ranked)
+            ]
         if args.mmr is not None:
-            ranked = self._timed("search", lambda: [self._diverse(query, pairs, k) for query, pairs in zip(queries, ranked)])
+            ranked = self._timed(
+                "search", lambda: [self._diverse(query, pairs, k) for query, pairs in zip(queries, ranked)]
+            )
         return [[Hit(self.index.chunk(row), score, row) for row, score in pairs[:k]] for pairs in ranked]
 
     def _rank(self, questions, queries, depth):  # -> [Q] lists of (row, score)
@@ -244,16 +301,27 @@ class Retriever:
             lexical = self.bm25.search(questions, depth)
         if dense is None or lexical is None:
             return lexical if dense is None else dense
-        return [reciprocal_rank_fusion([[row for row, _ in a[:FUSED_DEPTH]], [row for row, _ in b[:FUSED_DEPTH]]])
-                for a, b in zip(dense, lexical)]  # fmt: skip
+        return [
+            reciprocal_rank_fusion([[row for row, _ in a[:FUSED_DEPTH]], [row for row, _ in b[:FUSED_DEPTH]]])
+            for a, b in zip(dense, lexical)
+        ]
 
     def _rerank(self, questions, ranked):
-        pairs = [(question, self.index.chunk(row).full) for question, some in zip(questions, ranked)
-                 for row, _ in some[: self.args.rerank_depth]]  # fmt: skip
-        scores = iter(self.reranker.predict(pairs, batch_size=self.batch_size, show_progress_bar=len(pairs) > 1000) if pairs else ())
+        pairs = [
+            (question, self.index.chunk(row).full)
+            for question, some in zip(questions, ranked)
+            for row, _ in some[: self.args.rerank_depth]
+        ]
+        scores = iter(
+            self.reranker.predict(pairs, batch_size=self.batch_size, show_progress_bar=len(pairs) > 1000)
+            if pairs
+            else ()
+        )
         found = []
         for some in ranked:
-            scored = sorted(((row, float(next(scores))) for row, _ in some[: self.args.rerank_depth]), key=lambda pair: -pair[1])
+            scored = sorted(
+                ((row, float(next(scores))) for row, _ in some[: self.args.rerank_depth]), key=lambda pair: -pair[1]
+            )
             rest = some[len(scored) :] if self.args.min_score is None else []  # after them, in their old order
             found.append(scored + [(row, scored[-1][1] - n) for n, (row, _) in enumerate(rest, start=1)])
         return found
@@ -287,7 +355,9 @@ def _blocks(chunks, first, size):
 
 def _load(kind, name, flag, device, args):
     try:
-        return kind(name, device=device, trust_remote_code=args.trust_remote_code, model_kwargs={"use_safetensors": True})
+        return kind(
+            name, device=device, trust_remote_code=args.trust_remote_code, model_kwargs={"use_safetensors": True}
+        )
     except (OSError, ValueError) as error:
         if utils.is_out_of_memory(error):
             raise
@@ -304,8 +374,16 @@ def _revision(embedder, name):
 def summary(found, retriever, skipped):
     """One line on what `Retriever.add` did."""
     parts = [f"{n} documents {what}" for what, n in found.items() if what != "chunks" and n]
-    return "; ".join(filter(None, [", ".join(parts) or "no new documents", f"{found['chunks']} chunks added, {len(retriever.index)} in all",
-                                   skipped.summary()]))  # fmt: skip
+    return "; ".join(
+        filter(
+            None,
+            [
+                ", ".join(parts) or "no new documents",
+                f"{found['chunks']} chunks added, {len(retriever.index)} in all",
+                skipped.summary(),
+            ],
+        )
+    )
 
 
 def read(places, skipped, args, **options):
@@ -322,7 +400,9 @@ def fill(retriever, documents, args, skipped, whole=False):
     known, texts = retriever.index.documents, {doc.digest for doc in documents}
     strange = [id for id, digest in known.items() if digest not in texts]
     if whole and strange:
-        raise utils.UserError(f"--index_dir {args.index_dir} holds {len(strange)} documents that are not of {args.dataset}; give another")
+        raise utils.UserError(
+            f"--index_dir {args.index_dir} holds {len(strange)} documents that are not of {args.dataset}; give another"
+        )
     if strange and not args.docs:
         return None
     if args.prune:

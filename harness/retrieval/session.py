@@ -49,7 +49,9 @@ class Session:
             found[document] = found.get(document, 0) + 1
         for document, n in list(found.items())[:50]:
             print(f"    {document}: {n} chunks")
-        print(f"{len(found)} documents, {len(self.retriever.index)} chunks{', the first 50 shown' if len(found) > 50 else ''}")
+        print(
+            f"{len(found)} documents, {len(self.retriever.index)} chunks{', the first 50 shown' if len(found) > 50 else ''}"
+        )
 
     def set_k(self, what):
         if not what.isdecimal():
@@ -85,10 +87,19 @@ class Session:
         """Until `quit` or the end of input; a bad line is answered, never fatal."""
         chunks = len(self.retriever.index)
         print(
-            f"{chunks} chunks indexed; {HELP}" if chunks else f"no documents yet, so answers come from the model alone; {HELP}", flush=True
+            f"{chunks} chunks indexed; {HELP}"
+            if chunks
+            else f"no documents yet, so answers come from the model alone; {HELP}",
+            flush=True,
         )
-        commands = {"add": self.add, "delete": self.delete, "sources": self.sources, "k": self.set_k, "save": self.save,
-                    "history": self.show_history}  # fmt: skip
+        commands = {
+            "add": self.add,
+            "delete": self.delete,
+            "sources": self.sources,
+            "k": self.set_k,
+            "save": self.save,
+            "history": self.show_history,
+        }
         most = {"sources": 0, "history": 0, "k": 1, "save": 1}  # words after it; with more the line is a question
         for line in terminal.lines_typed():
             line = line.strip()

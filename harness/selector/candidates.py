@@ -65,11 +65,21 @@ def eligible(c):
 def measured(found):
     """Candidates of a panel's Configurations."""
     return [
-        Candidate(c.name, c["strategy"], c.mean(), c.mean("latency_ms_p50"), c.mean("memory"), c.mean("labels_used"),
-                  c.mean("train_seconds") or 0.0, c.standard_error or 0.0,
-                  majority=configurations.value(c.rows[0], "majority_baseline"), configuration=c)
-        for c in found if eligible(c)
-    ]  # fmt: skip
+        Candidate(
+            c.name,
+            c["strategy"],
+            c.mean(),
+            c.mean("latency_ms_p50"),
+            c.mean("memory"),
+            c.mean("labels_used"),
+            c.mean("train_seconds") or 0.0,
+            c.standard_error or 0.0,
+            majority=configurations.value(c.rows[0], "majority_baseline"),
+            configuration=c,
+        )
+        for c in found
+        if eligible(c)
+    ]
 
 
 def obstacles(candidate, limits):
@@ -79,13 +89,17 @@ def obstacles(candidate, limits):
         ("memory_gb", limits.memory_gb, candidate.memory_gb, "{:.2f} GB"),
         ("latency_ms", limits.latency_ms, candidate.latency_ms, "{:.0f} ms"),
         ("data_size", limits.data_size, candidate.labels, "{:.0f} labelled examples"),
-    ):  # fmt: skip
+    ):
         if wanted is None or (has is not None and has <= wanted):
             continue
         if has is None:
-            found.append((limit, None, math.inf, f"its {'memory' if limit == 'memory_gb' else 'latency'} was not measured"))
+            found.append(
+                (limit, None, math.inf, f"its {'memory' if limit == 'memory_gb' else 'latency'} was not measured")
+            )
         else:
-            found.append((limit, has, (has - wanted) / wanted if wanted else has, f"over by {text.format(has - wanted)}"))
+            found.append(
+                (limit, has, (has - wanted) / wanted if wanted else has, f"over by {text.format(has - wanted)}")
+            )
     if limits.required_accuracy is not None and candidate.score < limits.required_accuracy:
         short = limits.required_accuracy - candidate.score
         found.append(("required_accuracy", candidate.score, short / limits.required_accuracy, f"short by {short:.3f}"))
@@ -109,7 +123,11 @@ def choose(candidates, limits, prefer="accuracy"):
         ties = [c for c in kept if c.score >= kept[0].score - kept[0].score_error]
         choice = min(ties, key=lambda c: (c.cost_seconds(limits.requests), -c.score))
         return choice, [c for c in ties if c is not choice], kept
-    amount = {"latency": lambda c: c.latency_ms, "memory": lambda c: c.memory_gb, "cost": lambda c: c.cost_seconds(limits.requests)}[prefer]
+    amount = {
+        "latency": lambda c: c.latency_ms,
+        "memory": lambda c: c.memory_gb,
+        "cost": lambda c: c.cost_seconds(limits.requests),
+    }[prefer]
     kept = sorted(kept, key=lambda c: (math.inf if amount(c) is None else amount(c), -c.score))
     if amount(kept[0]) in (None, math.inf):
         return kept[0], [], kept
@@ -161,10 +179,18 @@ def as_json(candidate):
     if candidate is None:
         return None
     c = candidate.configuration
-    return {"name": candidate.name, "strategy": candidate.strategy, "score": candidate.score, "score_error": candidate.score_error,
-            "latency_ms": candidate.latency_ms, "memory_gb": candidate.memory_gb, "labels": candidate.labels,
-            "train_seconds": candidate.train_seconds, "rows": [row["run_id"] for row in c.rows] if c else [],
-            "command": commands.command(c.rows[0]) if c else None}  # fmt: skip
+    return {
+        "name": candidate.name,
+        "strategy": candidate.strategy,
+        "score": candidate.score,
+        "score_error": candidate.score_error,
+        "latency_ms": candidate.latency_ms,
+        "memory_gb": candidate.memory_gb,
+        "labels": candidate.labels,
+        "train_seconds": candidate.train_seconds,
+        "rows": [row["run_id"] for row in c.rows] if c else [],
+        "command": commands.command(c.rows[0]) if c else None,
+    }
 
 
 def dumps(decision):

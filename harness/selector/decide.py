@@ -23,7 +23,9 @@ def comparable(kept, args):
     if args.dataset:
         wanted = [row for row in wanted if Path(row["dataset"]).name == Path(args.dataset).name]
     if not wanted:
-        where = (f" on {Path(args.dataset).name}" if args.dataset else "") + (f" on {args.device}" if args.device else "")
+        where = (f" on {Path(args.dataset).name}" if args.dataset else "") + (
+            f" on {args.device}" if args.device else ""
+        )
         return None, f"no row measures {args.task}{where}" + (f"; there are {', '.join(known)}" if known else ""), ""
     missing = ""
     if args.model:
@@ -34,14 +36,26 @@ def comparable(kept, args):
         sizes = [(configurations.value(row, "total_params") or 0) / 1e9 for row in wanted]
         near = [row for row, size in zip(wanted, sizes) if 1 / NEAR <= size / args.params_b <= NEAR]
         if not near:
-            return None, f"the rows have models of {min(sizes):.2g} to {max(sizes):.2g} billion parameters, not near {args.params_b:g}", ""
+            return (
+                None,
+                f"the rows have models of {min(sizes):.2g} to {max(sizes):.2g} billion parameters, not near {args.params_b:g}",
+                "",
+            )
         wanted = near
-    groups = {panel: measured(configurations.group_seeds(members)) for panel, members in configurations.panels(wanted).items()}
+    groups = {
+        panel: measured(configurations.group_seeds(members)) for panel, members in configurations.panels(wanted).items()
+    }
     groups = {panel: found for panel, found in groups.items() if found}
     if not groups:
         return None, "the rows hold nothing that one could choose", ""
-    panel = max(groups, key=lambda p: (args.knowledge_heavy and any(c.strategy == "rag" for c in groups[p]), len(groups[p])))
-    others = [f"{p.data} (n = {p.n_eval}, {len(found)} configurations on {p.device})" for p, found in groups.items() if p != panel]
+    panel = max(
+        groups, key=lambda p: (args.knowledge_heavy and any(c.strategy == "rag" for c in groups[p]), len(groups[p]))
+    )
+    others = [
+        f"{p.data} (n = {p.n_eval}, {len(found)} configurations on {p.device})"
+        for p, found in groups.items()
+        if p != panel
+    ]
     unseen = f"not looked at: {'; '.join(others)}; choose with --dataset and --device" if others else ""
     return panel, groups[panel], "; ".join(filter(None, [missing, unseen]))
 
@@ -52,7 +66,11 @@ def from_rows(panel, candidates, elsewhere, args):
     choice, ties, kept = choose(candidates, limits, args.prefer)
     near, relaxed, alone = (None, [], True) if choice else nearest(candidates, limits)
     cautions = []
-    if choice and args.required_accuracy is not None and choice.score - 1.96 * choice.score_error < args.required_accuracy:
+    if (
+        choice
+        and args.required_accuracy is not None
+        and choice.score - 1.96 * choice.score_error < args.required_accuracy
+    ):
         cautions.append(f"its 95 % interval reaches below the {args.required_accuracy:g} needed")
     if choice and choice.majority is not None and choice.score - 1.96 * choice.score_error <= choice.majority:
         cautions.append(f"it is not shown to be above always answering the commonest class, {choice.majority:.3f}")
@@ -63,10 +81,24 @@ def from_rows(panel, candidates, elsewhere, args):
     thumb, untried = None if choice else from_rules(args), None
     if thumb and thumb["choice"] and thumb["choice"] not in {c.strategy for c in candidates}:
         untried = thumb["choice"], thumb["command"]
-    return {"basis": "rows", "data": panel.data, "metric": panel.metric, "n": panel.n_eval, "hardware": panel.device,
-            "considered": len(candidates), "untried": untried, "elsewhere": elsewhere, "choice": choice,
-            "ties": ties, "others": [c for c in kept if c is not choice], "nearest": near, "relaxed": relaxed, "relax_one": alone,
-            "cautions": cautions, "over": [text for *_, text in obstacles(near, limits)] if near else []}  # fmt: skip
+    return {
+        "basis": "rows",
+        "data": panel.data,
+        "metric": panel.metric,
+        "n": panel.n_eval,
+        "hardware": panel.device,
+        "considered": len(candidates),
+        "untried": untried,
+        "elsewhere": elsewhere,
+        "choice": choice,
+        "ties": ties,
+        "others": [c for c in kept if c is not choice],
+        "nearest": near,
+        "relaxed": relaxed,
+        "relax_one": alone,
+        "cautions": cautions,
+        "over": [text for *_, text in obstacles(near, limits)] if near else [],
+    }
 
 
 def from_model(kept, args):
@@ -87,8 +119,14 @@ def from_model(kept, args):
     for configuration, known in alike:
         scale = args.params_b * 1e9 / known.params if args.params_b else 1.0
         gb = known.predicted_gb and known.predicted_gb * scale
-        wanted = dataclasses.replace(known, tokens=args.tokens or known.tokens, majority=majority, params=known.params * scale,
-                                     trainable=known.trainable * scale, predicted_gb=gb)  # fmt: skip
+        wanted = dataclasses.replace(
+            known,
+            tokens=args.tokens or known.tokens,
+            majority=majority,
+            params=known.params * scale,
+            trainable=known.trainable * scale,
+            predicted_gb=gb,
+        )
         why = learned.refusal(wanted)
         refused += [why] if why else []
         if not why:
@@ -103,10 +141,20 @@ def from_model(kept, args):
     if choice is None:
         return None, f"none of the {len(candidates)} configurations that the model reaches could keep the limits"
     sure = "likely" if probability >= predictor.CONFIDENCE else "UNLIKELY" if probability < 0.5 else "not sure"
-    return {"basis": "model", "considered": len(candidates), "choice": choice, "ties": [], "others": others, "nearest": None, "relaxed": [],
-            "metric": "score", "over": [],
-            "cautions": [f"predicted, not measured; {sure} to keep the limits (probability about {probability:.0%}). Measure it first"],
-            }, None  # fmt: skip
+    return {
+        "basis": "model",
+        "considered": len(candidates),
+        "choice": choice,
+        "ties": [],
+        "others": others,
+        "nearest": None,
+        "relaxed": [],
+        "metric": "score",
+        "over": [],
+        "cautions": [
+            f"predicted, not measured; {sure} to keep the limits (probability about {probability:.0%}). Measure it first"
+        ],
+    }, None
 
 
 def from_rules(args, failed=()):
@@ -115,8 +163,11 @@ def from_rules(args, failed=()):
     ranked, against = rules.decide(known)
     near = None if ranked else min(against, key=lambda name: max(over for over, _ in against[name]))
     choice, _, reasons = ranked[0] if ranked else (None, 0, [])
-    cautions = [f"its {what} was not checked: rules cannot know it" for what, limit in
-                (("latency", args.latency_ms), ("score", args.required_accuracy)) if limit is not None and choice]  # fmt: skip
+    cautions = [
+        f"its {what} was not checked: rules cannot know it"
+        for what, limit in (("latency", args.latency_ms), ("score", args.required_accuracy))
+        if limit is not None and choice
+    ]
     if failed:
         names = dict.fromkeys(f"{row['strategy']} {row['variant']}, {Path(row['model']).name}" for row in failed)
         cautions.append(f"out of memory in the rows: {'; '.join(list(names)[:5])}")
@@ -124,10 +175,17 @@ def from_rules(args, failed=()):
         cautions.append("no --data_size was given: the rules take it that there are no labelled examples")
     if args.params_b is None:
         cautions.append("no --params_b was given: the rules take a model of 0.14 billion parameters")
-    return {"basis": "rules", "choice": choice, "precision": rules.best_precision(choice, known) if choice else None, "reasons": reasons,
-            "runner_up": ranked[1][0] if len(ranked) > 1 else None, "cautions": cautions, "nearest": near,
-            "rejected": {name: [text for _, text in found] for name, found in against.items()},
-            "command": rules.command(choice, known) if choice else None}  # fmt: skip
+    return {
+        "basis": "rules",
+        "choice": choice,
+        "precision": rules.best_precision(choice, known) if choice else None,
+        "reasons": reasons,
+        "runner_up": ranked[1][0] if len(ranked) > 1 else None,
+        "cautions": cautions,
+        "nearest": near,
+        "rejected": {name: [text for _, text in found] for name, found in against.items()},
+        "command": rules.command(choice, known) if choice else None,
+    }
 
 
 def decide(kept, args, failed=()):

@@ -13,8 +13,12 @@ MEANING = {
 }
 
 
-UNITS = {"latency_ms": "latency to {:.0f} ms", "memory_gb": "memory to {:.2f} GB", "data_size": "labelled examples to {:.0f}",
-         "required_accuracy": "accuracy to {:.3f}"}  # fmt: skip
+UNITS = {
+    "latency_ms": "latency to {:.0f} ms",
+    "memory_gb": "memory to {:.2f} GB",
+    "data_size": "labelled examples to {:.0f}",
+    "required_accuracy": "accuracy to {:.3f}",
+}
 
 
 ROUNDED = {"latency_ms": 0, "memory_gb": 2, "data_size": 0, "required_accuracy": 3}  # digits
@@ -22,7 +26,11 @@ ROUNDED = {"latency_ms": 0, "memory_gb": 2, "data_size": 0, "required_accuracy":
 
 def limits_of(args):
     return candidates.Limits(
-        args.memory_gb, args.latency_ms, args.data_size, args.required_accuracy, args.requests_per_day * args.horizon_days
+        args.memory_gb,
+        args.latency_ms,
+        args.data_size,
+        args.required_accuracy,
+        args.requests_per_day * args.horizon_days,
     )
 
 
@@ -49,7 +57,9 @@ def break_even(decision, args):
             else f" and read {reads[0] - reads[1]:.0f} tokens more"
         )
     text += f"; paid back after {math.ceil(requests):,} requests, {days:.2g} days at {args.requests_per_day:g} a day"
-    return f"{text}; over {args.horizon_days:g} days it {'saves' if saved > 0 else 'loses'} {abs(saved):.1f} machine hours"
+    return (
+        f"{text}; over {args.horizon_days:g} days it {'saves' if saved > 0 else 'loses'} {abs(saved):.1f} machine hours"
+    )
 
 
 def words(candidate, metric):
@@ -89,19 +99,26 @@ def tell(decision, reasons, source, skipped, args):
             print(f"  {decision['elsewhere']}")
     else:
         why = f" ({'; '.join(reasons)})" if reasons else ""
-        print(f"Decided by a model of the rows in {source}{why}: {decision['considered']} configurations predicted"
-              if decision["basis"] == "model" else f"Decided by rules of thumb{why}")  # fmt: skip
+        print(
+            f"Decided by a model of the rows in {source}{why}: {decision['considered']} configurations predicted"
+            if decision["basis"] == "model"
+            else f"Decided by rules of thumb{why}"
+        )
     if skipped:
         statuses = sorted({why.split(":")[0] for _, why in skipped})
         print(f"  {len(skipped)} rows not used ({'; '.join(statuses)[:160]})")
     if decision["basis"] == "rules":
         return tell_rules(decision)
     if decision["choice"] is None:
-        print(f"Nothing fits. The nearest is {words(decision['nearest'], decision['metric'])}; {', '.join(decision['over'])}")
+        print(
+            f"Nothing fits. The nearest is {words(decision['nearest'], decision['metric'])}; {', '.join(decision['over'])}"
+        )
         if decision["relaxed"]:
             print(f"Something fits if you relax {relax(decision)}")
         if decision["untried"]:
-            print(f"Not measured here, but what rules of thumb would try: {rules.NAMES[decision['untried'][0]]}; {decision['untried'][1]}")
+            print(
+                f"Not measured here, but what rules of thumb would try: {rules.NAMES[decision['untried'][0]]}; {decision['untried'][1]}"
+            )
         return None
     print(f"Choice: {words(decision['choice'], decision['metric'])}")
     for text in decision["cautions"]:
@@ -137,11 +154,16 @@ def tell_rules(decision):
 
 def explain(decision, args):
     """The decision as a short text that a manager can read."""
-    wanted = [text for text in (
-        f"at most {args.latency_ms:g} ms an answer" if args.latency_ms else "",
-        f"at most {args.memory_gb:g} GB of memory" if args.memory_gb else "",
-        f"{args.data_size:,} labelled examples" if args.data_size is not None else "",
-        f"a score of {args.required_accuracy:g} or better" if args.required_accuracy else "") if text]  # fmt: skip
+    wanted = [
+        text
+        for text in (
+            f"at most {args.latency_ms:g} ms an answer" if args.latency_ms else "",
+            f"at most {args.memory_gb:g} GB of memory" if args.memory_gb else "",
+            f"{args.data_size:,} labelled examples" if args.data_size is not None else "",
+            f"a score of {args.required_accuracy:g} or better" if args.required_accuracy else "",
+        )
+        if text
+    ]
     said = [f"You asked for {args.task}" + (f" with {', '.join(wanted)}." if wanted else ", without limits.")]
     if decision["basis"] == "rules":
         said.append("Nothing comparable has been measured yet, so this is experience, not evidence.")
@@ -166,12 +188,18 @@ def explain(decision, args):
             if measured
             else "predicted from other tasks"
         )
-        name = f"{decision['metric']} ({MEANING[decision['metric']]})" if decision["metric"] in MEANING else decision["metric"]
+        name = (
+            f"{decision['metric']} ({MEANING[decision['metric']]})"
+            if decision["metric"] in MEANING
+            else decision["metric"]
+        )
         said.append(f"Of {decision['considered']} ways, we suggest {choice.name}.")
         said.append(f"Its {name} is {choice.score:.2f}, give or take {1.96 * choice.score_error:.2f}, {where}.")
-        needs = [f"an answer takes {choice.latency_ms:.0f} ms" if choice.latency_ms is not None else "",
-                 f"{choice.memory_gb:.1f} GB of memory are needed at the peak" if choice.memory_gb is not None else "",
-                 f"{choice.labels:.0f} labelled examples were used" if choice.labels else ""]  # fmt: skip
+        needs = [
+            f"an answer takes {choice.latency_ms:.0f} ms" if choice.latency_ms is not None else "",
+            f"{choice.memory_gb:.1f} GB of memory are needed at the peak" if choice.memory_gb is not None else "",
+            f"{choice.labels:.0f} labelled examples were used" if choice.labels else "",
+        ]
         told = ", ".join(filter(None, needs))
         said.append(f"{told[0].upper()}{told[1:]}." if told else "")
         if decision["ties"]:
@@ -187,8 +215,15 @@ def as_json(decision, reasons, args):
     if decision["basis"] == "rules":
         return {**decision, "not_used": reasons}
     choice = decision["choice"]
-    return {**decision, "choice": choice.strategy if choice else None, "configuration": candidates.as_json(choice),
-            "ties": [c.name for c in decision["ties"]], "others": [candidates.as_json(c) for c in decision["others"][:10]],
-            "nearest": candidates.as_json(decision["nearest"]), "relaxed": dict(decision["relaxed"]),
-            "command": next_command(decision, args) if choice else None, "not_used": reasons,
-            "break_even": break_even(decision, args) if choice else None}  # fmt: skip
+    return {
+        **decision,
+        "choice": choice.strategy if choice else None,
+        "configuration": candidates.as_json(choice),
+        "ties": [c.name for c in decision["ties"]],
+        "others": [candidates.as_json(c) for c in decision["others"][:10]],
+        "nearest": candidates.as_json(decision["nearest"]),
+        "relaxed": dict(decision["relaxed"]),
+        "command": next_command(decision, args) if choice else None,
+        "not_used": reasons,
+        "break_even": break_even(decision, args) if choice else None,
+    }

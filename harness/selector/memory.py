@@ -46,7 +46,13 @@ def known_pairs(rows, device, phase, wide):
     found = {True: [], False: []}
     for row in rows:
         predicted, measured = store.number(row.get("predicted_gb")), measured_gb(row)
-        if row["status"] in ("ok", "degenerate") and row["device"] == device and phase(row) == phase and predicted and measured:
+        if (
+            row["status"] in ("ok", "degenerate")
+            and row["device"] == device
+            and phase(row) == phase
+            and predicted
+            and measured
+        ):
             found[row["precision"] == "fp32"].append((predicted, measured))
     return found[wide] if len(found[wide]) >= MIN_ROWS else found[True] + found[False]
 
@@ -61,7 +67,9 @@ def calibrate(pairs):
         return 0.0, 1.0
     predicted, measured = np.array(pairs).T
     low, high = FACTORS if predicted.max() >= SPREAD * predicted.min() else (1.0 - 1e-9, 1.0)
-    found = lsq_linear(np.stack([1 / measured, predicted / measured], 1), np.ones(len(pairs)), bounds=([0.0, low], [np.inf, high]))
+    found = lsq_linear(
+        np.stack([1 / measured, predicted / measured], 1), np.ones(len(pairs)), bounds=([0.0, low], [np.inf, high])
+    )
     return float(found.x[0]), float(found.x[1])
 
 
@@ -114,9 +122,18 @@ def forecast_of(config, kind, args, batch_size):
         )
         return memory_forecast.inference(config, kind, shape, precision=precision, device=args.device)
     adapter = lora(config, kind, args.rank, args.target_modules) if args.method != "full" else None
-    return memory_forecast.training(config, kind, memory_forecast.Shape(batch_size, args.seq_len), precision=precision, peft_config=adapter,
-                             optimizer=args.optim, mixed=args.mixed, checkpointing=args.gradient_checkpointing,
-                             attention=args.attn_implementation, device=args.device)  # fmt: skip
+    return memory_forecast.training(
+        config,
+        kind,
+        memory_forecast.Shape(batch_size, args.seq_len),
+        precision=precision,
+        peft_config=adapter,
+        optimizer=args.optim,
+        mixed=args.mixed,
+        checkpointing=args.gradient_checkpointing,
+        attention=args.attn_implementation,
+        device=args.device,
+    )
 
 
 def tell_forecast(args, all_rows, source):
@@ -137,27 +154,50 @@ def tell_forecast(args, all_rows, source):
     needed = offset + factor * found.gb
     verdict = None
     if args.memory_gb:
-        verdict = "fits" if needed <= TIGHT * args.memory_gb else "tight" if needed <= args.memory_gb else "does not fit"
+        verdict = (
+            "fits" if needed <= TIGHT * args.memory_gb else "tight" if needed <= args.memory_gb else "does not fit"
+        )
     largest = largest_batch(total, args.memory_gb) if args.memory_gb else None
     if args.json:
-        return print(dumps({"model": args.model, "method": args.method, "device": args.device, "batch_size": args.batch_size,
-                                      "seq_len": args.seq_len, "parts_gb": found.parts_gb(), "configuration_gb": found.gb,
-                                      "predicted_gb": needed, "calibrated_on_rows": len(pairs) if enough else 0, "verdict": verdict,
-                                      "largest_batch": largest}))  # fmt: skip
+        return print(
+            dumps(
+                {
+                    "model": args.model,
+                    "method": args.method,
+                    "device": args.device,
+                    "batch_size": args.batch_size,
+                    "seq_len": args.seq_len,
+                    "parts_gb": found.parts_gb(),
+                    "configuration_gb": found.gb,
+                    "predicted_gb": needed,
+                    "calibrated_on_rows": len(pairs) if enough else 0,
+                    "verdict": verdict,
+                    "largest_batch": largest,
+                }
+            )
+        )
     head = f"a classification head of {args.n_labels} labels" if kind == "classifier" else "the language model's head"
-    print(f"{args.method} of {Path(args.model).name} with {head} on {args.device}, batch {args.batch_size} x {args.seq_len} tokens")
+    print(
+        f"{args.method} of {Path(args.model).name} with {head} on {args.device}, batch {args.batch_size} x {args.seq_len} tokens"
+    )
     for name, gb in found.parts_gb().items():
         print(f"  {name:12} {gb:8.3f} GB")
     print(f"  {'peak':12} {found.gb:8.3f} GB (gradients take the place that activations give back)")
     if enough:
-        print(f"  {'calibrated':12} {needed:8.3f} GB: {offset:.2f} + {factor:.2f} x peak, from {len(pairs)} measured rows in {source}")
+        print(
+            f"  {'calibrated':12} {needed:8.3f} GB: {offset:.2f} + {factor:.2f} x peak, from {len(pairs)} measured rows in {source}"
+        )
         low, high = min(predicted for predicted, _ in pairs), max(predicted for predicted, _ in pairs)
         if not low / 2 <= found.gb <= 2 * high:
             print(f"  CAUTION: those rows are of {low:.2f} to {high:.2f} GB, so this is far from what was measured")
     else:
-        print(f"  not calibrated: {len(pairs)} rows on {args.device} hold both a forecast and a measured peak, {MIN_ROWS} are wanted")
+        print(
+            f"  not calibrated: {len(pairs)} rows on {args.device} hold both a forecast and a measured peak, {MIN_ROWS} are wanted"
+        )
     starts = [
-        value for row in all_rows if (value := configurations.value(row, "start_rss_gb")) is not None and row["device"] == args.device
+        value
+        for row in all_rows
+        if (value := configurations.value(row, "start_rss_gb")) is not None and row["device"] == args.device
     ]
     if args.device == "cuda":
         print("  besides: the CUDA context and what the allocator cannot use, which differ from card to card")

@@ -63,12 +63,15 @@ class Spec:
     def numbers(self):
         """The features that are sizes: (name, value), as logarithms."""
         return [
-            ("parameters", math.log10(self.params)), ("examples trained on", math.log10(1 + (self.labels if self.steps else 0))),
+            ("parameters", math.log10(self.params)),
+            ("examples trained on", math.log10(1 + (self.labels if self.steps else 0))),
             ("demonstrations", math.log10(1 + self.shots)),
-            ("tokens of a request", math.log10(1 + self.input_tokens())), ("new tokens", math.log10(1 + self.new_tokens)),
-            ("trained parameters", math.log10(1 + self.trainable)), ("optimizer steps", math.log10(1 + self.steps)),
+            ("tokens of a request", math.log10(1 + self.input_tokens())),
+            ("new tokens", math.log10(1 + self.new_tokens)),
+            ("trained parameters", math.log10(1 + self.trainable)),
+            ("optimizer steps", math.log10(1 + self.steps)),
             ("passages", math.log10(1 + self.passages)),
-        ]  # fmt: skip
+        ]
 
     def prior(self):
         """What is expected of the score before any row speaks: above the majority class, by rules of thumb that the rows correct."""
@@ -80,7 +83,10 @@ class Spec:
         The precision is left to `prior`, since logs seldom have it in pairs to learn from; optimizer steps go with the labels, and are
         left out.
         """
-        strategies = [float(self.strategy == name) for name in ("full_finetuning", "peft", "prompting", "rag", "context_distillation")]
+        strategies = [
+            float(self.strategy == name)
+            for name in ("full_finetuning", "peft", "prompting", "rag", "context_distillation")
+        ]
         sizes = [x for name, x in self.numbers() if name != "optimizer steps"]
         return [*sizes, *strategies, float(self.encoder), float(self.kind == "classification"), float(self.calibrated)]
 
@@ -88,7 +94,14 @@ class Spec:
         """Features of latency: the logarithms of what is read and written, times the parameters, and the precision."""
         read, written = self.params * self.input_tokens(), self.params * (1 + self.new_tokens)
         bits = [float(self.precision in names) for names in (("bf16", "fp16"), ("int8",), ("nf4",))]
-        return [math.log10(read), math.log10(written), float(self.encoder), *bits, float(self.passages > 0), float(self.trainable > 0)]
+        return [
+            math.log10(read),
+            math.log10(written),
+            float(self.encoder),
+            *bits,
+            float(self.passages > 0),
+            float(self.trainable > 0),
+        ]
 
 
 def prompt_tokens(rows):
@@ -122,9 +135,23 @@ def spec(configuration, tokens):
     new = 0 if kind == "classification" else flags.get("max_new_tokens") or 32
     passages = flags.get("k") or 0 if row["strategy"] == "rag" else 0
     strategy = "prompting" if row["strategy"] == "quantized" else row["strategy"]  # the same at another precision
-    return Spec(strategy, kind, configuration.mean("total_params") or 1.0, labels, configurations.value(row, "k_shots") or 0,
-                row["precision"], trainable, passages, tokens, new, steps, configurations.value(row, "majority_baseline"),
-                configuration.mean("predicted_gb"), encoder, flags.get("calibrate", "none") != "none")  # fmt: skip
+    return Spec(
+        strategy,
+        kind,
+        configuration.mean("total_params") or 1.0,
+        labels,
+        configurations.value(row, "k_shots") or 0,
+        row["precision"],
+        trainable,
+        passages,
+        tokens,
+        new,
+        steps,
+        configurations.value(row, "majority_baseline"),
+        configuration.mean("predicted_gb"),
+        encoder,
+        flags.get("calibrate", "none") != "none",
+    )
 
 
 class Predictor:
@@ -136,8 +163,10 @@ class Predictor:
         known = [(group, c, s) for group, c, s in known if s.kind]
         groups = {group for group, _, _ in known}
         if len(known) < MIN_CONFIGURATIONS or len(groups) < MIN_GROUPS:
-            raise utils.UserError(f"{len(known)} configurations of {len(groups)} data sets and models are too few to learn from "
-                                  f"({MIN_CONFIGURATIONS} and {MIN_GROUPS} are wanted)")  # fmt: skip
+            raise utils.UserError(
+                f"{len(known)} configurations of {len(groups)} data sets and models are too few to learn from "
+                f"({MIN_CONFIGURATIONS} and {MIN_GROUPS} are wanted)"
+            )
         self.specs = [s for _, _, s in known]
         self.known = known
         self.score, self.levels = _fit_levels(
@@ -175,17 +204,38 @@ class Predictor:
         found = {}
         for quantity, model in (("latency", self.latency), ("memory", self.memory), ("training", self.training)):
             found[quantity] = _predict(model[:2], model[2](wanted)) if model else (None, 0.0)
-        (latency, latency_error), (memory, memory_error), (training, _) = found["latency"], found["memory"], found["training"]
+        (latency, latency_error), (memory, memory_error), (training, _) = (
+            found["latency"],
+            found["memory"],
+            found["training"],
+        )
         seconds = math.exp(training) if training is not None and wanted.steps else 0.0
         score += wanted.prior() + (wanted.majority or 0.0)
-        return Candidate(name, wanted.strategy, score, latency and math.exp(latency),
-                         memory and math.exp(memory), wanted.labels, seconds, error, latency_error, memory_error, wanted.majority,
-                         configuration)  # fmt: skip
+        return Candidate(
+            name,
+            wanted.strategy,
+            score,
+            latency and math.exp(latency),
+            memory and math.exp(memory),
+            wanted.labels,
+            seconds,
+            error,
+            latency_error,
+            memory_error,
+            wanted.majority,
+            configuration,
+        )
 
 
 def _memory_features(s):
     rounded = float(s.precision in ("int8", "nf4"))  # their peaks are further above the forecast
-    return [math.log10(s.params), math.log10(s.predicted_gb or s.params * 4 / utils.GB), float(s.steps > 0), float(s.passages > 0), rounded]
+    return [
+        math.log10(s.params),
+        math.log10(s.predicted_gb or s.params * 4 / utils.GB),
+        float(s.steps > 0),
+        float(s.passages > 0),
+        rounded,
+    ]
 
 
 def _training_features(s):
@@ -200,7 +250,9 @@ def _training_features(s):
 def _fit(features, targets):
     """(scaler, Gaussian process) with one length scale over standardised features and a noise of its own."""
     scaler = StandardScaler().fit(features)
-    kernel = ConstantKernel(1.0, (1e-2, 1e2)) * RBF(2.0, (0.5, 20)) + ConstantKernel(0.1, (1e-4, 1e1)) * DotProduct(1.0, (0.1, 10))
+    kernel = ConstantKernel(1.0, (1e-2, 1e2)) * RBF(2.0, (0.5, 20)) + ConstantKernel(0.1, (1e-4, 1e1)) * DotProduct(
+        1.0, (0.1, 10)
+    )
     process = GaussianProcessRegressor(kernel + WhiteKernel(0.1, (1e-3, 1)), normalize_y=True, random_state=0)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # an optimum at one of the bounds is what they are for

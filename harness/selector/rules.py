@@ -52,10 +52,14 @@ def obstacles(strategy, args):
     found, precision = [], best_precision(strategy, args)
     need = needed_gb(strategy, precision, args.params_b)
     if args.memory_gb is not None and need > args.memory_gb:
-        found.append((need / args.memory_gb - 1, f"needs about {need:.1f} GB ({precision}), {args.memory_gb:g} GB are there"))
+        found.append(
+            (need / args.memory_gb - 1, f"needs about {need:.1f} GB ({precision}), {args.memory_gb:g} GB are there")
+        )
     wanted = MIN_LABELS.get(strategy, 0)
     if args.data_size < wanted:
-        found.append((1 - args.data_size / wanted, f"wants {wanted} labelled examples or more, there are {args.data_size}"))
+        found.append(
+            (1 - args.data_size / wanted, f"wants {wanted} labelled examples or more, there are {args.data_size}")
+        )
     return found
 
 
@@ -64,7 +68,9 @@ def points(strategy, args):
     trained, precision, found = strategy in MIN_LABELS, best_precision(strategy, args), []
     if args.knowledge_heavy:
         if strategy == "rag":
-            found.append((8, "the answers depend on documents: retrieval brings the facts, and follows them when they change"))
+            found.append(
+                (8, "the answers depend on documents: retrieval brings the facts, and follows them when they change")
+            )
         else:
             found.append((-3, "it does not bring the facts that the answers depend on"))
     elif strategy == "rag":
@@ -77,12 +83,19 @@ def points(strategy, args):
         found.append((1.5, "with this much data, training every weight has the edge"))
     if args.required_accuracy is not None and args.required_accuracy >= 0.8:
         if trained:
-            found.append((2, f"{args.required_accuracy:g} is a high bar, and training on labelled examples is the usual way over it"))
+            found.append(
+                (
+                    2,
+                    f"{args.required_accuracy:g} is a high bar, and training on labelled examples is the usual way over it",
+                )
+            )
         elif strategy == "prompting" and 8 <= args.data_size < 100:
             found.append((0.5, "with so few labels, a calibrated few-shot prompt is the likeliest way to the accuracy"))
     if args.latency_ms is not None and args.latency_ms < 500:
         if trained:
-            found.append((1, f"no demonstrations in the prompt: the shortest input there is, for {args.latency_ms:g} ms"))
+            found.append(
+                (1, f"no demonstrations in the prompt: the shortest input there is, for {args.latency_ms:g} ms")
+            )
         elif strategy == "rag":
             found.append((-1, f"retrieved passages lengthen the prompt, {args.latency_ms:g} ms are tight"))
     if strategy == "prompting":
@@ -106,8 +119,12 @@ def decide(args):
 def command(strategy, args):
     """The command to run next."""
     few, precision = args.data_size >= 8, best_precision(strategy, args)
-    line = COMMANDS[strategy].format(k=8 if few else 0, calibrate="batch" if few else "none", precision=precision,
-                                     quantize="none" if precision == "fp32" else precision)  # fmt: skip
+    line = COMMANDS[strategy].format(
+        k=8 if few else 0,
+        calibrate="batch" if few else "none",
+        precision=precision,
+        quantize="none" if precision == "fp32" else precision,
+    )
     model_flag = "--gen_model" if strategy == "rag" else "--model"
     large = not args.model and args.params_b > 1  # not what the scripts take by default
     return f"{line}{f' {model_flag} {args.model}' if args.model else f' {model_flag} YOUR_MODEL' if large else ''}" + (

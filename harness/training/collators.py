@@ -28,8 +28,13 @@ def classification_data(model, tokenizer, task, args, device):
     def encode(examples):
         if not examples:
             return None
-        data = Dataset.from_dict({"text": [ex.text for ex in examples], "text_pair": [ex.text_pair for ex in examples],
-                                  "labels": [ex.label for ex in examples]})  # fmt: skip
+        data = Dataset.from_dict(
+            {
+                "text": [ex.text for ex in examples],
+                "text_pair": [ex.text_pair for ex in examples],
+                "labels": [ex.label for ex in examples],
+            }
+        )
 
         def tokenize(batch):
             pairs = None if batch["text_pair"][0] is None else batch["text_pair"]
@@ -47,7 +52,9 @@ def answer_data(model, tokenizer, task, args, chat):
     Prompt and answer are tokenized together. What is too long loses the beginning of its prompt, and then the end of its answer.
     """
     if args.padding_free and not (
-        loading.takes(model, "position_ids") and loading.takes(model, "logits_to_keep") and not loading.learns_prompt(model)
+        loading.takes(model, "position_ids")
+        and loading.takes(model, "logits_to_keep")
+        and not loading.learns_prompt(model)
     ):
         raise utils.UserError("--padding_free is for causal models that take position_ids, and not for learned prompts")
     limit = min(args.max_length or 512, loading.context_length(model) or args.max_length or 512)
@@ -62,7 +69,9 @@ def answer_data(model, tokenizer, task, args, chat):
         prompts = tokenizer([prompt for prompt, _, _ in rendered], add_special_tokens=not chat, verbose=False).input_ids
         if seq2seq:
             cut += sum(len(ids) > limit for ids in prompts)
-            targets = tokenizer(text_target=[target for _, _, target in rendered], truncation=True, max_length=limit).input_ids
+            targets = tokenizer(
+                text_target=[target for _, _, target in rendered], truncation=True, max_length=limit
+            ).input_ids
             return dataset([ids[-limit:] for ids in prompts], targets)
         ids, labels = [], []
         whole = tokenizer(["".join(parts) for parts in rendered], add_special_tokens=not chat, verbose=False).input_ids
@@ -79,9 +88,15 @@ def answer_data(model, tokenizer, task, args, chat):
     if seq2seq:
         collate = DataCollatorForSeq2Seq(tokenizer, model)
     else:
-        collate = Responses(tokenizer.pad_token_id, args.padding_free, positions=loading.takes(model, "position_ids"),
-                            partial_head=loading.takes(model, "logits_to_keep") and not loading.learns_prompt(model))  # fmt: skip
-    return Data(train, validation, collate, f"{cut} training or validation examples were cut to {limit} tokens" if cut else None)
+        collate = Responses(
+            tokenizer.pad_token_id,
+            args.padding_free,
+            positions=loading.takes(model, "position_ids"),
+            partial_head=loading.takes(model, "logits_to_keep") and not loading.learns_prompt(model),
+        )
+    return Data(
+        train, validation, collate, f"{cut} training or validation examples were cut to {limit} tokens" if cut else None
+    )
 
 
 def dataset(ids, labels):
@@ -106,11 +121,18 @@ class Responses:
 
     def __call__(self, rows):
         if self.padding_free:
-            ids, labels = (torch.tensor([token for row in rows for token in row[name]]) for name in ("input_ids", "labels"))
+            ids, labels = (
+                torch.tensor([token for row in rows for token in row[name]]) for name in ("input_ids", "labels")
+            )
             kept = (labels[1:] != -100).nonzero()[:, 0]
-            return {"input_ids": ids[None], "position_ids": torch.cat([torch.arange(len(row["input_ids"])) for row in rows])[None],
-                    "labels": labels[None], "shift_labels": labels[kept + 1][None], "logits_to_keep": kept,
-                    "use_cache": False}  # fmt: skip
+            return {
+                "input_ids": ids[None],
+                "position_ids": torch.cat([torch.arange(len(row["input_ids"])) for row in rows])[None],
+                "labels": labels[None],
+                "shift_labels": labels[kept + 1][None],
+                "logits_to_keep": kept,
+                "use_cache": False,
+            }
         left = self.partial_head
         ids, mask = batching.pad_rows([row["input_ids"] for row in rows], self.pad_id, "cpu", left)
         labels, _ = batching.pad_rows([row["labels"] for row in rows], -100, "cpu", left)

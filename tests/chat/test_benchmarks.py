@@ -21,7 +21,16 @@ def test_mt_bench_has_turns_references_and_temperatures():
     with_references = [q for q in found.questions if q.references]
     assert len(with_references) == 30 and {q.group for q in with_references} == {"math", "reasoning", "coding"}
     at = {q.group: found.temperature(q) for q in found.questions}
-    assert at == {"writing": 0.7, "roleplay": 0.7, "extraction": 0, "math": 0, "coding": 0, "reasoning": 0, "stem": 0.1, "humanities": 0.1}
+    assert at == {
+        "writing": 0.7,
+        "roleplay": 0.7,
+        "extraction": 0,
+        "math": 0,
+        "coding": 0,
+        "reasoning": 0,
+        "stem": 0.1,
+        "humanities": 0.1,
+    }
 
 
 @needs_alpaca
@@ -34,7 +43,11 @@ def test_alpaca_eval_has_its_reference_outputs():
 def test_a_prompts_columns_and_ids_are_read_leniently(tmp_path):
     (tmp_path / "a.csv").write_text("ID,Prompt,Output\n,one,1\n7,two,\n,three,3\n")
     found = benchmarks.load(str(tmp_path / "a.csv")).questions
-    assert [q.turns for q in found] == [("one",), ("two",), ("three",)] and [q.references for q in found] == [("1",), (), ("3",)]
+    assert [q.turns for q in found] == [("one",), ("two",), ("three",)] and [q.references for q in found] == [
+        ("1",),
+        (),
+        ("3",),
+    ]
     assert len({q.id for q in found}) == 3 and found[1].id == "7"
     (tmp_path / "b.TXT").write_text("one\u2028more\n\ntwo\n")
     assert [q.turns[0] for q in benchmarks.load(str(tmp_path / "b.TXT")).questions] == ["one\u2028more", "two"]

@@ -22,26 +22,53 @@ def test_an_endpoint_gets_fastchats_own_prompts():
     assert first.messages[1][1].endswith(
         "[Question]\none\n\n[The Start of Assistant's Answer]\nanswer one\n[The End of Assistant's Answer]"
     )
-    assert "### User:\ntwo\n\n### Assistant A:\nanswer two" in second.messages[1][1] and "{" not in second.messages[1][1]
+    assert (
+        "### User:\ntwo\n\n### Assistant A:\nanswer two" in second.messages[1][1] and "{" not in second.messages[1][1]
+    )
     known = rating_requests(question(("one", "two"), ("right one", "right two")), ["a", "b"], prompts)
-    assert known[1].prompt == "single-math-v1-multi-turn" and "### Reference answer:\nright two" in known[1].messages[1][1]
+    assert (
+        known[1].prompt == "single-math-v1-multi-turn" and "### Reference answer:\nright two" in known[1].messages[1][1]
+    )
 
 
-@pytest.mark.parametrize(("kind", "direct", "text", "wanted"), [
-    ("pair", True, "A", "A"), ("pair", True, ' "B".', "B"), ("pair", True, "Answer: B", "B"), ("pair", True, "B, since it is", "B"),
-    ("pair", True, "A is better", None), ("pair", True, "A case", None), ("pair", True, "Both", None), ("pair", True, "", None),
-    ("pair", True, "a", None), ("pair", True, "7", None),
-    ("rating", True, "7", "7"), ("rating", True, "Rating: 8", "8"), ("rating", True, "8/10", "8"), ("rating", True, "8 9", None),
-    ("rating", True, "11", None), ("rating", True, "0", None), ("rating", True, "B", None), ("rating", True, "I would say 5", None),
-    ("rating", False, "Good. Rating: [[8]]", "8"), ("rating", False, "Rating: [[8.5]] of 10", "8.5"), ("rating", False, "so [6]", "6"),
-    ("rating", False, "8 of 10", None), ("rating", False, "[[12]]", None),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("kind", "direct", "text", "wanted"),
+    [
+        ("pair", True, "A", "A"),
+        ("pair", True, ' "B".', "B"),
+        ("pair", True, "Answer: B", "B"),
+        ("pair", True, "B, since it is", "B"),
+        ("pair", True, "A is better", None),
+        ("pair", True, "A case", None),
+        ("pair", True, "Both", None),
+        ("pair", True, "", None),
+        ("pair", True, "a", None),
+        ("pair", True, "7", None),
+        ("rating", True, "7", "7"),
+        ("rating", True, "Rating: 8", "8"),
+        ("rating", True, "8/10", "8"),
+        ("rating", True, "8 9", None),
+        ("rating", True, "11", None),
+        ("rating", True, "0", None),
+        ("rating", True, "B", None),
+        ("rating", True, "I would say 5", None),
+        ("rating", False, "Good. Rating: [[8]]", "8"),
+        ("rating", False, "Rating: [[8.5]] of 10", "8.5"),
+        ("rating", False, "so [6]", "6"),
+        ("rating", False, "8 of 10", None),
+        ("rating", False, "[[12]]", None),
+    ],
+)
 def test_verdicts_are_read_and_never_guessed(kind, direct, text, wanted):
     assert read_verdict(Request(("1",), kind, (), direct=direct), text) == wanted
 
 
 def test_likelihoods_of_the_first_token_weigh_a_verdict():
     request = Request(("1",), "pair", ())
-    assert verdict_of(request, "A", {"A": math.log(0.6), " B": math.log(0.2), "x": math.log(0.2)}) == pytest.approx(0.25)
-    assert verdict_of(request, "B", {"A": math.log(0.1), "B": math.log(0.2), "The": math.log(0.7)}) == 1.0  # the text decides
+    assert verdict_of(request, "A", {"A": math.log(0.6), " B": math.log(0.2), "x": math.log(0.2)}) == pytest.approx(
+        0.25
+    )
+    assert (
+        verdict_of(request, "B", {"A": math.log(0.1), "B": math.log(0.2), "The": math.log(0.7)}) == 1.0
+    )  # the text decides
     assert verdict_of(request, "neither", {"A": math.log(0.1), "The": math.log(0.9)}) is None

@@ -16,7 +16,11 @@ def test_equal_answers_are_a_draw_whatever_the_judges_place(tiny_llama, tmp_path
     judge = local_judge(tiny_llama)
     asked, same = question(), side_by_side.System("one", {"7": ["the same"]})
     annotations, pairs, failed = judgements.pairwise(judge, [asked], same, same, tmp_path / "judgements.jsonl")
-    assert annotations[0]["preference"] == pytest.approx(1.5, abs=1e-6) and win_rates.position_bias(pairs)["rate"] == 1.0 and not failed
+    assert (
+        annotations[0]["preference"] == pytest.approx(1.5, abs=1e-6)
+        and win_rates.position_bias(pairs)["rate"] == 1.0
+        and not failed
+    )
 
 
 def test_a_local_rating_is_the_expected_number(tiny_llama, tmp_path):
@@ -27,4 +31,6 @@ def test_a_local_rating_is_the_expected_number(tiny_llama, tmp_path):
     assert [row["turn"] for row in graded] == [1, 2] and not failed
     for row, share in zip(graded, shares):
         assert sum(share.values()) == pytest.approx(1)
-        assert row["score"] == pytest.approx(sum(int(label) * p for label, p in share.items())) and 1 < row["score"] < 10
+        assert (
+            row["score"] == pytest.approx(sum(int(label) * p for label, p in share.items())) and 1 < row["score"] < 10
+        )

@@ -7,7 +7,13 @@ from harness.models import generation, loading
 def test_the_chats_cache_changes_no_answer(tiny_llama, adapter, capsys):
     model, tokenizer = loading.load_model(tiny_llama, adapter=adapter), utils.load_tokenizer(tiny_llama)
     talk = chat_terminal.Chat(model, tokenizer, True, 12, 0.0)
-    for turn, on in (("the film was good", True), ("and the cast ?", True), ("the plot is dull", False), ("why ?", False), ("so", True)):
+    for turn, on in (
+        ("the film was good", True),
+        ("and the cast ?", True),
+        ("the plot is dull", False),
+        ("why ?", False),
+        ("so", True),
+    ):
         if on != talk.adapter:
             talk.set_adapter("on" if on else "off")
         text = benchmarks.render([*talk.turns, turn], talk.answers, tokenizer)

@@ -14,16 +14,24 @@ def test_minus_is_a_label_like_any_other(tmp_path, names):
 
 
 def test_rows_left_out_are_counted(tmp_path):
-    write_jsonl(tmp_path / "test.jsonl", [{"text": "a", "label": 1}, {"text": "", "label": 0}, {"text": "c", "label": None}])
+    write_jsonl(
+        tmp_path / "test.jsonl", [{"text": "a", "label": 1}, {"text": "", "label": 0}, {"text": "c", "label": None}]
+    )
     assert tasks.load_task(str(tmp_path)).notes == ["2 rows without a text, label or answer left out"]
 
 
 def test_unifiedqa_lines(tmp_path):
-    (tmp_path / "train.tsv").write_text("what is up? \\n (a) sky (b) the sea (c) no\tsky\nwho \\n a passage \\n of two parts\tme\n")
+    (tmp_path / "train.tsv").write_text(
+        "what is up? \\n (a) sky (b) the sea (c) no\tsky\nwho \\n a passage \\n of two parts\tme\n"
+    )
     (tmp_path / "test.tsv").write_text("where?\there\n")
     task = tasks.load_task(str(tmp_path))
     found = {ex.text: ex for ex in [*task.train, *task.validation]}
-    assert task.kind == "qa" and found["what is up?"].options == ("sky", "the sea", "no") and found["what is up?"].references == ("sky",)
+    assert (
+        task.kind == "qa"
+        and found["what is up?"].options == ("sky", "the sea", "no")
+        and found["what is up?"].references == ("sky",)
+    )
     assert found["who"].context == "a passage of two parts" and task.evaluation[0].references == ("here",)
 
 
@@ -34,10 +42,9 @@ def test_kinds_are_recognised_from_the_columns(tmp_path):
 
     assert kind({"question": "q", "passage": "p", "answer": "True"}).words == ("yes",)
     assert kind({"question": "q", "passage": "p", "answer": "True"}, kind="qa").kind == "qa"
-    assert kind({"question": "q", "context": "c", "answers": {"text": ["a", "b"], "answer_start": [1, 2]}}).evaluation[0].references == (
-        "a",
-        "b",
-    )
+    assert kind({"question": "q", "context": "c", "answers": {"text": ["a", "b"], "answer_start": [1, 2]}}).evaluation[
+        0
+    ].references == ("a", "b")
     assert kind({"question": "q", "passage": "p", "answer": "['x', 'y']"}).evaluation[0].references == ("x", "y")
     assert kind({"instruction": "i", "input": "c", "output": "o"}).evaluation[0].context == "c"
     assert kind({"instruction": "i", "context": "", "response": "o", "category": "z"}).kind == "instruction"
@@ -49,7 +56,9 @@ def test_kinds_are_recognised_from_the_columns(tmp_path):
 def test_other_column_names_are_given_by_flags(tmp_path):
     for kind, separator in (("csv", ","), ("tsv", "\t")):
         path = tmp_path / f"mine.{kind}"
-        path.write_text(separator.join(["body", "topic"]) + "\n" + "".join(f"text {i}{separator}{'ab'[i % 2]}\n" for i in range(20)))
+        path.write_text(
+            separator.join(["body", "topic"]) + "\n" + "".join(f"text {i}{separator}{'ab'[i % 2]}\n" for i in range(20))
+        )
         task = tasks.load_task(str(path), text_column="body", label_column="topic")
         assert task.labels == ("a", "b") and len(task.train) + len(task.validation) + len(task.evaluation) == 20
 
@@ -63,7 +72,9 @@ def test_unknown_cells_are_left_out(tmp_path):
 
 
 def test_true_and_false_are_words_of_their_own_outside_boolq(tmp_path):
-    write_jsonl(tmp_path / "test.jsonl", [{"text": f"t{i}", "label": name} for i, name in enumerate(["true", "false", "mixed"])])
+    write_jsonl(
+        tmp_path / "test.jsonl", [{"text": f"t{i}", "label": name} for i, name in enumerate(["true", "false", "mixed"])]
+    )
     assert tasks.load_task(str(tmp_path)).labels == ("false", "mixed", "true")
 
 
@@ -72,8 +83,9 @@ def test_boolq_in_its_forms(tmp_path):
         rows = [{"question": f"q{i}", "passage": f"p{i}", "answer": a} for i, a in enumerate(answers)]
         write_jsonl(tmp_path / "test.jsonl", rows)
         task = tasks.load_task(str(tmp_path))
-        assert task.kind == "classification" and {(ex.text, ex.text_pair, task.target(ex)) for ex in task.evaluation} == {
-            ("p0", "q0", "yes"), ("p1", "q1", "no"), ("p2", "q2", "yes")}  # fmt: skip
+        assert task.kind == "classification" and {
+            (ex.text, ex.text_pair, task.target(ex)) for ex in task.evaluation
+        } == {("p0", "q0", "yes"), ("p1", "q1", "no"), ("p2", "q2", "yes")}
     write_jsonl(tmp_path / "train.jsonl", rows)
     write_jsonl(tmp_path / "test.jsonl", [{"question": "q", "passage": "p", "answer": None}])
     write_jsonl(tmp_path / "dev.jsonl", [{"question": "q", "passage": "p", "answer": "no"}])
@@ -87,7 +99,9 @@ def test_lists_and_brackets_in_answers(tmp_path):
     write_jsonl(tmp_path / "test.jsonl", [{"instruction": "sort", "input": "", "output": "[1, 4, 9]"}])
     assert tasks.load_task(str(tmp_path)).evaluation[0].references == ("[1, 4, 9]",)
     assert columns._split_unifiedqa("q \\n (a) carbon dioxide (co2) (b) oxygen \\n text (a) more")[1:] == (
-        ("carbon dioxide (co2)", "oxygen"), "text (a) more")  # fmt: skip
+        ("carbon dioxide (co2)", "oxygen"),
+        "text (a) more",
+    )
 
 
 @needs_shared

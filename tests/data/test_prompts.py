@@ -17,7 +17,11 @@ def test_nli_words_and_prompt(tmp_path):
     assert task.labels == ("contradiction", "entailment", "neutral") and task.words == ("no", "yes", "maybe")
     assert len(task.train) + len(task.validation) == 15  # the rows without a majority label are left out
     prompt, separator = render(task, task.evaluation[0])
-    assert prompt.endswith("Premise: x\nHypothesis: h\nAnswer:") and separator == " " and task.target(task.evaluation[0]) == "maybe"
+    assert (
+        prompt.endswith("Premise: x\nHypothesis: h\nAnswer:")
+        and separator == " "
+        and task.target(task.evaluation[0]) == "maybe"
+    )
 
 
 def test_a_chat_prompt_has_a_turn_for_each_demonstration(sentiment, tiny_llama):
@@ -25,7 +29,9 @@ def test_a_chat_prompt_has_a_turn_for_each_demonstration(sentiment, tiny_llama):
     demos = draw(task.train, 2, 0)
     prompt, separator = render(task, task.evaluation[0], demos, utils.load_tokenizer(tiny_llama))
     assert separator == "" and prompt.endswith("<|end|><|assistant|>")
-    assert prompt.count("<|user|>") == 3 and prompt.startswith("<s><|user|>Say it.\n\n") and prompt.count("Say it.") == 1
+    assert (
+        prompt.count("<|user|>") == 3 and prompt.startswith("<s><|user|>Say it.\n\n") and prompt.count("Say it.") == 1
+    )
     assert f"<|assistant|>{task.target(demos[1])}<|end|>" in prompt
 
 

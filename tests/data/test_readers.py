@@ -14,10 +14,13 @@ def test_every_file_format_gives_the_same_examples(tmp_path, kind):
     rows = [{"sentence": f'it\'s "fine", no {i}', "label": i % 2} for i in range(30)]
     path = tmp_path / f"train.{kind}"
     frame = pd.DataFrame(rows)
-    {"csv": lambda: frame.to_csv(path, index=False), "tsv": lambda: path.write_text(
-        "sentence\tlabel\n" + "".join(f"{r['sentence']}\t{r['label']}\n" for r in rows)),
-     "json": lambda: path.write_text(json.dumps(rows)), "jsonl": lambda: write_jsonl(path, rows),
-     "parquet": lambda: frame.to_parquet(path)}[kind]()  # fmt: skip
+    {
+        "csv": lambda: frame.to_csv(path, index=False),
+        "tsv": lambda: path.write_text("sentence\tlabel\n" + "".join(f"{r['sentence']}\t{r['label']}\n" for r in rows)),
+        "json": lambda: path.write_text(json.dumps(rows)),
+        "jsonl": lambda: write_jsonl(path, rows),
+        "parquet": lambda: frame.to_parquet(path),
+    }[kind]()
     task = tasks.load_task(str(tmp_path), label_words=["negative", "positive"])
     together = {(ex.text, ex.label) for ex in [*task.train, *task.validation, *task.evaluation]}
     assert together == {(row["sentence"], row["label"]) for row in rows}
@@ -29,7 +32,9 @@ def test_files_without_a_header_line(tmp_path):
     (tmp_path / "sent_dev.tsv").write_text("other text\t1\n")
     guessed = tasks.load_task(str(tmp_path))
     named = tasks.load_task(
-        None, files={"train": tmp_path / "sent_train.tsv", "validation": tmp_path / "sent_dev.tsv"}, columns=["text", "label"]
+        None,
+        files={"train": tmp_path / "sent_train.tsv", "validation": tmp_path / "sent_dev.tsv"},
+        columns=["text", "label"],
     )
     assert guessed.evaluation == named.evaluation and guessed.evaluation[0].text == "other text"
     assert guessed.eval_split == "validation" and len(guessed.train) + len(guessed.validation) == 20
@@ -70,7 +75,9 @@ def test_wrong_files_are_clear_errors(tmp_path):
     assert "no data files" in error("inside/notes.txt", "x", dataset=tmp_path / "inside")
     folder = tmp_path / "outside"
     folder.mkdir()
-    write_jsonl(folder / "train.jsonl", [{"text": "a", "label": "x"}, {"text": "b", "label": "y"}, {"text": "c", "label": "y"}])
+    write_jsonl(
+        folder / "train.jsonl", [{"text": "a", "label": "x"}, {"text": "b", "label": "y"}, {"text": "c", "label": "y"}]
+    )
     write_jsonl(folder / "test.jsonl", [{"text": "d", "label": "z"}])
     with pytest.raises(utils.UserError, match=r"test row 0: label 'z' is not in the label set \['x', 'y'\]"):
         tasks.load_task(str(folder))
@@ -100,10 +107,15 @@ def test_hub_data_with_declared_labels(monkeypatch):
     monkeypatch.setattr(datasets, "load_dataset", lambda *names: asked.append(names) or datasets.DatasetDict(parts))
     task = tasks.load_task("glue", "mnli")
     assert (
-        asked == [("glue", "mnli")] and task.labels == ("entailment", "neutral", "contradiction") and task.words == ("yes", "maybe", "no")
+        asked == [("glue", "mnli")]
+        and task.labels == ("entailment", "neutral", "contradiction")
+        and task.words == ("yes", "maybe", "no")
     )
     assert task.eval_split == "validation" and len(task.evaluation) == 9
-    assert all(task.labels[ex.label] == parts["validation_matched"].features["label"].names[int(ex.text[2:]) % 3] for ex in task.evaluation)
+    assert all(
+        task.labels[ex.label] == parts["validation_matched"].features["label"].names[int(ex.text[2:]) % 3]
+        for ex in task.evaluation
+    )
 
 
 def test_an_unquoted_comma_is_an_error_and_shifts_nothing(tmp_path):

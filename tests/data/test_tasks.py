@@ -13,14 +13,19 @@ def keys(examples):
 
 def test_a_folder_of_splits(sentiment):
     task = tasks.load_task(sentiment)
-    assert (task.kind, task.labels, task.words) == ("classification", ("negative", "positive"), ("negative", "positive"))
+    assert (task.kind, task.labels, task.words) == (
+        "classification",
+        ("negative", "positive"),
+        ("negative", "positive"),
+    )
     assert (len(task.train), len(task.validation), len(task.evaluation), task.eval_split) == (160, 40, 60, "test")
     assert task.evaluation[0].id.startswith("test-")
 
 
 def test_evaluation_is_the_same_for_every_data_seed_and_nested(sentiment):
     tasks_ = [
-        tasks.load_task(sentiment, data_seed=seed, max_train_samples=10, max_eval_samples=n) for seed, n in ((0, 20), (1, 20), (1, 40))
+        tasks.load_task(sentiment, data_seed=seed, max_train_samples=10, max_eval_samples=n)
+        for seed, n in ((0, 20), (1, 20), (1, 40))
     ]
     assert tasks_[0].evaluation == tasks_[1].evaluation == tasks_[2].evaluation[:20]
     assert tasks_[0].eval_id == tasks_[1].eval_id != tasks_[2].eval_id
@@ -51,21 +56,28 @@ def test_evaluation_examples_that_stand_in_train_are_taken_out_of_it(tmp_path):
 
 
 def test_unlabelled_test_split_falls_back_to_validation(tmp_path):
-    write_jsonl(tmp_path / "train.jsonl", [{"premise": f"p{i}", "hypothesis": f"h{i}", "label": i % 3} for i in range(30)])
+    write_jsonl(
+        tmp_path / "train.jsonl", [{"premise": f"p{i}", "hypothesis": f"h{i}", "label": i % 3} for i in range(30)]
+    )
     write_jsonl(tmp_path / "dev.jsonl", [{"premise": f"q{i}", "hypothesis": f"h{i}", "label": i % 3} for i in range(9)])
     write_jsonl(tmp_path / "test.jsonl", [{"premise": f"r{i}", "hypothesis": f"h{i}", "label": -1} for i in range(9)])
     task = tasks.load_task(str(tmp_path))
-    assert task.eval_split == "validation" and len(task.evaluation) == 9 and task.evaluation[0].text_pair.startswith("h")
+    assert (
+        task.eval_split == "validation" and len(task.evaluation) == 9 and task.evaluation[0].text_pair.startswith("h")
+    )
 
 
-@pytest.mark.parametrize("change, message", [
-    ({"subset": "colour"}, "--subset colour: .* has no such subfolder"),
-    ({"label_column": "colour"}, "--label_column colour: no such column; there are text, label"),
-    ({"label_words": ["one"]}, "names 1 words for the 2 labels"),
-    ({"template": "no field"}, r"has no \{text\}"),
-    ({"template": "{text} {text_pair}"}, "the examples have one text"),
-    ({"max_train_samples": 10_000}, "10000 training examples or demonstrations are asked for"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"subset": "colour"}, "--subset colour: .* has no such subfolder"),
+        ({"label_column": "colour"}, "--label_column colour: no such column; there are text, label"),
+        ({"label_words": ["one"]}, "names 1 words for the 2 labels"),
+        ({"template": "no field"}, r"has no \{text\}"),
+        ({"template": "{text} {text_pair}"}, "the examples have one text"),
+        ({"max_train_samples": 10_000}, "10000 training examples or demonstrations are asked for"),
+    ],
+)
 def test_wrong_options_are_clear_errors(sentiment, change, message):
     with pytest.raises(utils.UserError, match=message):
         tasks.load_task(sentiment, **change)

@@ -29,7 +29,9 @@ def test_answers_are_normalised_as_squad_does():
 def test_calibration_error_by_hand():
     probabilities = [[0.95, 0.05], [0.95, 0.05], [0.35, 0.65], [0.35, 0.65]]
     # 0.95: one of two right; 0.65: both right
-    assert metrics.calibration_error(probabilities, [0, 1, 1, 1]) == pytest.approx(0.5 * abs(0.5 - 0.95) + 0.5 * abs(1 - 0.65))
+    assert metrics.calibration_error(probabilities, [0, 1, 1, 1]) == pytest.approx(
+        0.5 * abs(0.5 - 0.95) + 0.5 * abs(1 - 0.65)
+    )
 
 
 def test_perplexity_of_a_uniform_guess_is_the_vocabulary():

@@ -9,7 +9,13 @@ def load(kind):
     """A model of one architecture, small and random, from its configuration."""
     from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification
 
-    small = {"num_hidden_layers": 1, "hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 32, "vocab_size": 50}
+    small = {
+        "num_hidden_layers": 1,
+        "hidden_size": 32,
+        "num_attention_heads": 2,
+        "intermediate_size": 32,
+        "vocab_size": 50,
+    }
     special = {
         "distilbert": {"dim": 32, "n_layers": 1, "n_heads": 2, "hidden_dim": 32, "vocab_size": 50},
         "t5": {"d_model": 32, "num_layers": 1, "num_heads": 2, "d_kv": 16, "d_ff": 32, "vocab_size": 50},
@@ -21,10 +27,18 @@ def load(kind):
     return (AutoModel if kind == "t5" else AutoModelForSequenceClassification).from_config(config)
 
 
-@pytest.mark.parametrize("kind, expected", [
-    ("bert", ["query", "value"]), ("roberta", ["query", "value"]), ("distilbert", ["q_lin", "v_lin"]), ("t5", ["q", "v"]),
-    ("llama", ["q_proj", "v_proj"]), ("gpt2", ["c_attn"]), ("bloom", ["query_key_value"]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "kind, expected",
+    [
+        ("bert", ["query", "value"]),
+        ("roberta", ["query", "value"]),
+        ("distilbert", ["q_lin", "v_lin"]),
+        ("t5", ["q", "v"]),
+        ("llama", ["q_proj", "v_proj"]),
+        ("gpt2", ["c_attn"]),
+        ("bloom", ["query_key_value"]),
+    ],
+)
 def test_auto_finds_the_attention_projections(kind, expected):
     import peft
 
@@ -39,7 +53,9 @@ def test_names_that_match_nothing_list_those_there_are():
     model = load("bert")
     assert adapters.target_modules(model, "query, key") == ["query", "key"]
     assert adapters.target_modules(model, "all-linear") == "all-linear"
-    with pytest.raises(utils.UserError, match=r"--target_modules q_proj,v_lin: no such linear layer; bert has dense, key, query, value"):
+    with pytest.raises(
+        utils.UserError, match=r"--target_modules q_proj,v_lin: no such linear layer; bert has dense, key, query, value"
+    ):
         adapters.target_modules(model, "q_proj,query,v_lin")
 
 
@@ -98,7 +114,11 @@ def test_an_adapter_of_a_base_of_another_size_is_refused(tmp_path, tiny_llama, c
 
 def test_attention_and_mlp_of_other_architectures(tiny_bert, tiny_t5, tiny_gpt2):
     for name, attention, mlp in ((tiny_bert, 4, 2), (tiny_t5, 4 * 2 + 8 * 2, 2 * 2 + 2 * 2), (tiny_gpt2, 2, 2)):
-        model = loading.load_model(name, "classifier" if name == tiny_bert else "auto", labels=["a", "b"] if name == tiny_bert else None)
+        model = loading.load_model(
+            name, "classifier" if name == tiny_bert else "auto", labels=["a", "b"] if name == tiny_bert else None
+        )
         n_layers = 1 if name == tiny_t5 else 2
         found = [adapters.target_modules(model, which) for which in ("attention", "mlp")]
-        assert [len(names) for names in found] == [attention * n_layers, mlp * n_layers] and not set(found[0]) & set(found[1])
+        assert [len(names) for names in found] == [attention * n_layers, mlp * n_layers] and not set(found[0]) & set(
+            found[1]
+        )

@@ -23,7 +23,10 @@ def limit_memory(model, tokens):
 def test_auto_halves_where_memory_runs_out_and_repeats_nothing(tiny_llama):
     model, tokenizer = load_exact(tiny_llama)
     texts = review_prompts(30)
-    usual, answers = scoring.score_labels(model, tokenizer, texts, LABELS), generation.generate(model, tokenizer, texts, 4)
+    usual, answers = (
+        scoring.score_labels(model, tokenizer, texts, LABELS),
+        generation.generate(model, tokenizer, texts, 4),
+    )
     assert usual.batch_size == answers.batch_size == 30
     done = limit_memory(model, 150)
     found = scoring.score_labels(model, tokenizer, texts, LABELS)

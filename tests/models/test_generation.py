@@ -53,7 +53,9 @@ def test_the_tokens_up_to_a_stop_string_do_not_depend_on_the_batch(name, request
     model, tokenizer = load_exact(request.getfixturevalue(name))
     texts = review_prompts(6)
     whole = generation.generate(model, tokenizer, texts, 24)
-    marks = [next(text[i : i + 2] for i in range(3, len(text)) if text[i].isalpha()) for text in whole.texts if len(text) > 8][:2]
+    marks = [
+        next(text[i : i + 2] for i in range(3, len(text)) if text[i].isalpha()) for text in whole.texts if len(text) > 8
+    ][:2]
     alone = [generation.generate(model, tokenizer, [text], 24, 1, stop=marks) for text in texts]
     for batch_size in (1, 4, 6):
         found = generation.generate(model, tokenizer, texts, 24, batch_size, stop=marks)

@@ -23,7 +23,10 @@ def test_precisions_change_the_weights_and_their_size(tiny_llama):
     for precision in ("fp32", "bf16", "int8", "nf4"):
         model = loading.load_model(tiny_llama, precision=precision)
         sizes[precision] = loading.size_columns(model)["model_gb"]
-        assert loading.size_columns(model)["total_params"] == loading.size_columns(loading.load_model(tiny_llama))["total_params"]
+        assert (
+            loading.size_columns(model)["total_params"]
+            == loading.size_columns(loading.load_model(tiny_llama))["total_params"]
+        )
         assert torch.isfinite(model(torch.arange(5, 15)[None]).logits).all()
     assert sizes["bf16"] == pytest.approx(sizes["fp32"] / 2, rel=0.01)
     assert sizes["nf4"] < sizes["int8"] < sizes["fp32"]
@@ -33,7 +36,10 @@ def test_precisions_change_the_weights_and_their_size(tiny_llama):
 
 def test_heads_are_never_quantized(tiny_bert):
     model = loading.load_model(tiny_bert, "classifier", precision="nf4", labels=["a", "b"])
-    assert type(model.classifier) is torch.nn.Linear and type(model.bert.encoder.layer[0].attention.self.query).__name__ == "Linear4bit"
+    assert (
+        type(model.classifier) is torch.nn.Linear
+        and type(model.bert.encoder.layer[0].attention.self.query).__name__ == "Linear4bit"
+    )
 
 
 def test_a_broken_model_folder_is_one_clear_error(tmp_path, tiny_llama):

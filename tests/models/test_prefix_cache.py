@@ -15,8 +15,9 @@ from harness.models import batching, generation, loading, prefix_cache, scoring
 def tokens_seen(model):
     """A list that grows by the number of tokens of every forward."""
     seen = []
-    model.register_forward_pre_hook(lambda module, args, kwargs: seen.append((args[0] if args else kwargs["input_ids"]).numel()),
-                                    with_kwargs=True)  # fmt: skip
+    model.register_forward_pre_hook(
+        lambda module, args, kwargs: seen.append((args[0] if args else kwargs["input_ids"]).numel()), with_kwargs=True
+    )
     return seen
 
 
@@ -35,7 +36,9 @@ def test_the_shared_prefix_is_computed_once(tiny_llama):
     ids = [tokenizer(text).input_ids for text in texts]
     prefix = prefix_cache.common_prefix(ids)
     assert prefix > 40 and found.prefix == ids[0][:prefix] and found.batch_size == 8
-    assert len(seen) == 1 + 5 and sum(seen) <= sum(len(row) - prefix for row in ids) + prefix  # and beginnings shared by some
+    assert (
+        len(seen) == 1 + 5 and sum(seen) <= sum(len(row) - prefix for row in ids) + prefix
+    )  # and beginnings shared by some
 
 
 def test_what_only_some_prompts_share_is_computed_once_too(tiny_llama):
@@ -43,7 +46,9 @@ def test_what_only_some_prompts_share_is_computed_once_too(tiny_llama):
     model, tokenizer = load_exact(tiny_llama)
     rng = random.Random(3)
     passages = [" ".join(rng.choices(WORDS, k=60)) for _ in range(6)]
-    texts = [f"{passage} question: {' '.join(rng.choices(WORDS, k=5))} answer:" for passage in passages for _ in range(7)]
+    texts = [
+        f"{passage} question: {' '.join(rng.choices(WORDS, k=5))} answer:" for passage in passages for _ in range(7)
+    ]
     rng.shuffle(texts)
     expected = np.array([[plain_scores(model, tokenizer, text, label) for label in LABELS] for text in texts])
     seen = tokens_seen(model)
@@ -52,7 +57,9 @@ def test_what_only_some_prompts_share_is_computed_once_too(tiny_llama):
     label_tokens = len(texts) * sum(len(tokenizer(label, add_special_tokens=False).input_ids) - 1 for label in LABELS)
     in_passages = sum(len(tokenizer(passage).input_ids) for passage in passages)
     questions = sum(len(tokenizer(text[len(passages[0]) :]).input_ids) for text in texts)
-    assert sum(seen) < 1.5 * in_passages + questions + label_tokens < sum(len(tokenizer(text).input_ids) for text in texts)
+    assert (
+        sum(seen) < 1.5 * in_passages + questions + label_tokens < sum(len(tokenizer(text).input_ids) for text in texts)
+    )
 
 
 @pytest.mark.parametrize("tokens", [8, 60, 200])
@@ -72,11 +79,28 @@ def small(name):
     """A random model of another architecture, with the vocabulary of tiny_llama, and whether its prefix can be shared."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    sizes = {"vocab_size": 400, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
-             "intermediate_size": 64, "max_position_embeddings": 512, "pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 1}  # fmt: skip
+    sizes = {
+        "vocab_size": 400,
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "intermediate_size": 64,
+        "max_position_embeddings": 512,
+        "pad_token_id": 1,
+        "bos_token_id": 0,
+        "eos_token_id": 1,
+    }
     windows = {"sliding_window": 256, "layer_types": ["sliding_attention", "full_attention"], "head_dim": 8}
-    wide_keys = {"num_key_value_heads": 4, "q_lora_rank": 16, "kv_lora_rank": 16, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8,
-                 "v_head_dim": 8, "first_k_dense_replace": 2}  # fmt: skip
+    wide_keys = {
+        "num_key_value_heads": 4,
+        "q_lora_rank": 16,
+        "kv_lora_rank": 16,
+        "qk_rope_head_dim": 8,
+        "qk_nope_head_dim": 8,
+        "v_head_dim": 8,
+        "first_k_dense_replace": 2,
+    }
     special = {
         "opt": {"ffn_dim": 64, "word_embed_proj_dim": 32},
         "qwen3": {"head_dim": 8},
@@ -96,9 +120,22 @@ def small(name):
     return model
 
 
-SHARING = {"opt": True, "gpt_neox": True, "phi": True, "qwen2": True, "qwen3": True, "olmo2": True, "starcoder2": True,
-           "gemma3_text": True, "deepseek_v3": True, "mistral": False, "gemma2": False, "bloom": False, "gptj": False,
-           "mamba": False}  # fmt: skip
+SHARING = {
+    "opt": True,
+    "gpt_neox": True,
+    "phi": True,
+    "qwen2": True,
+    "qwen3": True,
+    "olmo2": True,
+    "starcoder2": True,
+    "gemma3_text": True,
+    "deepseek_v3": True,
+    "mistral": False,
+    "gemma2": False,
+    "bloom": False,
+    "gptj": False,
+    "mamba": False,
+}
 
 
 @pytest.mark.parametrize("name", SHARING)
@@ -130,7 +167,10 @@ def test_a_prefix_computed_before_is_used_and_left_as_it_was(tiny_llama):
         )
         assert prefix.ids == found.prefix and prefix.cache.get_seq_length() == len(found.prefix)
     other = scoring.score_labels(model, tokenizer, review_prompts(2, shared=False), LABELS, prefix=prefix).total
-    assert np.abs(other - scoring.score_labels(model, tokenizer, review_prompts(2, shared=False), LABELS).total).max() < 1e-4
+    assert (
+        np.abs(other - scoring.score_labels(model, tokenizer, review_prompts(2, shared=False), LABELS).total).max()
+        < 1e-4
+    )
 
 
 @pytest.mark.real
@@ -144,4 +184,6 @@ def test_shared_prefix_scores_are_those_of_plain_forwards():
         ids = tokenizer(prompt, return_tensors="pt").input_ids
         with torch.inference_mode():
             log_probs = model(ids).logits[0, -1].log_softmax(-1)
-        assert scores == pytest.approx([log_probs[tokenizer(" " + word).input_ids[0]].item() for word in task.words], abs=1e-4)
+        assert scores == pytest.approx(
+            [log_probs[tokenizer(" " + word).input_ids[0]].item() for word in task.words], abs=1e-4
+        )

@@ -13,9 +13,16 @@ from harness.models import loading, prefix_cache, scoring
 
 @pytest.mark.gpu
 def test_the_gpu_scores_as_the_processor_does(tiny_llama):
-    tokenizer, prompts = utils.load_tokenizer(tiny_llama), ["the film was " + "very " * n + "good answer:" for n in range(12)]
-    scores = [scoring.score_labels(loading.load_model(tiny_llama, device=device), tokenizer, prompts, [" good", " not bad"], 5).total
-              for device in ("cpu", "cuda")]  # fmt: skip
+    tokenizer, prompts = (
+        utils.load_tokenizer(tiny_llama),
+        ["the film was " + "very " * n + "good answer:" for n in range(12)],
+    )
+    scores = [
+        scoring.score_labels(
+            loading.load_model(tiny_llama, device=device), tokenizer, prompts, [" good", " not bad"], 5
+        ).total
+        for device in ("cpu", "cuda")
+    ]
     assert np.abs(scores[0] - scores[1]).max() < 1e-2  # TF32 and other kernels
     assert utils.gpu_memory_used() >= 0
 
@@ -139,7 +146,10 @@ def test_perplexity_is_that_of_the_models_own_loss(tiny_llama):
 
 def test_classification_does_not_depend_on_the_batch(tiny_bert):
     torch.manual_seed(1)
-    model, tokenizer = loading.load_model(tiny_bert, "classifier", labels=["a", "b", "c"]), utils.load_tokenizer(tiny_bert)
+    model, tokenizer = (
+        loading.load_model(tiny_bert, "classifier", labels=["a", "b", "c"]),
+        utils.load_tokenizer(tiny_bert),
+    )
     texts, pairs = review_prompts(9, shared=False), review_prompts(9, seed=8, shared=False)
     alone = np.concatenate([scoring.classify(model, tokenizer, [t], [p], 1) for t, p in zip(texts, pairs)])
     assert np.allclose(np.exp(alone).sum(1), 1)

@@ -37,7 +37,11 @@ def test_only_the_newest_ok_row_of_a_configuration_counts(tmp_path):
     ]
     kept, skipped = configurations.select(rows_as_read(tmp_path, rows))
     assert [row["run_id"] for row in kept] == ["newer"]
-    assert [why for _, why in skipped] == ["the same configuration was run again as newer", "status oom: CUDA out of memory", "no score"]
+    assert [why for _, why in skipped] == [
+        "the same configuration was run again as newer",
+        "status oom: CUDA out of memory",
+        "no score",
+    ]
 
 
 def test_the_frontier_is_what_nothing_beats_in_both():

@@ -5,18 +5,27 @@ from harness.results import provenance
 
 
 def test_the_code_of_a_technique_is_what_it_computes(tmp_path):
-    (tmp_path / "script.py").write_text('"""Manual."""\nimport json\n\n\ndef main():\n    import helper\n\n    return helper.N\n')
+    (tmp_path / "script.py").write_text(
+        '"""Manual."""\nimport json\n\n\ndef main():\n    import helper\n\n    return helper.N\n'
+    )
     (tmp_path / "helper.py").write_text("N = 1\n")
     (tmp_path / "other.py").write_text("N = 1\n")
     first = provenance.code_id(tmp_path / "script.py")
-    (tmp_path / "script.py").write_text('"""Another."""\nimport json  # a remark\n\ndef main():\n    import helper\n    return helper.N\n')
+    (tmp_path / "script.py").write_text(
+        '"""Another."""\nimport json  # a remark\n\ndef main():\n    import helper\n    return helper.N\n'
+    )
     (tmp_path / "other.py").write_text("N = 2\n")
     assert provenance.code_id(tmp_path / "script.py") == first
     (tmp_path / "helper.py").write_text("N = 2\n")
     assert provenance.code_id(tmp_path / "script.py") != first
 
 
-IMPORTS = ("import house.room.module", "from house.room import module", "from house.room.module import N", "from house import room")
+IMPORTS = (
+    "import house.room.module",
+    "from house.room import module",
+    "from house.room.module import N",
+    "from house import room",
+)
 
 
 @pytest.mark.parametrize("line", IMPORTS)
@@ -33,8 +42,12 @@ def test_the_code_of_a_technique_includes_packages(line, tmp_path):
     (room / "unused.py").write_text("X = 2\n")
     assert provenance.code_id(tmp_path / "script.py") == first
     seen = {first}
-    for file, text in ((room / "module.py", "from ..deep import M\n\nN = M + 1\n"), (tmp_path / "house" / "deep.py", "M = 2\n"),
-                       (room / "__init__.py", "from . import module\n\nY = 1\n"), (tmp_path / "house" / "__init__.py", "Z = 1\n")):  # fmt: skip
+    for file, text in (
+        (room / "module.py", "from ..deep import M\n\nN = M + 1\n"),
+        (tmp_path / "house" / "deep.py", "M = 2\n"),
+        (room / "__init__.py", "from . import module\n\nY = 1\n"),
+        (tmp_path / "house" / "__init__.py", "Z = 1\n"),
+    ):
         file.write_text(text)
         seen.add(provenance.code_id(tmp_path / "script.py"))
     assert len(seen) == 5
@@ -44,7 +57,13 @@ def test_inputs_are_the_contents_of_what_the_flags_name(tmp_path):
     data = tmp_path / "data"
     data.mkdir()
     (data / "train.jsonl").write_text("{}\n")
-    args = {"dataset": str(data), "results": str(tmp_path / "r.csv"), "docs": [str(data / "train.jsonl")], "k": 3, "model": "a/hub-name"}
+    args = {
+        "dataset": str(data),
+        "results": str(tmp_path / "r.csv"),
+        "docs": [str(data / "train.jsonl")],
+        "k": 3,
+        "model": "a/hub-name",
+    }
     first = provenance.input_id(args)
     (tmp_path / "r.csv").write_text("rows")
     assert provenance.input_id(args) == first and provenance.input_id({"model": "a/hub-name", "k": 3}) is None

@@ -12,7 +12,9 @@ from harness.results.run import OOM_EXIT_CODE, Run
 
 
 def run_args(tmp_path):
-    return argparse.Namespace(results=str(tmp_path / "results.csv"), runs_dir=str(tmp_path / "runs"), seed=3, batch_size=2)
+    return argparse.Namespace(
+        results=str(tmp_path / "results.csv"), runs_dir=str(tmp_path / "runs"), seed=3, batch_size=2
+    )
 
 
 def raise_in_run(tmp_path, error):
@@ -26,8 +28,11 @@ def raise_in_run(tmp_path, error):
 def test_out_of_memory_is_a_row_and_a_non_zero_exit(tmp_path, capsys, name):
     import torch
 
-    error = {"torch.OutOfMemoryError": torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), "MemoryError": MemoryError(),
-             "cpu allocator": RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")}[name]  # fmt: skip
+    error = {
+        "torch.OutOfMemoryError": torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"),
+        "MemoryError": MemoryError(),
+        "cpu allocator": RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
+    }[name]
     with pytest.raises(SystemExit) as exit_:
         raise_in_run(tmp_path, error)
     assert exit_.value.code not in (0, 2, None)
@@ -39,11 +44,13 @@ def test_out_of_memory_is_a_row_and_a_non_zero_exit(tmp_path, capsys, name):
 
 def test_memory_that_really_runs_out_is_an_oom_row(tmp_path):
     """The process gets a limit of its own, and a matrix that does not fit into it."""
-    script = ("import argparse, resource, sys, torch\nfrom harness.results.run import Run\n"
-              "args = argparse.Namespace(results=sys.argv[1] + '/results.csv', runs_dir=sys.argv[1], seed=0, batch_size=1)\n"
-              "with Run(args, 'some_script.py', 'prompting') as run:\n"
-              "    resource.setrlimit(resource.RLIMIT_DATA, (4 * 2**30, 4 * 2**30))\n"
-              "    torch.ones(2**33)\n")  # fmt: skip
+    script = (
+        "import argparse, resource, sys, torch\nfrom harness.results.run import Run\n"
+        "args = argparse.Namespace(results=sys.argv[1] + '/results.csv', runs_dir=sys.argv[1], seed=0, batch_size=1)\n"
+        "with Run(args, 'some_script.py', 'prompting') as run:\n"
+        "    resource.setrlimit(resource.RLIMIT_DATA, (4 * 2**30, 4 * 2**30))\n"
+        "    torch.ones(2**33)\n"
+    )
     done = subprocess.run([sys.executable, "-c", script, str(tmp_path)], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == OOM_EXIT_CODE
     assert [row["status"] for row in store.read_results(tmp_path / "results.csv")] == ["oom"]

@@ -8,7 +8,10 @@ from harness.results import stats
 
 def test_wilson_interval_is_the_formula():
     z, p, n = 1.959963984540054, 0.8, 200
-    centre, half = (p + z**2 / (2 * n)) / (1 + z**2 / n), z / (1 + z**2 / n) * math.sqrt(p * (1 - p) / n + z**2 / (4 * n**2))
+    centre, half = (
+        (p + z**2 / (2 * n)) / (1 + z**2 / n),
+        z / (1 + z**2 / n) * math.sqrt(p * (1 - p) / n + z**2 / (4 * n**2)),
+    )
     assert stats.wilson_interval(160, 200) == pytest.approx((centre - half, centre + half), abs=1e-9)
     assert stats.wilson_interval(10, 10)[1] == 1.0 and stats.wilson_interval(10, 10)[0] < 0.8
 
@@ -74,5 +77,7 @@ def test_degrees_of_freedom_are_welchs():
 def test_many_p_values_are_adjusted_as_statsmodels_does(tmp_path):
     found = [stats.Difference(0.1, 0, 1, p, "t", 10) for p in (0.001, 0.02, 0.04, 0.3)]
     multitest = pytest.importorskip("statsmodels.stats.multitest")
-    assert stats.adjusted(found) == pytest.approx(list(multitest.multipletests([d.p for d in found], method="fdr_bh")[1]))
+    assert stats.adjusted(found) == pytest.approx(
+        list(multitest.multipletests([d.p for d in found], method="fdr_bh")[1])
+    )
     assert stats.adjusted([]) == []

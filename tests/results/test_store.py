@@ -46,7 +46,9 @@ def test_a_process_killed_while_appending_leaves_whole_rows(tmp_path):
     )
     n_before = killed_between = 0
     for attempt in range(50):
-        process = subprocess.Popen([sys.executable, "-c", script, str(path), str(attempt)], cwd=ROOT, stdout=subprocess.PIPE)
+        process = subprocess.Popen(
+            [sys.executable, "-c", script, str(path), str(attempt)], cwd=ROOT, stdout=subprocess.PIPE
+        )
         process.stdout.readline()
         time.sleep(0.002 + 0.0007 * attempt)
         process.send_signal(signal.SIGKILL)
@@ -66,7 +68,9 @@ def test_a_process_killed_while_appending_leaves_whole_rows(tmp_path):
 
 def test_unknown_is_empty_and_a_row_is_one_line(tmp_path):
     path = tmp_path / "results.csv"
-    store.append_result(path, {"run_id": "a", "score": float("nan"), "n_eval": 0, "git_dirty": False, "note": 'two\nlines, "quoted"'})
+    store.append_result(
+        path, {"run_id": "a", "score": float("nan"), "n_eval": 0, "git_dirty": False, "note": 'two\nlines, "quoted"'}
+    )
     with open(path, newline="") as file:
         header, cells = list(csv.reader(file))
     assert header == schema.RESULT_COLUMNS and len(path.read_text().splitlines()) == 2
@@ -87,7 +91,8 @@ def test_a_drifted_header_is_refused_and_named(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "content, message", [(b"", "is empty"), (b"\xff\xfe\x00", "cannot be read"), (b"a,b\n1,2\n", "is not a results CSV")]
+    "content, message",
+    [(b"", "is empty"), (b"\xff\xfe\x00", "cannot be read"), (b"a,b\n1,2\n", "is not a results CSV")],
 )
 def test_a_foreign_or_broken_file_is_one_clear_error(tmp_path, content, message):
     path = tmp_path / "results.csv"

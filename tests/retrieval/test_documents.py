@@ -37,8 +37,10 @@ def mixed(tmp_path):
     (folder / "latin.txt").write_bytes("caf\xe9 au lait".encode("latin-1"))
     (folder / "windows.txt").write_bytes("the superb score is in paris .".encode("utf-16"))
     (folder / "large.txt").write_text("the weak cast " * 100_000)
-    (folder / "page.html").write_text("<html><head><title>The joke</title><style>p{}</style></head><body><script>var x</script>"
-                                      "<p>the poor joke</p><p>is in <b>rome</b> .</p></body></html>")  # fmt: skip
+    (folder / "page.html").write_text(
+        "<html><head><title>The joke</title><style>p{}</style></head><body><script>var x</script>"
+        "<p>the poor joke</p><p>is in <b>rome</b> .</p></body></html>"
+    )
     (folder / "paper.pdf").write_bytes(PDF)
     (folder / "broken.pdf").write_bytes(PDF[:60])
     (folder / "rows.csv").write_text("id,title,text\n1,One,the awful scene\n2,Two,\n")
@@ -53,7 +55,16 @@ def test_a_mixed_folder_is_read_and_what_is_left_out_is_told(mixed):
     skipped = Skipped()
     found = distinct(read_documents([mixed], skipped, max_file_mb=1), skipped)
     by_name = {Path(doc.source).name: doc for doc in found}
-    assert set(by_name) == {"a.txt", "c.md", "windows.txt", "page.html", "paper.pdf", "rows.csv", "more.jsonl", "t.parquet"}
+    assert set(by_name) == {
+        "a.txt",
+        "c.md",
+        "windows.txt",
+        "page.html",
+        "paper.pdf",
+        "rows.csv",
+        "more.jsonl",
+        "t.parquet",
+    }
     assert by_name["page.html"].title == "The joke" and by_name["page.html"].text == "the poor joke\n\nis in rome ."
     assert "lovely ending was in rome" in by_name["paper.pdf"].text
     assert by_name["windows.txt"].text == "the superb score is in paris ."
@@ -61,11 +72,15 @@ def test_a_mixed_folder_is_read_and_what_is_left_out_is_told(mixed):
     assert len(set(ids)) == len(ids) and by_name["t.parquet"].id == f"{mixed}/t.parquet#0"
     reasons = {reason: sorted(Path(what).name for what in names) for reason, names in skipped.reasons.items()}
     assert reasons == {
-        "empty": ["empty.txt", "rows.csv#2"], "binary": ["binary.txt"], "not UTF-8, see --encoding": ["latin.txt"],
-        "above --max_file_mb 1": ["large.txt"], "of an unknown type .png": ["picture.png"], "the same as another": ["b.txt"],
+        "empty": ["empty.txt", "rows.csv#2"],
+        "binary": ["binary.txt"],
+        "not UTF-8, see --encoding": ["latin.txt"],
+        "above --max_file_mb 1": ["large.txt"],
+        "of an unknown type .png": ["picture.png"],
+        "the same as another": ["b.txt"],
         "table without texts in a column text, see --text_column (seen: text2, label)": ["labels.csv"],
         next(r for r in reasons if r.startswith("PDF")): ["broken.pdf"],
-    }  # fmt: skip
+    }
     assert skipped.summary().startswith(f"skipped {len(skipped)}: ") and len(skipped) == 9
 
 
@@ -75,7 +90,11 @@ def test_places_are_files_folders_and_globs(mixed):
     both = read_documents([mixed / "latin.txt", mixed / "a.txt"], encoding="latin-1")
     assert [doc.text for doc in both] == ["caf\xe9 au lait", "the good film is in paris ."]
     assert read_documents([mixed / "labels.csv"], text_column="text2")[0].text == "x"
-    assert read_documents([mixed / "deep/../a.txt"])[0].id == read_documents([mixed / "a.txt"])[0].id == str(mixed / "a.txt")
+    assert (
+        read_documents([mixed / "deep/../a.txt"])[0].id
+        == read_documents([mixed / "a.txt"])[0].id
+        == str(mixed / "a.txt")
+    )
     with pytest.raises(utils.UserError, match="nowhere: no such file or folder"):
         read_documents([mixed / "nowhere"])
     for name in ("nowhere", "x" * 5000, "a\0b"):
@@ -112,11 +131,15 @@ def test_chunks_end_with_sentences_keep_to_their_size_and_lose_nothing(tiny_bert
     counts = [len(tokenizer(chunk.full, add_special_tokens=False).input_ids) for chunk in chunks]
     assert max(counts) <= 20 and min(counts[:-1]) >= 10 and len(chunks) > 20
     assert all(text[c.position : c.position + len(c.text)] == c.text and c.source == "file" for c in chunks)
-    assert all(c.text[-1] in ".?!" for c in chunks), "with sentences of ten tokens at most there is an end in each second half"
+    assert all(c.text[-1] in ".?!" for c in chunks), (
+        "with sentences of ten tokens at most there is an end in each second half"
+    )
     covered = {i for c in chunks for i in range(c.position, c.position + len(c.text))}
     assert all(ch.isspace() for i, ch in enumerate(text) if i not in covered)
-    shared = [len(tokenizer(text[b.position : a.position + len(a.text)], add_special_tokens=False).input_ids)
-              for a, b in zip(chunks, chunks[1:])]  # fmt: skip
+    shared = [
+        len(tokenizer(text[b.position : a.position + len(a.text)], add_special_tokens=False).input_ids)
+        for a, b in zip(chunks, chunks[1:])
+    ]
     assert max(shared) <= overlap and (sum(n > 0 for n in shared) > 5) == bool(overlap)
 
 
@@ -135,7 +158,10 @@ def test_text_without_an_end_is_cut_between_words(tiny_bert):
 
 
 def test_tokens_that_begin_with_a_space_end_chunks_at_sentences(tiny_llama):
-    tokenizer, text = utils.load_tokenizer(tiny_llama), "the good film was fine . the dull plot is poor . a great cast , a weak joke . " * 4
+    tokenizer, text = (
+        utils.load_tokenizer(tiny_llama),
+        "the good film was fine . the dull plot is poor . a great cast , a weak joke . " * 4,
+    )
     chunks = split_into_chunks([Document("d", "", text)], tokenizer, 24, 0)
     assert len(chunks) > 4 and all(chunk.text.endswith(".") for chunk in chunks)
     assert all(text[c.position : c.position + len(c.text)] == c.text for c in chunks)

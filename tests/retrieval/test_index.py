@@ -63,8 +63,16 @@ def test_an_interrupted_add_leaves_the_index_as_it_was(kind, tmp_path, monkeypat
     assert len(index_folder.open_index(tmp_path)[0]) == 600
 
 
-@pytest.mark.parametrize("n, free, kind", [(5_000, 16, "flat"), (1_000_000, 16, "flat"), (1_000_000, 2, "sq8"), (5_000_000, 64, "hnsw"),
-                                           (5_000_000, 8, "ivfpq")])  # fmt: skip
+@pytest.mark.parametrize(
+    "n, free, kind",
+    [
+        (5_000, 16, "flat"),
+        (1_000_000, 16, "flat"),
+        (1_000_000, 2, "sq8"),
+        (5_000_000, 64, "hnsw"),
+        (5_000_000, 8, "ivfpq"),
+    ],
+)
 def test_the_kind_is_chosen_by_size_and_memory_and_says_why(n, free, kind):
     chosen, why = choose_kind(n, 384, free)
     assert chosen == kind and why.startswith(kind) and f"{n:,} vectors" in why

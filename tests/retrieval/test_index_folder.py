@@ -24,8 +24,9 @@ def test_an_index_closed_and_opened_again_finds_the_same(kind, metric, tmp_path)
     exact = index.search(queries, 10, exact=True)
     value = queries @ vectors.T if metric == "cosine" else -((queries[:, None] - vectors) ** 2).sum(-1)
     assert np.allclose(exact[1], -np.sort(-value, axis=1)[:, :10], atol=1e-3)
-    assert [[f"d{r}" for r in rows] for rows in np.argsort(-value, axis=1)[:, :10]] == [[index.chunk(int(r)).document for r in rows]
-                                                                                    for rows in exact[0]]  # fmt: skip
+    assert [[f"d{r}" for r in rows] for rows in np.argsort(-value, axis=1)[:, :10]] == [
+        [index.chunk(int(r)).document for r in rows] for rows in exact[0]
+    ]
     assert {path.name for path in (tmp_path / "index").iterdir()} - {"lock", "vectors.npy"} == {
         "index.faiss",
         "chunks.parquet",
@@ -73,7 +74,10 @@ def test_killed_at_random_moments_it_opens_as_last_saved(kind, tmp_path):
     program, rng, saved, leftovers = KILLED.format(root=str(ROOT), folder=str(tmp_path)), random.Random(0), 1, 0
     for _ in range(10):
         child = subprocess.Popen(
-            [sys.executable, "-c", program], stdout=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
+            [sys.executable, "-c", program],
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
         )
         said = []
         wanted = rng.randint(1, 3)
@@ -87,7 +91,9 @@ def test_killed_at_random_moments_it_opens_as_last_saved(kind, tmp_path):
         leftovers += any(tmp_path.glob("*.new"))
         index, _ = index_folder.open_index(tmp_path)
         blocks = len(index) // 50
-        assert len(index) % 50 == 0 and blocks - (numbers or [saved])[-1] in (0, 1), "what was said to be saved is there"
+        assert len(index) % 50 == 0 and blocks - (numbers or [saved])[-1] in (0, 1), (
+            "what was said to be saved is there"
+        )
         saved = blocks
         assert list(index.documents) == [f"b{n}-{i}" for n in range(blocks) for i in range(50)]
         wanted = np.concatenate([block(n) for n in range(blocks)])
@@ -121,7 +127,10 @@ def test_folders_that_are_no_index_or_damaged_are_refused(tmp_path):
     (tmp_path / "mine/thesis.txt").write_text("precious")
     index = Index(32, "flat")
     add_vectors(index, ["a", "b"], clustered(2))
-    for attempt in (lambda: index_folder.open_index(tmp_path / "mine"), lambda: index_folder.save_index(index, tmp_path / "mine", {})):
+    for attempt in (
+        lambda: index_folder.open_index(tmp_path / "mine"),
+        lambda: index_folder.save_index(index, tmp_path / "mine", {}),
+    ):
         with pytest.raises(utils.UserError, match="holds other files"):
             attempt()
     assert (tmp_path / "mine/thesis.txt").read_text() == "precious"

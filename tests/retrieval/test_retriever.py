@@ -15,7 +15,9 @@ from harness.retrieval.retriever import Retriever
 def test_retrieval_finds_the_passages_of_real_questions():
     retriever = Retriever(rag_eval.parse_args(["--embed_model", MINILM]), "cpu")
     task = tasks.load_task(str(ASSETS / "data/disfl_qa"), max_eval_samples=20)
-    documents = [Document(f"d{i}", "", text) for i, text in enumerate(dict.fromkeys(ex.context for ex in task.evaluation))]
+    documents = [
+        Document(f"d{i}", "", text) for i, text in enumerate(dict.fromkeys(ex.context for ex in task.evaluation))
+    ]
     retriever.add(documents)
     relevant = qrels.relevant_documents(task, documents, retriever.index.documents)
     hits = retriever.search([ex.text for ex in task.evaluation], 4)
@@ -33,7 +35,9 @@ def cross_encoder(tmp_path_factory, tiny_classifier):
     from sentence_transformers import CrossEncoder
 
     folder = str(tmp_path_factory.mktemp("cross") / "encoder")
-    CrossEncoder(tiny_classifier, num_labels=1, device="cpu", model_kwargs={"ignore_mismatched_sizes": True}).save_pretrained(folder)
+    CrossEncoder(
+        tiny_classifier, num_labels=1, device="cpu", model_kwargs={"ignore_mismatched_sizes": True}
+    ).save_pretrained(folder)
     return folder
 
 
@@ -42,14 +46,18 @@ def test_dense_search_is_the_matrix_product(tiny_embedder):
     similarity = retriever.embed(asked, questions=True) @ retriever.embed(sentences(60)).T
     for row, hits in zip(similarity, retriever.search(asked, 5)):
         assert [hit.score for hit in hits] == pytest.approx(sorted(row, reverse=True)[:5], abs=1e-5)
-        assert [row[int(hit.chunk.document[1:])] for hit in hits] == pytest.approx([hit.score for hit in hits], abs=1e-5)
+        assert [row[int(hit.chunk.document[1:])] for hit in hits] == pytest.approx(
+            [hit.score for hit in hits], abs=1e-5
+        )
     assert len(retriever.search(asked, 99)[0]) == 60 and retriever.search([], 3) == []
     assert set(retriever.spent) == {"embed", "search"} and all(ms > 0 for ms in retriever.spent.values())
 
 
 def test_hybrid_is_the_fusion_of_both(tiny_embedder):
     asked = sentences(5, seed=7)
-    dense, lexical, hybrid = (filled(tiny_embedder, "--retriever", name).search(asked, 100) for name in ("dense", "bm25", "hybrid"))
+    dense, lexical, hybrid = (
+        filled(tiny_embedder, "--retriever", name).search(asked, 100) for name in ("dense", "bm25", "hybrid")
+    )
     for d, b, h in zip(dense, lexical, hybrid):
         wanted = reciprocal_rank_fusion([[hit.row for hit in d], [hit.row for hit in b]])
         assert [hit.score for hit in h] == pytest.approx([score for _, score in wanted])
@@ -73,8 +81,13 @@ def test_a_reranker_orders_the_first_ones_again(tiny_embedder, cross_encoder):
 def test_what_is_below_the_minimum_is_not_returned(retriever, tiny_embedder):
     asked = sentences(4, seed=7)
     everything = filled(tiny_embedder, "--retriever", retriever).search(asked, 60)
-    line = np.median([hit.score for hits in filled(tiny_embedder, "--retriever", retriever.replace("hybrid", "dense")).search(asked, 60)
-                      for hit in hits])  # fmt: skip
+    line = np.median(
+        [
+            hit.score
+            for hits in filled(tiny_embedder, "--retriever", retriever.replace("hybrid", "dense")).search(asked, 60)
+            for hit in hits
+        ]
+    )
     kept = filled(tiny_embedder, "--retriever", retriever, "--min_score", str(line)).search(asked, 60)
     assert 0 < sum(map(len, kept)) < sum(map(len, everything))
     if retriever != "hybrid":  # whose scores are fused ranks, its likeness is asked for
@@ -84,9 +97,13 @@ def test_what_is_below_the_minimum_is_not_returned(retriever, tiny_embedder):
 
 def test_diversity_changes_what_is_taken(tiny_embedder):
     asked = sentences(4, seed=7)
-    plain, diverse, alike = (filled(tiny_embedder, *flags).search(asked, 5) for flags in ((), ("--mmr", "0.3"), ("--mmr", "1")))
+    plain, diverse, alike = (
+        filled(tiny_embedder, *flags).search(asked, 5) for flags in ((), ("--mmr", "0.3"), ("--mmr", "1"))
+    )
     rows = [[[hit.row for hit in hits] for hits in found] for found in (plain, diverse, alike)]
-    scores = [[[hit.score for hit in hits] for hits in found] for found in (plain, diverse, alike)]  # twins may change places
+    scores = [
+        [[hit.score for hit in hits] for hits in found] for found in (plain, diverse, alike)
+    ]  # twins may change places
     assert np.allclose(scores[0], scores[2], atol=1e-6) and not np.allclose(scores[0], scores[1], atol=1e-3)
     assert np.allclose([some[0] for some in scores[0]], [some[0] for some in scores[1]], atol=1e-6)
 
@@ -99,7 +116,10 @@ def test_diversity_changes_what_is_taken(tiny_embedder):
 
 
 def test_prompts_for_questions_and_passages(tiny_embedder):
-    plain, asked = retriever_of(tiny_embedder), retriever_of(tiny_embedder, "--query_prompt", "question ", "--passage_prompt", "passage ")
+    plain, asked = (
+        retriever_of(tiny_embedder),
+        retriever_of(tiny_embedder, "--query_prompt", "question ", "--passage_prompt", "passage "),
+    )
     text = "the good film"
     assert np.allclose(asked.embed([text], questions=True), plain.embed(["question " + text]), atol=1e-6)
     assert np.allclose(asked.embed([text]), plain.embed(["passage " + text]), atol=1e-6)
@@ -115,7 +135,11 @@ def test_a_document_that_became_another_ones_twin_is_forgotten(tiny_embedder):
 def test_bm25_alone_embeds_nothing(tiny_embedder, tmp_path, monkeypatch):
     monkeypatch.setattr("harness.retrieval.retriever.BLOCK", 25)  # and a large corpus is saved on its way
     retriever = filled(tiny_embedder, "--retriever", "bm25", "--index_dir", str(tmp_path / "index"))
-    assert retriever.index.faiss is None and not (tmp_path / "index/index.faiss").exists() and retriever.index.generation == 3
+    assert (
+        retriever.index.faiss is None
+        and not (tmp_path / "index/index.faiss").exists()
+        and retriever.index.generation == 3
+    )
     again = retriever_of(tiny_embedder, "--retriever", "bm25", "--index_dir", str(tmp_path / "index"))
     assert [hit.row for hit in again.search(["number7"], 3)[0]] == [7]
     with pytest.raises(utils.UserError, match="holds no vectors; give --retriever bm25"):

@@ -28,11 +28,18 @@ SCRIPTS = [
 
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_help_and_wrong_flags_load_nothing_heavy(script):
-    code = (f"import sys, {script}\ntry:\n    {script}.main(sys.argv[1:])\n"
-            "finally:\n    heavy = {'torch', 'transformers', 'datasets', 'pandas', 'sklearn', 'matplotlib'} & set(sys.modules)\n"
-            "    assert not heavy, heavy\n")  # fmt: skip
+    code = (
+        f"import sys, {script}\ntry:\n    {script}.main(sys.argv[1:])\n"
+        "finally:\n    heavy = {'torch', 'transformers', 'datasets', 'pandas', 'sklearn', 'matplotlib'} & set(sys.modules)\n"
+        "    assert not heavy, heavy\n"
+    )
     shown = subprocess.run([sys.executable, "-c", code, "--help"], cwd=ROOT, capture_output=True, text=True)
-    assert shown.returncode == 0 and "usage:" in shown.stdout and f"python {script}.py" in shown.stdout and shown.stderr == ""
+    assert (
+        shown.returncode == 0
+        and "usage:" in shown.stdout
+        and f"python {script}.py" in shown.stdout
+        and shown.stderr == ""
+    )
     wrong = subprocess.run([sys.executable, "-c", code, "--no_such_flag"], cwd=ROOT, capture_output=True, text=True)
     assert wrong.returncode == 2 and wrong.stderr.count("\n") == 1 and wrong.stdout == ""
 
@@ -47,7 +54,9 @@ def test_all_strategies_meet_the_same_examples(sentiment, tiny_bert, tiny_llama,
         return prepare(model, tokenizer, task, args, device)
 
     monkeypatch.setattr(collators, "classification_data", noted)
-    monkeypatch.setattr(prompting, "render", lambda task, ex, demos=(), tok=None: shown.append(demos) or render(task, ex, demos, tok))
+    monkeypatch.setattr(
+        prompting, "render", lambda task, ex, demos=(), tok=None: shown.append(demos) or render(task, ex, demos, tok)
+    )
     k = ["--dataset", sentiment, "--max_eval_samples", "25", "--data_seed", "3", *out]
     finetune.main(["--model", tiny_bert, "--max_train_samples", "4", "--max_steps", "1", *k])
     peft_finetune.main(["--model", tiny_bert, "--max_train_samples", "4", "--max_steps", "1", *k])

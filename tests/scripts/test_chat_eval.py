@@ -33,17 +33,32 @@ def test_the_known_win_rate_to_ten_digits(capsys):
 
 
 def test_a_part_of_alpaca_eval_has_no_length_controlled_rate_unless_its_places_are_known(tmp_path, capsys):
-    row = {"preference": 1.5, "output_1": "a", "output_2": "b", "generator_1": "c", "generator_2": "d", "annotator": "e"}
-    for rows_of_it, wanted in (([row] * 30, "which of AlpacaEval's 805 instructions"), ([{**row, "annotator": None}] * 30, "no annotator")):
+    row = {
+        "preference": 1.5,
+        "output_1": "a",
+        "output_2": "b",
+        "generator_1": "c",
+        "generator_2": "d",
+        "annotator": "e",
+    }
+    for rows_of_it, wanted in (
+        ([row] * 30, "which of AlpacaEval's 805 instructions"),
+        ([{**row, "annotator": None}] * 30, "no annotator"),
+    ):
         (tmp_path / "a.json").write_text(json.dumps(rows_of_it))
         chat_eval.main(["--score", str(tmp_path / "a.json")])
         assert wanted in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("text", "kind", "wanted"), [
-    ('[{"preference": 1.25, "output_2": "ab"}]', "alpaca_eval", None),
-    ('[{"prefers": 1}]', None, "neither AlpacaEval's annotations"), ("[]", None, "it has nothing"), ("{", None, "cannot be read as json"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("text", "kind", "wanted"),
+    [
+        ('[{"preference": 1.25, "output_2": "ab"}]', "alpaca_eval", None),
+        ('[{"prefers": 1}]', None, "neither AlpacaEval's annotations"),
+        ("[]", None, "it has nothing"),
+        ("{", None, "cannot be read as json"),
+    ],
+)
 def test_files_of_judgements_are_known_by_their_columns(tmp_path, text, kind, wanted, capsys):
     path = tmp_path / "file.json"
     path.write_text(text)
@@ -56,44 +71,106 @@ def test_files_of_judgements_are_known_by_their_columns(tmp_path, text, kind, wa
         assert stop.value.code == 2 and wanted in error and error.count("\n") == 1
 
 
-@pytest.mark.parametrize(("name", "text", "wanted"), [
-    ("a.jsonl", '{"text_of_mine": "x"}\n', "no prompt; one of the columns"), ("a.json", "[]", "holds no prompts"),
-    ("a.jsonl", '{"question_id": 1, "turns": "one"}\n', "a list of turns"), ("a.xml", "x", "unknown file type"),
-    ("a.jsonl", '{"id": 1, "prompt": "x"}\n{"id": 1, "prompt": "y"}\n', "1 questions have an id that another has"),
-    ("a.jsonl", '{"prompt": \n', "cannot be read as jsonl"),
-    ("a.jsonl", '{"prompt": "\\ud800"}\n', "no text that can be encoded"),
-    ("a.jsonl", '{"question_id": 1, "turns": ["a"], "reference": [1, null]}\n', "no text that can be encoded"),
-    ("a.jsonl", '{"question_id": 1, "turns": ["a"], "reference": 5}\n', "not as FastChat writes them"),
-    ("a.jsonl", '{"prompt": "x", "instruction_id_list": ["keywords:existence"], "kwargs": [{}]}\n', "missing a required argument"),
-    ("a.jsonl", '{"prompt": "x", "instruction_id_list": ["punctuation:no_comma"], "kwargs": []}\n', "no lists of one length"),
-    ("a.csv", 'prompt,instruction_id_list,kwargs\nx,"[""keywords:frequency""]","[{""keyword"": ""a"", ""frequency"": 1, ""relation"": 2}]"',
-     "KeyError"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "text", "wanted"),
+    [
+        ("a.jsonl", '{"text_of_mine": "x"}\n', "no prompt; one of the columns"),
+        ("a.json", "[]", "holds no prompts"),
+        ("a.jsonl", '{"question_id": 1, "turns": "one"}\n', "a list of turns"),
+        ("a.xml", "x", "unknown file type"),
+        ("a.jsonl", '{"id": 1, "prompt": "x"}\n{"id": 1, "prompt": "y"}\n', "1 questions have an id that another has"),
+        ("a.jsonl", '{"prompt": \n', "cannot be read as jsonl"),
+        ("a.jsonl", '{"prompt": "\\ud800"}\n', "no text that can be encoded"),
+        ("a.jsonl", '{"question_id": 1, "turns": ["a"], "reference": [1, null]}\n', "no text that can be encoded"),
+        ("a.jsonl", '{"question_id": 1, "turns": ["a"], "reference": 5}\n', "not as FastChat writes them"),
+        (
+            "a.jsonl",
+            '{"prompt": "x", "instruction_id_list": ["keywords:existence"], "kwargs": [{}]}\n',
+            "missing a required argument",
+        ),
+        (
+            "a.jsonl",
+            '{"prompt": "x", "instruction_id_list": ["punctuation:no_comma"], "kwargs": []}\n',
+            "no lists of one length",
+        ),
+        (
+            "a.csv",
+            'prompt,instruction_id_list,kwargs\nx,"[""keywords:frequency""]","[{""keyword"": ""a"", ""frequency"": 1, ""relation"": 2}]"',
+            "KeyError",
+        ),
+    ],
+)
 def test_files_that_hold_no_prompts_are_one_line(tmp_path, capsys, name, text, wanted, tiny_llama):
     (tmp_path / name).write_text(text)
     with pytest.raises(SystemExit) as stop:
-        chat_eval.main(["--benchmark", str(tmp_path / name), "--model", tiny_llama, "--answers_dir", str(tmp_path / "answers")])
+        chat_eval.main(
+            ["--benchmark", str(tmp_path / name), "--model", tiny_llama, "--answers_dir", str(tmp_path / "answers")]
+        )
     error = capsys.readouterr().err
     assert stop.value.code == 2 and wanted in error and error.count("\n") == 1 and not (tmp_path / "answers").exists()
 
 
-@pytest.mark.parametrize(("flags", "wanted"), [
-    (["--mode", "evaluate"], "needs --benchmark"), (["--benchmark", "mt_bench", "--mode", "batch"], "belong together"),
-    (["--prompts", "p", "--data", "d"], "--data belongs"), (["--model", "a", "b", "--adapter", "c"], "one --model"),
-    (["--benchmark", "x", "--judge", "local"], "needs --judge_model"), (["--benchmark", "x", "--judge_model", "m"], "need --judge"),
-    (["--benchmark", "x", "--judge", "endpoint", "--judge_model", "m"], "--judge_url belong together"),
-    (["--benchmark", "x", "--judge", "endpoint", "--judge_model", "m", "--judge_url", "localhost"], "begins with http"),
-    (["--benchmark", "x", "--judge", "endpoint", "--judge_model", "m", "--judge_url", "http://x", "--max_cost", "1"], "--judge_prices IN"),
-    (["--judge", "local", "--judge_model", "m"], "belongs to --benchmark"),
-    (["--benchmark", "x", "--output", "y"], "of --mode batch"), (["--model", "a", "a"], "named twice"),
-    (["--mode", "interactive", "--model", "a", "b"], "talks to one model"), (["--benchmark", "x", "--score", "y"], "or else --score"),
-    (["--benchmark", "x", "--one_order"], "need --judge"), (["--benchmark", "x", "--judge_prices", "1", "1"], "belong to --judge endpoint"),
-    (["--benchmark", "x", "--judge", "endpoint", "--judge_model", "m", "--judge_url", "http://x", "--judge_key", "NO"], "no such variable"),
-    (["--prompts", "x", "--output", "no/such/file"], "a folder that is there"),
-    (["--benchmark", "x", "--judge", "local", "--judge_model", "m", "--judge_prompt", "no.txt"], "cannot be read"),
-    (["--benchmark", "x", "--judge", "local", "--judge_model", "m", "--judge_prompt", str(ROOT / "Makefile")], "has no {question}"),
-    (["--benchmark", "no/such/file.jsonl"], "no file of prompts"), (["--score", "no.json"], "no such file"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("flags", "wanted"),
+    [
+        (["--mode", "evaluate"], "needs --benchmark"),
+        (["--benchmark", "mt_bench", "--mode", "batch"], "belong together"),
+        (["--prompts", "p", "--data", "d"], "--data belongs"),
+        (["--model", "a", "b", "--adapter", "c"], "one --model"),
+        (["--benchmark", "x", "--judge", "local"], "needs --judge_model"),
+        (["--benchmark", "x", "--judge_model", "m"], "need --judge"),
+        (["--benchmark", "x", "--judge", "endpoint", "--judge_model", "m"], "--judge_url belong together"),
+        (
+            ["--benchmark", "x", "--judge", "endpoint", "--judge_model", "m", "--judge_url", "localhost"],
+            "begins with http",
+        ),
+        (
+            [
+                "--benchmark",
+                "x",
+                "--judge",
+                "endpoint",
+                "--judge_model",
+                "m",
+                "--judge_url",
+                "http://x",
+                "--max_cost",
+                "1",
+            ],
+            "--judge_prices IN",
+        ),
+        (["--judge", "local", "--judge_model", "m"], "belongs to --benchmark"),
+        (["--benchmark", "x", "--output", "y"], "of --mode batch"),
+        (["--model", "a", "a"], "named twice"),
+        (["--mode", "interactive", "--model", "a", "b"], "talks to one model"),
+        (["--benchmark", "x", "--score", "y"], "or else --score"),
+        (["--benchmark", "x", "--one_order"], "need --judge"),
+        (["--benchmark", "x", "--judge_prices", "1", "1"], "belong to --judge endpoint"),
+        (
+            [
+                "--benchmark",
+                "x",
+                "--judge",
+                "endpoint",
+                "--judge_model",
+                "m",
+                "--judge_url",
+                "http://x",
+                "--judge_key",
+                "NO",
+            ],
+            "no such variable",
+        ),
+        (["--prompts", "x", "--output", "no/such/file"], "a folder that is there"),
+        (["--benchmark", "x", "--judge", "local", "--judge_model", "m", "--judge_prompt", "no.txt"], "cannot be read"),
+        (
+            ["--benchmark", "x", "--judge", "local", "--judge_model", "m", "--judge_prompt", str(ROOT / "Makefile")],
+            "has no {question}",
+        ),
+        (["--benchmark", "no/such/file.jsonl"], "no file of prompts"),
+        (["--score", "no.json"], "no such file"),
+    ],
+)
 def test_wrong_flags_are_one_line(flags, wanted, capsys, tiny_llama):
     with pytest.raises(SystemExit) as stop:
         chat_eval.main(flags if "--model" in flags else [*flags, "--model", tiny_llama])
@@ -105,9 +182,22 @@ def test_base_and_tuned_side_by_side(prompts, tiny_llama, adapter, chats, tmp_pa
     chat_eval.main(["--benchmark", prompts, "--model", tiny_llama, "--adapter", adapter, *chats])
     base, tuned = rows_in(tmp_path)
     for row in (base, tuned):
-        assert row["strategy"] == "chat" and row["n_eval"] == "4" and row["metric"] == "rouge_l" and row["status"] == "ok"
-        for column in ("rouge_l", "token_f1", "perplexity", "answer_chars", "repetition_rate", "refusal_rate", "tokens_per_s",
-                       "latency_ms_p50", "peak_rss_gb", "generated_tokens", "predicted_gb"):  # fmt: skip
+        assert (
+            row["strategy"] == "chat" and row["n_eval"] == "4" and row["metric"] == "rouge_l" and row["status"] == "ok"
+        )
+        for column in (
+            "rouge_l",
+            "token_f1",
+            "perplexity",
+            "answer_chars",
+            "repetition_rate",
+            "refusal_rate",
+            "tokens_per_s",
+            "latency_ms_p50",
+            "peak_rss_gb",
+            "generated_tokens",
+            "predicted_gb",
+        ):
             assert float(row[column]) >= 0, column
     assert (base["variant"], tuned["variant"]) == ("prompts", "prompts_adapter") and base["eval_id"] == tuned["eval_id"]
     assert base["perplexity"] != tuned["perplexity"]
@@ -127,11 +217,25 @@ def test_base_and_tuned_side_by_side(prompts, tiny_llama, adapter, chats, tmp_pa
 
 
 def test_ifeval_prompts_count_where_all_is_checked(tiny_llama, chats, tmp_path):
-    asked = [["punctuation:no_comma"], ["punctuation:no_comma", "language:response_language"], ["change_case:english_lowercase"]]
-    write_jsonl(tmp_path / "ifeval.jsonl", [
-        {"key": i, "prompt": f"the film {i}", "instruction_id_list": names,
-         "kwargs": [{"language": "hi"} if name.startswith("language") else {"num_words": None} for name in names]}
-        for i, names in enumerate(asked)])  # fmt: skip
+    asked = [
+        ["punctuation:no_comma"],
+        ["punctuation:no_comma", "language:response_language"],
+        ["change_case:english_lowercase"],
+    ]
+    write_jsonl(
+        tmp_path / "ifeval.jsonl",
+        [
+            {
+                "key": i,
+                "prompt": f"the film {i}",
+                "instruction_id_list": names,
+                "kwargs": [
+                    {"language": "hi"} if name.startswith("language") else {"num_words": None} for name in names
+                ],
+            }
+            for i, names in enumerate(asked)
+        ],
+    )
     chat_eval.main(["--benchmark", str(tmp_path / "ifeval.jsonl"), "--model", tiny_llama, *chats])
     (row,) = rows_in(tmp_path)
     said = [json.loads(line) for line in Path(row["run_dir"], "ifeval_responses.jsonl").read_text().splitlines()]
@@ -143,7 +247,10 @@ def test_ifeval_prompts_count_where_all_is_checked(tiny_llama, chats, tmp_path):
 
 def test_answers_are_those_of_one_prompt_alone_and_turns_follow_the_answers(tiny_llama, chats, tmp_path):
     asked = [["the film was good", "and the cast ?"], ["what is the city"], ["a very dull joke", "why ?"]]
-    write_jsonl(tmp_path / "turns.jsonl", [{"question_id": i, "category": "math", "turns": turns} for i, turns in enumerate(asked)])
+    write_jsonl(
+        tmp_path / "turns.jsonl",
+        [{"question_id": i, "category": "math", "turns": turns} for i, turns in enumerate(asked)],
+    )
     chat_eval.main(["--benchmark", str(tmp_path / "turns.jsonl"), "--model", tiny_llama, *chats])
     model, tokenizer = loading.load_model(tiny_llama), utils.load_tokenizer(tiny_llama)
     (row,) = rows_in(tmp_path)
@@ -153,7 +260,11 @@ def test_answers_are_those_of_one_prompt_alone_and_turns_follow_the_answers(tiny
     for turns, line in zip(asked, found):
         said = []
         for i, _ in enumerate(turns):
-            messages = [{"role": role, "content": text} for pair in zip(turns[:i], said) for role, text in zip(("user", "assistant"), pair)]
+            messages = [
+                {"role": role, "content": text}
+                for pair in zip(turns[:i], said)
+                for role, text in zip(("user", "assistant"), pair)
+            ]
             messages.append({"role": "user", "content": turns[i]})
             prompt = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
             said.append(generation.generate(model, tokenizer, [prompt], 8, 1, add_special_tokens=False).texts[0])
@@ -162,8 +273,23 @@ def test_answers_are_those_of_one_prompt_alone_and_turns_follow_the_answers(tiny
 
 def test_a_killed_run_goes_on_and_repeats_nothing(tiny_llama, chats, tmp_path):
     write_jsonl(tmp_path / "many.jsonl", [{"prompt": f"the film {i}"} for i in range(60)])
-    command = [sys.executable, "chat_eval.py", "--benchmark", str(tmp_path / "many.jsonl"), "--model", tiny_llama, *chats,
-               "--batch_size", "1", "--temperature", "0.8", "--max_new_tokens", "40", "--latency_runs", "0"]  # fmt: skip
+    command = [
+        sys.executable,
+        "chat_eval.py",
+        "--benchmark",
+        str(tmp_path / "many.jsonl"),
+        "--model",
+        tiny_llama,
+        *chats,
+        "--batch_size",
+        "1",
+        "--temperature",
+        "0.8",
+        "--max_new_tokens",
+        "40",
+        "--latency_runs",
+        "0",
+    ]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
     while len(records_in(tmp_path, "answers.jsonl")) < 5 and time.monotonic() < deadline:
@@ -178,16 +304,26 @@ def test_a_killed_run_goes_on_and_repeats_nothing(tiny_llama, chats, tmp_path):
     assert done.returncode == 0, done.stderr
     assert f"{before.count(chr(10))} of 60 questions are answered" in done.stdout
     after = [line for line in file.read_text().splitlines() if not line.startswith('{"key": "half')]
-    assert "\n".join(after).startswith(before.rstrip("\n")) and len(after) == 60 == len({json.loads(line)["key"] for line in after})
+    assert "\n".join(after).startswith(before.rstrip("\n")) and len(after) == 60 == len(
+        {json.loads(line)["key"] for line in after}
+    )
     assert len(rows_in(tmp_path)) == 1
     # the sampled answers are those of a run that nothing cut off
     subprocess.run([*command, "--answers_dir", str(tmp_path / "again")], cwd=ROOT, capture_output=True, check=True)
     (other,) = (tmp_path / "again").glob("*/answers.jsonl")
-    assert [json.loads(line)["turns"] for line in other.read_text().splitlines()] == [json.loads(line)["turns"] for line in after]
+    assert [json.loads(line)["turns"] for line in other.read_text().splitlines()] == [
+        json.loads(line)["turns"] for line in after
+    ]
 
 
 def test_other_settings_have_other_answers(prompts, tiny_llama, adapter, chats, tmp_path):
-    for flags in ([], ["--system", "be good"], ["--max_new_tokens", "4"], ["--adapter", adapter], ["--adapter", adapter, "--no_lora"]):
+    for flags in (
+        [],
+        ["--system", "be good"],
+        ["--max_new_tokens", "4"],
+        ["--adapter", adapter],
+        ["--adapter", adapter, "--no_lora"],
+    ):
         chat_eval.main(["--benchmark", prompts, "--model", tiny_llama, *chats, *flags])
     folders = sorted((tmp_path / "answers").iterdir())
     assert len(folders) == 4 and len(rows_in(tmp_path)) == 6  # --no_lora is the first again
@@ -197,10 +333,28 @@ def test_other_settings_have_other_answers(prompts, tiny_llama, adapter, chats, 
 def test_batch_mode_answers_a_file_of_prompts(tiny_llama, adapter, chats, tmp_path):
     (tmp_path / "p.txt").write_text("the film was good\n\nwhat is the city\n")
     for flags, name in (([], "tuned"), (["--no_lora"], "base")):
-        chat_eval.main(["--mode", "batch", "--prompts", str(tmp_path / "p.txt"), "--model", tiny_llama, "--adapter", adapter, *flags,
-                        "--output", str(tmp_path / name), *chats])  # fmt: skip
-    tuned, base = ([json.loads(line) for line in (tmp_path / name).read_text().splitlines()] for name in ("tuned", "base"))
-    assert [line["prompt"] for line in tuned] == ["the film was good", "what is the city"] and len(rows_in(tmp_path)) == 2
+        chat_eval.main(
+            [
+                "--mode",
+                "batch",
+                "--prompts",
+                str(tmp_path / "p.txt"),
+                "--model",
+                tiny_llama,
+                "--adapter",
+                adapter,
+                *flags,
+                "--output",
+                str(tmp_path / name),
+                *chats,
+            ]
+        )
+    tuned, base = (
+        [json.loads(line) for line in (tmp_path / name).read_text().splitlines()] for name in ("tuned", "base")
+    )
+    assert [line["prompt"] for line in tuned] == ["the film was good", "what is the city"] and len(
+        rows_in(tmp_path)
+    ) == 2
     assert [line["answer"] for line in tuned] != [line["answer"] for line in base]
     chat_eval.main(["--prompts", str(tmp_path / "p.txt"), "--model", tiny_llama, *chats])
     assert Path(rows_in(tmp_path)[2]["run_dir"], "answers.jsonl").read_text() == (tmp_path / "base").read_text()
@@ -210,7 +364,10 @@ def test_a_model_without_a_chat_template_gets_headings(prompts, tiny_gpt2, tiny_
     for model in (tiny_gpt2, tiny_t5):
         chat_eval.main(["--benchmark", prompts, "--model", model, *chats])
     assert [row["status"] for row in rows_in(tmp_path)] == ["ok", "ok"]
-    assert benchmarks.render(["a", "b"], ["c"]) == "### Instruction:\na\n\n### Response:\nc\n\n### Instruction:\nb\n\n### Response:"
+    assert (
+        benchmarks.render(["a", "b"], ["c"])
+        == "### Instruction:\na\n\n### Response:\nc\n\n### Instruction:\nb\n\n### Response:"
+    )
 
 
 class Terminal:
@@ -239,7 +396,9 @@ class Terminal:
 
 
 def test_a_chat_at_a_terminal(tiny_llama, adapter, tmp_path):
-    terminal = Terminal(["chat_eval.py", "--model", tiny_llama, "--adapter", adapter, "--max_new_tokens", "40", "--device", "cpu"])
+    terminal = Terminal(
+        ["chat_eval.py", "--model", tiny_llama, "--adapter", adapter, "--max_new_tokens", "40", "--device", "cpu"]
+    )
     terminal.say(None, b"> ")
     assert "adapter on" in terminal.say(b"the film was good\n", b"tokens/s, adapter on]")
     terminal.say(b"and the cast ?\n", b"tokens/s, adapter on]")
@@ -249,7 +408,9 @@ def test_a_chat_at_a_terminal(tiny_llama, adapter, tmp_path):
     terminal.say(f"/save {tmp_path / 'saved.json'}\n".encode(), b"saved in")
     saved = json.loads((tmp_path / "saved.json").read_text())
     assert saved["turns"] == ["the film was good", "and the cast ?"]
-    assert [each["adapter"] for each in saved["all"]] == [True, True, False] and saved["all"][1]["answer"] != saved["all"][2]["answer"]
+    assert [each["adapter"] for each in saved["all"]] == [True, True, False] and saved["all"][1]["answer"] != saved[
+        "all"
+    ][2]["answer"]
     terminal.say(b"/system be brief\n", b"system text: be brief")
     terminal.say(b"/reset\n", b"forgotten")
     terminal.say(b"/quit\n", b"/quit")
@@ -257,7 +418,9 @@ def test_a_chat_at_a_terminal(tiny_llama, adapter, tmp_path):
 
 
 def test_an_interrupt_during_an_answer_returns_to_the_prompt(tiny_gpt2, tmp_path):
-    terminal = Terminal(["chat_eval.py", "--model", tiny_gpt2, "--max_new_tokens", "450", "--device", "cpu", "--temperature", "1"])
+    terminal = Terminal(
+        ["chat_eval.py", "--model", tiny_gpt2, "--max_new_tokens", "450", "--device", "cpu", "--temperature", "1"]
+    )
     terminal.say(None, b"> ")
     for _ in range(20):  # the tiny model may have answered before the interrupt arrives
         os.write(terminal.fd, b"tell me a story\n")

@@ -23,7 +23,19 @@ from harness.models import loading
 def test_a_local_judge_goes_by_likelihood_and_averages_both_orders(prompts, tiny_llama, adapter, chats, tmp_path):
     import torch
 
-    command = ["--benchmark", prompts, "--model", tiny_llama, "--adapter", adapter, *chats, "--judge", "local", "--judge_model", tiny_llama]
+    command = [
+        "--benchmark",
+        prompts,
+        "--model",
+        tiny_llama,
+        "--adapter",
+        adapter,
+        *chats,
+        "--judge",
+        "local",
+        "--judge_model",
+        tiny_llama,
+    ]
     chat_eval.main(command)
     base, tuned = rows_in(tmp_path)
     (file,) = Path(tuned["run_dir"]).glob("annotations_against_*.json")
@@ -32,7 +44,9 @@ def test_a_local_judge_goes_by_likelihood_and_averages_both_orders(prompts, tiny
 
     def p_second(first, second, asked):  # by a plain forward over prompt and label
         text = PAIR_PROMPT.replace("{question}", asked).replace("{answer_a}", first).replace("{answer_b}", second)
-        prompt = tokenizer.apply_chat_template([{"role": "user", "content": text}], tokenize=False, add_generation_prompt=True)
+        prompt = tokenizer.apply_chat_template(
+            [{"role": "user", "content": text}], tokenize=False, add_generation_prompt=True
+        )
         found = []
         for label in "AB":
             ids = tokenizer(prompt + label + "<|end|>", add_special_tokens=False, return_tensors="pt").input_ids
@@ -48,7 +62,9 @@ def test_a_local_judge_goes_by_likelihood_and_averages_both_orders(prompts, tiny
             1 - p_second(row["output_2"], row["output_1"], row["instruction"]),
         )
         assert row["preference"] == pytest.approx(1 + statistics.fmean(wins), abs=1e-4)
-    assert float(tuned["win_rate"]) == pytest.approx(statistics.fmean(row["preference"] - 1 for row in annotations), abs=1e-5)
+    assert float(tuned["win_rate"]) == pytest.approx(
+        statistics.fmean(row["preference"] - 1 for row in annotations), abs=1e-5
+    )
     assert tuned["metric"] == base["metric"] == "win_rate" and tuned["position_bias"] and base["win_rate"] == "0.5"
     assert tuned["eval_id"] == base["eval_id"]
     found = win_rates.read_judgements(file)[1]
@@ -60,22 +76,53 @@ def test_a_local_judge_goes_by_likelihood_and_averages_both_orders(prompts, tiny
 
 
 def judged_by(server, prompts, tiny_llama, adapter, chats, *flags):
-    return ["--benchmark", prompts, "--model", tiny_llama, "--adapter", adapter, *chats, "--judge", "endpoint", "--judge_model", "m",
-            "--judge_url", f"http://127.0.0.1:{server.server_port}/v1", "--judge_timeout", "1", *flags]  # fmt: skip
+    return [
+        "--benchmark",
+        prompts,
+        "--model",
+        tiny_llama,
+        "--adapter",
+        adapter,
+        *chats,
+        "--judge",
+        "endpoint",
+        "--judge_model",
+        "m",
+        "--judge_url",
+        f"http://127.0.0.1:{server.server_port}/v1",
+        "--judge_timeout",
+        "1",
+        *flags,
+    ]
 
 
-def test_an_endpoint_that_fails_in_every_way_loses_nothing(endpoint, prompts, tiny_llama, adapter, chats, tmp_path, monkeypatch, capsys):
+def test_an_endpoint_that_fails_in_every_way_loses_nothing(
+    endpoint, prompts, tiny_llama, adapter, chats, tmp_path, monkeypatch, capsys
+):
     monkeypatch.setenv("MY_KEY", "secret")
     endpoint.faults = [429, 500, "drop", "slow", "malformed", 503, "drop"]
     command = judged_by(
-        endpoint, prompts, tiny_llama, adapter, chats, "--judge_key", "MY_KEY", "--judge_prices", "1", "2", "--max_cost", "1"
+        endpoint,
+        prompts,
+        tiny_llama,
+        adapter,
+        chats,
+        "--judge_key",
+        "MY_KEY",
+        "--judge_prices",
+        "1",
+        "2",
+        "--max_cost",
+        "1",
     )
     chat_eval.main(command)
     assert "8 judgements to ask of m" in capsys.readouterr().out and not endpoint.faults
     found = records_in(tmp_path, "judgements.jsonl")
     assert len(found) == 8 == len({record["key"] for record in found})
     assert sum(record["value"] is None for record in found) == 1  # the malformed one is counted, not guessed
-    assert {key for _, key in endpoint.asked} == {"Bearer secret"} and "secret" not in (tmp_path / "results.csv").read_text()
+    assert {key for _, key in endpoint.asked} == {"Bearer secret"} and "secret" not in (
+        tmp_path / "results.csv"
+    ).read_text()
     tuned = rows_in(tmp_path)[1]
     assert tuned["win_rate"] == "0.5" and "1 unreadable" in tuned["note"] and "3 of 4 questions" in tuned["note"]
     assert tuned["position_bias"] == "1" and "goes by the place" in tuned["note"]  # it always says B
@@ -84,7 +131,9 @@ def test_an_endpoint_that_fails_in_every_way_loses_nothing(endpoint, prompts, ti
     assert len(endpoint.asked) == asked  # nothing is judged twice
 
 
-def test_what_fails_after_all_tries_is_asked_again_by_the_next_run(endpoint, prompts, tiny_llama, adapter, chats, tmp_path):
+def test_what_fails_after_all_tries_is_asked_again_by_the_next_run(
+    endpoint, prompts, tiny_llama, adapter, chats, tmp_path
+):
     endpoint.faults = [500, "no json"]
     command = judged_by(endpoint, prompts, tiny_llama, adapter, chats, "--judge_retries", "0", "--judge_workers", "1")
     chat_eval.main(command)
@@ -96,7 +145,9 @@ def test_what_fails_after_all_tries_is_asked_again_by_the_next_run(endpoint, pro
     assert "failed" not in rows_in(tmp_path)[3]["note"]
 
 
-def test_a_refused_key_ends_the_run_with_one_line_and_keeps_the_answers(endpoint, prompts, tiny_llama, adapter, chats, tmp_path, capsys):
+def test_a_refused_key_ends_the_run_with_one_line_and_keeps_the_answers(
+    endpoint, prompts, tiny_llama, adapter, chats, tmp_path, capsys
+):
     endpoint.faults = [401] * 20
     with pytest.raises(SystemExit) as stop:
         chat_eval.main(judged_by(endpoint, prompts, tiny_llama, adapter, chats))
@@ -107,49 +158,109 @@ def test_a_refused_key_ends_the_run_with_one_line_and_keeps_the_answers(endpoint
 
 def test_the_price_is_told_before_and_kept_to(endpoint, prompts, tiny_llama, adapter, chats, tmp_path, capsys):
     with pytest.raises(SystemExit) as stop:
-        chat_eval.main(judged_by(endpoint, prompts, tiny_llama, adapter, chats, "--judge_prices", "1000", "1000", "--max_cost", "0.01"))
+        chat_eval.main(
+            judged_by(
+                endpoint, prompts, tiny_llama, adapter, chats, "--judge_prices", "1000", "1000", "--max_cost", "0.01"
+            )
+        )
     assert stop.value.code == 2 and "may cost" in capsys.readouterr().err and not endpoint.asked
     url = f"http://127.0.0.1:{endpoint.server_port}/v1"
     request = [Request((str(i),), "pair", (("user", f"{i}" * 40),)) for i in range(8)]  # 10 tokens in, 16 out at most
-    judge = judges.EndpointJudge(url, "m", prices=(10_000.0, 0.0), max_cost=2.5)  # 0.1 USD by the estimate, 1 by what is counted
+    judge = judges.EndpointJudge(
+        url, "m", prices=(10_000.0, 0.0), max_cost=2.5
+    )  # 0.1 USD by the estimate, 1 by what is counted
     assert judge.estimate(request[:3]) == (30, 48, pytest.approx(0.3))
     found = judging_of(judge, request)
-    assert 2 <= len(found) == len(endpoint.asked) <= 6 and judge.spent == pytest.approx(len(found))  # with those under way
+    assert 2 <= len(found) == len(endpoint.asked) <= 6 and judge.spent == pytest.approx(
+        len(found)
+    )  # with those under way
     assert "judgements not asked for" in capsys.readouterr().out
     assert judging_of(judge, request) == [] and len(endpoint.asked) == len(found)
 
 
 @pytest.mark.parametrize("url", ["http://", "http://localhost:99999/v1", "http://exa mple/v1", "http://127.0.0.1:9/v1"])
-def test_where_nothing_answers_is_said_before_answers_are_made(url, prompts, tiny_llama, chats, tmp_path, capsys, monkeypatch):
+def test_where_nothing_answers_is_said_before_answers_are_made(
+    url, prompts, tiny_llama, chats, tmp_path, capsys, monkeypatch
+):
     for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
         monkeypatch.delenv(name, raising=False)
     with pytest.raises(SystemExit) as stop:
-        chat_eval.main(["--benchmark", prompts, "--model", tiny_llama, tiny_llama + "/", *chats, "--judge", "endpoint",
-                        "--judge_model", "m", "--judge_url", url])  # fmt: skip
+        chat_eval.main(
+            [
+                "--benchmark",
+                prompts,
+                "--model",
+                tiny_llama,
+                tiny_llama + "/",
+                *chats,
+                "--judge",
+                "endpoint",
+                "--judge_model",
+                "m",
+                "--judge_url",
+                url,
+            ]
+        )
     error = capsys.readouterr().err
     assert stop.value.code == 2 and error.count("\n") == 1 and url in error and not (tmp_path / "answers").exists()
 
 
 def test_mt_bench_ratings_by_an_endpoint(endpoint, tiny_llama, chats, tmp_path):
-    write_jsonl(tmp_path / "question.jsonl", [{"question_id": i, "category": c, "turns": [f"the film {i}", "and the cast ?"]}
-                                              for i, c in ((81, "writing"), (111, "math"))])  # fmt: skip
-    write_jsonl(tmp_path / "judge_prompts.jsonl", [
-        {"name": name, "system_prompt": "be fair", "prompt_template": "{question} {answer} {question_1} {answer_1} {question_2} {answer_2}"}
-        for name in ("single-v1", "single-v1-multi-turn")])  # fmt: skip
+    write_jsonl(
+        tmp_path / "question.jsonl",
+        [
+            {"question_id": i, "category": c, "turns": [f"the film {i}", "and the cast ?"]}
+            for i, c in ((81, "writing"), (111, "math"))
+        ],
+    )
+    write_jsonl(
+        tmp_path / "judge_prompts.jsonl",
+        [
+            {
+                "name": name,
+                "system_prompt": "be fair",
+                "prompt_template": "{question} {answer} {question_1} {answer_1} {question_2} {answer_2}",
+            }
+            for name in ("single-v1", "single-v1-multi-turn")
+        ],
+    )
     endpoint.content = ["Fine. Rating: [[8]]", "no number", "[[3]]"]  # then a call that fails
     endpoint.faults = [None, None, None, 500]
-    command = ["--benchmark", "mt_bench", "--data", str(tmp_path), "--model", tiny_llama, *chats, "--judge", "endpoint",
-               "--judge_model", "m", "--judge_url", f"http://127.0.0.1:{endpoint.server_port}/v1", "--judge_workers", "1",
-               "--judge_retries", "0"]  # fmt: skip
+    command = [
+        "--benchmark",
+        "mt_bench",
+        "--data",
+        str(tmp_path),
+        "--model",
+        tiny_llama,
+        *chats,
+        "--judge",
+        "endpoint",
+        "--judge_model",
+        "m",
+        "--judge_url",
+        f"http://127.0.0.1:{endpoint.server_port}/v1",
+        "--judge_workers",
+        "1",
+        "--judge_retries",
+        "0",
+    ]
     chat_eval.main(command)
     (row,) = rows_in(tmp_path)
     graded = win_rates.read_judgements(Path(row["run_dir"], "model_judgment/m_single.jsonl"))[1]
     assert [(g["question_id"], g["turn"], g["score"], g["judge"][1]) for g in graded] == [
-        (81, 1, 8.0, "single-v1"), (81, 2, -1, "single-v1-multi-turn"), (111, 1, 3.0, "single-v1")]  # fmt: skip
+        (81, 1, 8.0, "single-v1"),
+        (81, 2, -1, "single-v1-multi-turn"),
+        (111, 1, 3.0, "single-v1"),
+    ]
     assert float(row["judge_score"]) == float(row["score"]) == 5.5 and row["metric"] == "judge_score"
     assert float(row["invalid_rate"]) == pytest.approx(1 / 3, abs=1e-5) and "1 judgements failed" in row["note"]
     found = json.loads(Path(row["run_dir"], "mt_bench.json").read_text())
-    assert found["turns"] == {"1": 5.5} and found["categories"] == {"math": 3.0, "writing": 8.0} and found["n_unreadable"] == 1
+    assert (
+        found["turns"] == {"1": 5.5}
+        and found["categories"] == {"math": 3.0, "writing": 8.0}
+        and found["n_unreadable"] == 1
+    )
     endpoint.content = ["[[5]]"]
     chat_eval.main(command)  # asks for the one that failed
     assert len(endpoint.asked) == 5 and float(rows_in(tmp_path)[1]["judge_score"]) == pytest.approx(16 / 3, abs=1e-4)
@@ -157,8 +268,22 @@ def test_mt_bench_ratings_by_an_endpoint(endpoint, tiny_llama, chats, tmp_path):
 
 def test_a_run_killed_while_it_is_judged_judges_nothing_twice(endpoint, prompts, tiny_llama, adapter, chats, tmp_path):
     endpoint.faults = [None, None, None, "stuck"]
-    flags = judged_by(endpoint, prompts, tiny_llama, adapter, chats, "--judge_workers", "1", "--judge_timeout", "60", "--latency_runs", "0")
-    process = subprocess.Popen([sys.executable, "chat_eval.py", *flags], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    flags = judged_by(
+        endpoint,
+        prompts,
+        tiny_llama,
+        adapter,
+        chats,
+        "--judge_workers",
+        "1",
+        "--judge_timeout",
+        "60",
+        "--latency_runs",
+        "0",
+    )
+    process = subprocess.Popen(
+        [sys.executable, "chat_eval.py", *flags], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
     deadline = time.monotonic() + 120
     while len(endpoint.asked) < 4 and time.monotonic() < deadline:
         time.sleep(0.05)
@@ -184,7 +309,15 @@ def served(tiny_llama):
     """`transformers serve` of the tiny model: a real OpenAI-compatible server."""
     pytest.importorskip("fastapi")
     port = free_port()
-    command = [str(Path(sys.executable).parent / "transformers"), "serve", tiny_llama, "--device", "cpu", "--port", str(port)]
+    command = [
+        str(Path(sys.executable).parent / "transformers"),
+        "serve",
+        tiny_llama,
+        "--device",
+        "cpu",
+        "--port",
+        str(port),
+    ]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and process.poll() is None:
@@ -198,8 +331,25 @@ def served(tiny_llama):
 
 
 def test_a_real_server_judges(served, prompts, tiny_llama, adapter, chats, tmp_path):
-    chat_eval.main(["--benchmark", prompts, "--model", tiny_llama, "--adapter", adapter, *chats, "--num_samples", "2",
-                    "--judge", "endpoint", "--judge_model", tiny_llama, "--judge_url", served])  # fmt: skip
+    chat_eval.main(
+        [
+            "--benchmark",
+            prompts,
+            "--model",
+            tiny_llama,
+            "--adapter",
+            adapter,
+            *chats,
+            "--num_samples",
+            "2",
+            "--judge",
+            "endpoint",
+            "--judge_model",
+            tiny_llama,
+            "--judge_url",
+            served,
+        ]
+    )
     found = records_in(tmp_path, "judgements.jsonl")
     assert len(found) == 4 and all(record["tokens"][0] > 0 and record["text"] for record in found)
     unread = sum(record["value"] is None for record in found)
@@ -210,12 +360,34 @@ def test_a_real_server_judges(served, prompts, tiny_llama, adapter, chats, tmp_p
 
 @pytest.mark.real
 def test_the_real_model_answers_and_judges(tmp_path, chats):
-    write_jsonl(tmp_path / "p.jsonl", [{"prompt": "What is the capital of France?", "output": "The capital of France is Paris."},
-                                       {"prompt": "Name a colour of the rainbow.", "output": "Red."}])  # fmt: skip
+    write_jsonl(
+        tmp_path / "p.jsonl",
+        [
+            {"prompt": "What is the capital of France?", "output": "The capital of France is Paris."},
+            {"prompt": "Name a colour of the rainbow.", "output": "Red."},
+        ],
+    )
     model = str(ROOT / "assets/models/SmolLM2-135M-Instruct")
-    chat_eval.main(["--benchmark", str(tmp_path / "p.jsonl"), "--model", model, *chats, "--max_new_tokens", "12", "--latency_runs", "0",
-                    "--judge", "local", "--judge_model", model])  # fmt: skip
+    chat_eval.main(
+        [
+            "--benchmark",
+            str(tmp_path / "p.jsonl"),
+            "--model",
+            model,
+            *chats,
+            "--max_new_tokens",
+            "12",
+            "--latency_runs",
+            "0",
+            "--judge",
+            "local",
+            "--judge_model",
+            model,
+        ]
+    )
     (row,) = rows_in(tmp_path)
     assert (
-        "Paris" in records_in(tmp_path, "answers.jsonl")[0]["turns"][0] and 0 < float(row["win_rate"]) < 1 and float(row["perplexity"]) < 20
+        "Paris" in records_in(tmp_path, "answers.jsonl")[0]["turns"][0]
+        and 0 < float(row["win_rate"]) < 1
+        and float(row["perplexity"]) < 20
     )

@@ -14,8 +14,25 @@ from harness.results import store
 
 def test_the_student_moves_towards_its_teacher(sentiment, tiny_llama, tmp_path, out):
     """Asked once or in every step, the same targets and so the same training; the loss on unseen inputs falls."""
-    flags = ["--model", tiny_llama, "--dataset", sentiment, "--k_shots", "6", "--unlabelled", "60", "--epochs", "4", "--batch_size", "8",
-             "--learning_rate", "3e-3", "--calibrate", "batch", *out]  # fmt: skip
+    flags = [
+        "--model",
+        tiny_llama,
+        "--dataset",
+        sentiment,
+        "--k_shots",
+        "6",
+        "--unlabelled",
+        "60",
+        "--epochs",
+        "4",
+        "--batch_size",
+        "8",
+        "--learning_rate",
+        "3e-3",
+        "--calibrate",
+        "batch",
+        *out,
+    ]
     context_distill.main(flags)
     context_distill.main([*flags, "--targets", "online"])
     once, online = store.read_results(tmp_path / "results.csv")
@@ -28,7 +45,9 @@ def test_the_student_moves_towards_its_teacher(sentiment, tiny_llama, tmp_path, 
     (teacher,) = store.read_results(tmp_path / "teacher.csv")
     compared = json.loads((Path(once["run_dir"]) / "comparison.json").read_text())
     assert compared["teacher"]["score"] == pytest.approx(float(teacher["score"]))
-    assert int(once["prompt_tokens"]) < int(teacher["prompt_tokens"]) and once["k_shots"] == "0" and once["n_train"] == "6"
+    assert (
+        int(once["prompt_tokens"]) < int(teacher["prompt_tokens"]) and once["k_shots"] == "0" and once["n_train"] == "6"
+    )
     kept = [*flags[:4], "--adapter", f"{once['run_dir']}/adapter", *out, "--results", str(tmp_path / "again.csv")]
     prompt_eval.main(kept)
     (again,) = store.read_results(tmp_path / "again.csv")
@@ -53,8 +72,27 @@ def test_label_targets_of_several_tokens_are_those_of_scoring(sentiment, tiny_ll
 
 @pytest.mark.parametrize("targets", ["precomputed", "online"])
 def test_answers_are_distilled_too(targets, questions, tiny_llama, out, only_row):
-    context_distill.main(["--model", tiny_llama, "--dataset", questions, "--k_shots", "2", "--epochs", "6", "--batch_size", "4",
-                          "--learning_rate", "3e-3", "--max_new_tokens", "4", "--targets", targets, *out])  # fmt: skip
+    context_distill.main(
+        [
+            "--model",
+            tiny_llama,
+            "--dataset",
+            questions,
+            "--k_shots",
+            "2",
+            "--epochs",
+            "6",
+            "--batch_size",
+            "4",
+            "--learning_rate",
+            "3e-3",
+            "--max_new_tokens",
+            "4",
+            "--targets",
+            targets,
+            *out,
+        ]
+    )
     row = only_row()
     history = json.loads((Path(row["run_dir"]) / "training_history.json").read_text())
     losses = [entry["eval_loss"] for entry in history if "eval_loss" in entry]

@@ -21,7 +21,9 @@ from harness.results.run import OOM_EXIT_CODE
 @pytest.mark.gpu
 def test_fp16_training_fills_in_the_gpu_columns(sentiment, tiny_bert, tmp_path):
     flags = ["--results", str(tmp_path / "r.csv"), "--runs_dir", str(tmp_path / "runs"), "--latency_runs", "3"]
-    finetune.main(["--model", tiny_bert, "--dataset", sentiment, "--fp16", "--epochs", "3", "--learning_rate", "2e-3", *flags])
+    finetune.main(
+        ["--model", tiny_bert, "--dataset", sentiment, "--fp16", "--epochs", "3", "--learning_rate", "2e-3", *flags]
+    )
     (row,) = store.read_results(tmp_path / "r.csv")
     assert (row["device"], row["precision"]) == ("cuda", "fp16") and row["device_name"]
     assert 0 < float(row["peak_gpu_gb"]) <= float(row["peak_gpu_reserved_gb"])
@@ -46,7 +48,10 @@ def test_finetune(sentiment, tiny_bert, out, only_row, capsys):
     losses = [entry["loss"] for entry in history if "loss" in entry]
     assert losses[-1] < losses[0] and sum("eval_accuracy" in entry for entry in history) == 6
     assert (folder / "training_curves.png").stat().st_size > 5000 and (folder / "model" / "model.safetensors").is_file()
-    assert json.loads((folder / "args.json").read_text())["max_train_samples"] == 128 and not (folder / "checkpoints").exists()
+    assert (
+        json.loads((folder / "args.json").read_text())["max_train_samples"] == 128
+        and not (folder / "checkpoints").exists()
+    )
     last = capsys.readouterr().out.strip().splitlines()[-2:]
     assert f"accuracy {float(row['score']):.3f} [" in last[0] and "results.csv" in last[1] and str(folder) in last[1]
 
@@ -59,15 +64,23 @@ def test_the_best_checkpoint_by_validation_is_kept(sentiment, tiny_bert, out, on
     seen = [entry["eval_accuracy"] for entry in history if "eval_accuracy" in entry]
     task = tasks.load_task(sentiment)
     model = loading.load_model(str(folder / "model"), labels=task.labels)
-    found = scoring.classify(model, utils.load_tokenizer(str(folder / "model")), [ex.text for ex in task.validation]).argmax(1)
+    found = scoring.classify(
+        model, utils.load_tokenizer(str(folder / "model")), [ex.text for ex in task.validation]
+    ).argmax(1)
     assert np.mean(found == [ex.label for ex in task.validation]) == pytest.approx(max(seen))
 
 
 def test_finetune_on_pairs_with_three_labels(tiny_bert, tmp_path, out, only_row):
     rng = np.random.default_rng(0)
     names = ["contradiction", "entailment", "neutral"]
-    rows = [{"premise": f"the film was {a}", "hypothesis": f"the cast is {b}", "gold_label": names[("good", "bad", "fine").index(a)]}
-            for a, b in zip(rng.choice(["good", "bad", "fine"], 300), rng.choice(["great", "dull", "weak", "poor"], 300))]  # fmt: skip
+    rows = [
+        {
+            "premise": f"the film was {a}",
+            "hypothesis": f"the cast is {b}",
+            "gold_label": names[("good", "bad", "fine").index(a)],
+        }
+        for a, b in zip(rng.choice(["good", "bad", "fine"], 300), rng.choice(["great", "dull", "weak", "poor"], 300))
+    ]
     rows = [{**row, "hypothesis": f"{row['hypothesis']} {i}"} for i, row in enumerate(rows)]
     write_jsonl(tmp_path / "train.jsonl", rows[:240])
     write_jsonl(tmp_path / "test.jsonl", rows[240:])
@@ -98,7 +111,9 @@ def test_out_of_memory_in_training_is_an_oom_row(sentiment, tiny_bert, out, only
     row = only_row()
     assert exit_.value.code == OOM_EXIT_CODE
     assert (
-        (row["status"], row["script"], row["n_eval"]) == ("oom", "finetune.py", "60") and "20.00 GiB" in row["note"] and row["score"] == ""
+        (row["status"], row["script"], row["n_eval"]) == ("oom", "finetune.py", "60")
+        and "20.00 GiB" in row["note"]
+        and row["score"] == ""
     )
 
 
@@ -128,13 +143,15 @@ def test_resume_goes_on_from_the_last_checkpoint(sentiment, tiny_bert, tmp_path,
     from safetensors.torch import load_file
 
     flags = ["--model", tiny_bert, "--dataset", sentiment, *FAST]
-    killed = ("import os, signal, sys, transformers, finetune\n"
-              "save = transformers.Trainer._save_checkpoint\n"
-              "def save_and_die(self, *args, **kwargs):\n"
-              "    save(self, *args, **kwargs)\n"
-              "    if self.state.epoch >= 2: os.kill(os.getpid(), signal.SIGKILL)\n"
-              "transformers.Trainer._save_checkpoint = save_and_die\n"
-              "finetune.main(sys.argv[1:])\n")  # fmt: skip
+    killed = (
+        "import os, signal, sys, transformers, finetune\n"
+        "save = transformers.Trainer._save_checkpoint\n"
+        "def save_and_die(self, *args, **kwargs):\n"
+        "    save(self, *args, **kwargs)\n"
+        "    if self.state.epoch >= 2: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "transformers.Trainer._save_checkpoint = save_and_die\n"
+        "finetune.main(sys.argv[1:])\n"
+    )
     done = subprocess.run([sys.executable, "-c", killed, *flags, *out], cwd=ROOT, capture_output=True)
     assert done.returncode == -9 and not (tmp_path / "results.csv").exists()
     (folder,) = (tmp_path / "runs").iterdir()
@@ -151,20 +168,39 @@ def test_resume_goes_on_from_the_last_checkpoint(sentiment, tiny_bert, tmp_path,
 
 
 def test_full_fine_tuning_learns_the_answers(questions, tiny_llama, tmp_path, out, only_row):
-    finetune.main(["--model", tiny_llama, "--dataset", questions, "--epochs", "12", "--batch_size", "4", "--learning_rate", "3e-3",
-                   "--max_new_tokens", "4", *out])  # fmt: skip
+    finetune.main(
+        [
+            "--model",
+            tiny_llama,
+            "--dataset",
+            questions,
+            "--epochs",
+            "12",
+            "--batch_size",
+            "4",
+            "--learning_rate",
+            "3e-3",
+            "--max_new_tokens",
+            "4",
+            *out,
+        ]
+    )
     row = only_row()
     assert row["metric"] == "token_f1" and row["n_train"] == str(len(tasks.load_task(questions).train))
     assert {p["prediction"] for p in predictions(row)} <= {"paris", "rome"}, "it learned what answers look like"
     before = ["--results", str(tmp_path / "before.csv")]
     prompt_eval.main(["--model", tiny_llama, "--dataset", questions, "--max_new_tokens", "4", *out, *before])
     (untouched,) = store.read_results(tmp_path / "before.csv")
-    assert float(row["score"]) > float(untouched["score_high"] or 0) and float(row["perplexity"]) < 3 < float(untouched["perplexity"])
+    assert float(row["score"]) > float(untouched["score_high"] or 0) and float(row["perplexity"]) < 3 < float(
+        untouched["perplexity"]
+    )
 
 
 def test_a_loss_that_is_no_number_is_a_failed_row(questions, tiny_llama, out, only_row, capsys):
     with pytest.raises(SystemExit) as exit_:
-        finetune.main(["--model", tiny_llama, "--dataset", questions, "--learning_rate", "1e30", "--warmup", "0", *SHORT, *out])
+        finetune.main(
+            ["--model", tiny_llama, "--dataset", questions, "--learning_rate", "1e30", "--warmup", "0", *SHORT, *out]
+        )
     said = capsys.readouterr().err.strip().splitlines()[-1]
     row = only_row()
     assert exit_.value.code == 1 and row["status"] == "failed" and "failed, recorded in" in said
@@ -174,14 +210,39 @@ def test_a_loss_that_is_no_number_is_a_failed_row(questions, tiny_llama, out, on
 
 def test_early_stopping_ends_before_its_epochs(sentiment, tiny_bert, out, only_row):
     finetune.main(
-        ["--model", tiny_bert, "--dataset", sentiment, "--epochs", "30", "--learning_rate", "1e-9", "--early_stopping", "2", *out]
+        [
+            "--model",
+            tiny_bert,
+            "--dataset",
+            sentiment,
+            "--epochs",
+            "30",
+            "--learning_rate",
+            "1e-9",
+            "--early_stopping",
+            "2",
+            *out,
+        ]
     )
     history = json.loads((Path(only_row()["run_dir"]) / "training_history.json").read_text())
     assert max(entry["epoch"] for entry in history) == 3  # the first is the best, and two more are no better
 
 
 def test_without_validation_the_last_checkpoint_is_kept(sentiment, tiny_bert, out, only_row):
-    finetune.main(["--model", tiny_bert, "--dataset", sentiment, "--max_train_samples", "8", "--max_validation_samples", "0", *SHORT, *out])
+    finetune.main(
+        [
+            "--model",
+            tiny_bert,
+            "--dataset",
+            sentiment,
+            "--max_train_samples",
+            "8",
+            "--max_validation_samples",
+            "0",
+            *SHORT,
+            *out,
+        ]
+    )
     history = json.loads((Path(only_row()["run_dir"]) / "training_history.json").read_text())
     assert not any("eval_loss" in entry for entry in history)
     assert len(tasks.load_task(sentiment, max_validation_samples=5).validation) == 5

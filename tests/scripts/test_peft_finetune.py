@@ -23,7 +23,9 @@ def test_lora_on_a_quantized_base(sentiment, tiny_bert, tmp_path, quantize):
 
 @pytest.mark.parametrize("quantize", ["none", "int8", "nf4"])
 def test_peft_and_the_saved_adapter(sentiment, tiny_bert, tmp_path, out, only_row, quantize):
-    peft_finetune.main(["--model", tiny_bert, "--dataset", sentiment, *FAST, "--learning_rate", "1e-2", "--quantize", quantize, *out])
+    peft_finetune.main(
+        ["--model", tiny_bert, "--dataset", sentiment, *FAST, "--learning_rate", "1e-2", "--quantize", quantize, *out]
+    )
     row = only_row()
     found = check_classification(row, 60)
     assert row["variant"] == ("lora_r8" if quantize == "none" else f"lora_r8_{quantize}") and row["strategy"] == "peft"
@@ -37,22 +39,30 @@ def test_peft_and_the_saved_adapter(sentiment, tiny_bert, tmp_path, out, only_ro
         ["query", "value"],
         ["value", "query"],
     )
-    assert float(row["artifact_mb"]) == pytest.approx((adapter / "adapter_model.safetensors").stat().st_size / 2**20, rel=1e-4)
+    assert float(row["artifact_mb"]) == pytest.approx(
+        (adapter / "adapter_model.safetensors").stat().st_size / 2**20, rel=1e-4
+    )
     again = ["--results", str(tmp_path / "again.csv"), "--precision", "fp32" if quantize == "none" else quantize]
-    prompt_eval.main(["--model", tiny_bert, "--adapter", str(adapter), "--dataset", sentiment, "--batch_size", "16", *out, *again])
+    prompt_eval.main(
+        ["--model", tiny_bert, "--adapter", str(adapter), "--dataset", sentiment, "--batch_size", "16", *out, *again]
+    )
     (other,) = store.read_results(tmp_path / "again.csv")
     assert other["strategy"] == "peft" and other["eval_id"] == row["eval_id"]
     scores = [[p["scores"]["positive"] for p in predictions(r)] for r in (row, other)]
     assert np.allclose(*scores, atol=1e-5 if quantize == "none" else 2e-2)
     assert [p["prediction"] for p in predictions(other)] == [p["prediction"] for p in found]
-    assert "unmerged" in row["note"] and ("adapter merged" if quantize == "none" else "adapter unmerged") in other["note"]
+    assert (
+        "unmerged" in row["note"] and ("adapter merged" if quantize == "none" else "adapter unmerged") in other["note"]
+    )
 
 
 METHODS = ("lora", "dora", "rslora", "adalora", "ia3", "prompt_tuning", "prefix_tuning")
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_every_method_trains_saves_and_is_scored_again_to_the_byte(method, questions, tiny_llama, tmp_path, out, only_row):
+def test_every_method_trains_saves_and_is_scored_again_to_the_byte(
+    method, questions, tiny_llama, tmp_path, out, only_row
+):
     flags = ["--model", tiny_llama, "--dataset", questions, "--batch_size", "4", "--max_new_tokens", "4"]
     peft_finetune.main([*flags, "--method", method, "--epochs", "2", "--num_virtual_tokens", "5", *out])
     row = only_row()
@@ -60,18 +70,28 @@ def test_every_method_trains_saves_and_is_scored_again_to_the_byte(method, quest
     assert 0 < int(row["trainable_params"]) < 0.3 * int(row["total_params"]) and float(row["perplexity"]) > 1
     history = json.loads((Path(row["run_dir"]) / "training_history.json").read_text())
     validation = [entry["eval_loss"] for entry in history if "eval_loss" in entry]
-    assert len(validation) == 2 and all(np.isfinite(validation)) and (Path(row["run_dir"]) / "training_curves.png").stat().st_size > 5000
+    assert (
+        len(validation) == 2
+        and all(np.isfinite(validation))
+        and (Path(row["run_dir"]) / "training_curves.png").stat().st_size > 5000
+    )
     before = ["--results", str(tmp_path / "before.csv")]
     flags = ["--model", tiny_llama, "--dataset", questions, "--max_new_tokens", "4"]
     prompt_eval.main([*flags, *out, *before])
     again = ["--results", str(tmp_path / "again.csv")]
     prompt_eval.main([*flags, "--adapter", str(Path(row["run_dir"]) / "adapter"), "--no-merge_adapter", *out, *again])
     (untouched,), (other,) = store.read_results(tmp_path / "before.csv"), store.read_results(tmp_path / "again.csv")
-    assert without_times(other) == without_times(row) and other["perplexity"] == row["perplexity"] and other["eval_id"] == row["eval_id"]
+    assert (
+        without_times(other) == without_times(row)
+        and other["perplexity"] == row["perplexity"]
+        and other["eval_id"] == row["eval_id"]
+    )
     assert other["perplexity"] != untouched["perplexity"]
 
 
-@pytest.mark.parametrize("method", ["full", *(name for name in METHODS if name not in ("prompt_tuning", "prefix_tuning"))])
+@pytest.mark.parametrize(
+    "method", ["full", *(name for name in METHODS if name not in ("prompt_tuning", "prefix_tuning"))]
+)
 def test_a_head_of_every_method_is_scored_again_to_the_byte(method, sentiment, tiny_bert, tmp_path, out, only_row):
     flags = ["--model", tiny_bert, "--dataset", sentiment, "--epochs", "1", "--learning_rate", "5e-3", *out]
     if method == "full":
@@ -80,9 +100,23 @@ def test_a_head_of_every_method_is_scored_again_to_the_byte(method, sentiment, t
         peft_finetune.main([*flags, "--method", method, "--target_modules", "auto" if method == "ia3" else "attention"])
     row = only_row()
     run_dir = Path(row["run_dir"])
-    place = ["--model", str(run_dir / "model")] if method == "full" else ["--model", tiny_bert, "--adapter", str(run_dir / "adapter"),
-                                                                        "--no-merge_adapter"]  # fmt: skip
-    prompt_eval.main([*place, "--dataset", sentiment, "--batch_size", row["batch_size"], *out, "--results", str(tmp_path / "again.csv")])
+    place = (
+        ["--model", str(run_dir / "model")]
+        if method == "full"
+        else ["--model", tiny_bert, "--adapter", str(run_dir / "adapter"), "--no-merge_adapter"]
+    )
+    prompt_eval.main(
+        [
+            *place,
+            "--dataset",
+            sentiment,
+            "--batch_size",
+            row["batch_size"],
+            *out,
+            "--results",
+            str(tmp_path / "again.csv"),
+        ]
+    )
     (other,) = store.read_results(tmp_path / "again.csv")
     assert without_times(other) == without_times(row) and other["eval_id"] == row["eval_id"]
     assert len({tuple(p["scores"].values()) for p in predictions(row)}) > 20, "scores that differ from row to row"
@@ -90,11 +124,39 @@ def test_a_head_of_every_method_is_scored_again_to_the_byte(method, sentiment, t
 
 def test_adaloras_ranks_shrink(questions, tiny_llama, out, only_row):
     """peft's allocator has to be called after every step: without that the ranks stay at --init_r (peft issue 1801)."""
-    peft_finetune.main(["--model", tiny_llama, "--dataset", questions, "--method", "adalora", "--init_r", "8", "--target_r", "2", "--tinit",
-                        "1", "--tfinal", "2", "--max_steps", "12", "--batch_size", "4", "--max_new_tokens", "2", *out])  # fmt: skip
+    peft_finetune.main(
+        [
+            "--model",
+            tiny_llama,
+            "--dataset",
+            questions,
+            "--method",
+            "adalora",
+            "--init_r",
+            "8",
+            "--target_r",
+            "2",
+            "--tinit",
+            "1",
+            "--tfinal",
+            "2",
+            "--max_steps",
+            "12",
+            "--batch_size",
+            "4",
+            "--max_new_tokens",
+            "2",
+            *out,
+        ]
+    )
     row = only_row()
     ranks = json.loads((Path(row["run_dir"]) / "ranks.json").read_text())
-    assert len(ranks) == 4 and sum(ranks.values()) == 4 * 2 and "mean rank 2.0" in row["note"] and row["variant"] == "adalora_r2"
+    assert (
+        len(ranks) == 4
+        and sum(ranks.values()) == 4 * 2
+        and "mean rank 2.0" in row["note"]
+        and row["variant"] == "adalora_r2"
+    )
 
 
 def test_an_adapter_that_changes_nothing_is_degenerate(questions, tiny_llama, out, only_row):
@@ -104,8 +166,7 @@ def test_an_adapter_that_changes_nothing_is_degenerate(questions, tiny_llama, ou
 
 
 @pytest.mark.parametrize(
-    "wanted, per_layer",
-    [("attention", 4), ("mlp", 3), ("all-linear", 7), ("auto", 2), ("q_proj,down_proj", 2)],
+    "wanted, per_layer", [("attention", 4), ("mlp", 3), ("all-linear", 7), ("auto", 2), ("q_proj,down_proj", 2)]
 )
 def test_target_modules(wanted, per_layer, questions, tiny_llama, out, only_row):
     peft_finetune.main(["--model", tiny_llama, "--dataset", questions, "--target_modules", wanted, *SHORT, *out])
@@ -120,15 +181,33 @@ def test_a_run_killed_within_an_epoch_ends_with_the_same_adapter(questions, tiny
     """Dropout, accumulation and the order of the batches go on where they were."""
     from safetensors.torch import load_file
 
-    flags = ["--model", tiny_llama, "--dataset", questions, "--epochs", "3", "--save_steps", "2", "--batch_size", "2", "--dropout", "0.3",
-             "--gradient_accumulation", "2", "--max_new_tokens", "2"]  # fmt: skip
-    killed = ("import os, signal, sys, transformers, peft_finetune\n"
-              "save = transformers.Trainer._save_checkpoint\n"
-              "def save_and_die(self, *args, **kwargs):\n"
-              "    save(self, *args, **kwargs)\n"
-              "    if self.state.global_step >= 8: os.kill(os.getpid(), signal.SIGKILL)\n"
-              "transformers.Trainer._save_checkpoint = save_and_die\n"
-              "peft_finetune.main(sys.argv[1:])\n")  # fmt: skip
+    flags = [
+        "--model",
+        tiny_llama,
+        "--dataset",
+        questions,
+        "--epochs",
+        "3",
+        "--save_steps",
+        "2",
+        "--batch_size",
+        "2",
+        "--dropout",
+        "0.3",
+        "--gradient_accumulation",
+        "2",
+        "--max_new_tokens",
+        "2",
+    ]
+    killed = (
+        "import os, signal, sys, transformers, peft_finetune\n"
+        "save = transformers.Trainer._save_checkpoint\n"
+        "def save_and_die(self, *args, **kwargs):\n"
+        "    save(self, *args, **kwargs)\n"
+        "    if self.state.global_step >= 8: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "transformers.Trainer._save_checkpoint = save_and_die\n"
+        "peft_finetune.main(sys.argv[1:])\n"
+    )
     done = subprocess.run([sys.executable, "-c", killed, *flags, *out], cwd=ROOT, capture_output=True)
     assert done.returncode == -9
     peft_finetune.main([*flags, *out, "--resume"])
@@ -136,14 +215,35 @@ def test_a_run_killed_within_an_epoch_ends_with_the_same_adapter(questions, tiny
     assert "resumed from checkpoint-8" in row["note"]
     peft_finetune.main([*flags, *out, "--results", str(tmp_path / "whole.csv")])
     (whole,) = store.read_results(tmp_path / "whole.csv")
-    resumed, uninterrupted = (load_file(Path(r["run_dir"]) / "adapter" / "adapter_model.safetensors") for r in (row, whole))
+    resumed, uninterrupted = (
+        load_file(Path(r["run_dir"]) / "adapter" / "adapter_model.safetensors") for r in (row, whole)
+    )
     assert all((resumed[name] == uninterrupted[name]).all() for name in uninterrupted)
 
 
 def test_adalora_keeps_its_last_checkpoint_though_an_earlier_was_better(questions, tiny_llama, out, only_row):
     """A checkpoint of other ranks cannot be loaded into the adapter (peft); the learning rate makes the validation loss rise."""
-    peft_finetune.main(["--model", tiny_llama, "--dataset", questions, "--method", "adalora", "--max_steps", "10", "--save_steps", "2",
-                        "--batch_size", "4", "--learning_rate", "1", "--max_new_tokens", "2", *out])  # fmt: skip
+    peft_finetune.main(
+        [
+            "--model",
+            tiny_llama,
+            "--dataset",
+            questions,
+            "--method",
+            "adalora",
+            "--max_steps",
+            "10",
+            "--save_steps",
+            "2",
+            "--batch_size",
+            "4",
+            "--learning_rate",
+            "1",
+            "--max_new_tokens",
+            "2",
+            *out,
+        ]
+    )
     row = only_row()
     history = json.loads((Path(row["run_dir"]) / "training_history.json").read_text())
     losses = [entry["eval_loss"] for entry in history if "eval_loss" in entry]

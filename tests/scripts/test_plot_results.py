@@ -11,12 +11,23 @@ from harness.results import commands, configurations, schema, stats, store
 
 def test_every_chart_that_has_rows_is_drawn_and_the_others_are_said(tmp_path, capsys):
     path = results_csv(tmp_path / "r.csv", log_rows())
-    plot_results.main(["--results", path, "--output_dir", str(tmp_path / "plots"), "--report", str(tmp_path / "RESULTS.md")])
+    plot_results.main(
+        ["--results", path, "--output_dir", str(tmp_path / "plots"), "--report", str(tmp_path / "RESULTS.md")]
+    )
     said = capsys.readouterr().out
     drawn = {file.name for file in (tmp_path / "plots").glob("*.png")}
-    assert drawn == {"scores.png", "latency_vs_score.png", "memory_vs_score.png", "training_cost.png", "rank.png", "learning_curves.png",
-                     "questions.png"}  # fmt: skip
-    assert all((tmp_path / "plots" / name).read_bytes().startswith(b"\x89PNG") and f"plots/{name}" in said for name in drawn)
+    assert drawn == {
+        "scores.png",
+        "latency_vs_score.png",
+        "memory_vs_score.png",
+        "training_cost.png",
+        "rank.png",
+        "learning_curves.png",
+        "questions.png",
+    }
+    assert all(
+        (tmp_path / "plots" / name).read_bytes().startswith(b"\x89PNG") and f"plots/{name}" in said for name in drawn
+    )
     for missing in (
         "no loss_curves.png: ",
         "no target_modules.png: ",
@@ -28,7 +39,9 @@ def test_every_chart_that_has_rows_is_drawn_and_the_others_are_said(tmp_path, ca
 
 def test_the_report_has_every_row_its_numbers_and_its_command(tmp_path):
     path = results_csv(tmp_path / "r.csv", log_rows())
-    plot_results.main(["--results", path, "--output_dir", str(tmp_path / "plots"), "--report", str(tmp_path / "RESULTS.md")])
+    plot_results.main(
+        ["--results", path, "--output_dir", str(tmp_path / "plots"), "--report", str(tmp_path / "RESULTS.md")]
+    )
     text = (tmp_path / "RESULTS.md").read_text()
     kept, _ = configurations.select(store.read_results(path))
     for i, row in enumerate(kept, start=1):
@@ -37,16 +50,31 @@ def test_the_report_has_every_row_its_numbers_and_its_command(tmp_path):
         for c in configurations.group_seeds(members):
             line = next(line for line in text.splitlines() if line.startswith(f"| {c.name} | {len(c.rows)} |"))
             where = line.split(" | ")[-1].rstrip(" |").split()
-            assert f" {c.mean():.3f}" in line and [kept[int(i) - 1]["run_id"] for i in where] == [row["run_id"] for row in c.rows]
-    for part in ("By rank (peft, m): 4: 0.640, 8: 0.680, 16: 0.760.", "cannot be told apart from it with n = 100",
-                 "![Scores with 95 % intervals](plots/scores.png)",
-                 "status oom: CUDA out of memory", "about "):  # fmt: skip
+            assert f" {c.mean():.3f}" in line and [kept[int(i) - 1]["run_id"] for i in where] == [
+                row["run_id"] for row in c.rows
+            ]
+    for part in (
+        "By rank (peft, m): 4: 0.640, 8: 0.680, 16: 0.760.",
+        "cannot be told apart from it with n = 100",
+        "![Scores with 95 % intervals](plots/scores.png)",
+        "status oom: CUDA out of memory",
+        "about ",
+    ):
         assert part in text, part
 
 
 def test_the_sample_log_is_drawn_and_reported(tmp_path, capsys):
     """The rows that the project ships."""
-    plot_results.main(["--results", str(ROOT / "sample_results.csv"), "--output_dir", str(tmp_path), "--report", str(tmp_path / "R.md")])
+    plot_results.main(
+        [
+            "--results",
+            str(ROOT / "sample_results.csv"),
+            "--output_dir",
+            str(tmp_path),
+            "--report",
+            str(tmp_path / "R.md"),
+        ]
+    )
     assert (tmp_path / "R.md").read_text().count("\n## ") >= 4 and "saved" in capsys.readouterr().out
 
 
@@ -58,19 +86,31 @@ def test_rows_go_to_sql_and_json_and_come_back(tmp_path, capsys):
     plot_results.main(["--results", path, "--export", str(tmp_path / "r.json")])
     with sqlite3.connect(tmp_path / "r.db") as database:
         (mean,) = database.execute("SELECT AVG(score) FROM results WHERE strategy = 'prompting'").fetchone()
-        assert mean == pytest.approx(0.65) and database.execute("SELECT COUNT(*) FROM results").fetchone() == (len(rows),)
-        assert database.execute("SELECT git_commit, score FROM results WHERE status = 'oom'").fetchone() == ("12e4567", None)
+        assert mean == pytest.approx(0.65) and database.execute("SELECT COUNT(*) FROM results").fetchone() == (
+            len(rows),
+        )
+        assert database.execute("SELECT git_commit, score FROM results WHERE status = 'oom'").fetchone() == (
+            "12e4567",
+            None,
+        )
     loaded = json.loads((tmp_path / "r.json").read_text())
-    assert [row["score"] for row in loaded] == pytest.approx([row.get("score") for row in rows]) and loaded[0]["n_eval"] == 100
+    assert [row["score"] for row in loaded] == pytest.approx([row.get("score") for row in rows]) and loaded[0][
+        "n_eval"
+    ] == 100
     with pytest.raises(SystemExit) as ended:
         plot_results.main(["--results", path, "--export", str(tmp_path / "r.xlsx")])
     assert ended.value.code == 2 and "the ending says the kind" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("content, message", [
-    (None, "there is no results file"), ("", "is empty"), ("a,b\n1,2\n", "is not a results CSV"),
-    (",".join(schema.RESULT_COLUMNS) + "\n", "nothing to draw"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        (None, "there is no results file"),
+        ("", "is empty"),
+        ("a,b\n1,2\n", "is not a results CSV"),
+        (",".join(schema.RESULT_COLUMNS) + "\n", "nothing to draw"),
+    ],
+)
 def test_a_results_file_that_cannot_be_drawn(tmp_path, capsys, content, message):
     if content is not None:
         (tmp_path / "r.csv").write_text(content)
@@ -80,14 +120,26 @@ def test_a_results_file_that_cannot_be_drawn(tmp_path, capsys, content, message)
     assert exit_.value.code == 2 and message in said and said.count("\n") == 1
 
 
-@pytest.mark.parametrize("rows", [
-    [result_row(score=0.7)], [result_row(score=0.7, strategy="magic", variant="wand", script="magic.py"), result_row(score=0.6)],
-    [result_row(score=0.7), {**result_row(score=0.6), "score": float("nan")}], [result_row(score=0.7, score_low=None, score_high=None)],
-    [result_row(score=0.7, latency_ms_p50=None, peak_rss_gb=None)],
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "rows",
+    [
+        [result_row(score=0.7)],
+        [result_row(score=0.7, strategy="magic", variant="wand", script="magic.py"), result_row(score=0.6)],
+        [result_row(score=0.7), {**result_row(score=0.6), "score": float("nan")}],
+        [result_row(score=0.7, score_low=None, score_high=None)],
+        [result_row(score=0.7, latency_ms_p50=None, peak_rss_gb=None)],
+    ],
+)
 def test_poor_rows_are_drawn_all_the_same(rows, tmp_path, capsys):
     plot_results.main(
-        ["--results", results_csv(tmp_path / "r.csv", rows), "--output_dir", str(tmp_path), "--report", str(tmp_path / "R.md")]
+        [
+            "--results",
+            results_csv(tmp_path / "r.csv", rows),
+            "--output_dir",
+            str(tmp_path),
+            "--report",
+            str(tmp_path / "R.md"),
+        ]
     )
     assert (tmp_path / "scores.png").is_file() and "0.700" in (tmp_path / "R.md").read_text()
 
@@ -114,19 +166,40 @@ def test_the_rows_as_markdown(capsys, tmp_path):
 def test_two_runs_are_compared_on_the_examples_that_both_have_seen(sentiment, tiny_bert, tmp_path, out, capsys):
     runs = []
     for seed, epochs in ((0, "6"), (1, "6"), (0, "1")):
-        finetune.main(["--model", tiny_bert, "--dataset", sentiment, "--epochs", epochs, "--seed", str(seed), "--learning_rate",
-                       "1e-3" if epochs == "6" else "1e-6", "--max_eval_samples", "60" if seed else "50", *out])  # fmt: skip
+        finetune.main(
+            [
+                "--model",
+                tiny_bert,
+                "--dataset",
+                sentiment,
+                "--epochs",
+                epochs,
+                "--seed",
+                str(seed),
+                "--learning_rate",
+                "1e-3" if epochs == "6" else "1e-6",
+                "--max_eval_samples",
+                "60" if seed else "50",
+                *out,
+            ]
+        )
         runs.append(store.read_results(tmp_path / "results.csv")[-1])
     capsys.readouterr()
     plot_results.main(["--compare", runs[0]["run_dir"], runs[1]["run_dir"]])
     said = capsys.readouterr().out
     assert "on the 50 examples that both have; 0 and 10 others left out" in said
-    assert "same score on all 50" in said or "no difference that n = 50 can show" in said, "two seeds of one configuration"
+    assert "same score on all 50" in said or "no difference that n = 50 can show" in said, (
+        "two seeds of one configuration"
+    )
     plot_results.main(["--compare", runs[2]["run_dir"], runs[0]["run_dir"]])
     said = capsys.readouterr().out
     right = [[p["prediction"] == p["target"] for p in predictions(run)] for run in (runs[2], runs[0])]
     p, only_first, only_second = stats.mcnemar(*right)
-    assert p < 0.05 and "the second is better" in said and f"{only_first} right only in the first, {only_second} only in the second" in said
+    assert (
+        p < 0.05
+        and "the second is better" in said
+        and f"{only_first} right only in the first, {only_second} only in the second" in said
+    )
     for folder in (str(tmp_path), str(tmp_path / "nowhere")):
         with pytest.raises(SystemExit) as ended:
             plot_results.main(["--compare", runs[0]["run_dir"], folder])

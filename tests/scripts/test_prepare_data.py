@@ -31,7 +31,12 @@ def refused(argv, message, capsys, tmp_path):
 def unified(tmp_path):
     """Two sources: arc with train, dev and test; nq with a dev split alone."""
     for name, split, lines in (
-        ("arc", "train", [f"What is {i}? \\n (a) A{i} (b) B{i}\tA{i}" for i in range(8)] + ["no tab", "two\ttabs\there", "\tx", "q\t "]),
+        (
+            "arc",
+            "train",
+            [f"What is {i}? \\n (a) A{i} (b) B{i}\tA{i}" for i in range(8)]
+            + ["no tab", "two\ttabs\there", "\tx", "q\t "],
+        ),
         ("arc", "dev", [f"Dev {i}?\tYes" for i in range(3)] + ["\\n (a) no question (b) x\tx"]),
         ("arc", "test", [' "Quoted?  \\n a passage\u2028of two lines \t Rome ']),
         ("nq", "dev", [f"who wrote {i}?\tauthor {i}" for i in range(5)]),
@@ -46,13 +51,24 @@ def test_unifiedqa_folders_become_one_set(unified, tmp_path, capsys):
     out = tmp_path / "out"
     prepare_data.main(["unifiedqa", str(unified), "--output", str(out)])
     made, facts = splits_of(out), manifest_of(out)
-    assert facts["counts"] == {"train": 8, "validation": 3, "test": 6} and facts["dropped"] == {"malformed": 2, "empty": 3}
+    assert facts["counts"] == {"train": 8, "validation": 3, "test": 6} and facts["dropped"] == {
+        "malformed": 2,
+        "empty": 3,
+    }
     assert made["train"][3] == {"question": "what is 3? \\n (a) a3 (b) b3", "answer": ["a3"], "source": "arc"}
-    assert made["test"][0] == {"question": '"quoted?  \\n a passage\u2028of two lines', "answer": ["rome"], "source": "arc"}
+    assert made["test"][0] == {
+        "question": '"quoted?  \\n a passage\u2028of two lines',
+        "answer": ["rome"],
+        "source": "arc",
+    }
     assert {row["source"] for row in made["test"][1:]} == {"nq"} and {row["source"] for row in made["train"]} == {"arc"}
     assert facts["sources"] == {"arc": {"train": 8, "validation": 3, "test": 1}, "nq": {"test": 5}}
     assert facts["origin_sha256"]["nq/dev.tsv"] == hashlib.sha256((unified / "nq/dev.tsv").read_bytes()).hexdigest()
-    assert facts["origin"] == str(unified) and facts["split_seed"] == convert.SPLIT_SEED and facts["licence"] == "see its source"
+    assert (
+        facts["origin"] == str(unified)
+        and facts["split_seed"] == convert.SPLIT_SEED
+        and facts["licence"] == "see its source"
+    )
     assert capsys.readouterr().out == f"{out}: 8 train, 3 validation, 6 test rows; dropped: 2 malformed, 3 empty\n"
     task = tasks.load_task(str(out))
     assert (task.kind, len(task.train), len(task.validation), len(task.evaluation)) == ("qa", 8, 3, 6)
@@ -63,7 +79,9 @@ def test_one_unifiedqa_folder_and_a_sample_of_each_split(unified, tmp_path):
     prepare_data.main(["unifiedqa", str(unified / "nq"), "--output", str(tmp_path / "nq")])
     assert {split: len(rows) for split, rows in splits_of(tmp_path / "nq").items()} == {"test": 5}
     for name, seed in (("a", "1"), ("b", "1"), ("c", "2")):
-        prepare_data.main(["unifiedqa", str(unified), "--num_samples", "2", "--seed", seed, "--output", str(tmp_path / name)])
+        prepare_data.main(
+            ["unifiedqa", str(unified), "--num_samples", "2", "--seed", seed, "--output", str(tmp_path / name)]
+        )
     facts = manifest_of(tmp_path / "a")
     assert facts["sources"] == {"arc": {"train": 2, "validation": 2, "test": 1}, "nq": {"test": 2}}
     assert (facts["num_samples"], facts["split_seed"]) == (2, 1)
@@ -71,9 +89,13 @@ def test_one_unifiedqa_folder_and_a_sample_of_each_split(unified, tmp_path):
     assert splits_of(tmp_path / "a")["train"] != splits_of(tmp_path / "c")["train"]
 
 
-@pytest.mark.parametrize("command, context, response", [("alpaca", "input", "output"), ("dolly", "context", "response")])
+@pytest.mark.parametrize(
+    "command, context, response", [("alpaca", "input", "output"), ("dolly", "context", "response")]
+)
 def test_instruction_data(command, context, response, tmp_path, capsys):
-    rows = [{"instruction": f"Say {i}", context: "c" if i % 2 else "", response: f" {i}\n", "unused": 1} for i in range(100)]
+    rows = [
+        {"instruction": f"Say {i}", context: "c" if i % 2 else "", response: f" {i}\n", "unused": 1} for i in range(100)
+    ]
     if command == "dolly":
         rows = [{**row, "category": "qa"} for row in rows]
     rows += [rows[0], {**rows[0], "instruction": " "}, {**rows[0], response: ""}, {**rows[0], response: None}]
@@ -81,21 +103,31 @@ def test_instruction_data(command, context, response, tmp_path, capsys):
     for name, seed in (("a", "13"), ("b", "13"), ("c", "14")):
         prepare_data.main([command, str(tmp_path / "in.json"), "--seed", seed, "--output", str(tmp_path / name)])
     made, facts = splits_of(tmp_path / "a"), manifest_of(tmp_path / "a")
-    assert facts["counts"] == {"train": 80, "validation": 10, "test": 10} and facts["dropped"] == {"empty": 3, "duplicate": 1}
+    assert facts["counts"] == {"train": 80, "validation": 10, "test": 10} and facts["dropped"] == {
+        "empty": 3,
+        "duplicate": 1,
+    }
     assert facts["origin_sha256"] == {"in.json": hashlib.sha256((tmp_path / "in.json").read_bytes()).hexdigest()}
     assert facts["licence"].startswith("CC BY-")
     assert "80 train, 10 validation, 10 test rows; dropped: 3 empty, 1 duplicate" in capsys.readouterr().out
     category = {"category": "qa"} if command == "dolly" else {}
-    wanted = [{"instruction": f"Say {i}", "context": "c" if i % 2 else "", "response": f" {i}\n", **category} for i in range(100)]
+    wanted = [
+        {"instruction": f"Say {i}", "context": "c" if i % 2 else "", "response": f" {i}\n", **category}
+        for i in range(100)
+    ]
     assert sorted(texts(sum(made.values(), []))) == sorted(texts(wanted))  # each row in one split, none lost
-    assert everything(tmp_path / "a") == everything(tmp_path / "b") and splits_of(tmp_path / "c")["test"] != made["test"]
+    assert (
+        everything(tmp_path / "a") == everything(tmp_path / "b") and splits_of(tmp_path / "c")["test"] != made["test"]
+    )
     task = tasks.load_task(str(tmp_path / "a"))
     assert (task.kind, len(task.train), len(task.validation), len(task.evaluation)) == ("instruction", 80, 10, 10)
     assert {ex.context for ex in task.train} == {None, "c"} and not task.notes
 
 
 def test_a_sample_is_drawn_before_the_split(tmp_path):
-    write_jsonl(tmp_path / "in.jsonl", [{"instruction": f"Say {i}", "input": "", "output": "x"} for i in range(100)] * 2)
+    write_jsonl(
+        tmp_path / "in.jsonl", [{"instruction": f"Say {i}", "input": "", "output": "x"} for i in range(100)] * 2
+    )
     prepare_data.main(["alpaca", str(tmp_path / "in.jsonl"), "--num_samples", "20", "--output", str(tmp_path / "out")])
     facts = manifest_of(tmp_path / "out")
     assert facts["counts"] == {"train": 16, "validation": 2, "test": 2} and facts["num_samples"] == 20
@@ -123,33 +155,68 @@ def inference(tmp_path):
     header = ["index", "genre", "sentence1", "sentence2", "label1", "gold_label"]
     rows = [[str(i), "fiction", f'"Premise {i}', f"Hypothesis {i}.", "neutral", labels[i % 3]] for i in range(12)]
     tie = ["12", "fiction", "A", "B", "neutral", "-"]
-    table(tmp_path / "mnli/train.tsv", header, [*rows, tie, ["13", "cut off"], ["14", "fiction", "", "B", "neutral", "neutral"]])
+    table(
+        tmp_path / "mnli/train.tsv",
+        header,
+        [*rows, tie, ["13", "cut off"], ["14", "fiction", "", "B", "neutral", "neutral"]],
+    )
     rows = [["0", "P", f"H {label}", label] for label in (*labels, "-")]
     table(tmp_path / "mnli/dev_matched.tsv", ["index", "premise", "hypothesis", "gold_label"], rows)
     header = ["gold_label", "sentence1_parse", "sentence1", "sentence2", "pairID", "heuristic", "subcase", "template"]
     rows = [
-        [("entailment", "non-entailment")[i % 2], "(S", f"The {i} ran .", "He ran .", f"ex{i}", "constituent", f"c{i}", "t"]
+        [
+            ("entailment", "non-entailment")[i % 2],
+            "(S",
+            f"The {i} ran .",
+            "He ran .",
+            f"ex{i}",
+            "constituent",
+            f"c{i}",
+            "t",
+        ]
         for i in range(6)
     ]
     table(tmp_path / "hans/heuristics_evaluation_set.txt", header, rows)
-    return ["mnli_hans", "--mnli", str(tmp_path / "mnli"), "--hans", str(tmp_path / "hans/heuristics_evaluation_set.txt"), "--output",
-            str(tmp_path / "out")]  # fmt: skip
+    return [
+        "mnli_hans",
+        "--mnli",
+        str(tmp_path / "mnli"),
+        "--hans",
+        str(tmp_path / "hans/heuristics_evaluation_set.txt"),
+        "--output",
+        str(tmp_path / "out"),
+    ]
 
 
 def test_mnli_and_hans(inference, tmp_path, capsys):
     prepare_data.main(inference)
     mnli, hans = splits_of(tmp_path / "out/mnli"), splits_of(tmp_path / "out/hans")
     assert list(mnli) == ["test", "train"] and list(hans) == ["test"]
-    assert mnli["train"][1] == {"premise": '"Premise 1', "hypothesis": "Hypothesis 1.", "label": "neutral"} and len(mnli["train"]) == 12
+    assert (
+        mnli["train"][1] == {"premise": '"Premise 1', "hypothesis": "Hypothesis 1.", "label": "neutral"}
+        and len(mnli["train"]) == 12
+    )
     assert [row["label"] for row in mnli["test"]] == ["entailment", "neutral", "contradiction"]
-    assert hans["test"][1] == {"premise": "The 1 ran .", "hypothesis": "He ran .", "label": "non-entailment", "heuristic": "constituent",
-                               "subcase": "c1"} and len(hans["test"]) == 6  # fmt: skip
+    assert (
+        hans["test"][1]
+        == {
+            "premise": "The 1 ran .",
+            "hypothesis": "He ran .",
+            "label": "non-entailment",
+            "heuristic": "constituent",
+            "subcase": "c1",
+        }
+        and len(hans["test"]) == 6
+    )
     facts = manifest_of(tmp_path / "out/mnli")
     assert facts["dropped"] == {"malformed": 1, "no gold label": 2, "empty": 1} and sorted(facts["origin_sha256"]) == [
         "dev_matched.tsv",
         "train.tsv",
     ]
-    assert manifest_of(tmp_path / "out/hans")["licence"].startswith("MIT") and manifest_of(tmp_path / "out/hans")["dropped"] == {}
+    assert (
+        manifest_of(tmp_path / "out/hans")["licence"].startswith("MIT")
+        and manifest_of(tmp_path / "out/hans")["dropped"] == {}
+    )
     assert "mnli: 12 train, 3 test rows; dropped: 1 malformed, 2 no gold label, 1 empty\n" in capsys.readouterr().out
     task = tasks.load_task(str(tmp_path / "out/mnli"))
     assert (task.kind, task.words, len(task.evaluation)) == ("classification", ("no", "yes", "maybe"), 3)
@@ -161,10 +228,12 @@ def test_a_sample_of_mnli_and_hans_replaces_the_whole(inference, tmp_path):
     prepare_data.main(inference)
     before = splits_of(tmp_path / "out/mnli")["train"]
     prepare_data.main([*inference, "--num_samples", "4"])
-    assert manifest_of(tmp_path / "out/mnli")["counts"] == {"train": 4, "test": 3} and manifest_of(tmp_path / "out/hans")["counts"] == {
-        "test": 4
-    }
-    assert [row for row in before if row in splits_of(tmp_path / "out/mnli")["train"]] == splits_of(tmp_path / "out/mnli")["train"]
+    assert manifest_of(tmp_path / "out/mnli")["counts"] == {"train": 4, "test": 3} and manifest_of(
+        tmp_path / "out/hans"
+    )["counts"] == {"test": 4}
+    assert [row for row in before if row in splits_of(tmp_path / "out/mnli")["train"]] == splits_of(
+        tmp_path / "out/mnli"
+    )["train"]
     assert sorted(f.name for f in (tmp_path / "out").iterdir()) == ["hans", "mnli"]
 
 
@@ -191,7 +260,9 @@ def test_split_any_file(kind, tmp_path):
     assert facts["counts"] == {"train": 30, "validation": 5, "test": 15} and facts["dropped"] == {"duplicate": 5}
     assert facts["fractions"] == [0.6, 0.1, 0.3]
     assert sorted(texts(sum(made.values(), []))) == sorted(texts(rows))
-    assert everything(tmp_path / "a") == everything(tmp_path / "b") and splits_of(tmp_path / "c")["train"] != made["train"]
+    assert (
+        everything(tmp_path / "a") == everything(tmp_path / "b") and splits_of(tmp_path / "c")["train"] != made["train"]
+    )
     task = tasks.load_task(str(tmp_path / "a"))
     assert (task.kind, len(task.train), len(task.validation), len(task.evaluation)) == ("classification", 30, 5, 15)
 
@@ -207,8 +278,12 @@ def test_split_without_validation_and_without_names(tmp_path, monkeypatch):
 def test_dates_and_half_characters_are_written(tmp_path):
     import pandas as pd
 
-    pd.DataFrame({"text": list("abcdefghij"), "when": pd.Timestamp("2024-02-29"), "label": 1.5}).to_parquet(tmp_path / "dates.parquet")
-    (tmp_path / "half.jsonl").write_text("".join(json.dumps({"text": f"{i} \ud83d", "label": "a"}) + "\n" for i in range(10)))
+    pd.DataFrame({"text": list("abcdefghij"), "when": pd.Timestamp("2024-02-29"), "label": 1.5}).to_parquet(
+        tmp_path / "dates.parquet"
+    )
+    (tmp_path / "half.jsonl").write_text(
+        "".join(json.dumps({"text": f"{i} \ud83d", "label": "a"}) + "\n" for i in range(10))
+    )
     for file in ("dates.parquet", "half.jsonl"):
         prepare_data.main(["split", str(tmp_path / file), "--output", str(tmp_path / "out" / file)])
         assert manifest_of(tmp_path / "out" / file)["counts"] == {"train": 8, "validation": 1, "test": 1}
@@ -244,51 +319,74 @@ def test_mnli_is_not_written_where_hans_cannot_be(inference, tmp_path, capsys):
 
 def test_a_folder_that_cannot_be_written_is_one_line(tmp_path, capsys):
     write_jsonl(tmp_path / "mine.jsonl", [{"text": str(i)} for i in range(20)])
-    refused(["split", tmp_path / "mine.jsonl", "--output", tmp_path / "mine.jsonl/out"], "cannot be written", capsys, tmp_path)
+    refused(
+        ["split", tmp_path / "mine.jsonl", "--output", tmp_path / "mine.jsonl/out"],
+        "cannot be written",
+        capsys,
+        tmp_path,
+    )
 
 
-@pytest.mark.parametrize("flags, message", [
-    ("split nowhere.jsonl", "nowhere.jsonl: no such file"),
-    ("split empty.jsonl", "empty.jsonl has no rows"),
-    ("split empty.csv", "cannot be read as csv"),
-    ("split list.json", "a list of JSON objects is wanted"),
-    ("split notes.txt", "unknown file type; known are jsonl"),
-    ("split few.jsonl", "3 rows are too few for a test split of 0.1"),
-    ("split rows.jsonl --num_samples 0", "--num_samples: must be a whole number of at least 1, not 0"),
-    ("split rows.jsonl --fractions 0.8 0.1 0.2", "--fractions 0.8 0.1 0.2: three numbers from 0 to 1 that sum to 1"),
-    ("split rows.jsonl --fractions 1.5 -0.5 0", "three numbers from 0 to 1 that sum to 1"),
-    ("split rows.jsonl --fractions nan 0.5 0.5", "three numbers from 0 to 1 that sum to 1"),
-    ("split rows.jsonl --fractions 0.8 0.2", "expected 3 arguments"),
-    ("split rows.jsonl --columns a,b", "names the columns of a CSV or TSV"),
-    ("split rows.csv --columns a,b", "has 1 columns, --columns names 2"),
-    ("split", "the following arguments are required: FILE"),
-    ("split rows.jsonl --seed x", "--seed"),
-    ("alpaca rows.jsonl", "has no column instruction, context or input, response or output; it has text"),
-    ("dolly nowhere.json", "nowhere.json: no such file"),
-    ("dolly empty.jsonl", "has no rows"),
-    ("dolly blank.jsonl", "0 rows are too few"),
-    ("unifiedqa nowhere", "nowhere: no such folder"),
-    ("unifiedqa rows.jsonl", "rows.jsonl: no such folder"),
-    ("unifiedqa none", "neither this folder nor one in it has train.tsv"),
-    ("unifiedqa hollow", "dev.tsv is empty"),
-    ("unifiedqa latin", "dev.tsv cannot be read: it is not UTF-8 text"),
-    ("unifiedqa tabless", "none of its 2 lines is a question, one tab and an answer"),
-    ("mnli_hans --mnli nowhere --hans hans.tsv", "train.tsv cannot be read: No such file"),
-    ("mnli_hans --mnli mnli --hans nowhere.tsv", "nowhere.tsv cannot be read: No such file"),
-    ("mnli_hans --mnli mnli --hans none", "none cannot be read: Is a directory"),
-    ("mnli_hans --mnli mnli --hans headless.tsv", "has no column premise or sentence1, hypothesis or sentence2, gold_label or label"),
-    ("mnli_hans --mnli mnli --hans other.tsv", "the label 'neutral' is none of entailment, non-entailment"),
-    ("mnli_hans --mnli mnli --hans header.tsv", "header.tsv has no rows"),
-    ("mnli_hans --mnli ties --hans hans.tsv", "no row has a premise, a hypothesis and a label"),
-    ("everything", "invalid choice: 'everything'"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        ("split nowhere.jsonl", "nowhere.jsonl: no such file"),
+        ("split empty.jsonl", "empty.jsonl has no rows"),
+        ("split empty.csv", "cannot be read as csv"),
+        ("split list.json", "a list of JSON objects is wanted"),
+        ("split notes.txt", "unknown file type; known are jsonl"),
+        ("split few.jsonl", "3 rows are too few for a test split of 0.1"),
+        ("split rows.jsonl --num_samples 0", "--num_samples: must be a whole number of at least 1, not 0"),
+        (
+            "split rows.jsonl --fractions 0.8 0.1 0.2",
+            "--fractions 0.8 0.1 0.2: three numbers from 0 to 1 that sum to 1",
+        ),
+        ("split rows.jsonl --fractions 1.5 -0.5 0", "three numbers from 0 to 1 that sum to 1"),
+        ("split rows.jsonl --fractions nan 0.5 0.5", "three numbers from 0 to 1 that sum to 1"),
+        ("split rows.jsonl --fractions 0.8 0.2", "expected 3 arguments"),
+        ("split rows.jsonl --columns a,b", "names the columns of a CSV or TSV"),
+        ("split rows.csv --columns a,b", "has 1 columns, --columns names 2"),
+        ("split", "the following arguments are required: FILE"),
+        ("split rows.jsonl --seed x", "--seed"),
+        ("alpaca rows.jsonl", "has no column instruction, context or input, response or output; it has text"),
+        ("dolly nowhere.json", "nowhere.json: no such file"),
+        ("dolly empty.jsonl", "has no rows"),
+        ("dolly blank.jsonl", "0 rows are too few"),
+        ("unifiedqa nowhere", "nowhere: no such folder"),
+        ("unifiedqa rows.jsonl", "rows.jsonl: no such folder"),
+        ("unifiedqa none", "neither this folder nor one in it has train.tsv"),
+        ("unifiedqa hollow", "dev.tsv is empty"),
+        ("unifiedqa latin", "dev.tsv cannot be read: it is not UTF-8 text"),
+        ("unifiedqa tabless", "none of its 2 lines is a question, one tab and an answer"),
+        ("mnli_hans --mnli nowhere --hans hans.tsv", "train.tsv cannot be read: No such file"),
+        ("mnli_hans --mnli mnli --hans nowhere.tsv", "nowhere.tsv cannot be read: No such file"),
+        ("mnli_hans --mnli mnli --hans none", "none cannot be read: Is a directory"),
+        (
+            "mnli_hans --mnli mnli --hans headless.tsv",
+            "has no column premise or sentence1, hypothesis or sentence2, gold_label or label",
+        ),
+        ("mnli_hans --mnli mnli --hans other.tsv", "the label 'neutral' is none of entailment, non-entailment"),
+        ("mnli_hans --mnli mnli --hans header.tsv", "header.tsv has no rows"),
+        ("mnli_hans --mnli ties --hans hans.tsv", "no row has a premise, a hypothesis and a label"),
+        ("everything", "invalid choice: 'everything'"),
+    ],
+)
 def test_bad_input_is_one_line_and_nothing_is_written(flags, message, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name, content in {
-        "empty.jsonl": "", "empty.csv": "", "list.json": "[1]", "notes.txt": "x", "few.jsonl": '{"a": 1}\n{"a": 2}\n{"a": 3}\n',
-        "rows.jsonl": "".join(f'{{"text": "{i}"}}\n' for i in range(20)), "rows.csv": "text\na\nb\n",
-        "blank.jsonl": '{"instruction": "", "input": "", "output": "x"}\n', "none/other.tsv": "a\tb\n", "hollow/x/dev.tsv": "\n",
-        "latin/dev.tsv": "caf\xe9\tx\n", "tabless/dev.tsv": "a\nb\n", "headless.tsv": "a\tb\tentailment\nc\td\tentailment\n",
+        "empty.jsonl": "",
+        "empty.csv": "",
+        "list.json": "[1]",
+        "notes.txt": "x",
+        "few.jsonl": '{"a": 1}\n{"a": 2}\n{"a": 3}\n',
+        "rows.jsonl": "".join(f'{{"text": "{i}"}}\n' for i in range(20)),
+        "rows.csv": "text\na\nb\n",
+        "blank.jsonl": '{"instruction": "", "input": "", "output": "x"}\n',
+        "none/other.tsv": "a\tb\n",
+        "hollow/x/dev.tsv": "\n",
+        "latin/dev.tsv": "caf\xe9\tx\n",
+        "tabless/dev.tsv": "a\nb\n",
+        "headless.tsv": "a\tb\tentailment\nc\td\tentailment\n",
         "mnli/train.tsv": "premise\thypothesis\tgold_label\na\tb\tneutral\n",
         "mnli/dev_matched.tsv": "premise\thypothesis\tgold_label\na\tb\tneutral\n",
         "ties/train.tsv": "premise\thypothesis\tgold_label\na\tb\t-\n",
@@ -296,7 +394,7 @@ def test_bad_input_is_one_line_and_nothing_is_written(flags, message, tmp_path, 
         "hans.tsv": "gold_label\tsentence1\tsentence2\theuristic\tsubcase\nentailment\ta\tb\tc\td\n",
         "other.tsv": "gold_label\tsentence1\tsentence2\theuristic\tsubcase\nneutral\ta\tb\tc\td\n",
         "header.tsv": "gold_label\tsentence1\tsentence2\theuristic\tsubcase\n",
-    }.items():  # fmt: skip
+    }.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(content, encoding="latin-1")
     refused(flags.split(), message, capsys, tmp_path)

@@ -13,16 +13,25 @@ from harness.data import demo, tasks
 
 
 def script(argv, cwd, **env):
-    return subprocess.run([sys.executable, str(ROOT / "prepare_data.py"), *argv], cwd=cwd, capture_output=True, text=True, timeout=60,
-                          env={**os.environ, "HF_HOME": str(cwd / "cache"), **env})  # fmt: skip
+    return subprocess.run(
+        [sys.executable, str(ROOT / "prepare_data.py"), *argv],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env={**os.environ, "HF_HOME": str(cwd / "cache"), **env},
+    )
 
 
 @pytest.mark.parametrize("argv", [["alpaca"], ["dolly", "--num_samples", "9"], ["mnli_hans"]])
 def test_without_a_hub_it_is_one_line_with_the_way_out(argv, tmp_path):
     done = script(argv, tmp_path, HF_HUB_OFFLINE="0", HF_ENDPOINT="http://127.0.0.1:9")  # nothing listens on port 9
     assert done.returncode == 2 and done.stderr.count("\n") == 1 and done.stdout == "", done.stderr
-    wanted = {"alpaca": "give a file: python prepare_data.py alpaca FILE", "dolly": "give a file: python prepare_data.py dolly FILE",
-              "mnli_hans": "give local copies: --mnli DIR --hans FILE"}[argv[0]]  # fmt: skip
+    wanted = {
+        "alpaca": "give a file: python prepare_data.py alpaca FILE",
+        "dolly": "give a file: python prepare_data.py dolly FILE",
+        "mnli_hans": "give local copies: --mnli DIR --hans FILE",
+    }[argv[0]]
     assert "cannot be had from the hub" in done.stderr and done.stderr.endswith(wanted + "\n")
     assert not (tmp_path / "assets").exists()
 
@@ -42,10 +51,20 @@ def test_the_hub_paths_on_local_folders_of_the_same_names(tmp_path):
     for split in ("train", "validation_matched", "test_matched"):
         labels = [-1, -1] if split == "test_matched" else [0, 1, 2, 2, -1]
         pairs(glue, f"{split}.parquet", ["entailment", "neutral", "contradiction"], labels)
-    files = "".join(f"  - split: {split}\n    path: {split}.parquet\n" for split in ("train", "validation_matched", "test_matched"))
+    files = "".join(
+        f"  - split: {split}\n    path: {split}.parquet\n" for split in ("train", "validation_matched", "test_matched")
+    )
     (glue / "README.md").write_text(f"---\nconfigs:\n- config_name: mnli\n  data_files:\n{files}---\n")
     for split, labels in (("train", [0]), ("validation", [0, 1, 1])):
-        pairs(hans, f"{split}.parquet", ["entailment", "non-entailment"], labels, heuristic="constituent", subcase="ce", template="t")
+        pairs(
+            hans,
+            f"{split}.parquet",
+            ["entailment", "non-entailment"],
+            labels,
+            heuristic="constituent",
+            subcase="ce",
+            template="t",
+        )
     (tmp_path / "tatsu-lab/alpaca").mkdir(parents=True)
     rows = [{"instruction": f"Say {i}", "input": "", "output": str(i), "text": "all of it"} for i in range(10)]
     write_jsonl(tmp_path / "tatsu-lab/alpaca/train.jsonl", rows)
@@ -57,9 +76,12 @@ def test_the_hub_paths_on_local_folders_of_the_same_names(tmp_path):
     assert [row["label"] for row in made["test"]] == ["entailment", "neutral", "contradiction", "contradiction"]
     facts = manifest_of(tmp_path / "assets/data/mnli_hans/mnli")
     assert facts["dropped"] == {"no gold label": 2} and facts["origin"] == "nyu-mll/glue mnli from the Hugging Face hub"
-    assert splits_of(tmp_path / "assets/data/mnli_hans/hans") == {"test": [
-        {"premise": f"p{i}", "hypothesis": f"h{n}", "label": label, "heuristic": "constituent", "subcase": "ce"}
-        for n, (i, label) in enumerate([(0, "entailment"), (1, "non-entailment"), (1, "non-entailment")])]}  # fmt: skip
+    assert splits_of(tmp_path / "assets/data/mnli_hans/hans") == {
+        "test": [
+            {"premise": f"p{i}", "hypothesis": f"h{n}", "label": label, "heuristic": "constituent", "subcase": "ce"}
+            for n, (i, label) in enumerate([(0, "entailment"), (1, "non-entailment"), (1, "non-entailment")])
+        ]
+    }
     facts = manifest_of(tmp_path / "assets/data/alpaca")
     assert facts["counts"] == {"train": 8, "validation": 1, "test": 1} and "origin_sha256" not in facts
     assert sorted(read_jsonl(tmp_path / "assets/data/alpaca/train.jsonl")[0]) == ["context", "instruction", "response"]
@@ -79,11 +101,20 @@ def test_real_files(tmp_path):
     assert facts["sources"]["arc_easy"] == {"train": 200, "test": 200} and facts["sources"]["boolq"] == {"test": 200}
     assert manifest_of(tmp_path / "dolly")["counts"] == {"train": 160, "validation": 20, "test": 20}
     assert manifest_of(tmp_path / "mnli_hans/mnli")["counts"] == {"train": 200, "test": 200}
-    assert {row["heuristic"] for row in splits_of(tmp_path / "mnli_hans/hans")["test"]} == {"lexical_overlap", "subsequence", "constituent"}
-    found = {name: tasks.load_task(str(tmp_path / name)) for name in ("unifiedqa", "dolly", "mnli_hans/mnli", "mnli_hans/hans")}
+    assert {row["heuristic"] for row in splits_of(tmp_path / "mnli_hans/hans")["test"]} == {
+        "lexical_overlap",
+        "subsequence",
+        "constituent",
+    }
+    found = {
+        name: tasks.load_task(str(tmp_path / name))
+        for name in ("unifiedqa", "dolly", "mnli_hans/mnli", "mnli_hans/hans")
+    }
     assert [task.kind for task in found.values()] == ["qa", "instruction", "classification", "classification"]
     assert found["mnli_hans/mnli"].words == ("no", "yes", "maybe") and found["mnli_hans/hans"].words == ("yes", "no")
-    assert {len(ex.options) for ex in found["unifiedqa"].train} <= {3, 4, 5} and any(ex.context for ex in found["unifiedqa"].evaluation)
+    assert {len(ex.options) for ex in found["unifiedqa"].train} <= {3, 4, 5} and any(
+        ex.context for ex in found["unifiedqa"].evaluation
+    )
 
 
 @pytest.mark.real

@@ -61,10 +61,18 @@ def test_prompting_by_likelihood(sentiment, out, only_row, request, name, k, cal
     )
     row = only_row()
     found = check_classification(row, 30)
-    assert row["variant"] == f"{k}_shot" + ("" if calibrate == "none" else f"_{calibrate}_calibrated") and row["k_shots"] == str(k)
-    assert int(row["prompt_tokens"]) > 30 * 10 * (k + 1) * 0.5 and row["generated_tokens"] == "0" and row["batch_size"] == "30"
+    assert row["variant"] == f"{k}_shot" + ("" if calibrate == "none" else f"_{calibrate}_calibrated") and row[
+        "k_shots"
+    ] == str(k)
+    assert (
+        int(row["prompt_tokens"]) > 30 * 10 * (k + 1) * 0.5
+        and row["generated_tokens"] == "0"
+        and row["batch_size"] == "30"
+    )
     cached = [row[f"cached_latency_ms_{name}"] for name in ("mean", "p50", "p95", "p99")]
-    assert all(float(cell) > 0 for cell in cached) if name != "tiny_t5" else not any(cached)  # an encoder cannot cache a prefix
+    assert (
+        all(float(cell) > 0 for cell in cached) if name != "tiny_t5" else not any(cached)
+    )  # an encoder cannot cache a prefix
     raw = np.array([p["log_probs_sum"] for p in found])
     raw = raw - np.log(np.exp(raw).sum(1, keepdims=True))
     final = np.array([[p["scores"]["negative"], p["scores"]["positive"]] for p in found])
@@ -86,7 +94,8 @@ def tokens_of_forwards(monkeypatch):
     def loaded(*args, **kwargs):
         model = load(*args, **kwargs)
         model.register_forward_pre_hook(
-            lambda module, args, kwargs: seen.append((args[0] if args else kwargs["input_ids"]).numel()), with_kwargs=True
+            lambda module, args, kwargs: seen.append((args[0] if args else kwargs["input_ids"]).numel()),
+            with_kwargs=True,
         )
         return model
 
@@ -116,8 +125,19 @@ def test_too_long_a_prompt_is_counted_and_said(sentiment, tiny_gpt2, tmp_path, o
     rows[2]["text"] = "the film was very good and " * 45
     rows[4]["text"] = "the film was very good and " * 200
     write_jsonl(tmp_path / "test.jsonl", rows)
-    prompt_eval.main(["--model", tiny_gpt2, "--train_file", f"{sentiment}/train.jsonl", "--test_file", str(tmp_path / "test.jsonl"),
-                      "--k_shots", "16", *out])  # fmt: skip
+    prompt_eval.main(
+        [
+            "--model",
+            tiny_gpt2,
+            "--train_file",
+            f"{sentiment}/train.jsonl",
+            "--test_file",
+            str(tmp_path / "test.jsonl"),
+            "--k_shots",
+            "16",
+            *out,
+        ]
+    )
     row, printed = only_row(), capsys.readouterr().out
     for text in (
         "2 prompts were longer than the 511 tokens",
@@ -167,13 +187,19 @@ def test_question_answering_by_generation(questions, tiny_llama, out, only_row):
     row = only_row()
     found = predictions(row)
     f1 = [metrics.token_f1(p["prediction"], p["target"]) for p in found]
-    assert (row["metric"], len(found)) == ("token_f1", 20) and float(row["score"]) == pytest.approx(np.mean(f1), abs=1e-5)
-    assert float(row["exact_match"]) == pytest.approx(np.mean([metrics.exact_match(p["prediction"], p["target"]) for p in found]), abs=1e-5)
+    assert (row["metric"], len(found)) == ("token_f1", 20) and float(row["score"]) == pytest.approx(
+        np.mean(f1), abs=1e-5
+    )
+    assert float(row["exact_match"]) == pytest.approx(
+        np.mean([metrics.exact_match(p["prediction"], p["target"]) for p in found]), abs=1e-5
+    )
 
 
 def test_labels_are_read_in_the_order_of_a_checkpoints_head(tiny_classifier, tmp_path, out, only_row):
     """The head says good, bad; the alphabet bad, good."""
-    rows = [{"text": row["text"], "label": {"positive": "good", "negative": "bad"}[row["label"]]} for row in reviews(5, 40)]
+    rows = [
+        {"text": row["text"], "label": {"positive": "good", "negative": "bad"}[row["label"]]} for row in reviews(5, 40)
+    ]
     write_jsonl(tmp_path / "test.jsonl", rows)
     prompt_eval.main(["--model", tiny_classifier, "--test_file", str(tmp_path / "test.jsonl"), *out])
     model = loading.load_model(tiny_classifier, labels=["good", "bad"])
@@ -185,7 +211,9 @@ def test_labels_are_read_in_the_order_of_a_checkpoints_head(tiny_classifier, tmp
 
 
 def test_in_context_learning_out_of_domain(nli, tiny_llama, out, only_row):
-    prompt_eval.main(["--model", tiny_llama, "--dataset", str(nli / "mnli"), "--eval_ood", str(nli / "hans"), "--k_shots", "3", *out])
+    prompt_eval.main(
+        ["--model", tiny_llama, "--dataset", str(nli / "mnli"), "--eval_ood", str(nli / "hans"), "--k_shots", "3", *out]
+    )
     row = only_row()
     model, tokenizer = loaded(tiny_llama)
     task = tasks.load_task(str(nli / "mnli"))
@@ -193,7 +221,10 @@ def test_in_context_learning_out_of_domain(nli, tiny_llama, out, only_row):
     demos = draw(task.train, 3, 0)
     texts = [render(task, ex, demos)[0] for ex in other.evaluation]
     best = scoring.score_labels(model, tokenizer, texts, [f" {word}" for word in task.words]).total.argmax(1)
-    right = [(task.labels[i] == "entailment") == (other.labels[ex.label] == "entailment") for i, ex in zip(best, other.evaluation)]
+    right = [
+        (task.labels[i] == "entailment") == (other.labels[ex.label] == "entailment")
+        for i, ex in zip(best, other.evaluation)
+    ]
     assert float(row["score_ood"]) == pytest.approx(np.mean(right))
 
 
@@ -201,22 +232,33 @@ def test_in_context_learning_out_of_domain(nli, tiny_llama, out, only_row):
 def choices(tmp_path_factory):
     """Multiple choice from two sources, as UnifiedQA writes it."""
     folder = tmp_path_factory.mktemp("choices")
-    rows = [{"question": f"what was {word} ? \\n (a) the {word} film (b) a very very dull city (c) rome", "answer": [f"the {word} film"],
-             "source": "one" if i % 3 else "two"} for i, word in enumerate([*GOOD, *BAD])]  # fmt: skip
+    rows = [
+        {
+            "question": f"what was {word} ? \\n (a) the {word} film (b) a very very dull city (c) rome",
+            "answer": [f"the {word} film"],
+            "source": "one" if i % 3 else "two",
+        }
+        for i, word in enumerate([*GOOD, *BAD])
+    ]
     write_jsonl(folder / "train.jsonl", rows[:4])
     write_jsonl(folder / "test.jsonl", rows[4:])
     return str(folder)
 
 
 def test_multiple_choice_by_likelihood(choices, tiny_llama, out, only_row):
-    prompt_eval.main(["--model", tiny_llama, "--dataset", choices, "--scoring", "likelihood", "--prompt_format", "plain", *out])
+    prompt_eval.main(
+        ["--model", tiny_llama, "--dataset", choices, "--scoring", "likelihood", "--prompt_format", "plain", *out]
+    )
     row = only_row()
     model, tokenizer = loaded(tiny_llama)
     task = tasks.load_task(choices)
     found = {p["id"]: p for p in predictions(row)}
     for example in task.evaluation:
         prompt, separator = render(task, example)
-        scores = {option: scoring.score_labels(model, tokenizer, [prompt], [separator + option]).total[0, 0] for option in example.options}
+        scores = {
+            option: scoring.score_labels(model, tokenizer, [prompt], [separator + option]).total[0, 0]
+            for option in example.options
+        }
         assert found[example.id]["prediction"] == max(scores, key=scores.get)
         assert found[example.id]["log_probs_sum"] == pytest.approx(scores, abs=1e-4)
     assert row["metric"] == "accuracy" and row["variant"] == "0_shot_likelihood"
@@ -235,15 +277,31 @@ def test_demonstrations_of_few_tokens(tmp_path, tiny_llama, out, monkeypatch):
         return usual(task, ex, demos, tok)
 
     monkeypatch.setattr(prompting, "render", noted)
-    flags = ["--model", tiny_llama, "--dataset", str(tmp_path), "--k_shots", "4", "--max_new_tokens", "2", "--prompt_format", "plain", *out]
+    flags = [
+        "--model",
+        tiny_llama,
+        "--dataset",
+        str(tmp_path),
+        "--k_shots",
+        "4",
+        "--max_new_tokens",
+        "2",
+        "--prompt_format",
+        "plain",
+        *out,
+    ]
     prompt_eval.main([*flags, "--max_demo_tokens", "20"])
     tokenizer, task = utils.load_tokenizer(tiny_llama), tasks.load_task(str(tmp_path))
-    length = {ex.text: len(tokenizer(fill(task, ex) + " film", add_special_tokens=False).input_ids) for ex in task.train}
+    length = {
+        ex.text: len(tokenizer(fill(task, ex) + " film", add_special_tokens=False).input_ids) for ex in task.train
+    }
     assert len(shown) == 4 and max(length[text] for text in shown) <= 20 < max(length.values())
 
 
 def test_the_perplexity_of_targets(questions, tiny_llama, out, only_row):
-    prompt_eval.main(["--model", tiny_llama, "--dataset", questions, "--max_new_tokens", "2", "--prompt_format", "plain", *out])
+    prompt_eval.main(
+        ["--model", tiny_llama, "--dataset", questions, "--max_new_tokens", "2", "--prompt_format", "plain", *out]
+    )
     model, tokenizer = loaded(tiny_llama)
     task, nll, n = tasks.load_task(questions), 0.0, 0
     for example in task.evaluation:
@@ -261,7 +319,9 @@ def test_two_processes_prompt_as_one(sentiment, tiny_llama, tmp_path, out, only_
     prompt_eval.main([*flags, *out])
     one = only_row()
     assert row["world_size"] == "2" and one["world_size"] == "1"
-    assert all(row[name] == one[name] for name in ("score", "score_low", "macro_f1", "prompt_tokens", "eval_id", "n_eval"))
+    assert all(
+        row[name] == one[name] for name in ("score", "score_low", "macro_f1", "prompt_tokens", "eval_id", "n_eval")
+    )
     for a, b in zip(predictions(row), predictions(one), strict=True):
         assert a["id"] == b["id"] and a["prediction"] == b["prediction"]
         assert list(a["scores"].values()) == pytest.approx(list(b["scores"].values()), abs=1e-4)

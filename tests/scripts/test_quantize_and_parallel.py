@@ -15,15 +15,35 @@ from harness.results import store
 @pytest.mark.gpu
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16", "int8", "nf4"])
 def test_every_precision(sentiment, tiny_llama, tmp_path, precision):
-    flags = ["--results", str(tmp_path / "r.csv"), "--runs_dir", str(tmp_path / "runs"), "--max_eval_samples", "10", "--new_tokens", "4"]
-    quantize_and_parallel.main(["--model", tiny_llama, "--dataset", sentiment, f"--{precision}", "--device_map", "auto", *flags])
+    flags = [
+        "--results",
+        str(tmp_path / "r.csv"),
+        "--runs_dir",
+        str(tmp_path / "runs"),
+        "--max_eval_samples",
+        "10",
+        "--new_tokens",
+        "4",
+    ]
+    quantize_and_parallel.main(
+        ["--model", tiny_llama, "--dataset", sentiment, f"--{precision}", "--device_map", "auto", *flags]
+    )
     (row,) = store.read_results(tmp_path / "r.csv")
     assert float(row["peak_gpu_gb"]) > 0 and float(row["tokens_per_s"]) > 0
 
 
 @pytest.mark.gpu
 def test_compiled_decoding(questions, tiny_llama, tmp_path):
-    flags = ["--results", str(tmp_path / "r.csv"), "--runs_dir", str(tmp_path / "runs"), "--new_tokens", "8", "--prompt_tokens", "24"]
+    flags = [
+        "--results",
+        str(tmp_path / "r.csv"),
+        "--runs_dir",
+        str(tmp_path / "runs"),
+        "--new_tokens",
+        "8",
+        "--prompt_tokens",
+        "24",
+    ]
     quantize_and_parallel.main(["--model", tiny_llama, "--dataset", questions, "--bf16", "--compile", *flags])
     (row,) = store.read_results(tmp_path / "r.csv")
     assert float(row["compile_seconds"]) > 0 and float(row["speedup"]) > 0
@@ -58,7 +78,9 @@ def test_an_adapter_is_merged_or_said_to_be_unmerged(sentiment, tiny_llama, tiny
 
 
 def decode(model, questions, out, *flags):
-    quantize_and_parallel.main(["--model", model, "--dataset", questions, "--new_tokens", "12", *out, "--latency_runs", "4", *flags])
+    quantize_and_parallel.main(
+        ["--model", model, "--dataset", questions, "--new_tokens", "12", *out, "--latency_runs", "4", *flags]
+    )
 
 
 @pytest.mark.parametrize("name", ["tiny_gpt2", "tiny_t5"])
@@ -81,7 +103,17 @@ def test_prompt_lookup_is_checked_and_its_acceptance_counted(sentiment, name, re
     monkeypatch.setattr(Generator, "get_candidates", get_candidates)
     monkeypatch.setattr(Generator, "update_candidate_strategy", update_candidate_strategy)
     # one prompt: the two requests of the warm-up are the same again
-    decode(request.getfixturevalue(name), sentiment, out, "--prompt_lookup", "3", "--latency_runs", "1", "--new_tokens", "90")
+    decode(
+        request.getfixturevalue(name),
+        sentiment,
+        out,
+        "--prompt_lookup",
+        "3",
+        "--latency_runs",
+        "1",
+        "--new_tokens",
+        "90",
+    )
     row = only_row()
     assert row["variant"] == "fp32_prompt_lookup3" and row["greedy_agreement"] == "1" and float(row["speedup"]) > 0
     assert sum(accepted) > 0 and len(drafted) == len(accepted)
@@ -93,7 +125,11 @@ def test_an_assistant_that_is_the_model_itself_is_always_right(questions, tiny_l
     decode(tiny_llama, questions, out, "--assistant_model", tiny_llama)
     decode(tiny_llama, questions, out, "--assistant_model", tiny_llama, "--assistant_adapter", tiny_lora)
     same, other = store.read_results(tmp_path / "results.csv")
-    assert same["variant"] == "fp32_assisted" and float(same["acceptance_rate"]) == 1 and float(same["accepted_length"]) > 1.5
+    assert (
+        same["variant"] == "fp32_assisted"
+        and float(same["acceptance_rate"]) == 1
+        and float(same["accepted_length"]) > 1.5
+    )
     assert float(other["acceptance_rate"]) < 1 and same["greedy_agreement"] == other["greedy_agreement"] == "1"
 
 
@@ -106,11 +142,16 @@ def test_an_assistant_with_another_vocabulary(questions, tiny_llama, tiny_gpt2, 
 @pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile wants a C++ compiler on a CPU")
 def test_compiled_decoding_has_its_compile_time_apart(questions, tiny_llama, out, only_row, monkeypatch):
     compiled, load = [], loading.load_model
-    monkeypatch.setattr(loading, "load_model", lambda *args, **kwargs: compiled.append(load(*args, **kwargs)) or compiled[-1])
+    monkeypatch.setattr(
+        loading, "load_model", lambda *args, **kwargs: compiled.append(load(*args, **kwargs)) or compiled[-1]
+    )
     decode(tiny_llama, questions, out, "--compile", "--prompt_tokens", "24")
     row = only_row()
     assert row["variant"] == "fp32_compiled" and float(row["compile_seconds"]) > 1 > float(row["ttft_ms"]) / 1000
-    assert float(row["greedy_agreement"]) == 1 and row["acceptance_rate"] == row["latency_ms_p50"] == row["tokens_per_s"] == ""
+    assert (
+        float(row["greedy_agreement"]) == 1
+        and row["acceptance_rate"] == row["latency_ms_p50"] == row["tokens_per_s"] == ""
+    )
     assert compiled and all(hasattr(model, "_compiled_call") for model in compiled)
 
 
@@ -137,7 +178,11 @@ def test_precisions_are_measured_with_their_quality(sentiment, tiny_llama, out, 
     assert (row["strategy"], row["variant"], row["precision"]) == ("quantized", precision, precision)
     for name in ("ttft_ms", "tpot_ms", "tokens_per_s", "load_seconds", "perplexity", "model_gb"):
         assert float(row[name]) > 0, name
-    assert "requests alone: 3, of 41 tokens" in row["note"] and "6 new tokens each" in row["note"] and int(row["prompt_tokens"]) > 20 * 8
+    assert (
+        "requests alone: 3, of 41 tokens" in row["note"]
+        and "6 new tokens each" in row["note"]
+        and int(row["prompt_tokens"]) > 20 * 8
+    )
     assert row["speedup"] == row["acceptance_rate"] == row["compile_seconds"] == ""  # nothing was compared
     assert row["trainable_params"] == "0"
 
@@ -145,11 +190,15 @@ def test_precisions_are_measured_with_their_quality(sentiment, tiny_llama, out, 
 def test_perplexity_in_the_row_is_that_of_the_evaluation_texts(sentiment, tiny_llama, out, only_row):
     quantize_and_parallel.main(["--model", tiny_llama, "--dataset", sentiment, "--max_eval_samples", "10", *out])
     task = tasks.load_task(sentiment, max_eval_samples=10)
-    nll, n = scoring.perplexity(loading.load_model(tiny_llama), utils.load_tokenizer(tiny_llama), [ex.text for ex in task.evaluation])
+    nll, n = scoring.perplexity(
+        loading.load_model(tiny_llama), utils.load_tokenizer(tiny_llama), [ex.text for ex in task.evaluation]
+    )
     assert float(only_row()["perplexity"]) == pytest.approx(np.exp(nll / n), rel=1e-4)
 
 
 def test_a_device_map_and_an_encoder_decoder(sentiment, tiny_t5, out, only_row):
-    quantize_and_parallel.main(["--model", tiny_t5, "--dataset", sentiment, "--device_map", "cpu", "--max_eval_samples", "10", *out])
+    quantize_and_parallel.main(
+        ["--model", tiny_t5, "--dataset", sentiment, "--device_map", "cpu", "--max_eval_samples", "10", *out]
+    )
     row = only_row()
     assert row["perplexity"] == "" and float(row["tokens_per_s"]) > 0 and row["status"] in ("ok", "degenerate")

@@ -28,7 +28,9 @@ def test_bm25_on_scifact_is_what_is_published(out, only_row):
     assert float(row["ndcg_at_10"]) == pytest.approx(0.665, abs=0.01) and row["n_eval"] == "300"
 
 
-def test_an_index_of_other_documents_is_not_measured_as_if_it_were_these(questions, tiny_embedder, tmp_path, out, only_row, capsys):
+def test_an_index_of_other_documents_is_not_measured_as_if_it_were_these(
+    questions, tiny_embedder, tmp_path, out, only_row, capsys
+):
     """Its passages are d0, d1, .. too, which must not count as found."""
     index = str(tmp_path / "index")
     filled(tiny_embedder, "--index_dir", index)
@@ -42,7 +44,9 @@ def test_an_index_of_other_documents_is_not_measured_as_if_it_were_these(questio
         rag_eval.main(["--embed_model", tiny_embedder, "--dataset", beir, "--index_dir", whole, *out])
     assert "documents that are not of" in capsys.readouterr().err
     few = str(tmp_path / "few")  # fewer than the data set's, under the same names: not to be written over
-    retriever_of(tiny_embedder, "--index_dir", few).add([Document(f"d{i}", "", text) for i, text in enumerate(sentences(5))])
+    retriever_of(tiny_embedder, "--index_dir", few).add(
+        [Document(f"d{i}", "", text) for i, text in enumerate(sentences(5))]
+    )
     with pytest.raises(SystemExit):
         rag_eval.main([*flags[:4], "--index_dir", few, "--retrieval_only", *out])
     assert sorted(index_folder.open_index(few)[0].table["text"].to_pylist()) == sorted(sentences(5))
@@ -56,7 +60,9 @@ def test_an_index_of_other_documents_is_not_measured_as_if_it_were_these(questio
     (tmp_path / "results.csv").unlink()
     rag_eval.main([*flags[:4], "--index_dir", str(tmp_path / "own"), "--retrieval_only", *out])
     again = only_row()
-    assert (first["score"], first["recall_at_k"]) == (again["score"], again["recall_at_k"]) and float(first["score"]) > 0.3
+    assert (first["score"], first["recall_at_k"]) == (again["score"], again["recall_at_k"]) and float(
+        first["score"]
+    ) > 0.3
     assert first["index_seconds"] and not again["index_seconds"]
 
 
@@ -66,10 +72,23 @@ def test_a_passage_within_a_document_is_found_there(questions, tiny_embedder, tm
     for i in range(0, 20, 2):
         two = f"{task.evaluation[i].context}\n\n{task.evaluation[i + 1].context}"
         (tmp_path / "docs" / f"{i}.txt").write_text(two)
-    rag_eval.main(["--embed_model", tiny_embedder, "--dataset", questions, "--docs", str(tmp_path / "docs"), "--retrieval_only", *out])
+    rag_eval.main(
+        [
+            "--embed_model",
+            tiny_embedder,
+            "--dataset",
+            questions,
+            "--docs",
+            str(tmp_path / "docs"),
+            "--retrieval_only",
+            *out,
+        ]
+    )
     row = only_row()
     assert float(row["recall_at_k"]) > 0.5 and "is scored on the" not in row["note"]
-    relevant = qrels.relevant_documents(task, *(lambda d: (d, {doc.id: doc.digest for doc in d}))(read_documents([tmp_path / "docs"])))
+    relevant = qrels.relevant_documents(
+        task, *(lambda d: (d, {doc.id: doc.digest for doc in d}))(read_documents([tmp_path / "docs"]))
+    )
     assert [list(found) for found in relevant] == [[str(tmp_path / "docs" / f"{i - i % 2}.txt")] for i in range(20)]
 
 
@@ -120,28 +139,68 @@ def beir_folder(folder, n_documents=80, n_queries=25, seed=0):
 
 
 @pytest.mark.parametrize(
-    "flags", [(), ("--retriever", "hybrid"), ("--mmr", "0.5"), ("--retriever", "bm25"), ("--index", "hnsw", "--metric", "l2")]
+    "flags",
+    [(), ("--retriever", "hybrid"), ("--mmr", "0.5"), ("--retriever", "bm25"), ("--index", "hnsw", "--metric", "l2")],
 )
-def test_an_independent_evaluator_reads_the_same_scores_from_the_run_file(flags, tiny_embedder, tmp_path, out, only_row):
+def test_an_independent_evaluator_reads_the_same_scores_from_the_run_file(
+    flags, tiny_embedder, tmp_path, out, only_row
+):
     ir_measures = pytest.importorskip("ir_measures")
     from ir_measures import AP, RR, P, R, nDCG
 
     folder = beir_folder(tmp_path / "beir")
-    rag_eval.main(["--embed_model", tiny_embedder, "--dataset", folder, "--save_run", str(tmp_path / "run.txt"), "--k", "5", *flags, *out])
+    rag_eval.main(
+        [
+            "--embed_model",
+            tiny_embedder,
+            "--dataset",
+            folder,
+            "--save_run",
+            str(tmp_path / "run.txt"),
+            "--k",
+            "5",
+            *flags,
+            *out,
+        ]
+    )
     row = only_row()
     judged = pd.read_csv(tmp_path / "beir/qrels/test.tsv", sep="\t", dtype=str)
     qrels = [ir_measures.Qrel(q, d, int(grade)) for q, d, grade in judged.itertuples(index=False)]
     run = list(ir_measures.read_trec_run(str(tmp_path / "run.txt")))
     wanted = ir_measures.calc_aggregate([nDCG @ 10, RR, AP, R @ 5, P @ 5], qrels, run)
-    for measure, column in ((nDCG @ 10, "ndcg_at_10"), (RR, "mrr"), (AP, "map"), (R @ 5, "recall_at_k"), (P @ 5, "precision_at_k")):
+    for measure, column in (
+        (nDCG @ 10, "ndcg_at_10"),
+        (RR, "mrr"),
+        (AP, "map"),
+        (R @ 5, "recall_at_k"),
+        (P @ 5, "precision_at_k"),
+    ):
         assert float(row[column]) == pytest.approx(wanted[measure], abs=2e-6), column
     assert row["metric"] == "ndcg_at_10" and row["score"] == row["ndcg_at_10"] and row["status"] == "ok"
-    assert (row["index_recall"] == "") == ("bm25" in flags) and float(row["search_ms"]) > 0 and "80 documents in 80 chunks" in row["note"]
+    assert (
+        (row["index_recall"] == "") == ("bm25" in flags)
+        and float(row["search_ms"]) > 0
+        and "80 documents in 80 chunks" in row["note"]
+    )
 
 
 def test_the_four_baselines(questions, tiny_llama, tiny_embedder, tmp_path, out):
-    rag_eval.main(["--embed_model", tiny_embedder, "--gen_model", tiny_llama, "--dataset", questions, "--max_new_tokens", "5", "--k", "3",
-                   "--baselines", *out])  # fmt: skip
+    rag_eval.main(
+        [
+            "--embed_model",
+            tiny_embedder,
+            "--gen_model",
+            tiny_llama,
+            "--dataset",
+            questions,
+            "--max_new_tokens",
+            "5",
+            "--k",
+            "3",
+            "--baselines",
+            *out,
+        ]
+    )
     rows = store.read_results(tmp_path / "results.csv")
     assert [row["variant"] for row in rows] == ["no_retrieval", "gold_passage", "random_passages", "k3_flat"]
     assert [row["strategy"] for row in rows] == ["prompting", "rag", "rag", "rag"]
@@ -156,18 +215,38 @@ def test_the_four_baselines(questions, tiny_llama, tiny_embedder, tmp_path, out)
     assert len({p["retrieved"][0]["document"] for p in random_}) > 5
     inside = [float(row["answer_in_context"]) for row in rows[1:]]
     assert inside[2] == 1.0 and rows[0]["answer_in_context"] == ""
-    assert inside[1] == pytest.approx(np.mean([any(metrics.contains_answer(hit["text"], p["target"]) for hit in p["retrieved"])
-                                               for p in retrieved]), abs=1e-6)  # fmt: skip
+    assert inside[1] == pytest.approx(
+        np.mean([any(metrics.contains_answer(hit["text"], p["target"]) for hit in p["retrieved"]) for p in retrieved]),
+        abs=1e-6,
+    )
     assert rows[2]["recall_at_k"] and not rows[1]["recall_at_k"] and not rows[3]["recall_at_k"]
     split = sum(float(rows[2][name]) for name in ("embed_ms", "search_ms", "generate_ms"))
     assert split == pytest.approx(float(rows[2]["latency_ms_mean"]), rel=1e-4)
 
 
 def test_a_context_too_small_loses_passages_from_the_end(questions, tiny_llama, tiny_embedder, out, only_row, capsys):
-    rag_eval.main(["--embed_model", tiny_embedder, "--gen_model", tiny_llama, "--dataset", questions, "--max_new_tokens", "3", "--k", "4",
-                   "--context_tokens", "30", *out])  # fmt: skip
+    rag_eval.main(
+        [
+            "--embed_model",
+            tiny_embedder,
+            "--gen_model",
+            tiny_llama,
+            "--dataset",
+            questions,
+            "--max_new_tokens",
+            "3",
+            "--k",
+            "4",
+            "--context_tokens",
+            "30",
+            *out,
+        ]
+    )
     row = only_row()
-    assert "did not fit the context and were left out" in row["note"] and "did not fit the context" in capsys.readouterr().out
+    assert (
+        "did not fit the context and were left out" in row["note"]
+        and "did not fit the context" in capsys.readouterr().out
+    )
     args = arguments(tiny_embedder, "--gen_model", tiny_llama, "--context_tokens", "40")
     reader = rag_eval.Reader(args, "cpu", tasks.load_task(questions))
     hits = [Hit(Chunk(f"d{i}", 0, text), 1.0, i) for i, text in enumerate(sentences(4))]
@@ -175,12 +254,16 @@ def test_a_context_too_small_loses_passages_from_the_end(questions, tiny_llama, 
     n = 4 - left
     assert 0 < left < 4 and [hit.chunk.text in prompt for hit in hits] == [True] * n + [False] * left
     places = [prompt.index(hit.chunk.text) for hit in hits[:n]]
-    assert places == sorted(places, reverse=True) and prompt.index("what is") > places[0], "the best stands beside the question"
+    assert places == sorted(places, reverse=True) and prompt.index("what is") > places[0], (
+        "the best stands beside the question"
+    )
     args.context_tokens, reader.room = None, len(reader.tokenizer(prompt).input_ids)
     assert reader.prompt("what is the good film ?", hits) == (prompt, left), "the model's own limit does the same"
 
 
-def test_citations_are_asked_for_counted_and_not_scored(questions, tiny_llama, tiny_embedder, out, only_row, monkeypatch):
+def test_citations_are_asked_for_counted_and_not_scored(
+    questions, tiny_llama, tiny_embedder, out, only_row, monkeypatch
+):
     assert rag_eval.without_citations("in Paris [2] , maybe[1].") == ("in Paris , maybe.", [2, 1])
     args = arguments(tiny_embedder, "--gen_model", tiny_llama, "--citations")
     reader = rag_eval.Reader(args, "cpu", tasks.load_task(questions))
@@ -188,14 +271,40 @@ def test_citations_are_asked_for_counted_and_not_scored(questions, tiny_llama, t
     prompt, _ = reader.prompt("what is the good film ?", hits)
     assert f"[1] {sentences(2)[0]}" in prompt and f"[2] {sentences(2)[1]}" in prompt and "as in [1]" in prompt
     rag_eval.main(
-        ["--embed_model", tiny_embedder, "--gen_model", tiny_llama, "--dataset", questions, "--max_new_tokens", "3", "--citations", *out]
+        [
+            "--embed_model",
+            tiny_embedder,
+            "--gen_model",
+            tiny_llama,
+            "--dataset",
+            questions,
+            "--max_new_tokens",
+            "3",
+            "--citations",
+            *out,
+        ]
     )
     assert "answers cite a passage" in only_row()["note"]
 
 
 def test_nothing_above_the_minimum_is_not_in_the_documents(questions, tiny_llama, tiny_embedder, out, only_row):
-    rag_eval.main(["--embed_model", tiny_embedder, "--gen_model", tiny_llama, "--dataset", questions, "--max_new_tokens", "3",
-                   "--retriever", "bm25", "--min_score", "1e9", *out])  # fmt: skip
+    rag_eval.main(
+        [
+            "--embed_model",
+            tiny_embedder,
+            "--gen_model",
+            tiny_llama,
+            "--dataset",
+            questions,
+            "--max_new_tokens",
+            "3",
+            "--retriever",
+            "bm25",
+            "--min_score",
+            "1e9",
+            *out,
+        ]
+    )
     row = only_row()
     assert {p["prediction"] for p in predictions(row)} == {rag_eval.NOT_FOUND} and row["status"] == "degenerate"
     assert "20 questions without a passage above --min_score" in row["note"] and row["generated_tokens"] == ""
@@ -206,19 +315,55 @@ def test_a_session_asks_adds_saves_and_survives_bad_lines(tiny_llama, tiny_embed
     (tmp_path / "note.txt").write_text("the dull plot is rome .")
     (tmp_path / "bad.txt").write_bytes(b"\xff\xfe\xff\xff\xff")
     index = str(tmp_path / "index")
-    lines = ["", "what is the dull plot ?", "add the good film is paris .", f"add {tmp_path / 'note.txt'}", f"add {tmp_path / 'bad.txt'}",
-             "add", "add ~/nowhere.txt", "add the weak joke", "delete typed-1", "delete nobody", "k x", "k -1", "k 1",
-             "k 3 musketeers were who ?", "save money how ?", "what is the dull plot ?", "sources", "history", "save", f"save {tmp_path}",
-             f"save {index}", "\0\x07", "x" * 5000, "add the poor joke", "Help", "QUIT", "never read"]  # fmt: skip
+    lines = [
+        "",
+        "what is the dull plot ?",
+        "add the good film is paris .",
+        f"add {tmp_path / 'note.txt'}",
+        f"add {tmp_path / 'bad.txt'}",
+        "add",
+        "add ~/nowhere.txt",
+        "add the weak joke",
+        "delete typed-1",
+        "delete nobody",
+        "k x",
+        "k -1",
+        "k 1",
+        "k 3 musketeers were who ?",
+        "save money how ?",
+        "what is the dull plot ?",
+        "sources",
+        "history",
+        "save",
+        f"save {tmp_path}",
+        f"save {index}",
+        "\0\x07",
+        "x" * 5000,
+        "add the poor joke",
+        "Help",
+        "QUIT",
+        "never read",
+    ]
     monkeypatch.setattr(sys, "stdin", io.StringIO("\n".join(lines)))
     common = ["--interactive", "--embed_model", tiny_embedder, "--gen_model", tiny_llama, "--max_new_tokens", "3"]
     rag_eval.main([*common, "--k", "2"])
     printed = capsys.readouterr().out
     assert "1 chunks added, 1 in all" in printed and "1 chunks added, 2 in all" in printed and "k is 1" in printed
-    assert printed.count("that did not work") == 8 and "bad.txt" in printed and "save where?" in printed and "other files" in printed
-    assert "2 documents, 2 chunks" in printed and "what is the dull plot ?  ->" in printed and "never read" not in printed
+    assert (
+        printed.count("that did not work") == 8
+        and "bad.txt" in printed
+        and "save where?" in printed
+        and "other files" in printed
+    )
+    assert (
+        "2 documents, 2 chunks" in printed and "what is the dull plot ?  ->" in printed and "never read" not in printed
+    )
     assert "2 chunks saved" in printed and "[1]" in printed
-    assert "k 3 musketeers were who ?  ->" in printed and "save money how ?  ->" in printed and "1 chunks forgotten" in printed
+    assert (
+        "k 3 musketeers were who ?  ->" in printed
+        and "save money how ?  ->" in printed
+        and "1 chunks forgotten" in printed
+    )
     monkeypatch.setattr(sys, "stdin", io.StringIO("sources\n"))
     rag_eval.main([*common, "--index_dir", index])
     assert "3 chunks indexed" in capsys.readouterr().out
@@ -246,7 +391,9 @@ class Terminal:
         """Read until `text` was printed; what was read is forgotten."""
         deadline = time.monotonic() + seconds
         while text not in self.seen:
-            assert select.select([self.end], [], [], max(0, deadline - time.monotonic()))[0], f"no {text!r} in {self.seen!r}"
+            assert select.select([self.end], [], [], max(0, deadline - time.monotonic()))[0], (
+                f"no {text!r} in {self.seen!r}"
+            )
             self.seen += os.read(self.end, 4096).decode(errors="replace")
         self.seen = self.seen.split(text, 1)[1]
 
@@ -258,8 +405,19 @@ class Terminal:
 
 def test_a_session_at_a_terminal(tiny_llama, tiny_embedder):
     ended = 0
-    terminal = Terminal([sys.executable, "rag_eval.py", "--interactive", "--embed_model", tiny_embedder, "--gen_model", tiny_llama,
-                         "--max_new_tokens", "3"])  # fmt: skip
+    terminal = Terminal(
+        [
+            sys.executable,
+            "rag_eval.py",
+            "--interactive",
+            "--embed_model",
+            tiny_embedder,
+            "--gen_model",
+            tiny_llama,
+            "--max_new_tokens",
+            "3",
+        ]
+    )
     try:
         terminal.wait_for("no documents yet")
         terminal.wait_for("> ")
@@ -284,7 +442,17 @@ def test_a_session_at_a_terminal(tiny_llama, tiny_embedder):
 
 
 def test_rag_and_the_same_questions_without_retrieval(questions, tiny_llama, tiny_embedder, tmp_path, out, only_row):
-    common = ["--embed_model", tiny_embedder, "--gen_model", tiny_llama, "--dataset", questions, "--max_new_tokens", "5", *out]
+    common = [
+        "--embed_model",
+        tiny_embedder,
+        "--gen_model",
+        tiny_llama,
+        "--dataset",
+        questions,
+        "--max_new_tokens",
+        "5",
+        *out,
+    ]
     rag_eval.main([*common, "--k", "3"])
     row = only_row()
     found = predictions(row)
@@ -294,8 +462,12 @@ def test_rag_and_the_same_questions_without_retrieval(questions, tiny_llama, tin
     task = tasks.load_task(questions)
     passages = {ex.id: ex.context for ex in task.evaluation}
     hits = [passages[p["id"]] in [hit["text"] for hit in p["retrieved"]] for p in found]
-    assert float(row["recall_at_k"]) == pytest.approx(np.mean(hits), abs=1e-5) and np.mean(hits) > 0.3  # 3 of 40 by chance: 0.075
-    assert float(row["score"]) == pytest.approx(np.mean([metrics.token_f1(p["prediction"], p["target"]) for p in found]), abs=1e-5)
+    assert (
+        float(row["recall_at_k"]) == pytest.approx(np.mean(hits), abs=1e-5) and np.mean(hits) > 0.3
+    )  # 3 of 40 by chance: 0.075
+    assert float(row["score"]) == pytest.approx(
+        np.mean([metrics.token_f1(p["prediction"], p["target"]) for p in found]), abs=1e-5
+    )
     assert "40 documents in 40 chunks" in row["note"]
     rag_eval.main([*common, "--k", "0", "--results", str(tmp_path / "without.csv")])
     (without,) = store.read_results(tmp_path / "without.csv")

@@ -20,8 +20,13 @@ def suite(path, text):
 
 
 def run_sweep(*argv):
-    return subprocess.run([sys.executable, "sweep.py", *map(str, argv)], cwd=ROOT, capture_output=True, text=True,
-                          env={**os.environ, "OMP_NUM_THREADS": "2"})  # fmt: skip
+    return subprocess.run(
+        [sys.executable, "sweep.py", *map(str, argv)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "2"},
+    )
 
 
 def words(path):
@@ -32,13 +37,26 @@ def words(path):
 
 def test_every_suite_that_is_shipped_is_read_by_its_scripts():
     found = {path.stem: words(str(path)) for path in (ROOT / "suites").glob("*.yaml")}
-    assert set(found) == {"demo", "compare", "rank", "modules", "quantization", "fewshot", "qa_peft", "speculative", "datasets", "domains"}
+    assert set(found) == {
+        "demo",
+        "compare",
+        "rank",
+        "modules",
+        "quantization",
+        "fewshot",
+        "qa_peft",
+        "speculative",
+        "datasets",
+        "domains",
+    }
     assert [line.split("--rank ")[1].split()[0] for line in found["rank"][::3]] == ["4", "8", "16", "32", "64"]
     assert len(found["demo"]) == 10 and "--target_modules query,value" in found["modules"][1]
 
 
 def test_grids_lists_and_other_studies_shapes(tmp_path):
-    path = suite(tmp_path / "a.yaml", """
+    path = suite(
+        tmp_path / "a.yaml",
+        """
 suite_name: lora_study
 base_model: assets/models/all-MiniLM-L6-v2
 dataset_path: assets/data/movie_reviews
@@ -51,31 +69,57 @@ experiments:
     lora: {r: 16}
     training: {lr: 1.0e-3, num_train_epochs: 1}
     quantization: 4bit
-""")  # fmt: skip
+""",
+    )
     base = "--model assets/models/all-MiniLM-L6-v2 --dataset assets/data/movie_reviews"
-    assert words(path) == [f"{base} --rank 4 --alpha 8 --target_modules query,value",
-                           f"{base} --rank 16 --learning_rate 0.001 --epochs 1 --quantize nf4"]  # fmt: skip
-    path = suite(tmp_path / "b.yaml", "script: prompt_eval.py\nflags: {scoring: guessing}\ngrid: {k_shots: [0, 2], data_seed: [0, 1]}\n")
+    assert words(path) == [
+        f"{base} --rank 4 --alpha 8 --target_modules query,value",
+        f"{base} --rank 16 --learning_rate 0.001 --epochs 1 --quantize nf4",
+    ]
+    path = suite(
+        tmp_path / "b.yaml",
+        "script: prompt_eval.py\nflags: {scoring: guessing}\ngrid: {k_shots: [0, 2], data_seed: [0, 1]}\n",
+    )
     with pytest.raises(utils.UserError, match="--scoring"):
         words(path)
-    path = suite(tmp_path / "c.yaml", "script: finetune.py\nflags: {fp16: false, resume: null}\ngrid: {seed: [0, 1], epochs: [1, 2]}\n")
+    path = suite(
+        tmp_path / "c.yaml",
+        "script: finetune.py\nflags: {fp16: false, resume: null}\ngrid: {seed: [0, 1], epochs: [1, 2]}\n",
+    )
     assert words(path) == [f"--seed {s} --epochs {e}" for s in (0, 1) for e in (1, 2)]
 
 
-@pytest.mark.parametrize("text, message", [
-    ("- a\n- b\n", "a suite is a mapping"), ("a: [", "cannot be read as a suite"), ("script: nothing.py\n", "no script nothing.py"),
-    ("script: ../finetune.py\n", "no script"), ("script: finetune.py\ngrid: {seed: 3}\n", "grid wants a list"),
-    ("script: finetune.py\nflags: {ranks: 3}\n", "unrecognized arguments: --ranks"), ("runs: 3\n", "runs must be a list"),
-    ("runs: [{scripts: finetune.py}]\n", "a block of runs has scripts"),
-    ("script: finetune.py\ngrid: {seed: [0, 0]}\n", "are the same run"),
-    ("script: finetune.py\nflags: {repeats: 3}\n", "instead of repeats"),
-    ("script: finetune.py\nflags: [a, b]\n", "flags must be a mapping"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("- a\n- b\n", "a suite is a mapping"),
+        ("a: [", "cannot be read as a suite"),
+        ("script: nothing.py\n", "no script nothing.py"),
+        ("script: ../finetune.py\n", "no script"),
+        ("script: finetune.py\ngrid: {seed: 3}\n", "grid wants a list"),
+        ("script: finetune.py\nflags: {ranks: 3}\n", "unrecognized arguments: --ranks"),
+        ("runs: 3\n", "runs must be a list"),
+        ("runs: [{scripts: finetune.py}]\n", "a block of runs has scripts"),
+        ("script: finetune.py\ngrid: {seed: [0, 0]}\n", "are the same run"),
+        ("script: finetune.py\nflags: {repeats: 3}\n", "instead of repeats"),
+        ("script: finetune.py\nflags: [a, b]\n", "flags must be a mapping"),
+    ],
+)
 def test_a_wrong_suite_is_one_line(text, message, tmp_path, capsys):
     with pytest.raises(SystemExit) as ended:
-        sweep.main([suite(tmp_path / "s.yaml", text), "--results", str(tmp_path / "r.csv"), "--runs_dir", str(tmp_path / "runs")])
+        sweep.main(
+            [
+                suite(tmp_path / "s.yaml", text),
+                "--results",
+                str(tmp_path / "r.csv"),
+                "--runs_dir",
+                str(tmp_path / "runs"),
+            ]
+        )
     said = capsys.readouterr().err.strip()
-    assert ended.value.code == 2 and message in said and len(said.splitlines()) == 1 and not (tmp_path / "r.csv").exists()
+    assert (
+        ended.value.code == 2 and message in said and len(said.splitlines()) == 1 and not (tmp_path / "r.csv").exists()
+    )
 
 
 def test_a_suite_runs_once_and_what_changed_runs_again(sentiment, tiny_bert, tmp_path):
@@ -88,7 +132,10 @@ def test_a_suite_runs_once_and_what_changed_runs_again(sentiment, tiny_bert, tmp
     first = run_sweep(path, *out)
     assert first.returncode == 0 and "2 of 2 to run" in first.stdout, first.stderr
     rows = store.read_results(tmp_path / "r.csv")
-    assert [json.loads(row["args"])["seed"] for row in rows] == [0, 1] and {row["status"] for row in rows} <= {"ok", "degenerate"}
+    assert [json.loads(row["args"])["seed"] for row in rows] == [0, 1] and {row["status"] for row in rows} <= {
+        "ok",
+        "degenerate",
+    }
     assert (tmp_path / "runs/sweeps/s-000.log").read_text().startswith("$ python finetune.py")
     again = run_sweep(path, *out)
     assert "0 of 2 to run; there already: " in again.stdout and len(store.read_results(tmp_path / "r.csv")) == 2
@@ -114,9 +161,17 @@ def test_a_suite_runs_once_and_what_changed_runs_again(sentiment, tiny_bert, tmp
 def test_a_suite_killed_in_the_middle_goes_on(sentiment, tiny_bert, tmp_path):
     flags = f"{{model: {tiny_bert}, dataset: {sentiment}, max_steps: 1, latency_runs: 0}}"
     text = f"script: finetune.py\nflags: {flags}\ngrid: {{seed: [0, 1, 2]}}\n"
-    path, out = suite(tmp_path / "s.yaml", text), ["--results", str(tmp_path / "r.csv"), "--runs_dir", str(tmp_path / "runs")]
-    child = subprocess.Popen([sys.executable, "sweep.py", path, *out], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-                             start_new_session=True)  # fmt: skip
+    path, out = (
+        suite(tmp_path / "s.yaml", text),
+        ["--results", str(tmp_path / "r.csv"), "--runs_dir", str(tmp_path / "runs")],
+    )
+    child = subprocess.Popen(
+        [sys.executable, "sweep.py", path, *out],
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
     deadline = time.monotonic() + 120
     while not (tmp_path / "runs/sweeps/s-001.log").exists() and time.monotonic() < deadline:
         time.sleep(0.05)
@@ -132,8 +187,13 @@ def test_a_suite_killed_in_the_middle_goes_on(sentiment, tiny_bert, tmp_path):
 
 def test_a_run_that_outlives_its_sweep_is_waited_for(sentiment, tiny_bert, tmp_path):
     text = f"script: finetune.py\nflags: {{model: {tiny_bert}, dataset: {sentiment}, max_steps: 40, latency_runs: 0}}\n"
-    path, out = suite(tmp_path / "s.yaml", text), ["--results", str(tmp_path / "r.csv"), "--runs_dir", str(tmp_path / "runs")]
-    child = subprocess.Popen([sys.executable, "sweep.py", path, *out], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    path, out = (
+        suite(tmp_path / "s.yaml", text),
+        ["--results", str(tmp_path / "r.csv"), "--runs_dir", str(tmp_path / "runs")],
+    )
+    child = subprocess.Popen(
+        [sys.executable, "sweep.py", path, *out], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
     deadline = time.monotonic() + 120
     while not list((tmp_path / "runs").glob("*-finetune-*")) and time.monotonic() < deadline:
         time.sleep(0.05)
@@ -141,7 +201,9 @@ def test_a_run_that_outlives_its_sweep_is_waited_for(sentiment, tiny_bert, tmp_p
     child.wait()
     assert not (tmp_path / "r.csv").exists()
     done = run_sweep(path, *out)
-    assert done.returncode == 0 and "1 of 1 to run" in done.stdout and "waiting for its end" in done.stdout + done.stderr
+    assert (
+        done.returncode == 0 and "1 of 1 to run" in done.stdout and "waiting for its end" in done.stdout + done.stderr
+    )
     assert len(store.read_results(tmp_path / "r.csv")) == 1
 
 
@@ -151,6 +213,10 @@ def test_a_cell_that_fails_stops_the_suite_or_does_not(tiny_bert, sentiment, tmp
     text = f"script: finetune.py\nflags: {flags}\ngrid: {{dataset: {data}}}\n"
     path, out = suite(tmp_path / "s.yaml", text), ["--results", tmp_path / "r.csv", "--runs_dir", tmp_path / "runs"]
     stopped = run_sweep(path, *out)
-    assert stopped.returncode == 1 and "FAILED with exit code 2" in stopped.stdout + stopped.stderr and not (tmp_path / "r.csv").exists()
+    assert (
+        stopped.returncode == 1
+        and "FAILED with exit code 2" in stopped.stdout + stopped.stderr
+        and not (tmp_path / "r.csv").exists()
+    )
     whole = run_sweep(path, *out, "--continue_on_error", "--workers", 2)
     assert whole.returncode == 1 and len(store.read_results(tmp_path / "r.csv")) == 1

@@ -31,7 +31,19 @@ def test_an_encoder_decoder_learns_to_answer(script, method, questions, tiny_t5,
 
 @pytest.mark.parametrize("script", [finetune, peft_finetune])
 def test_repeats_are_the_runs_of_their_data_seeds(script, sentiment, tiny_bert, tmp_path, out, monkeypatch):
-    flags = ["--model", tiny_bert, "--dataset", sentiment, "--max_train_samples", "8", "--max_steps", "4", "--batch_size", "4", *out]
+    flags = [
+        "--model",
+        tiny_bert,
+        "--dataset",
+        sentiment,
+        "--max_train_samples",
+        "8",
+        "--max_steps",
+        "4",
+        "--batch_size",
+        "4",
+        *out,
+    ]
     read, load = [], loading.load_model
     monkeypatch.setattr(loading, "load_model", lambda *args, **kwargs: read.append(args) or load(*args, **kwargs))
     script.main([*flags, "--repeats", "3", "--data_seed", "5"])
@@ -45,7 +57,19 @@ def test_repeats_are_the_runs_of_their_data_seeds(script, sentiment, tiny_bert, 
 
 @pytest.mark.parametrize("script", [finetune, peft_finetune])
 def test_three_labels_are_scored_against_two_out_of_domain(script, nli, tiny_bert, out, only_row):
-    script.main(["--model", tiny_bert, "--dataset", str(nli / "mnli"), "--eval_ood", str(nli / "hans"), "--max_steps", "4", *out])
+    script.main(
+        [
+            "--model",
+            tiny_bert,
+            "--dataset",
+            str(nli / "mnli"),
+            "--eval_ood",
+            str(nli / "hans"),
+            "--max_steps",
+            "4",
+            *out,
+        ]
+    )
     row = only_row()
     lines = (Path(row["run_dir"]) / "predictions_ood.jsonl").read_text().splitlines()
     found = [json.loads(line) for line in lines]
@@ -54,7 +78,11 @@ def test_three_labels_are_scored_against_two_out_of_domain(script, nli, tiny_ber
     right = [p["mapped"] == p["target"] for p in found]
     assert float(row["score_ood"]) == pytest.approx(np.mean(right))
     groups = json.loads((Path(row["run_dir"]) / "ood.json").read_text())["groups"]
-    assert groups["all"]["n"] == 16 and groups["lexical_overlap"]["n"] == 12 and groups["subsequence, non-entailment"]["n"] == 4
+    assert (
+        groups["all"]["n"] == 16
+        and groups["lexical_overlap"]["n"] == 12
+        and groups["subsequence, non-entailment"]["n"] == 4
+    )
     some = [r for p, r in zip(found, right) if p["group"] == "lexical_overlap"]
     assert groups["lexical_overlap"]["accuracy"] == pytest.approx(np.mean(some))
 
@@ -62,8 +90,21 @@ def test_three_labels_are_scored_against_two_out_of_domain(script, nli, tiny_ber
 @pytest.mark.parametrize("script", [finetune, peft_finetune])
 def test_two_processes_train_as_one(script, questions, tiny_llama, tmp_path, out, only_row):
     """Each step sees all 16 examples, in one batch or in two halves: the same gradients, so the same model."""
-    flags = ["--model", tiny_llama, "--dataset", questions, "--max_train_samples", "16", "--epochs", "4", "--max_new_tokens", "3",
-             "--learning_rate", "1e-3", *(["--dropout", "0"] if script is peft_finetune else [])]  # fmt: skip
+    flags = [
+        "--model",
+        tiny_llama,
+        "--dataset",
+        questions,
+        "--max_train_samples",
+        "16",
+        "--epochs",
+        "4",
+        "--max_new_tokens",
+        "3",
+        "--learning_rate",
+        "1e-3",
+        *(["--dropout", "0"] if script is peft_finetune else []),
+    ]
     row = launch(2, f"{script.__name__}.py", [*flags, "--batch_size", "8"], tmp_path / "two")
     script.main([*flags, "--batch_size", "16", *out])
     one = only_row()
@@ -89,11 +130,15 @@ def test_two_processes_train_as_one(script, questions, tiny_llama, tmp_path, out
         (context_distill, "--quantize nf4 --temperature 2 --k_shots 2"),
     ],
 )
-def test_flags_of_large_models_on_a_small_one(script, flags, questions, tiny_llama, tmp_path, out, only_row, monkeypatch):
+def test_flags_of_large_models_on_a_small_one(
+    script, flags, questions, tiny_llama, tmp_path, out, only_row, monkeypatch
+):
     """Each trains, and what it saved is the model that it scored: the same answers when it is loaded again."""
     load = loading.load_model
 
-    def without_kernel(*args, **kwargs):  # bitsandbytes' nf4 kernel for CPUs rounds to bf16, and is not used by a model that was trained
+    def without_kernel(
+        *args, **kwargs
+    ):  # bitsandbytes' nf4 kernel for CPUs rounds to bf16, and is not used by a model that was trained
         model = load(*args, **kwargs)
         for module in model.modules():
             if hasattr(module, "support_avx512bf16_for_cpu"):
@@ -101,15 +146,46 @@ def test_flags_of_large_models_on_a_small_one(script, flags, questions, tiny_lla
         return model
 
     monkeypatch.setattr(loading, "load_model", without_kernel)
-    script.main(["--model", tiny_llama, "--dataset", questions, "--max_steps", "4", "--batch_size", "4", "--learning_rate", "1e-3",
-                 "--max_new_tokens", "4", *flags.split(), *out])  # fmt: skip
+    script.main(
+        [
+            "--model",
+            tiny_llama,
+            "--dataset",
+            questions,
+            "--max_steps",
+            "4",
+            "--batch_size",
+            "4",
+            "--learning_rate",
+            "1e-3",
+            "--max_new_tokens",
+            "4",
+            *flags.split(),
+            *out,
+        ]
+    )
     row = only_row()
     history = json.loads((Path(row["run_dir"]) / "training_history.json").read_text())
     assert row["status"] == "ok" and all(np.isfinite(entry["loss"]) for entry in history if "loss" in entry)
     adapter = Path(row["run_dir"]) / "adapter"
     place = ["--adapter", str(adapter)] if adapter.exists() else ["--model", f"{row['run_dir']}/model"]
     merged = [] if script is context_distill or not adapter.exists() else ["--no-merge_adapter"]
-    prompt_eval.main(["--model", tiny_llama, "--dataset", questions, "--max_new_tokens", "4", "--precision", row["precision"], *place,
-                      *merged, *out, "--results", str(tmp_path / "again.csv")])  # fmt: skip
+    prompt_eval.main(
+        [
+            "--model",
+            tiny_llama,
+            "--dataset",
+            questions,
+            "--max_new_tokens",
+            "4",
+            "--precision",
+            row["precision"],
+            *place,
+            *merged,
+            *out,
+            "--results",
+            str(tmp_path / "again.csv"),
+        ]
+    )
     (other,) = store.read_results(tmp_path / "again.csv")
     assert without_times(other) == without_times(row) and other["perplexity"] == row["perplexity"]

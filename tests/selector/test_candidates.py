@@ -10,15 +10,29 @@ def test_any_relaxed_limit_lets_something_in():
     rng = random.Random(0)
 
     def some(_):
-        return Candidate("c", "peft", rng.random(), rng.uniform(1, 100), rng.uniform(1, 10), rng.choice([0, 10, 100]), rng.uniform(0, 50))
+        return Candidate(
+            "c",
+            "peft",
+            rng.random(),
+            rng.uniform(1, 100),
+            rng.uniform(1, 10),
+            rng.choice([0, 10, 100]),
+            rng.uniform(0, 50),
+        )
 
     tried = 0
     for _ in range(300):
         candidates = [some(i) for i in range(5)]
         limits = Limits(rng.uniform(1, 6), rng.uniform(1, 50), rng.choice([0, 50]), rng.uniform(0.3, 1))
         choice, ties, kept = choose(candidates, limits)
-        expected = [c for c in candidates if c.memory_gb <= limits.memory_gb and c.latency_ms <= limits.latency_ms
-                    and c.labels <= limits.data_size and c.score >= limits.required_accuracy]  # fmt: skip
+        expected = [
+            c
+            for c in candidates
+            if c.memory_gb <= limits.memory_gb
+            and c.latency_ms <= limits.latency_ms
+            and c.labels <= limits.data_size
+            and c.score >= limits.required_accuracy
+        ]
         assert sorted(kept, key=id) == sorted(expected, key=id)
         assert choice is None if not expected else choice.score == max(c.score for c in expected)
         if not expected:

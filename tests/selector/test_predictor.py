@@ -21,7 +21,9 @@ def test_the_model_predicts_a_group_it_has_not_seen(tmp_path):
                 wanted = learned.spec(c, tokens[left_out])
                 guess = learned.candidate(wanted, c.name)
                 assert learned.refusal(wanted) is None
-                assert abs(guess.score - c.mean()) < 0.06 and guess.latency_ms == pytest.approx(c.mean("latency_ms_p50"), rel=0.35)
+                assert abs(guess.score - c.mean()) < 0.06 and guess.latency_ms == pytest.approx(
+                    c.mean("latency_ms_p50"), rel=0.35
+                )
                 assert guess.memory_gb == pytest.approx(c.mean("memory"), rel=0.35) and 0 < guess.score_error < 0.2
 
 
@@ -30,7 +32,9 @@ def test_a_chance_is_that_of_independent_normal_errors():
     rng = random.Random(0)
     limits = Limits(2.2, 120.0, 50, 0.75)
     drawn = [
-        100 * math.exp(rng.gauss(0, 0.2)) <= 120 and 2 * math.exp(rng.gauss(0, 0.1)) <= 2.2 and rng.gauss(0.8, 0.05) >= 0.75
+        100 * math.exp(rng.gauss(0, 0.2)) <= 120
+        and 2 * math.exp(rng.gauss(0, 0.1)) <= 2.2
+        and rng.gauss(0.8, 0.05) >= 0.75
         for _ in range(20000)
     ]
     assert predictor.chance(c, limits) == pytest.approx(sum(drawn) / len(drawn), abs=0.01)

@@ -24,13 +24,17 @@ def test_the_loss_is_on_the_response_to_the_evaluations_prompt(instructions, tin
         start = sum(label == -100 for label in row["labels"])
         assert row["labels"] == [-100] * start + row["input_ids"][start:]
         seen, learned = tokenizer.decode(row["input_ids"][:start]), tokenizer.decode(row["labels"][start:])
-        assert seen + learned == tokenizer.decode(tokenizer(prompt, add_special_tokens=not chat).input_ids) + separator + task.target(
-            example
-        ) + answer_end(tokenizer, chat)
+        assert seen + learned == tokenizer.decode(
+            tokenizer(prompt, add_special_tokens=not chat).input_ids
+        ) + separator + task.target(example) + answer_end(tokenizer, chat)
         assert tokenizer(prompt, add_special_tokens=not chat).input_ids[: start - 1] == row["input_ids"][: start - 1]
         assert example.context is None or example.context in seen
     plain = render(task, next(ex for ex in task.train if ex.context))[0]
-    assert plain.startswith("### Instruction:\n") and "\n\n### Context:\na review" in plain and plain.endswith("### Response:")
+    assert (
+        plain.startswith("### Instruction:\n")
+        and "\n\n### Context:\na review" in plain
+        and plain.endswith("### Response:")
+    )
     assert "### Context" not in render(task, next(ex for ex in task.train if not ex.context))[0]
 
 
@@ -39,7 +43,10 @@ def test_what_is_too_long_keeps_its_answer(questions, tiny_llama):
     task = tasks.load_task(questions)
     data = collators.answer_data(model, tokenizer, task, args_of(max_length=12), False)
     whole = collators.answer_data(model, tokenizer, task, args_of(), False)
-    assert all(len(row["input_ids"]) == 12 for row in data.train) and f"{len(task.train) + len(task.validation)} training" in data.note
+    assert (
+        all(len(row["input_ids"]) == 12 for row in data.train)
+        and f"{len(task.train) + len(task.validation)} training" in data.note
+    )
     for cut, row in zip(data.train, whole.train):
         assert cut["input_ids"] == row["input_ids"][-12:] and cut["labels"] == row["labels"][-12:]
 
@@ -60,7 +67,9 @@ def test_a_batchs_loss_is_that_of_its_rows_alone(name, batching, instructions, r
     (total / count).backward()
     expected = {key: p.grad.clone() for key, p in model.named_parameters()}
     model.zero_grad()
-    collate = collators.Responses(tokenizer.pad_token_id, batching == "padding_free", partial_head=batching != "whole_head")
+    collate = collators.Responses(
+        tokenizer.pad_token_id, batching == "padding_free", partial_head=batching != "whole_head"
+    )
     batch = collate(rows)
     loss = model(**batch).loss
     loss.backward()
