@@ -26,7 +26,7 @@ from harness.data import tasks
 from harness.data.examples import draw
 from harness.data.prompts import render
 from harness.evaluation import evaluate, metrics, prompting
-from harness.models import adapters, batching, generation, loading, scoring
+from harness.models import adapters, batching, generation, loading, prefix_cache, scoring
 from harness.results.run import Run
 from harness.training import collators, trainer
 
@@ -133,7 +133,7 @@ class Teacher:
                 self.model, self.tokenizer, prompts, labels, "auto", not self.chat, progress, self.prefix
             )
             if self.prefix is None and len(prompts) > 1:
-                self.prefix = scoring.prefill(self.model, found.prefix)
+                self.prefix = prefix_cache.prefill(self.model, found.prefix)
         return metrics.log_normalise(found.total)
 
     def calibrate(self, raw):

@@ -28,6 +28,7 @@ import shutil
 import utils
 from harness import flags, hub
 from harness.data import tasks
+from harness.models import loading
 from harness.results.run import Run
 from harness.training import trainer
 
@@ -76,10 +77,10 @@ def main(argv=None):
 
             # 4. model
             tokenizer = utils.load_tokenizer(args.model, args.trust_remote_code)
-            with utils.measure() as loading:
+            with utils.measure() as load:
                 base = base or trainer.load_base(args, task, tokenizer, device, args.weights)
                 model = trainer.own_copy(base, args, given)
-            run.row.update(**trainer.load_columns(loading, given), **loading.size_columns(model, trained=True))
+            run.row.update(**trainer.load_columns(load, given), **loading.size_columns(model, trained=True))
 
             # 5. adapt
             chat = trainer.uses_chat(args, task, tokenizer)

@@ -34,7 +34,7 @@ import shutil
 import utils
 from harness import flags, hub
 from harness.data import tasks
-from harness.models import adapters
+from harness.models import adapters, loading
 from harness.results.run import Run
 from harness.training import trainer
 
@@ -280,14 +280,14 @@ def main(argv=None):
 
             # 4. model
             tokenizer = utils.load_tokenizer(args.model, args.trust_remote_code)
-            with utils.measure() as loading:
+            with utils.measure() as load:
                 base = base or trainer.load_base(args, task, tokenizer, device, precision)
                 model = trainer.own_copy(base, args, given)
 
             # 5. adapt
             utils.set_seed(args.seed)  # the adapter begins the same in every repeat
             model = adapt(model, tokenizer, task, args)
-            run.row.update(**trainer.load_columns(loading, given), **loading.size_columns(model, trained=True))
+            run.row.update(**trainer.load_columns(load, given), **loading.size_columns(model, trained=True))
             chat = trainer.uses_chat(args, task, tokenizer)
             learning_rate = args.learning_rate or LEARNING_RATES[args.method][task.kind != "classification"]
             callbacks = [allocate_ranks(model)] if args.method == "adalora" else []

@@ -6,6 +6,7 @@ from pathlib import Path
 import utils
 from harness import flags
 from harness.data import readers
+from harness.data.columns import label_names, no_label, recognise, to_examples, yes_no
 from harness.data.examples import OutOfDomain, Task, draw
 from harness.data.prompts import with_prompt
 
@@ -77,22 +78,22 @@ def load_task(
     if not splits:
         raise utils.UserError(f"{dataset or files}: every split is empty")
     first = splits.get("train") or next(iter(splits.values()))
-    kind, roles = columns.recognise(
+    kind, roles = recognise(
         first,
         {"kind": kind, "text_column": text_column, "text_pair_column": text_pair_column, "label_column": label_column},
     )
     if roles.get("boolean"):
         for row in (row for rows in splits.values() for row in rows):
-            row[roles["boolean"]] = columns.yes_no(row.get(roles["boolean"]))
+            row[roles["boolean"]] = yes_no(row.get(roles["boolean"]))
     labels, index = (
-        columns.label_names(splits, roles["label"], declared.get(roles["label"]))
+        label_names(splits, roles["label"], declared.get(roles["label"]))
         if kind == "classification"
         else ((), {})
     )
     column = roles["label"]
     found = {
-        split: columns.to_examples(
-            rows, split, kind, roles, index, columns.no_label(rows, column, declared.get(column)) if index else ()
+        split: to_examples(
+            rows, split, kind, roles, index, no_label(rows, column, declared.get(column)) if index else ()
         )
         for split, rows in splits.items()
     }

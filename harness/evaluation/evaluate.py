@@ -4,7 +4,7 @@ import numpy as np
 
 import utils
 from harness.evaluation import metrics, prompting, record
-from harness.models import generation, loading, memory_forecast, scoring
+from harness.models import generation, loading, memory_forecast, prefix_cache, scoring
 from harness.results import stats
 
 
@@ -48,7 +48,7 @@ def _cached_times(run, model, prefix_ids, request, inputs):
         len(inputs) < 2 or model.config.is_encoder_decoder
     ):  # nothing to share; an encoder reads the whole prompt both ways
         return []
-    prefix = scoring.prefill(model, prefix_ids)
+    prefix = prefix_cache.prefill(model, prefix_ids)
     if prefix_ids and prefix.cache is None:
         return []
     run.note(f"cached latency with {len(prefix.ids)} tokens of the prompt in the cache")

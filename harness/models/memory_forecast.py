@@ -17,7 +17,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.pytorch_utils import Conv1D
 
 import utils
-from harness.models import batching, loading
+from harness.models import adapters, batching, loading
 
 # bytes an optimizer keeps for each trained parameter: torch's AdamW two moments of the parameter's own precision (None), bitsandbytes'
 # two of eight or of 32 bits (Dettmers et al. 2021), Adafactor rows and columns only (Shazeer and Stern 2018)
@@ -252,7 +252,7 @@ def weight_bytes(model, precision, compute="fp32"):
     precision: int8 and nf4 pack the linear layers but for heads and adapters; the rest is as wide as `compute`.
     """
     packed, largest = 0, 0
-    adapters = getattr(model, "peft_config", None) is not None
+    adapted = getattr(model, "peft_config", None) is not None
     for name, module in model.named_modules():
         plain = (
             isinstance(module, (torch.nn.Linear, Conv1D))
@@ -263,9 +263,9 @@ def weight_bytes(model, precision, compute="fp32"):
             packed += module.weight.numel()
             largest = max(largest, module.weight.numel())
     total = sum(p.numel() for p in model.parameters())
-    trained = sum(p.numel() for p in model.parameters() if p.requires_grad) if adapters else 0
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad) if adapted else 0
     if precision not in PACKED_BYTES:
-        return DTYPE_BYTES[precision] * (total - trained) + 4 * trained if adapters else DTYPE_BYTES[
+        return DTYPE_BYTES[precision] * (total - trained) + 4 * trained if adapted else DTYPE_BYTES[
             precision
         ] * total, 0
     width = DTYPE_BYTES[compute]
