@@ -76,7 +76,7 @@ class Question:
     turns: tuple  # [T] texts
     group: str = ""  # MT-Bench's category, AlpacaEval's dataset
     references: tuple = ()  # a text for each of the first turns, () for none
-    ifeval: tuple = ()  # (instruction id, arguments) of IFEval, about the last answer
+    checks: tuple = ()  # (instruction id, arguments) of IFEval, about the last answer
     index: int = 0  # its place in the whole benchmark
     author: str = ""  # who wrote the references
 

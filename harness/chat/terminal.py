@@ -132,29 +132,13 @@ class Chat:
         print(f"saved in {path}")
 
     def run(self):
-        """Until /quit or the end of input; a bad line is answered, never fatal."""
+        """Answer what is typed until /quit or the end of input."""
         commands = {
-            "/reset": self.reset,
-            "/system": self.set_system,
-            "/adapter": self.set_adapter,
-            "/retry": self.retry,
-            "/save": self.save,
-            "/help": lambda _: print(HELP),
+            "reset": self.reset,
+            "system": self.set_system,
+            "adapter": self.set_adapter,
+            "retry": self.retry,
+            "save": self.save,
         }
         print(HELP, flush=True)
-        for line in terminal.lines_typed():
-            word, _, rest = line.strip().partition(" ")
-            if word in ("/quit", "/exit"):
-                break
-            try:
-                if word in commands:
-                    commands[word](rest.strip())
-                elif word.startswith("/"):
-                    print(f"no command {word}; {HELP}")
-                elif word:
-                    self.say(line.strip())
-            except (utils.UserError, OSError) as error:
-                print(f"that did not work: {error}")
-            except KeyboardInterrupt:
-                print("\n(interrupted; the turn is left out)")
-            print(end="", flush=True)
+        terminal.command_loop(commands, self.say, HELP, prefix="/")
