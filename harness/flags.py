@@ -13,6 +13,8 @@ OPTIMIZERS = (
     "paged_adamw_8bit",
     "paged_adamw_32bit",
 )
+PRECISIONS = ("fp32", "fp16", "bf16", "int8", "nf4")  # of a model's weights
+BENCHMARKS = {"alpaca_eval": "tatsu-lab/alpaca_eval", "mt_bench": "lmsys/mt-bench"}  # name -> repository on the hub
 
 
 def add_training_args(parser, resume=True, padding_free=True):
