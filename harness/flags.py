@@ -13,6 +13,10 @@ OPTIMIZERS = (
     "paged_adamw_8bit",
     "paged_adamw_32bit",
 )
+# of rag_eval.py: FAISS indexes, and the languages that have both bm25s' stop words and a Snowball stemmer
+INDEX_KINDS = ("flat", "ivf", "hnsw", "ivfpq", "sq8")
+BM25_LANGUAGES = ("english", "german", "french", "spanish", "italian", "portuguese", "dutch", "swedish", "norwegian")
+BM25_LANGUAGES += ("russian", "turkish", "none")
 PRECISIONS = ("fp32", "fp16", "bf16", "int8", "nf4")  # of a model's weights
 BENCHMARKS = {"alpaca_eval": "tatsu-lab/alpaca_eval", "mt_bench": "lmsys/mt-bench"}  # name -> repository on the hub
 
