@@ -15,7 +15,12 @@ ROOT = Path(__file__).resolve().parents[2]
 def defaults(script):
     if Path(script).name != script or not (ROOT / script).is_file():  # a row of another checkout's script
         return {}
-    return vars(importlib.import_module(Path(script).stem).parse_args([]))
+    return vars(parse(script, []))
+
+
+def parse(script, argv):
+    """The arguments as the script itself reads them; SystemExit with its message on stderr where it refuses them."""
+    return importlib.import_module(Path(script).stem).parse_args(argv)
 
 
 def command(row, **changes):
