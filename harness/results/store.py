@@ -65,29 +65,68 @@ def typed(cell):
     return int(found) if found.is_integer() and "." not in cell else found
 
 
-def read_records(path):
-    """The dicts of a JSON-lines file; a last line that a kill cut off is left out. [] where there is no file."""
+def read_jsonl(path):
+    """The records (dicts) of a JSON-lines file, [] where there is no file; blank lines do not count.
+
+    A last line without a line break that cannot be read is what a killed process left: it is skipped. Any other line
+    that is no JSON object is a UserError with the file and the line's number.
+    """
     try:
-        text = Path(path).read_text(encoding="utf-8", errors="replace")
+        lines = Path(path).read_bytes().split(b"\n")
     except FileNotFoundError:
         return []
+    except OSError as error:
+        raise utils.UserError(f"{path} cannot be read: {error.strerror}") from None
     records = []
-    for line in text.split("\n"):
-        try:
-            records.append(json.loads(line))
-        except ValueError:
+    for i, line in enumerate(lines, start=1):
+        if not line.strip():
             continue
-    return [record for record in records if isinstance(record, dict)]
+        record = _json_object(line)
+        if record is not None:
+            records.append(record)
+        elif i < len(lines):
+            raise utils.UserError(f"{path}, line {i}: not a JSON object: {line[:60].decode('utf-8', 'replace')!r}")
+    return records
 
 
-def append_records(path, records):
-    """Append dicts as JSON lines (ASCII, so that any text can be written), each whole; a line that a kill cut off is ended first."""
+def write_jsonl(path, records, default=None):
+    """Write records (dicts) as JSON lines. default: as json.dumps takes it, for values that JSON does not know.
+
+    Half of a surrogate pair, which UTF-8 cannot hold, becomes a question mark.
+    """
+    with open(path, "w", encoding="utf-8", errors="replace", newline="\n") as file:
+        for record in records:
+            file.write(json.dumps(record, ensure_ascii=False, default=default) + "\n")
+
+
+def append_jsonl(path, records):
+    """Append records (dicts) as JSON lines, in ASCII, so that any text can be written. One writer at a time.
+
+    A half-written last line, which a killed process left, is cut off first.
+    """
     with open(path, "ab+") as file:
         if file.seek(0, os.SEEK_END):
             file.seek(-1, os.SEEK_END)
             if file.read(1) != b"\n":
-                file.write(b"\n")
+                file.seek(0)
+                last = file.read().split(b"\n")[-1]
+                if _json_object(last) is not None:  # whole, only its line break is missing
+                    file.write(b"\n")
+                else:
+                    file.truncate(file.tell() - len(last))
         file.write("".join(json.dumps(record) + "\n" for record in records).encode("ascii"))
+
+
+def _json_object(line):
+    """The dict that a line (bytes) holds, None where it holds none."""
+    try:
+        record = json.loads(line)
+    except ValueError:  # UnicodeDecodeError is one
+        return None
+    return record if isinstance(record, dict) else None
+
+
+read_records, append_records = read_jsonl, append_jsonl  # until every caller uses the new names
 
 
 def to_cell(value):

@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from helpers import ROOT
@@ -14,10 +15,34 @@ from harness.results import schema, store
 
 def test_judgements_of_any_text_can_be_written_and_read_again(tmp_path):
     file = tmp_path / "judgements.jsonl"
-    store.append_records(file, [{"key": "a", "text": "B \ud83d é"}])
+    store.append_jsonl(file, [{"key": "a", "text": "B \ud83d é"}])
     file.write_bytes(file.read_bytes() + '{"key": "b", "text": "é'.encode()[:-1])  # a kill within a character
-    store.append_records(file, [{"key": "c"}])
-    assert [record["key"] for record in store.read_records(file)] == ["a", "c"]
+    store.append_jsonl(file, [{"key": "c"}])
+    assert [record["key"] for record in store.read_jsonl(file)] == ["a", "c"]
+
+
+def test_json_lines_are_written_and_read(tmp_path):
+    file, records = tmp_path / "a.jsonl", [{"text": "ein\u2028Wort é 🙂"}, {}, {"n": [1.5, None]}]
+    store.write_jsonl(file, records)
+    assert store.read_jsonl(file) == records and "é 🙂" in file.read_text(encoding="utf-8")
+    file.write_bytes(file.read_bytes().rstrip(b"\n"))  # whole, but for its line break
+    store.append_jsonl(file, [{"last": 1}])
+    assert store.read_jsonl(file) == [*records, {"last": 1}]
+    assert store.read_jsonl(tmp_path / "none.jsonl") == []
+    store.write_jsonl(file, [{"day": Path("x"), "half": "\ud83d"}], default=str)
+    assert store.read_jsonl(file) == [{"day": "x", "half": "?"}]
+    with pytest.raises(TypeError):
+        store.write_jsonl(file, [{"day": Path("x")}])
+
+
+@pytest.mark.parametrize("line", [b'{"a": 1', b"[1]", b"\xff"])
+def test_a_broken_json_line_is_named(tmp_path, line):
+    file = tmp_path / "a.jsonl"
+    file.write_bytes(b'{"a": 1}\n\n' + line + b'\n{"a": 2}\n')
+    with pytest.raises(utils.UserError, match=r"a\.jsonl, line 3: not a JSON object"):
+        store.read_jsonl(file)
+    with pytest.raises(utils.UserError, match="cannot be read"):
+        store.read_jsonl(tmp_path)
 
 
 def append_many(path, worker, n):
