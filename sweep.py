@@ -1,8 +1,9 @@
 """Runs a suite of experiments, one command a cell, and resumes where it stopped.
 
-A suite is a YAML file that names a script, its fixed flags, and a grid or a list of variants; `suites/` has some. Every command is
-printed before it runs. A cell whose whole identity (script, all flags, the contents of the local files that they name, the code of
-the script and of what it imports) has a row already is skipped; one that failed is tried again with --retry.
+A suite is a YAML file that names a script, its fixed flags, and a grid or a list of variants; `suites/` has some.
+Every command is printed before it runs. A cell is skipped if the results CSV has a row of the same identity: script,
+all flags, the contents of the local files that they name, the code of the script and of what it imports. A cell that
+failed is run again with --retry.
 
     python sweep.py suites/demo.yaml --dry_run
     python sweep.py suites/rank.yaml --results rank.csv
@@ -12,15 +13,16 @@ the script and of what it imports) has a row already is skipped; one that failed
     suite_name: rank
     script: peft_finetune.py
     flags: {dataset: assets/data/movie_reviews, max_train_samples: 1000}
-    grid: {rank: [4, 8, 16], data_seed: [0, 1, 2]}      # every combination; or experiments: [{name: small, rank: 4}, ...]
-    # suites of several scripts have runs: a list of such blocks
+    grid: {rank: [4, 8, 16], data_seed: [0, 1, 2]}  # every combination
+    experiments: [{name: small, alpha: 8}, ...]     # or a list of variants
+    # a suite of several scripts has `runs`, a list of such blocks
 """
 
 import concurrent.futures
 import contextlib
+import fcntl
 import functools
 import hashlib
-import importlib
 import io
 import itertools
 import json
@@ -33,9 +35,12 @@ import threading
 from dataclasses import dataclass
 from pathlib import Path
 
+import yaml
+from tqdm import tqdm
+
 import utils
 from harness import flags
-from harness.results import commands, provenance, store
+from harness.results import provenance, store
 
 ROOT = Path(__file__).resolve().parent
 BLOCK_KEYS = ("script", "flags", "grid", "experiments")
@@ -43,36 +48,41 @@ BLOCK_KEYS = ("script", "flags", "grid", "experiments")
 
 def parse_args(argv=None):
     parser = flags.ArgumentParser(__doc__)
-    parser.add_argument("suite", help="the YAML file")
-    parser.add_argument(
-        "--dry_run", action="store_true", help="print the commands and what would be skipped, and run nothing"
-    )
-    parser.add_argument(
-        "--retry", nargs="+", choices=("failed", "oom", "degenerate"), default=[], help="run cells again that ended so"
-    )
-    parser.add_argument("--ignore_code", action="store_true", help="rows that other code made count as done, too")
-    parser.add_argument("--continue_on_error", action="store_true", help="go on after a cell that failed")
-    parser.add_argument(
-        "--workers",
-        type=flags.positive_int,
-        default=1,
-        help="cells at a time; on one device they slow each other down (default: %(default)s)",
-    )
-    parser.add_argument("--devices", help="CUDA devices that the workers take turns at, as in 0,1")
-    parser.add_argument("--results", default="results.csv", help="the CSV that gets the rows (default: %(default)s)")
-    parser.add_argument("--runs_dir", default="runs", help="where the run folders are made (default: %(default)s)")
-    return parser.parse_args(argv)
+    add = parser.add_argument
+    add("suite", help="the YAML file")
+    add("--dry_run", action="store_true", help="print the commands and which would be skipped; run nothing")
+    statuses = ("failed", "oom", "degenerate")
+    add("--retry", nargs="+", choices=statuses, default=[], help="run cells again whose row has one of these statuses")
+    add("--ignore_code", action="store_true", help="count a row as done even if the code has changed since")
+    add("--continue_on_error", action="store_true", help="go on after a cell that failed")
+    workers = "cells that run at the same time; on one device they slow each other down (default: %(default)s)"
+    add("--workers", type=flags.positive_int, default=1, help=workers)
+    add("--devices", help="CUDA devices that the workers take in turn, as in 0,1")
+    add("--results", default="results.csv", help="the CSV that gets the rows (default: %(default)s)")
+    add("--runs_dir", default="runs", help="where the run folders are made (default: %(default)s)")
+    args = parser.parse_args(argv)
+    if args.devices and not all(part.strip().isdecimal() for part in args.devices.split(",")):
+        parser.error(f"--devices {args.devices}: give numbers separated by commas, as in 0,1")
+    return args
 
 
-# --------------------------------------------------------------------------------------------------------------- the suite
+def import_heavy():
+    """What needs scipy, after the arguments were checked."""
+    global commands
+    from harness.results import commands
+
+
+# ------------------------------------------------------------------------------------------------------------ the suite
 
 
 @dataclass(frozen=True)
 class Cell:
+    """One command of a suite."""
+
     name: str
     script: str
     argv: tuple
-    args: dict  # every flag as the script reads it
+    args: dict  # {flag: value}, every flag, as the script itself reads argv
 
     @property
     def command(self):
@@ -80,14 +90,12 @@ class Cell:
 
 
 def load_suite(path):
-    """(name, [(block name, script, flags)]) of a suite file; UserError for a file that is none."""
-    import yaml
-
+    """(name, [(cell name, script, {flag: value})]) of a YAML file; UserError where it is not a suite."""
     try:
         suite = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         known = ", ".join(sorted(str(file.relative_to(ROOT)) for file in (ROOT / "suites").glob("*.yaml")))
-        hint = f"; there are {known}" if isinstance(error, FileNotFoundError) else ""
+        hint = f"; available suites: {known}" if isinstance(error, FileNotFoundError) else ""
         raise utils.UserError(f"{path} cannot be read as a suite: {error}{hint}") from None
     if not isinstance(suite, dict):
         raise utils.UserError(f"{path}: a suite is a mapping with suite_name, script, flags, and grid or experiments")
@@ -96,58 +104,54 @@ def load_suite(path):
     blocks = suite.pop("runs", None) or [{}]
     if not (isinstance(blocks, list) and all(isinstance(block, dict) for block in blocks)):
         raise utils.UserError(f"{path}: runs must be a list of blocks with script, flags, and grid or experiments")
+    return name, [cell for block in blocks for cell in expand(path, suite, block)]
+
+
+def expand(path, suite, block):
+    """[(cell name, script, {flag: value})] of one block of `runs`; what it lacks is taken from the suite itself."""
+    unknown = [key for key in block if key not in BLOCK_KEYS]
+    if unknown:
+        known = ", ".join(BLOCK_KEYS)
+        raise utils.UserError(f"{path}: a block of runs has {', '.join(unknown)}; known are {known}")
+    parts = {key: block.get(key, suite.get(key)) for key in BLOCK_KEYS}
+    script, grid, experiments = parts["script"] or "peft_finetune.py", parts["grid"] or {}, parts["experiments"] or [{}]
+    if not all(isinstance(some, dict | None) for some in (suite.get("flags"), block.get("flags"))):
+        raise utils.UserError(f"{path}: flags must be a mapping of flags to their values")
+    lists = isinstance(grid, dict) and all(isinstance(values, list) and values for values in grid.values())
+    if not lists or not isinstance(experiments, list) or not all(isinstance(one, dict) for one in experiments):
+        raise utils.UserError(f"{path}: grid needs a list of values for each flag, experiments a list of mappings")
+    common = {
+        key: value for key, value in suite.items() if key not in BLOCK_KEYS
+    }  # base_model: .. at the top is a flag
+    settings = {**common, **(suite.get("flags") or {}), **(block.get("flags") or {})}
     cells = []
-    for block in blocks:
-        common = {
-            key: value for key, value in suite.items() if key not in BLOCK_KEYS
-        }  # base_model: .. at the top is a flag
-        strange = [key for key in block if key not in BLOCK_KEYS]
-        if strange:
-            raise utils.UserError(
-                f"{path}: a block of runs has {', '.join(strange)}; known are {', '.join(BLOCK_KEYS)}"
-            )
-        parts = {key: block.get(key, suite.get(key)) for key in BLOCK_KEYS}
-        script = parts["script"] or "peft_finetune.py"
-        if not all(isinstance(some, (dict, type(None))) for some in (suite.get("flags"), block.get("flags"))):
-            raise utils.UserError(f"{path}: flags must be a mapping of flags to their values")
-        settings = {**common, **(suite.get("flags") or {}), **(block.get("flags") or {})}
-        grid, experiments = parts["grid"] or {}, parts["experiments"] or [{}]
-        lists = (
-            all(isinstance(values, list) and values for values in grid.values()) if isinstance(grid, dict) else False
-        )
-        if not lists or not isinstance(experiments, list) or not all(isinstance(one, dict) for one in experiments):
-            raise utils.UserError(f"{path}: grid wants a list of values for each flag, experiments a list of mappings")
-        for experiment, values in itertools.product(experiments, itertools.product(*grid.values())):
-            own = {key: value for key, value in experiment.items() if key not in ("name", "description")}
-            own = {**own.pop("flags", {}), **own.pop("lora", {}), **own.pop("training", {}), **own}
-            chosen = dict(zip(grid, values))
-            label = " ".join(
-                [str(experiment.get("name", Path(script).stem)), *(f"{key}={value}" for key, value in chosen.items())]
-            )
-            cells.append((label, script, {**settings, **own, **chosen}))
-    return name, cells
+    for experiment, values in itertools.product(experiments, itertools.product(*grid.values())):
+        own = {key: value for key, value in experiment.items() if key not in ("name", "description")}
+        own = {**own.pop("flags", {}), **own.pop("lora", {}), **own.pop("training", {}), **own}
+        chosen = dict(zip(grid, values))
+        label = [str(experiment.get("name", Path(script).stem)), *(f"{key}={value}" for key, value in chosen.items())]
+        cells.append((" ".join(label), script, {**settings, **own, **chosen}))
+    return cells
 
 
 def make_cells(suite, args):
-    """The Cells of a suite, every one read by its script, so that a wrong flag ends here. Equal ones are refused."""
-    name, found = load_suite(suite)
+    """(name, [Cell]) of a suite, each parsed by its script. UserError for a wrong flag and for two equal cells."""
+    name, settings_of_cells = load_suite(suite)
     cells, seen = [], {}
-    for label, script, settings in found:
+    for label, script, settings in settings_of_cells:
         if not (ROOT / script).is_file() or Path(script).name != script:
             raise utils.UserError(f"{suite}, {label}: there is no script {script} here")
-        module = importlib.import_module(script.removesuffix(".py"))
         argv = [*commands.to_argv(settings), "--results", args.results, "--runs_dir", args.runs_dir]
-        said = io.StringIO()
+        message = io.StringIO()
         try:
-            with contextlib.redirect_stderr(said):
-                parsed = vars(module.parse_args(argv))
+            with contextlib.redirect_stderr(message):
+                parsed = vars(commands.parse(script, argv))
         except SystemExit:
-            raise utils.UserError(f"{suite}, {label}: {said.getvalue().strip()}") from None
+            raise utils.UserError(f"{suite}, {label}: {message.getvalue().strip()}") from None
         if parsed.get("repeats", 1) > 1:
-            raise utils.UserError(
-                f"{suite}, {label}: instead of repeats give data_seed a list in the grid, so that each run can be resumed"
-            )
-        cell = Cell(label, script, tuple(argv), json.loads(json.dumps(parsed)))
+            advice = "instead of repeats give data_seed a list in the grid, so that each run can be resumed"
+            raise utils.UserError(f"{suite}, {label}: {advice}")
+        cell = Cell(label, script, tuple(argv), json.loads(json.dumps(parsed)))  # as a row's args cell has them
         key = script, json.dumps(commands.what_counts(cell.args), sort_keys=True)
         if key in seen:
             raise utils.UserError(f"{suite}: {label} and {seen[key]} are the same run")
@@ -156,7 +160,7 @@ def make_cells(suite, args):
     return name, cells
 
 
-# ------------------------------------------------------------------------------------------------------------ what is done
+# --------------------------------------------------------------------------------------------------------- what is done
 
 
 @functools.cache
@@ -165,72 +169,62 @@ def code_id(script):
 
 
 def status_of(cell, rows, ignore_code=False):
-    """The status of the newest row of this cell's identity, None without any. rows: of the results CSV."""
+    """The status of the newest row with this cell's identity, None without one. rows: of the results CSV."""
     for row in reversed(rows):
+        if row["script"] != cell.script or not (ignore_code or row["code_id"] == code_id(cell.script)):
+            continue
         try:
-            same = row["script"] == cell.script and commands.what_counts(
-                json.loads(row["args"])
-            ) == commands.what_counts(cell.args)
+            flags_of_row = commands.what_counts(json.loads(row["args"]))
         except ValueError:
             continue
-        if (
-            same
-            and row["input_id"] == (provenance.input_id(cell.args) or "")
-            and (ignore_code or row["code_id"] == code_id(cell.script))
-        ):
+        same_flags = flags_of_row == commands.what_counts(cell.args)
+        if same_flags and row["input_id"] == (provenance.input_id(cell.args) or ""):
             return row["status"]
     return None
 
 
+def read_rows(path):
+    """The rows of the results CSV, none where it does not exist yet or is empty."""
+    return store.read_results(path) if Path(path).is_file() and Path(path).stat().st_size else []
+
+
 def plan(cells, args):
-    """[(cell, status of its row or None, will it run)]."""
-    rows = (
-        store.read_results(args.results) if Path(args.results).is_file() and Path(args.results).stat().st_size else []
-    )
-    found = [(cell, status_of(cell, rows, args.ignore_code)) for cell in cells]
-    return [(cell, status, status is None or status in args.retry) for cell, status in found]
+    """[(cell, status of its row or None, whether it will run)]."""
+    rows = read_rows(args.results)
+    statuses = [(cell, status_of(cell, rows, args.ignore_code)) for cell in cells]
+    return [(cell, status, status is None or status in args.retry) for cell, status in statuses]
 
 
-# ----------------------------------------------------------------------------------------------------------------- running
+# -------------------------------------------------------------------------------------------------------------- running
 
 
 @contextlib.contextmanager
 def claimed(cell, args):
-    """A lock on one cell and CSV, which the run inherits: a run that a killed sweep left behind is waited for, not doubled."""
-    import fcntl
-
+    """A lock on one cell of one CSV. The run inherits it: one that outlives its sweep is waited for, not repeated."""
     key = json.dumps([os.path.realpath(args.results), cell.script, commands.what_counts(cell.args)], sort_keys=True)
     name = hashlib.sha256(key.encode()).hexdigest()[:16]
     with open(Path(args.runs_dir) / "sweeps" / f"{name}.lock", "w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            from tqdm.auto import tqdm
-
             tqdm.write(f"    {cell.name}: another process runs it already, waiting for its end")
             fcntl.flock(file, fcntl.LOCK_EX)
         yield file.fileno()
 
 
 def run_cell(cell, log, device=None, lock=None):
-    """Run one command, its output into a log file; returns its exit code. lock: a file descriptor it holds open to its end."""
+    """Run a command, its output into a log file; returns its exit code. lock: a file descriptor that it keeps open."""
     environment = {**os.environ, **({"CUDA_VISIBLE_DEVICES": device} if device is not None else {})}
+    command, keep = [sys.executable, ROOT / cell.script, *cell.argv], (lock,) if lock else ()
     with open(log, "w", encoding="utf-8") as file:
         file.write(f"$ {cell.command}\n")
         file.flush()
-        return subprocess.run(
-            [sys.executable, ROOT / cell.script, *cell.argv],
-            stdout=file,
-            stderr=subprocess.STDOUT,
-            env=environment,
-            pass_fds=[lock] if lock else (),
-        ).returncode
+        done = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT, env=environment, pass_fds=keep)
+        return done.returncode
 
 
 def run_all(name, cells, args):
-    """Run the cells; returns those that failed."""
-    from tqdm.auto import tqdm
-
+    """Run the cells, --workers at a time; returns those that failed."""
     logs = Path(args.runs_dir) / "sweeps"
     logs.mkdir(parents=True, exist_ok=True)
     devices, failed, stop = queue.Queue(), [], threading.Event()
@@ -240,7 +234,7 @@ def run_all(name, cells, args):
 
     def work(number, cell):
         if stop.is_set():
-            return None
+            return
         device = devices.get()
         log = logs / f"{name}-{number:03d}.log"
         try:
@@ -252,8 +246,8 @@ def run_all(name, cells, args):
         finally:
             devices.put(device)
         if not wanted:
-            tqdm.write(f"    {cell.name}: done by another process meanwhile")
-            return None
+            tqdm.write(f"    {cell.name}: meanwhile done by another process")
+            return
         last = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()][-2:]
         tqdm.write("\n".join(f"    {line[-300:]}" for line in last))
         if code:
@@ -261,7 +255,6 @@ def run_all(name, cells, args):
             tqdm.write(f"    FAILED with exit code {code}, see {log}")
             if not args.continue_on_error:
                 stop.set()
-        return code
 
     with (
         concurrent.futures.ThreadPoolExecutor(args.workers) as pool,
@@ -277,8 +270,7 @@ def run_all(name, cells, args):
 @utils.clean_exit
 def main(argv=None):
     args = parse_args(argv)
-    if args.devices and not all(part.strip().isdecimal() for part in args.devices.split(",")):
-        raise utils.UserError(f"--devices {args.devices}: give numbers with commas, as in 0,1")
+    import_heavy()
     name, cells = make_cells(args.suite, args)
     store.check_results_file(args.results)
     planned = plan(cells, args)
@@ -286,18 +278,13 @@ def main(argv=None):
         print(f"{'run ' if wanted else 'skip'}  {cell.name}{f' ({status})' if status else ''}: {cell.command}")
     todo = [cell for cell, _, wanted in planned if wanted]
     ended = [status for _, status, wanted in planned if not wanted]
-    told = ", ".join(f"{ended.count(status)} {status}" for status in sorted(set(ended)))
-    print(f"{name}: {len(todo)} of {len(cells)} to run" + (f"; there already: {told}" if told else ""))
-    rows = (
-        store.read_results(args.results) if Path(args.results).is_file() and Path(args.results).stat().st_size else []
-    )
-    old = (
-        0
-        if args.ignore_code
-        else sum(status_of(cell, rows, ignore_code=True) is not None for cell, status, _ in planned if status is None)
-    )
-    if old:
-        print(f"{name}: {old} of them have rows that other code made; --ignore_code takes those")
+    counts = ", ".join(f"{ended.count(status)} {status}" for status in sorted(set(ended)))
+    print(f"{name}: {len(todo)} of {len(cells)} to run" + (f"; there already: {counts}" if counts else ""))
+    if not args.ignore_code:
+        rows, new = read_rows(args.results), [cell for cell, status, _ in planned if status is None]
+        old = sum(status_of(cell, rows, ignore_code=True) is not None for cell in new)
+        if old:
+            print(f"{name}: {old} of them have rows from other code; --ignore_code counts those as done")
     if args.dry_run or not todo:
         return
     failed = run_all(name, todo, args)

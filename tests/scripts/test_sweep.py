@@ -6,12 +6,19 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 from helpers import ROOT, write_jsonl
 
 import sweep
 import utils
 from harness.results import store
+
+
+@pytest.fixture(autouse=True)
+def heavy_imports():
+    """The functions of the script are called directly, without its main."""
+    sweep.import_heavy()
 
 
 def suite(path, text):
@@ -50,7 +57,16 @@ def test_every_suite_that_is_shipped_is_read_by_its_scripts():
         "domains",
     }
     assert [line.split("--rank ")[1].split()[0] for line in found["rank"][::3]] == ["4", "8", "16", "32", "64"]
-    assert len(found["demo"]) == 10 and "--target_modules query,value" in found["modules"][1]
+    assert "--target_modules query,value" in found["modules"][1]
+
+
+def test_the_demo_has_every_strategy_and_one_panel_of_reviews():
+    suite = str(ROOT / "suites/demo.yaml")
+    cells = sweep.make_cells(suite, sweep.parse_args([suite]))[1]
+    scripts = ["finetune", "peft_finetune", "prompt_eval", "context_distill", "rag_eval", "quantize_and_parallel"]
+    assert {cell.script for cell in cells} == {f"{name}.py" for name in scripts} and len(cells) == 9
+    sizes = {cell.args["max_eval_samples"] for cell in cells if cell.args["dataset"] == "assets/data/movie_reviews"}
+    assert len(sizes) == 1
 
 
 def test_grids_lists_and_other_studies_shapes(tmp_path):
@@ -96,7 +112,7 @@ experiments:
         ("a: [", "cannot be read as a suite"),
         ("script: nothing.py\n", "no script nothing.py"),
         ("script: ../finetune.py\n", "no script"),
-        ("script: finetune.py\ngrid: {seed: 3}\n", "grid wants a list"),
+        ("script: finetune.py\ngrid: {seed: 3}\n", "grid needs a list"),
         ("script: finetune.py\nflags: {ranks: 3}\n", "unrecognized arguments: --ranks"),
         ("runs: 3\n", "runs must be a list"),
         ("runs: [{scripts: finetune.py}]\n", "a block of runs has scripts"),
@@ -127,7 +143,8 @@ def test_a_suite_runs_once_and_what_changed_runs_again(sentiment, tiny_bert, tmp
     folder.mkdir()
     for name in ("train", "validation", "test"):
         (folder / f"{name}.jsonl").write_bytes(Path(f"{sentiment}/{name}.jsonl").read_bytes())
-    text = f"script: finetune.py\nflags: {{model: {tiny_bert}, dataset: {folder}, max_steps: 2, latency_runs: 2}}\ngrid: {{seed: [0, 1]}}\n"
+    flags = f"{{model: {tiny_bert}, dataset: {folder}, max_steps: 2, latency_runs: 2}}"
+    text = f"script: finetune.py\nflags: {flags}\ngrid: {{seed: [0, 1]}}\n"
     path, out = suite(tmp_path / "s.yaml", text), ["--results", tmp_path / "r.csv", "--runs_dir", tmp_path / "runs"]
     first = run_sweep(path, *out)
     assert first.returncode == 0 and "2 of 2 to run" in first.stdout, first.stderr
@@ -186,7 +203,7 @@ def test_a_suite_killed_in_the_middle_goes_on(sentiment, tiny_bert, tmp_path):
 
 
 def test_a_run_that_outlives_its_sweep_is_waited_for(sentiment, tiny_bert, tmp_path):
-    text = f"script: finetune.py\nflags: {{model: {tiny_bert}, dataset: {sentiment}, max_steps: 40, latency_runs: 0}}\n"
+    text = f"script: finetune.py\nflags: {{model: {tiny_bert}, dataset: {sentiment}, max_steps: 4, latency_runs: 0}}\n"
     path, out = (
         suite(tmp_path / "s.yaml", text),
         ["--results", str(tmp_path / "r.csv"), "--runs_dir", str(tmp_path / "runs")],
@@ -195,7 +212,7 @@ def test_a_run_that_outlives_its_sweep_is_waited_for(sentiment, tiny_bert, tmp_p
         [sys.executable, "sweep.py", path, *out], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
     deadline = time.monotonic() + 120
-    while not list((tmp_path / "runs").glob("*-finetune-*")) and time.monotonic() < deadline:
+    while not psutil.Process(child.pid).children() and time.monotonic() < deadline:
         time.sleep(0.05)
     child.kill()  # the sweep alone, the run goes on
     child.wait()
