@@ -1,15 +1,17 @@
-"""How fast, how large and how exact is each kind of index? Ours (FAISS), hnswlib, and a plain matrix product as exact search's floor.
+"""How fast, how large and how exact is each kind of index? Ours (FAISS), hnswlib, and a plain matrix product (exact).
 
-Vectors are all-MiniLM-L6-v2 embeddings: of --docs, cut into chunks, or of movie reviews. Where there are fewer than a size wants,
-they are synthetic: a mixture whose clusters are those of the real embeddings (k-means) with the real covariance of what is left
-around them, on the unit sphere, as are their queries; that is harder than text, which lies near fewer dimensions. The subjects of
-a size are built in one process and then take turns at the same queries; recall@10 is against exact search.
+Vectors are all-MiniLM-L6-v2 embeddings of movie reviews, or of the chunks of --docs. For sizes above their number the
+vectors and queries are synthetic: a mixture with the clusters of the real embeddings (k-means) and the real covariance
+within clusters, on the unit sphere. That is harder than text, which varies in fewer dimensions. The subjects of a size
+are built in one process and take turns at the same queries; recall@10 is against exact search.
 
     pip install -r benchmarks/requirements.txt -c constraints.txt
-    OMP_NUM_THREADS=2 python benchmarks/bench_retrieval.py --sizes 10000 --readme README.md
-    OMP_NUM_THREADS=2 python benchmarks/bench_retrieval.py --sizes 100000 --docs SCIFACT_DIR assets/data/*/corpus.jsonl --readme README.md
+    OMP_NUM_THREADS=2 python benchmarks/bench_retrieval.py --sizes 10000 --readme docs/retrieval.md
+    OMP_NUM_THREADS=2 python benchmarks/bench_retrieval.py --sizes 100000 --readme docs/retrieval.md \\
+        --docs SCIFACT_DIR assets/data/*/corpus.jsonl
     # a million: was stopped after 13 minutes on two cores
-    OMP_NUM_THREADS=2 python benchmarks/bench_retrieval.py --sizes 1000000 --subjects flat ivf ivfpq sq8 'matrix product' --readme README.md
+    OMP_NUM_THREADS=2 python benchmarks/bench_retrieval.py --sizes 1000000 --readme docs/retrieval.md \\
+        --subjects flat ivf ivfpq sq8 'matrix product'
 """
 
 import argparse
@@ -26,7 +28,7 @@ import utils
 from harness import flags
 from harness.data import tasks
 from harness.retrieval.documents import Chunk, read_documents, split_into_chunks
-from harness.retrieval.index import KINDS, Index
+from harness.retrieval.index import Index
 
 SUBJECTS = ("flat", "ivf", "hnsw", "ivfpq", "sq8", "hnswlib", "matrix product")
 N_QUERIES = 512
@@ -49,7 +51,7 @@ def parse_args():
     return parser.parse_args()
 
 
-# ------------------------------------------------------------------------------------------------------------------- data
+# --------------------------------------------------------------------------------------------------------------- data
 
 
 def embeddings(args):
@@ -91,12 +93,12 @@ def like(real, n, seed, n_clusters=100):
     return np.concatenate(parts).astype(np.float32)
 
 
-# --------------------------------------------------------------------------------------------------------------- subjects
+# ----------------------------------------------------------------------------------------------------------- subjects
 
 
 def build(name, vectors):
     """(search, GB of the index, seconds to build it): search takes queries [Q, D] and returns rows [Q, K]."""
-    chunks = [Chunk(str(i), 0, "") for i in range(len(vectors))] if name in KINDS else None
+    chunks = [Chunk(str(i), 0, "") for i in range(len(vectors))] if name in flags.INDEX_KINDS else None
     begin = time.perf_counter()
     search, gb = make(name, vectors, chunks)
     return search, gb, time.perf_counter() - begin
@@ -155,7 +157,7 @@ def child(folder, subjects, rounds):
     print(json.dumps(rows))
 
 
-# ------------------------------------------------------------------------------------------------------------------ report
+# ------------------------------------------------------------------------------------------------------------- report
 
 
 def table(rows):
@@ -219,9 +221,10 @@ def main():
             print(rows[-1], flush=True)
     about = machine("cpu", "faiss-cpu", "hnswlib")
     text = (
-        f"Vectors of {real.shape[1]} dimensions, cosine, {K} neighbours, on {about}. Medians of {args.rounds} turns; queries/s one at "
-        f"a time and 32 together; hnswlib with our HNSW's parameters (M 32, efConstruction 200, ef 64). GB is that of the "
-        f"index as it is saved; build seconds include ours of the table of chunks.\n\n{table(rows)}"
+        f"Vectors of {real.shape[1]} dimensions, cosine, {K} neighbours, on {about}. Medians of {args.rounds} turns; "
+        "queries/s one at a time and 32 together; hnswlib with our parameters (M 32, efConstruction 200, ef 64). "
+        "GB is that of the index as it is saved; build seconds include ours of the table of chunks.\n\n"
+        f"{table(rows)}"
     )
     publish("bench_retrieval", text, {"machine": about, "rows": rows}, args.readme)
 

@@ -10,14 +10,14 @@ import time
 from importlib import metadata
 from pathlib import Path
 
-import utils
-from harness import flags
-from harness.models import loading
-from harness.results import provenance
-from harness.results.run import OOM_EXIT_CODE
-
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(ROOT))  # a benchmark is started by its path, so the project's modules are not found without this
+
+import utils  # noqa: E402
+from harness import flags  # noqa: E402
+from harness.models import loading  # noqa: E402
+from harness.results import provenance  # noqa: E402
+from harness.results.run import OOM_EXIT_CODE  # noqa: E402
 
 
 def add_model_args(parser):

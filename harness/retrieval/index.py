@@ -1,4 +1,4 @@
-"""Vectors in FAISS with their chunks."""
+"""Vectors in FAISS (Douze et al. 2024) with the chunks they belong to."""
 
 import tempfile
 
@@ -13,173 +13,157 @@ from tqdm.auto import tqdm
 import utils
 from harness.retrieval.documents import Chunk
 
-KINDS = ("flat", "ivf", "hnsw", "ivfpq", "sq8")
+TRAINED, CLUSTERED, LOSSY = ("ivf", "ivfpq", "sq8"), ("ivf", "ivfpq"), ("ivfpq", "sq8")  # of flags.INDEX_KINDS
+OPTIONS = ("nlist", "nprobe", "hnsw_m", "ef_construction", "ef_search", "pq_m")
+EXACT_UP_TO = 1_000_000  # vectors; FAISS' wiki and sentence-transformers advise exact search up to about this size
+PRODUCT = 2**25  # scores in one block of exact search: 128 MB
+STEP = 10_000  # vectors that are added or written at once
 
-
-TRAINED, CLUSTERED, LOSSY = ("ivf", "ivfpq", "sq8"), ("ivf", "ivfpq"), ("ivfpq", "sq8")
-
-
-EXACT_UP_TO = 1_000_000  # vectors; the libraries' authors advise exact search up to about there (FAISS wiki, sentence-transformers)
-
-
-PRODUCT = 2**25  # scores of a block of exact search, 128 MB
+TEXT_COLUMNS = ("document", "digest", "title", "source")
+SCHEMA = pa.schema(
+    [
+        ("id", pa.int64()),
+        *((name, pa.string()) for name in TEXT_COLUMNS),
+        ("position", pa.int64()),
+        ("text", pa.large_string()),
+    ]
+)
 
 
 def choose_kind(n, dimension, free_gb):
-    """(index kind, why) for n vectors. free_gb: of memory; an index may take half of it."""
+    """(index kind, why) for n vectors, which may take half of the `free_gb` of memory."""
     vectors = n * dimension * 4 / utils.GB
     size = f"{n:,} vectors of {dimension} dimensions, {vectors:.2f} GB, {free_gb:.1f} GB of memory free"
     if vectors <= free_gb / 2 and n <= EXACT_UP_TO:
         return "flat", f"flat, which is exact: {size}, and exact search is fast enough up to about a million"
     if vectors / 4 <= free_gb / 2 and n <= EXACT_UP_TO:
-        return "sq8", f"sq8, a byte a dimension: {size}, and half of the memory would not hold four bytes"
-    graph = n * 64 * 4 / utils.GB  # 2 M links of four bytes at the lowest level
+        return "sq8", f"sq8, one byte per dimension: {size}, and four bytes would not fit into half of the memory"
+    graph = n * 64 * 4 / utils.GB  # 2 M = 64 links of four bytes at the lowest level
     if vectors + graph <= free_gb / 2:
-        return "hnsw", f"hnsw: {size}; exact search would be slow, and half of the memory holds vectors and graph"
-    return "ivfpq", f"ivfpq: {size}; half of the memory would not hold the vectors"
+        return "hnsw", f"hnsw: {size}; exact search would be slow, and vectors and graph fit into half of the memory"
+    return "ivfpq", f"ivfpq: {size}; the vectors would not fit into half of the memory"
 
 
 class Index:
-    """Vectors with their chunks, in memory; index_folder.save_index and open_index for the folder that they live in.
+    """Vectors and their chunks, in memory; index_folder.save_index and open_index write and read the folder.
 
-    Row i of `table` (pyarrow: id, document, digest, title, source, position, text) is vector i, and its id never changes.
-    kind: one of KINDS, 'auto', settled by the first `add`, or 'none': chunks without vectors, for BM25. metric: 'cosine' (of
-    unit vectors) or 'l2'. options: nlist, nprobe, hnsw_m, ef_construction, ef_search, pq_m; None is the default for the size.
-    The original vectors of lossy kinds are kept beside the index, so that its recall can be measured.
+    Row i of `table` (pyarrow, SCHEMA) belongs to vector i; its id never changes. kind: one of flags.INDEX_KINDS, "auto"
+    (the first `add` chooses), or "none" (chunks without vectors, for BM25 alone). metric: "cosine" (vectors have unit
+    length) or "l2". options: {name of OPTIONS: value}; None is the default for the size. Lossy kinds keep the original
+    vectors beside the index, so that its recall can be measured.
     """
 
     def __init__(self, dimension, kind="auto", metric="cosine", options=None):
-        self.dimension, self.kind, self.metric, self.options, self.why = (
-            dimension,
-            kind,
-            metric,
-            dict(options or {}),
-            "",
-        )
-        self.faiss, self.vectors, self.next_id, self.generation, self.mapped = None, None, 0, 0, False
-        text = ("document", "digest", "title", "source")
-        self.schema = pa.schema(
-            [
-                ("id", pa.int64()),
-                *((name, pa.string()) for name in text),
-                ("position", pa.int64()),
-                ("text", pa.large_string()),
-            ]
-        )
-        self.table = self.schema.empty_table()
+        self.dimension, self.kind, self.metric, self.options = dimension, kind, metric, dict(options or {})
+        self.why = ""  # the kind was chosen, where it was
+        self.faiss = None
+        self.vectors = None  # [N, D] originals of lossy kinds
+        self.table, self.next_id = SCHEMA.empty_table(), 0
+        self.generation, self.mapped = 0, False  # how often it was saved; opened with --mmap
 
     def __len__(self):
         return self.table.num_rows
 
     @property
     def documents(self):
-        """{document id: digest}."""
+        """{document id: digest} of all that is indexed."""
         return dict(zip(self.table["document"].to_pylist(), self.table["digest"].to_pylist()))
 
     def chunk(self, row):
-        found = self.table.slice(row, 1).to_pylist()[0]
-        return Chunk(found["document"], found["position"], found["text"], found["title"], found["source"])
+        """The Chunk in this row of the table."""
+        cells = self.table.slice(row, 1).to_pylist()[0]
+        return Chunk(cells["document"], cells["position"], cells["text"], cells["title"], cells["source"])
 
     def settle(self, n):
-        """Choose the kind for n vectors where it is 'auto', and say why."""
+        """Replace the kind "auto" by the one for n vectors; `why` says what decided."""
         if self.kind == "auto":
             self.kind, self.why = choose_kind(n, self.dimension, psutil.virtual_memory().available / utils.GB)
 
     def add(self, chunks, digests, vectors, expected=None):
-        """Append chunks, their documents' digests and vectors [N, D] float32 (None where the kind is 'none').
+        """Append chunks, their documents' digests and their vectors.
 
-        expected: how many there will be in the end.
+        vectors: [N, D] float32, None for the kind "none"; expected: chunks that this and later calls add, if known.
         """
         self.check_writable()
         self.settle(len(self) + max(len(chunks), expected or 0))
         ids = np.arange(self.next_id, self.next_id + len(chunks), dtype=np.int64)
-        columns = [
-            ids,
-            [c.document for c in chunks],
-            digests,
-            [c.title for c in chunks],
-            [c.source for c in chunks],
-            [c.position for c in chunks],
-            [c.text for c in chunks],
-        ]
-        new = pa.table(
-            [pa.array(column, field.type) for column, field in zip(columns, self.schema)], schema=self.schema
-        )
+        columns = {
+            "id": ids,
+            "document": [chunk.document for chunk in chunks],
+            "digest": digests,
+            "title": [chunk.title for chunk in chunks],
+            "source": [chunk.source for chunk in chunks],
+            "position": [chunk.position for chunk in chunks],
+            "text": [chunk.text for chunk in chunks],
+        }
         if self.kind != "none":
             self._add_vectors(vectors, ids, max(len(vectors), expected or 0))
-        self.table, self.next_id = pa.concat_tables([self.table, new]), self.next_id + len(chunks)
+        self.table = pa.concat_tables([self.table, pa.table(columns, schema=SCHEMA)])
+        self.next_id += len(chunks)
 
     def _add_vectors(self, vectors, ids, expected):
-        """To faiss and to the originals of lossy kinds: all of them, or, interrupted, none."""
+        """Add vectors to faiss, and to the originals of lossy kinds; all of them, or none if it is interrupted."""
         if self.faiss is None:
             self.faiss = self._new(vectors, expected)
-        before, step = self.faiss.ntotal, 10_000
+        before, n = self.faiss.ntotal, len(vectors)
         try:
-            for begin in tqdm(
-                range(0, len(vectors), step), desc="indexing", unit="10k vectors", disable=len(vectors) <= step
-            ):
-                some = vectors[begin : begin + step]
+            for begin in tqdm(range(0, n, STEP), desc="indexing", unit="10k vectors", disable=n <= STEP):
+                some = vectors[begin : begin + STEP]
                 if self.kind in CLUSTERED:
-                    self.faiss.add_with_ids(some, ids[begin : begin + step])
+                    self.faiss.add_with_ids(some, ids[begin : begin + STEP])
                 else:
                     self.faiss.add(some)
             if self.kind in LOSSY:
                 self._keep(vectors)
         except BaseException:
-            if self.kind == "hnsw":
-                whole = self.faiss.reconstruct_n(0, before) if before else np.empty((0, self.dimension), np.float32)
-                self.faiss = self._new(whole, expected)
-                self.faiss.add(whole)
+            if self.kind == "hnsw":  # a graph cannot forget: build it again from the old vectors
+                old = self.faiss.reconstruct_n(0, before) if before else np.empty((0, self.dimension), np.float32)
+                self.faiss = self._new(old, expected)
+                self.faiss.add(old)
             else:
                 self.faiss.remove_ids(ids if self.kind in CLUSTERED else np.arange(before, self.faiss.ntotal))
             raise
 
     def _keep(self, vectors, rows=None):
-        """Append to the originals, which lie in a file and are mapped into memory; rows: of the old ones, those that stay."""
+        """Append to the originals, a memory-mapped temporary file. rows: of the old ones to keep (default: all)."""
         file = tempfile.TemporaryFile()  # noqa: SIM115 -- lives as long as the array
         old = [] if self.vectors is None else [self.vectors if rows is None else self.vectors[rows]]
         n = sum(map(len, [*old, vectors]))
         for part in (*old, vectors):
-            for begin in range(0, len(part), 10_000):
-                file.write(np.ascontiguousarray(part[begin : begin + 10_000], np.float32))
+            for begin in range(0, len(part), STEP):
+                file.write(np.ascontiguousarray(part[begin : begin + STEP], np.float32))
         file.flush()
-        self.vectors = (
-            np.memmap(file, np.float32, "r", shape=(n, self.dimension))
-            if n
-            else np.empty((0, self.dimension), np.float32)
-        )
+        shape = (n, self.dimension)
+        self.vectors = np.memmap(file, np.float32, "r", shape=shape) if n else np.empty(shape, np.float32)
 
     def check(self, n):
-        """UserError where the options cannot be for n vectors to train on."""
+        """UserError if the options do not allow an index trained on n vectors."""
         nlist, pq_m = self.options.get("nlist"), self.options.get("pq_m")
         if self.kind in CLUSTERED and nlist and nlist > n:
             raise utils.UserError(f"--nlist {nlist}: there are {n} vectors; give at most a 39th of them")
         if self.kind == "ivfpq" and ((pq_m and self.dimension % pq_m) or n < 256):
             raise utils.UserError(
-                f"--index ivfpq wants --pq_m to divide the {self.dimension} dimensions (given: {pq_m}) and 256 vectors "
-                f"at least to train on (there are {n}); take --index flat"
+                f"--index ivfpq needs a --pq_m that divides the {self.dimension} dimensions (given: {pq_m}) and at "
+                f"least 256 vectors to train on (there are {n}); use --index flat"
             )
 
     def _new(self, vectors, n):
         """An empty faiss index for n vectors, trained on (a sample of) those given."""
-        options = self.options
         self.check(len(vectors))
-        # four times the root of n (FAISS wiki), but 39 vectors a list, below which faiss calls k-means unfounded
+        options = self.options
+        # 4 sqrt(n) clusters (FAISS wiki), but at least 39 vectors in each: with fewer faiss warns about its k-means
         nlist = options.get("nlist") or max(1, min(int(4 * n**0.5), len(vectors) // 39))
-        pq_m = options.get("pq_m") or next(
-            m for m in range(max(1, self.dimension // 4), 0, -1) if self.dimension % m == 0
-        )
-        hnsw_m = options.get("hnsw_m") or 32
+        # bytes of a vector: the largest divisor of the dimensions up to a fourth of them
+        divisors = (m for m in range(max(1, self.dimension // 4), 0, -1) if self.dimension % m == 0)
         factory = {
             "flat": "Flat",
             "ivf": f"IVF{nlist},Flat",
-            "hnsw": f"HNSW{hnsw_m},Flat",
-            "ivfpq": f"IVF{nlist},PQ{pq_m}x8np",
+            "hnsw": f"HNSW{options.get('hnsw_m') or 32},Flat",
+            # np: without training polysemous codes, which are not used here and take a second per byte
+            "ivfpq": f"IVF{nlist},PQ{options.get('pq_m') or next(divisors)}x8np",
             "sq8": "SQ8",
         }
-        # np: without the training for polysemous codes, which nothing here uses and which takes a second a byte
-        metric = faiss.METRIC_INNER_PRODUCT if self.metric == "cosine" else faiss.METRIC_L2
-        index = faiss.index_factory(self.dimension, factory[self.kind], metric)
+        index = faiss.index_factory(self.dimension, factory[self.kind], self._faiss_metric)
         if self.kind == "hnsw":
             index.hnsw.efConstruction = options.get("ef_construction") or 200
             index.hnsw.efSearch = options.get("ef_search") or 64
@@ -187,14 +171,17 @@ class Index:
             index.nprobe = min(nlist, options.get("nprobe") or max(32, nlist // 16))
             index.set_direct_map_type(faiss.DirectMap.Hashtable)  # to read a vector by its id
         if self.kind in TRAINED:
-            sample = np.random.default_rng(0).permutation(len(vectors))[
-                : max(64 * nlist, 65_536)
-            ]  # faiss wants 39 a cluster
+            most = max(64 * nlist, 65_536)  # faiss asks for at least 39 per cluster
+            sample = np.random.default_rng(0).permutation(len(vectors))[:most]
             index.train(np.ascontiguousarray(vectors[np.sort(sample)]))
         return index
 
+    @property
+    def _faiss_metric(self):
+        return faiss.METRIC_INNER_PRODUCT if self.metric == "cosine" else faiss.METRIC_L2
+
     def remove(self, documents):
-        """Forget documents; returns how many chunks went. An HNSW graph cannot forget, and is built again from its vectors."""
+        """Delete documents by id; returns how many chunks that were. An HNSW graph is built again from its vectors."""
         if not documents:
             return 0
         self.check_writable()
@@ -216,29 +203,31 @@ class Index:
         return int(gone.sum())
 
     def check_writable(self):
+        """UserError for an index that was opened with --mmap."""
         if self.mapped:
             raise utils.UserError("an index opened with --mmap cannot be changed; open it without")
 
     def vectors_of(self, rows):
-        """The vectors [N, D] of these rows."""
+        """The vectors [N, D] of these N rows; those of a lossy kind are the originals."""
         rows = np.asarray(rows, dtype=np.int64)
         if self.vectors is not None:
             return np.ascontiguousarray(self.vectors[rows])
         return self.faiss.reconstruct_batch(self.table["id"].to_numpy()[rows] if self.kind in CLUSTERED else rows)
 
     def search(self, queries, k, exact=False):
-        """(rows [Q, K], scores [Q, K]) of the K = min(k, all) nearest, best first; row -1 where fewer were found.
+        """(rows [Q, K], scores [Q, K]) of the nearest K = min(k, all) chunks, best first; row -1 if fewer were found.
 
-        exact: by every vector, whatever the kind.
+        queries: [Q, D] float32. scores: the cosine, or minus the squared distance. exact: compare with every original
+        vector, whatever the kind.
         """
         k = min(k, len(self))
         if not k:
             return np.empty((len(queries), 0), np.int64), np.empty((len(queries), 0), np.float32)
-        metric = faiss.METRIC_INNER_PRODUCT if self.metric == "cosine" else faiss.METRIC_L2
-        clustered = self.kind in CLUSTERED
+        found_ids = self.kind in CLUSTERED
         if exact and self.vectors is not None:
-            scores, rows = faiss.knn(queries, np.ascontiguousarray(self.vectors), k, metric=metric)
-            clustered = False
+            originals = np.ascontiguousarray(self.vectors)
+            scores, rows = faiss.knn(queries, originals, k, metric=self._faiss_metric)
+            found_ids = False
         elif self.kind == "flat" and self.metric == "cosine":
             scores, rows = self._product(queries, k)
         elif exact and self.kind == "hnsw":
@@ -247,37 +236,36 @@ class Index:
             scores, rows = self.faiss.search(queries, k, params=faiss.SearchParametersIVF(nprobe=self.faiss.nlist))
         else:
             scores, rows = self.faiss.search(queries, k)
-        if clustered:
+        if found_ids:
             rows = np.where(rows < 0, -1, np.searchsorted(self.table["id"].to_numpy(), rows))
         return rows, scores if self.metric == "cosine" else -scores
 
     def _product(self, queries, k):
-        """Exact search by a matrix product over faiss' own vectors, which BLAS computes faster than faiss' flat search scans them."""
+        """Exact search as a matrix product over faiss' own vectors: BLAS is faster than faiss' scan of a flat index."""
         n = len(self)
-        vectors = torch.from_numpy(
-            faiss.rev_swig_ptr(self.faiss.get_xb(), n * self.dimension).reshape(n, self.dimension)
-        )
-        step, parts = max(1, PRODUCT // n), []  # queries at a time, so that their scores stay small
+        vectors = faiss.rev_swig_ptr(self.faiss.get_xb(), n * self.dimension).reshape(n, self.dimension)
+        vectors = torch.from_numpy(vectors)  # a view: nothing is copied
+        step, parts = max(1, PRODUCT // n), []  # queries at a time, so that [step, N] scores stay small
         for begin in range(0, len(queries), step):
             parts.append((torch.from_numpy(queries[begin : begin + step]) @ vectors.T).topk(k, dim=1))
         return torch.cat([part.values for part in parts]).numpy(), torch.cat([part.indices for part in parts]).numpy()
 
     def recall(self, queries, k=10):
-        """Mean share of the exact k nearest that the index finds."""
+        """Mean over the queries [Q, D] of the share of the exact k nearest chunks that `search` finds."""
         found, exact = self.search(queries, k)[0], self.search(queries, k, exact=True)[0]
         return float(np.mean([len(set(f) & set(e)) / len(e) for f, e in zip(found.tolist(), exact.tolist())]))
 
     def gb(self):
-        """GB of the faiss index as it is written."""
+        """GB of the faiss index as it would be written, without writing it."""
         if self.faiss is None:
             return 0.0
-        counted = [0]
+        written = [0]
 
         def count(data):
-            counted[0] += len(data)
+            written[0] += len(data)
             return len(data)
 
         writer = faiss.BufferedIOWriter(faiss.PyCallbackIOWriter(count), 2**20)
         faiss.write_index(self.faiss, writer)
-        del writer
-        return counted[0] / utils.GB
+        del writer  # flushes its buffer
+        return written[0] / utils.GB

@@ -1,4 +1,4 @@
-"""An index in a folder: written whole or not at all, checked when it is read."""
+"""An index in a folder: written whole or not at all, and checked when it is read."""
 
 import contextlib
 import hashlib
@@ -15,16 +15,18 @@ import utils
 from harness.results import provenance
 from harness.retrieval.index import Index
 
-FORMAT = 1  # of the folder; another is refused
+FORMAT = 1  # of the folder; any other is refused
+DATA_FILES = ("index.faiss", "chunks.parquet", "vectors.npy")
 
 
 def checksum(path):
+    """{"bytes", "sha256"} of a file."""
     with open(path, "rb") as file:
         return {"bytes": os.fstat(file.fileno()).st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
 
 
 def read_meta(folder):
-    """meta.json, None where there is none; UserError where it is none of ours."""
+    """The contents of meta.json, None if there is none; UserError if this version did not write it."""
     path = Path(folder) / "meta.json"
     if not path.is_file():
         return None
@@ -35,14 +37,14 @@ def read_meta(folder):
         ours = False
     if not ours:
         raise utils.UserError(
-            f"{path} is not the description of an index that this version wrote; delete the folder and build it again"
+            f"{path} does not describe an index that this version wrote; delete the folder and build it again"
         )
     return meta
 
 
 def finish(folder, meta):
-    """Put the files that meta.json names in their places, and remove what an unfinished save left."""
-    for name in ("index.faiss", "chunks.parquet", "vectors.npy", "meta.json"):
+    """Complete the save that meta.json describes (meta, None without), and remove what an unfinished save left."""
+    for name in (*DATA_FILES, "meta.json"):
         new = folder / f"{name}.new"
         if new.exists():
             if meta and name in meta["files"] and checksum(new) == meta["files"][name]:
@@ -50,26 +52,27 @@ def finish(folder, meta):
             else:
                 new.unlink()
         if name != "meta.json" and (not meta or name not in meta["files"]):
-            (folder / name).unlink(missing_ok=True)  # of another kind, or of a save that never came to its end
-    with contextlib.suppress(OSError):  # a folder cannot be synchronised everywhere
+            (folder / name).unlink(missing_ok=True)  # of another kind of index, or of a save that was cut off
+    with contextlib.suppress(OSError):  # not every file system can synchronise a folder
         handle = os.open(folder, os.O_RDONLY)
         os.fsync(handle)
         os.close(handle)
 
 
 def refuse_foreign(folder, meta):
-    """UserError for a folder that holds somebody's files and no index: they would be overwritten."""
-    ours = ("lock", "index.faiss.new", "chunks.parquet.new", "vectors.npy.new", "meta.json.new")
+    """UserError for a folder that has other files and no index in it: a save would overwrite them."""
+    ours = ("lock", "meta.json.new", *(f"{name}.new" for name in DATA_FILES))
     if meta is None and any(path.name not in ours for path in folder.iterdir()):
         raise utils.UserError(f"--index_dir {folder} holds other files and no index; give a new or empty folder")
 
 
 def save_index(index, folder, made_with):
-    """Write index.faiss, chunks.parquet, meta.json (and vectors.npy of lossy kinds): all of them, or none.
+    """Write chunks.parquet, index.faiss, meta.json and, for lossy kinds, vectors.npy: all of them, or none.
 
-    The new files are written beside the old ones; meta.json, which holds the others' checksums, takes the old one's place
-    first, and that is the moment of saving: `open_index` finishes what a killed process left. made_with: what another
-    session must match. UserError where another process saved since this one opened the folder.
+    The new files are written beside the old ones. Then meta.json, which has the checksums of the others, replaces the
+    old one; this one step is the save. If the process is killed after it, `open_index` moves the other files into
+    place. made_with: settings that a later run must match. Raises UserError if another process saved the folder since
+    this one opened it, or if it cannot be written.
     """
     index.check_writable()
     if index.faiss is not None and index.faiss.ntotal != len(index):
@@ -77,59 +80,60 @@ def save_index(index, folder, made_with):
     folder = Path(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        _write(index, folder, made_with)
-    except OSError as error:  # a full disk, for instance
+        with FileLock(folder / "lock"):
+            _write(index, folder, made_with)
+    except OSError as error:  # a full disk, for example
         raise utils.UserError(f"--index_dir {folder} cannot be written: {error}") from None
 
 
 def _write(index, folder, made_with):
-    with FileLock(folder / "lock"):
-        there = read_meta(folder)
-        refuse_foreign(folder, there)
-        if (there or {}).get("generation", 0) != index.generation:
-            raise utils.UserError(f"--index_dir {folder}: another process saved it since it was opened; open it again")
-        finish(folder, there)
-        files = ["chunks.parquet"]
-        pq.write_table(index.table, folder / "chunks.parquet.new")
-        if index.faiss is not None:
-            faiss.write_index(index.faiss, str(folder / "index.faiss.new"))
-            files.append("index.faiss")
-        if index.vectors is not None:
-            with open(folder / "vectors.npy.new", "wb") as file:
-                np.save(file, index.vectors, allow_pickle=False)
-            files.append("vectors.npy")
-        sums = {}
-        for name in files:
-            with open(folder / f"{name}.new", "rb+") as file:
-                os.fsync(file.fileno())
-            sums[name] = checksum(folder / f"{name}.new")
-        meta = {
-            "format": FORMAT,
-            "generation": index.generation + 1,
-            "index": index.kind,
-            "metric": index.metric,
-            "dimension": index.dimension,
-            "options": index.options,
-            "documents": len(set(index.table["document"].to_pylist())),
-            "chunks": len(index),
-            "next_id": index.next_id,
-            "files": sums,
-            "made_with": made_with,
-            "versions": json.loads(provenance.of_checkout()["versions"]),
-        }
-        with open(folder / "meta.json.new", "w", encoding="utf-8") as file:
-            json.dump(meta, file, indent=1)
-            file.flush()
+    old = read_meta(folder)
+    refuse_foreign(folder, old)
+    if (old or {}).get("generation", 0) != index.generation:
+        raise utils.UserError(f"--index_dir {folder}: another process saved it since it was opened; open it again")
+    finish(folder, old)
+    names = ["chunks.parquet"]
+    pq.write_table(index.table, folder / "chunks.parquet.new")
+    if index.faiss is not None:
+        faiss.write_index(index.faiss, str(folder / "index.faiss.new"))
+        names.append("index.faiss")
+    if index.vectors is not None:
+        with open(folder / "vectors.npy.new", "wb") as file:
+            np.save(file, index.vectors, allow_pickle=False)
+        names.append("vectors.npy")
+    checksums = {}
+    for name in names:
+        with open(folder / f"{name}.new", "rb+") as file:
             os.fsync(file.fileno())
-        os.replace(folder / "meta.json.new", folder / "meta.json")
-        index.generation += 1
-        finish(folder, meta)
+        checksums[name] = checksum(folder / f"{name}.new")
+    meta = {
+        "format": FORMAT,
+        "generation": index.generation + 1,
+        "index": index.kind,
+        "metric": index.metric,
+        "dimension": index.dimension,
+        "options": index.options,
+        "documents": len(set(index.table["document"].to_pylist())),
+        "chunks": len(index),
+        "next_id": index.next_id,
+        "files": checksums,
+        "made_with": made_with,
+        "versions": json.loads(provenance.of_checkout()["versions"]),
+    }
+    with open(folder / "meta.json.new", "w", encoding="utf-8") as file:
+        json.dump(meta, file, indent=1)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(folder / "meta.json.new", folder / "meta.json")
+    index.generation += 1
+    finish(folder, meta)
 
 
 def open_index(folder, mmap=False):
-    """(Index, what it was made with) as last saved, None where the folder holds none. mmap: read only what a search touches.
+    """(Index, made_with) as last saved, None if the folder has no index. mmap: load only what a search touches.
 
-    UserError where a file is damaged or missing. Checksums are compared, of a memory-mapped index the sizes alone.
+    Raises UserError for a damaged or missing file. Sizes and checksums are compared; with mmap, of index.faiss and
+    vectors.npy the sizes only.
     """
     folder = Path(folder)
     if folder.exists() and not folder.is_dir():
@@ -152,19 +156,19 @@ def open_index(folder, mmap=False):
                     f"{path} is missing or damaged: its size or checksum is not what meta.json says; delete {folder} "
                     "and build it again"
                 )
-        index = Index(meta["dimension"], meta["index"], meta["metric"], meta["options"])
-        index.table, index.next_id, index.generation = (
-            pq.read_table(folder / "chunks.parquet"),
-            meta["next_id"],
-            meta["generation"],
-        )
-        if "index.faiss" in meta["files"]:
-            index.faiss = faiss.read_index(str(folder / "index.faiss"), faiss.IO_FLAG_MMAP_IFC if mmap else 0)
-            if index.faiss.ntotal != len(index):
-                raise utils.UserError(
-                    f"{folder} holds {index.faiss.ntotal} vectors for {len(index)} chunks; delete it and build it again"
-                )
-        if "vectors.npy" in meta["files"]:
-            index.vectors = np.load(folder / "vectors.npy", mmap_mode="r", allow_pickle=False)
-        index.mapped = mmap
-    return index, meta["made_with"]
+        return _read(folder, meta, mmap), meta["made_with"]
+
+
+def _read(folder, meta, mmap):
+    index = Index(meta["dimension"], meta["index"], meta["metric"], meta["options"])
+    index.table = pq.read_table(folder / "chunks.parquet")
+    index.next_id, index.generation, index.mapped = meta["next_id"], meta["generation"], mmap
+    if "index.faiss" in meta["files"]:
+        index.faiss = faiss.read_index(str(folder / "index.faiss"), faiss.IO_FLAG_MMAP_IFC if mmap else 0)
+        if index.faiss.ntotal != len(index):
+            raise utils.UserError(
+                f"{folder} holds {index.faiss.ntotal} vectors for {len(index)} chunks; delete it and build it again"
+            )
+    if "vectors.npy" in meta["files"]:
+        index.vectors = np.load(folder / "vectors.npy", mmap_mode="r", allow_pickle=False)
+    return index

@@ -1,4 +1,4 @@
-"""Relevance judgements, retrieval scores, TREC run files."""
+"""Relevance judgements, retrieval scores and TREC run files."""
 
 from pathlib import Path
 
@@ -14,18 +14,21 @@ def load_beir(folder, split="test"):
     queries = {row.get("_id"): row.get("text") for row in readers.read_table(folder / "queries.jsonl")}
     judgements = {}
     for row in readers.read_table(folder / "qrels" / f"{split}.tsv", columns=["query", "document", "grade"]):
-        if row["grade"].lstrip("-").isdigit() and int(row["grade"]) > 0:  # the header line is no judgement
+        if row["grade"].lstrip("-").isdigit() and int(row["grade"]) > 0:  # the header line has no number there
             judgements.setdefault(row["query"], {})[row["document"]] = int(row["grade"])
-    lost = [query for query in judgements if not queries.get(query)]
-    if lost or not judgements:
+    missing = [query for query in judgements if not queries.get(query)]
+    if missing or not judgements:
         raise utils.UserError(
-            f"{folder}: {len(judgements)} queries are judged, of which {len(lost)} are not in queries.jsonl"
+            f"{folder}: {len(judgements)} queries are judged, of which {len(missing)} are not in queries.jsonl"
         )
     return read_documents([folder]), {q: queries[q] for q in judgements}, judgements
 
 
 def retrieval_scores(hits, relevant, k):
-    """The retrieval cells for one question, by document: a document counts where its best chunk stands."""
+    """The retrieval cells for one question, by document; a document has the rank of its best chunk.
+
+    hits: best first, of which the first k are in the prompt; relevant: {document id: grade}.
+    """
     ranked = list(dict.fromkeys(hit.chunk.document for hit in hits))
     in_prompt = list(dict.fromkeys(hit.chunk.document for hit in hits[:k]))
     return {
@@ -38,26 +41,31 @@ def retrieval_scores(hits, relevant, k):
 
 
 def relevant_documents(task, documents, known):
-    """For each evaluation question {document id: 1} of the documents that are its passage, or else that hold it; {} without any.
+    """[Q] {document id: 1} of the documents that are the question's passage, or else contain it; {} without any.
 
-    known: {id: digest} of what is indexed; other documents do not count.
+    task: a Task whose evaluation examples have the passage as context; known: {id: digest} of what is indexed, other
+    documents do not count.
     """
     by_text = {}
     for doc in documents:
         if known.get(doc.id) == doc.digest:
             by_text.setdefault(" ".join(doc.text.split()), []).append(doc.id)
-    found = []
+    relevant = []
     for ex in task.evaluation:
         passage = " ".join((ex.context or "").split())
         ids = by_text.get(passage) if passage else []
         if ids is None:
             ids = [id for text, some in by_text.items() if passage in text for id in some]
-        found.append(dict.fromkeys(ids, 1))
-    return found
+        relevant.append(dict.fromkeys(ids, 1))
+    return relevant
 
 
 def write_run(path, ids, ranked, tag):
-    """A TREC run, best document first: `query Q0 document rank score tag`. Scores that do not fall are replaced by -rank."""
+    """Write a TREC run: lines `query Q0 document rank score tag`, best document first.
+
+    ids: [Q] query ids; ranked: [Q] lists of hits. trec_eval sorts by score, so scores that do not fall strictly are
+    replaced by -rank.
+    """
     lines = []
     for query, hits in zip(ids, ranked):
         best = {}

@@ -1,4 +1,4 @@
-"""BM25, reciprocal rank fusion, maximal marginal relevance."""
+"""BM25, reciprocal rank fusion and maximal marginal relevance."""
 
 import bm25s
 import numpy as np
@@ -7,39 +7,26 @@ import Stemmer
 RRF_CONSTANT = 60  # of reciprocal rank fusion, as in its paper
 
 
-STEMMED = {
-    "english": "en",
-    "german": "de",
-    "french": "fr",
-    "spanish": "es",
-    "italian": "it",
-    "portuguese": "pt",
-    "dutch": "nl",
-    "swedish": "sv",
-    "norwegian": "no",
-    "russian": "ru",
-    "turkish": "tr",
-    "none": None,
-}
-
-
 class Bm25:
-    """Okapi BM25 as Lucene has it, with bm25s and its defaults; stop words and a Snowball stemmer of a language, or neither."""
+    """Okapi BM25 in Lucene's form (bm25s, its default k1 and b), with a language's stop words and Snowball stemmer.
+
+    texts: [N]; language: one of flags.BM25_LANGUAGES, "none" for neither stop words nor a stemmer.
+    """
 
     def __init__(self, texts, language="none", progress=False):
-        self.stem = Stemmer.Stemmer(language) if language != "none" else None
-        self.stopwords, self.n = STEMMED[language] or [], len(texts)
+        self.stemmer, self.stopwords = (None, []) if language == "none" else (Stemmer.Stemmer(language), language)
+        self.n = len(texts)
         self.bm25 = bm25s.BM25(method="lucene", k1=1.5, b=0.75)
         tokens = self._tokens(texts, progress)
-        self.empty = not tokens.vocab  # no text has a word
+        self.empty = not tokens.vocab  # no text has a word in it
         if not self.empty:
             self.bm25.index(tokens, show_progress=progress)
 
     def _tokens(self, texts, progress=False):
-        return bm25s.tokenize(texts, stopwords=self.stopwords, stemmer=self.stem, show_progress=progress)
+        return bm25s.tokenize(texts, stopwords=self.stopwords, stemmer=self.stemmer, show_progress=progress)
 
     def search(self, questions, k):
-        """[Q] lists of (row, score), best first; chunks that share no word with the question are left out."""
+        """[Q] lists of at most k (row, score), best first; texts without a word of the question are left out."""
         if self.empty:
             return [[] for _ in questions]
         rows, scores = self.bm25.retrieve(self._tokens(questions), k=min(k, self.n), show_progress=False)
@@ -47,7 +34,10 @@ class Bm25:
 
 
 def reciprocal_rank_fusion(rankings, constant=RRF_CONSTANT):
-    """[(item, score)], best first: the sum over the rankings of 1 / (constant + rank), ranks from 1 (Cormack et al. 2009)."""
+    """[(item, score)], best first. score: the sum over the rankings of 1 / (constant + rank), ranks from 1.
+
+    rankings: lists of items, best first. Source: Cormack et al. 2009.
+    """
     scores = {}
     for ranking in rankings:
         for rank, item in enumerate(ranking, start=1):
@@ -56,9 +46,10 @@ def reciprocal_rank_fusion(rankings, constant=RRF_CONSTANT):
 
 
 def maximal_marginal_relevance(query, vectors, k, weight):
-    """Positions of k vectors, each the best by weight x likeness to the query - (1 - weight) x likeness to one chosen before.
+    """Positions of k of the vectors, chosen one after the other for relevance and diversity.
 
-    query: [D]; vectors: [N, D]; likeness: cosine (Carbonell and Goldstein 1998).
+    Each is the best by weight x cosine to the query - (1 - weight) x the highest cosine to one chosen before: weight 1
+    is relevance only, lower is more diverse. query: [D]; vectors: [N, D]. Source: Carbonell and Goldstein 1998.
     """
 
     def unit(x):

@@ -1,57 +1,61 @@
-"""rag_eval.py --interactive."""
+"""rag_eval.py --interactive: questions and commands at a prompt."""
 
 import os
-import sys
 from pathlib import Path
 
 import utils
 from harness import terminal
-from harness.retrieval.documents import SUFFIXES, Document, Skipped, find_files
-from harness.retrieval.retriever import read, summary
+from harness.data.examples import Task
+from harness.data.prompts import QA_TEMPLATE
+from harness.retrieval import corpus
+from harness.retrieval.documents import Document, Skipped
+from harness.retrieval.files import SUFFIXES, find_files
+from harness.retrieval.reader import Reader
+from harness.retrieval.retriever import Retriever
 
 HELP = "ask a question, or: add TEXT, add PATH, delete ID, sources, k N, history, save [DIR], help, quit"
+LISTED = 50  # documents that `sources` shows
 
 
 class Session:
-    """One interactive session: what was asked, k, and whether there is something to save."""
+    """One interactive session: the questions and answers so far, k, and whether there is something to save."""
 
     def __init__(self, retriever, reader, k):
-        self.retriever, self.reader, self.k, self.history, self.typed = retriever, reader, k, [], 0
-        self.changed = False
+        self.retriever, self.reader, self.k = retriever, reader, k
+        self.history, self.typed, self.changed = [], 0, False
 
     def add(self, what):
         if not what:
             raise utils.UserError("add what? A text, a file, a folder or a glob")
         skipped, place = Skipped(), os.path.expanduser(what)
         try:
-            there = bool(find_files([place]))
+            is_place = bool(find_files([place]))
         except utils.UserError:
             if " " not in what and (what.startswith("~") or "/" in what or Path(what).suffix in SUFFIXES):
-                raise  # a path that is not there is no text
-            there = False
-        if there:
-            new = read([place], skipped, self.retriever.args)
+                raise  # a path that does not exist is not meant as a text
+            is_place = False
+        if is_place:
+            documents = corpus.read([place], skipped, self.retriever.args)
         else:
             known = self.retriever.index.documents
             while f"typed-{self.typed}" in known:
                 self.typed += 1
-            new = [Document(f"typed-{self.typed}", "", what)]
-        print(summary(self.retriever.add(new, skipped), self.retriever, skipped), flush=True)
-        self.changed = not self.retriever.args.index_dir
+            documents = [Document(f"typed-{self.typed}", "", what)]
+        print(corpus.summary(self.retriever.add(documents, skipped), self.retriever, skipped), flush=True)
+        self.changed = not self.retriever.args.index_dir  # with --index_dir it is saved already
 
     def delete(self, what):
         print(f"{self.retriever.remove([what])} chunks forgotten")
         self.changed = not self.retriever.args.index_dir
 
     def sources(self, _):
-        found = {}
+        counts = {}
         for document in self.retriever.index.table["document"].to_pylist():
-            found[document] = found.get(document, 0) + 1
-        for document, n in list(found.items())[:50]:
+            counts[document] = counts.get(document, 0) + 1
+        for document, n in list(counts.items())[:LISTED]:
             print(f"    {document}: {n} chunks")
-        print(
-            f"{len(found)} documents, {len(self.retriever.index)} chunks{', the first 50 shown' if len(found) > 50 else ''}"
-        )
+        more = f", the first {LISTED} shown" if len(counts) > LISTED else ""
+        print(f"{len(counts)} documents, {len(self.retriever.index)} chunks{more}")
 
     def set_k(self, what):
         if not what.isdecimal():
@@ -62,7 +66,7 @@ class Session:
     def save(self, where):
         args = self.retriever.args
         if where and args.index_dir and Path(where) != Path(args.index_dir):
-            raise utils.UserError(f"this session's index lives in {args.index_dir}; `save` alone writes it there")
+            raise utils.UserError(f"the index of this session is in {args.index_dir}; `save` alone writes it there")
         if not (where or args.index_dir):
             raise utils.UserError("save where? Give a folder: save DIR")
         self.retriever.save(where or args.index_dir)
@@ -84,14 +88,10 @@ class Session:
         self.history.append((question, answer))
 
     def run(self):
-        """Until `quit` or the end of input; a bad line is answered, never fatal."""
+        """Answer what is typed until `quit` or the end of input."""
         chunks = len(self.retriever.index)
-        print(
-            f"{chunks} chunks indexed; {HELP}"
-            if chunks
-            else f"no documents yet, so answers come from the model alone; {HELP}",
-            flush=True,
-        )
+        told = f"{chunks} chunks indexed" if chunks else "no documents yet, so answers come from the model alone"
+        print(f"{told}; {HELP}", flush=True)
         commands = {
             "add": self.add,
             "delete": self.delete,
@@ -100,23 +100,23 @@ class Session:
             "save": self.save,
             "history": self.show_history,
         }
-        most = {"sources": 0, "history": 0, "k": 1, "save": 1}  # words after it; with more the line is a question
-        for line in terminal.lines_typed():
-            line = line.strip()
-            word, _, rest = line.partition(" ")
-            if line.lower() in ("quit", "exit"):
-                break
-            try:
-                if line.lower() in ("", "help"):
-                    print(HELP)
-                elif word in commands and len(rest.split()) <= most.get(word, 10**9):
-                    commands[word](rest.strip())
-                else:
-                    self.ask(line)
-            except (utils.UserError, OSError) as error:
-                print(f"that did not work: {error}")
-            except KeyboardInterrupt:
-                print("interrupted")
-            sys.stdout.flush()
+        max_words = {"sources": 0, "history": 0, "k": 1, "save": 1}  # a line with more words is a question
+        terminal.command_loop(commands, self.ask, HELP, max_words=max_words)
         if self.changed:
             print("what was added is not saved; `save DIR` would have kept it")
+
+
+def interact(args):
+    """--interactive: a Session with the index, with --docs, or with nothing yet."""
+    device, skipped = utils.pick_device(args.device), Skipped()
+    documents = corpus.read(args.docs, skipped, args) if args.docs else []
+    retriever = Retriever(args, device)
+    if args.index_dir and not documents and not len(retriever.index):
+        raise utils.UserError(
+            f"--index_dir {args.index_dir}: no index there; give --docs, or build it first with --build_only --docs "
+            "PATH"
+        )
+    reader = Reader(args, device, Task("interactive", None, "qa", template=QA_TEMPLATE))
+    if documents:
+        print(corpus.summary(corpus.fill(retriever, documents, args, skipped), retriever, skipped))
+    Session(retriever, reader, args.k).run()

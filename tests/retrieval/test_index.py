@@ -2,11 +2,12 @@ import numpy as np
 import pytest
 from helpers import EXACT_OPTIONS, add_vectors, clustered, found_by
 
+from harness.flags import INDEX_KINDS
 from harness.retrieval import index_folder
-from harness.retrieval.index import CLUSTERED, KINDS, LOSSY, Index, choose_kind
+from harness.retrieval.index import CLUSTERED, LOSSY, Index, choose_kind
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", INDEX_KINDS)
 def test_added_deleted_and_updated_is_as_built_anew(kind, tmp_path):
     """Of four hundred documents, a hundred more, fifty fewer, ten with another vector; closed and opened in between."""
     old, new, changed, queries = clustered(400), clustered(100, seed=1), clustered(10, seed=2), clustered(40, seed=3)
@@ -38,7 +39,7 @@ def test_added_deleted_and_updated_is_as_built_anew(kind, tmp_path):
         assert got[0] == wanted[0] and np.allclose(got[1], wanted[1], atol=1e-6)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", INDEX_KINDS)
 def test_an_interrupted_add_leaves_the_index_as_it_was(kind, tmp_path, monkeypatch):
     index = Index(32, kind, options=EXACT_OPTIONS[kind])
     add_vectors(index, [f"d{i}" for i in range(600)], clustered(600))

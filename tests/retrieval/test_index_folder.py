@@ -9,12 +9,13 @@ import pytest
 from helpers import EXACT_OPTIONS, ROOT, add_vectors, clustered, found_by
 
 import utils
+from harness.flags import INDEX_KINDS
 from harness.retrieval import index_folder
-from harness.retrieval.index import KINDS, Index
+from harness.retrieval.index import Index
 
 
 @pytest.mark.parametrize("metric", ["cosine", "l2"])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", INDEX_KINDS)
 def test_an_index_closed_and_opened_again_finds_the_same(kind, metric, tmp_path):
     index = Index(32, kind, metric, EXACT_OPTIONS[kind])
     vectors, queries = clustered(700, metric=metric), clustered(30, seed=1, metric=metric)

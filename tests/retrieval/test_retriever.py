@@ -43,7 +43,7 @@ def cross_encoder(tmp_path_factory, tiny_classifier):
 
 def test_dense_search_is_the_matrix_product(tiny_embedder):
     retriever, asked = filled(tiny_embedder), sentences(5, seed=7)
-    similarity = retriever.embed(asked, questions=True) @ retriever.embed(sentences(60)).T
+    similarity = retriever.embedder.embed(asked, questions=True) @ retriever.embedder.embed(sentences(60)).T
     for row, hits in zip(similarity, retriever.search(asked, 5)):
         assert [hit.score for hit in hits] == pytest.approx(sorted(row, reverse=True)[:5], abs=1e-5)
         assert [row[int(hit.chunk.document[1:])] for hit in hits] == pytest.approx(
@@ -116,10 +116,8 @@ def test_diversity_changes_what_is_taken(tiny_embedder):
 
 
 def test_prompts_for_questions_and_passages(tiny_embedder):
-    plain, asked = (
-        retriever_of(tiny_embedder),
-        retriever_of(tiny_embedder, "--query_prompt", "question ", "--passage_prompt", "passage "),
-    )
+    plain = retriever_of(tiny_embedder).embedder
+    asked = retriever_of(tiny_embedder, "--query_prompt", "question ", "--passage_prompt", "passage ").embedder
     text = "the good film"
     assert np.allclose(asked.embed([text], questions=True), plain.embed(["question " + text]), atol=1e-6)
     assert np.allclose(asked.embed([text]), plain.embed(["passage " + text]), atol=1e-6)

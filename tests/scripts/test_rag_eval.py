@@ -1,23 +1,21 @@
-import io
-import os
 import random
-import select
-import signal
-import sys
-import time
 
 import numpy as np
 import pandas as pd
 import pytest
-from helpers import MINILM, ROOT, SCIFACT, arguments, filled, predictions, retriever_of, sentences, write_jsonl
+from helpers import MINILM, SCIFACT, filled, predictions, retriever_of, sentences, write_jsonl
 
 import rag_eval
 from harness.data import tasks
 from harness.evaluation import metrics
 from harness.results import store
 from harness.retrieval import index_folder, qrels
-from harness.retrieval.documents import Chunk, Document, read_documents
-from harness.retrieval.retriever import Hit
+from harness.retrieval.documents import Document, read_documents
+from harness.retrieval.reader import NOT_FOUND
+
+
+def models(embedder, generator):
+    return ["--embed_model", embedder, "--gen_model", generator]
 
 
 @pytest.mark.real
@@ -187,10 +185,7 @@ def test_an_independent_evaluator_reads_the_same_scores_from_the_run_file(
 def test_the_four_baselines(questions, tiny_llama, tiny_embedder, tmp_path, out):
     rag_eval.main(
         [
-            "--embed_model",
-            tiny_embedder,
-            "--gen_model",
-            tiny_llama,
+            *models(tiny_embedder, tiny_llama),
             "--dataset",
             questions,
             "--max_new_tokens",
@@ -227,10 +222,7 @@ def test_the_four_baselines(questions, tiny_llama, tiny_embedder, tmp_path, out)
 def test_a_context_too_small_loses_passages_from_the_end(questions, tiny_llama, tiny_embedder, out, only_row, capsys):
     rag_eval.main(
         [
-            "--embed_model",
-            tiny_embedder,
-            "--gen_model",
-            tiny_llama,
+            *models(tiny_embedder, tiny_llama),
             "--dataset",
             questions,
             "--max_new_tokens",
@@ -247,42 +239,11 @@ def test_a_context_too_small_loses_passages_from_the_end(questions, tiny_llama, 
         "did not fit the context and were left out" in row["note"]
         and "did not fit the context" in capsys.readouterr().out
     )
-    args = arguments(tiny_embedder, "--gen_model", tiny_llama, "--context_tokens", "40")
-    reader = rag_eval.Reader(args, "cpu", tasks.load_task(questions))
-    hits = [Hit(Chunk(f"d{i}", 0, text), 1.0, i) for i, text in enumerate(sentences(4))]
-    prompt, left = reader.prompt("what is the good film ?", hits)
-    n = 4 - left
-    assert 0 < left < 4 and [hit.chunk.text in prompt for hit in hits] == [True] * n + [False] * left
-    places = [prompt.index(hit.chunk.text) for hit in hits[:n]]
-    assert places == sorted(places, reverse=True) and prompt.index("what is") > places[0], (
-        "the best stands beside the question"
-    )
-    args.context_tokens, reader.room = None, len(reader.tokenizer(prompt).input_ids)
-    assert reader.prompt("what is the good film ?", hits) == (prompt, left), "the model's own limit does the same"
 
 
-def test_citations_are_asked_for_counted_and_not_scored(
-    questions, tiny_llama, tiny_embedder, out, only_row, monkeypatch
-):
-    assert rag_eval.without_citations("in Paris [2] , maybe[1].") == ("in Paris , maybe.", [2, 1])
-    args = arguments(tiny_embedder, "--gen_model", tiny_llama, "--citations")
-    reader = rag_eval.Reader(args, "cpu", tasks.load_task(questions))
-    hits = [Hit(Chunk(f"d{i}", 0, text), 1.0, i) for i, text in enumerate(sentences(2))]
-    prompt, _ = reader.prompt("what is the good film ?", hits)
-    assert f"[1] {sentences(2)[0]}" in prompt and f"[2] {sentences(2)[1]}" in prompt and "as in [1]" in prompt
+def test_citations_are_asked_for_counted_and_not_scored(questions, tiny_llama, tiny_embedder, out, only_row):
     rag_eval.main(
-        [
-            "--embed_model",
-            tiny_embedder,
-            "--gen_model",
-            tiny_llama,
-            "--dataset",
-            questions,
-            "--max_new_tokens",
-            "3",
-            "--citations",
-            *out,
-        ]
+        [*models(tiny_embedder, tiny_llama), "--dataset", questions, "--max_new_tokens", "3", "--citations", *out]
     )
     assert "answers cite a passage" in only_row()["note"]
 
@@ -290,10 +251,7 @@ def test_citations_are_asked_for_counted_and_not_scored(
 def test_nothing_above_the_minimum_is_not_in_the_documents(questions, tiny_llama, tiny_embedder, out, only_row):
     rag_eval.main(
         [
-            "--embed_model",
-            tiny_embedder,
-            "--gen_model",
-            tiny_llama,
+            *models(tiny_embedder, tiny_llama),
             "--dataset",
             questions,
             "--max_new_tokens",
@@ -306,153 +264,13 @@ def test_nothing_above_the_minimum_is_not_in_the_documents(questions, tiny_llama
         ]
     )
     row = only_row()
-    assert {p["prediction"] for p in predictions(row)} == {rag_eval.NOT_FOUND} and row["status"] == "degenerate"
+    assert {p["prediction"] for p in predictions(row)} == {NOT_FOUND} and row["status"] == "degenerate"
     assert "20 questions without a passage above --min_score" in row["note"] and row["generated_tokens"] == ""
     assert float(row["latency_ms_p50"]) > 0 and row["score"] == "0"
 
 
-def test_a_session_asks_adds_saves_and_survives_bad_lines(tiny_llama, tiny_embedder, tmp_path, monkeypatch, capsys):
-    (tmp_path / "note.txt").write_text("the dull plot is rome .")
-    (tmp_path / "bad.txt").write_bytes(b"\xff\xfe\xff\xff\xff")
-    index = str(tmp_path / "index")
-    lines = [
-        "",
-        "what is the dull plot ?",
-        "add the good film is paris .",
-        f"add {tmp_path / 'note.txt'}",
-        f"add {tmp_path / 'bad.txt'}",
-        "add",
-        "add ~/nowhere.txt",
-        "add the weak joke",
-        "delete typed-1",
-        "delete nobody",
-        "k x",
-        "k -1",
-        "k 1",
-        "k 3 musketeers were who ?",
-        "save money how ?",
-        "what is the dull plot ?",
-        "sources",
-        "history",
-        "save",
-        f"save {tmp_path}",
-        f"save {index}",
-        "\0\x07",
-        "x" * 5000,
-        "add the poor joke",
-        "Help",
-        "QUIT",
-        "never read",
-    ]
-    monkeypatch.setattr(sys, "stdin", io.StringIO("\n".join(lines)))
-    common = ["--interactive", "--embed_model", tiny_embedder, "--gen_model", tiny_llama, "--max_new_tokens", "3"]
-    rag_eval.main([*common, "--k", "2"])
-    printed = capsys.readouterr().out
-    assert "1 chunks added, 1 in all" in printed and "1 chunks added, 2 in all" in printed and "k is 1" in printed
-    assert (
-        printed.count("that did not work") == 8
-        and "bad.txt" in printed
-        and "save where?" in printed
-        and "other files" in printed
-    )
-    assert (
-        "2 documents, 2 chunks" in printed and "what is the dull plot ?  ->" in printed and "never read" not in printed
-    )
-    assert "2 chunks saved" in printed and "[1]" in printed
-    assert (
-        "k 3 musketeers were who ?  ->" in printed
-        and "save money how ?  ->" in printed
-        and "1 chunks forgotten" in printed
-    )
-    monkeypatch.setattr(sys, "stdin", io.StringIO("sources\n"))
-    rag_eval.main([*common, "--index_dir", index])
-    assert "3 chunks indexed" in capsys.readouterr().out
-    monkeypatch.setattr(sys, "stdin", io.StringIO("add the weak joke\n"))
-    rag_eval.main(common)
-    assert "is not saved" in capsys.readouterr().out
-
-
-class Terminal:
-    """A program at a pseudo-terminal of its own."""
-
-    def __init__(self, command):
-        import pty
-
-        self.pid, self.end = pty.fork()
-        if not self.pid:
-            os.chdir(ROOT)
-            os.execv(command[0], command)
-        self.seen = ""
-
-    def type(self, text):
-        os.write(self.end, text.encode())
-
-    def wait_for(self, text, seconds=30):
-        """Read until `text` was printed; what was read is forgotten."""
-        deadline = time.monotonic() + seconds
-        while text not in self.seen:
-            assert select.select([self.end], [], [], max(0, deadline - time.monotonic()))[0], (
-                f"no {text!r} in {self.seen!r}"
-            )
-            self.seen += os.read(self.end, 4096).decode(errors="replace")
-        self.seen = self.seen.split(text, 1)[1]
-
-    def close(self):
-        os.kill(self.pid, signal.SIGKILL)
-        os.waitpid(self.pid, 0)
-        os.close(self.end)
-
-
-def test_a_session_at_a_terminal(tiny_llama, tiny_embedder):
-    ended = 0
-    terminal = Terminal(
-        [
-            sys.executable,
-            "rag_eval.py",
-            "--interactive",
-            "--embed_model",
-            tiny_embedder,
-            "--gen_model",
-            tiny_llama,
-            "--max_new_tokens",
-            "3",
-        ]
-    )
-    try:
-        terminal.wait_for("no documents yet")
-        terminal.wait_for("> ")
-        terminal.type("add the good film is paris .\n")
-        terminal.wait_for("1 in all")
-        terminal.wait_for("> ")
-        time.sleep(0.5)  # let it wait for a key
-        terminal.type("\x03")  # control-C ends no session
-        terminal.wait_for("quit ends")
-        terminal.type("\x1b[A\n")  # arrow up: the line before, again
-        terminal.wait_for("the same as another")
-        terminal.type("quit\n")
-        deadline = time.monotonic() + 20
-        ended = 0
-        while not ended and time.monotonic() < deadline:
-            ended, status = os.waitpid(terminal.pid, os.WNOHANG)
-            time.sleep(0.05)
-        assert ended and os.waitstatus_to_exitcode(status) == 0
-    finally:
-        if not ended:
-            terminal.close()
-
-
 def test_rag_and_the_same_questions_without_retrieval(questions, tiny_llama, tiny_embedder, tmp_path, out, only_row):
-    common = [
-        "--embed_model",
-        tiny_embedder,
-        "--gen_model",
-        tiny_llama,
-        "--dataset",
-        questions,
-        "--max_new_tokens",
-        "5",
-        *out,
-    ]
+    common = [*models(tiny_embedder, tiny_llama), "--dataset", questions, "--max_new_tokens", "5", *out]
     rag_eval.main([*common, "--k", "3"])
     row = only_row()
     found = predictions(row)

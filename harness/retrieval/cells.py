@@ -1,0 +1,179 @@
+"""From the outcome of a retrieval-augmented run to its row, its notes and predictions.jsonl."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+import utils
+from harness.evaluation import metrics, record
+from harness.models import generation, memory_forecast
+from harness.retrieval import qrels
+from harness.retrieval.reader import NOT_FOUND, without_citations
+
+STAGES = ("embed", "search", "rerank")  # of a retrieval, as in Retriever.spent
+
+
+@dataclass
+class Request:
+    """One question alone, from text in to passages or an answer out."""
+
+    ms: float
+    stages: dict  # milliseconds by stage; empty where nothing was retrieved
+    timed: generation.Timed | None  # None where the generator was not asked
+
+
+@dataclass
+class RagOutcome:
+    """What one mode gave for the Q evaluation questions."""
+
+    questions: list  # [Q] texts
+    ranked: list  # [Q] lists of hits, best first; empty unless the mode retrieves
+    passages: list  # [Q] lists of the hits for the prompt
+    scores: list  # [Q] dicts of retrieval scores, {} where it is not known which document is relevant
+    texts: list | None  # [Q] answers; None, as the next two, where only the retrieval is measured
+    answers: generation.Answers | None  # of the questions that were given to the model, None if none were
+    left_out: list | None  # [Q] how many hits did not fit into the prompt
+    spent: utils.Measurement  # of retrieving and answering all questions
+    requests: list  # [latency_runs] of Request
+
+    @property
+    def known(self):
+        """The retrieval scores of the questions that have any."""
+        return [scores for scores in self.scores if scores]
+
+    def used(self):
+        """[Q] lists of the hits that did fit into the prompt."""
+        return [hits[: len(hits) - left] for hits, left in zip(self.passages, self.left_out)]
+
+    def extras(self):
+        """[Q] dicts that predictions.jsonl has besides the answers: question, passages and retrieval scores."""
+        return [
+            {"question": question, "retrieved": [_cells_of(hit) for hit in hits], **scores}
+            for question, hits, scores in zip(self.questions, self.passages, self.scores)
+        ]
+
+
+def _cells_of(hit):
+    chunk = hit.chunk
+    return {
+        "document": chunk.document,
+        "source": chunk.source,
+        "position": chunk.position,
+        "score": hit.score,
+        "text": chunk.full,
+    }
+
+
+def record_index(run, retriever, counts, building, skipped):
+    """The row's index cells and the notes on its documents. counts: of corpus.fill; building: the Measurement of it."""
+    index = retriever.index
+    contents = f"{len(set(index.table['document'].to_pylist()))} documents in {len(index)} chunks"
+    if counts is None or not counts["chunks"]:
+        run.note(f"{contents}, as the index had them")
+    else:
+        run.note(f"{contents}, indexed in {building.seconds:.1f} s")
+        documents = counts["added"] + counts["updated"]
+        run.row.update(index_seconds=building.seconds, documents_per_s=documents / building.seconds)
+    if index.kind != "none":
+        run.row["index_gb"] = index.gb()
+    for text in (index.why, skipped.summary()):
+        if text:
+            print(text)
+    if len(skipped):
+        run.note(skipped.summary())
+
+
+def record_ranking(run, args, task, retriever, outcome):
+    """The row's retrieval cells, the index's recall against exact search, and the TREC run of --save_run."""
+    known, questions = outcome.known, outcome.questions
+    if known:
+        if len(known) < len(questions):
+            run.note(
+                f"retrieval is scored on the {len(known)} of {len(questions)} questions whose passage is among the "
+                "documents"
+            )
+        run.row.update({name: float(np.mean([scores[name] for scores in known])) for name in known[0]})
+        run.headline = f"recall@{args.k} {run.row['recall_at_k']:.3f}, nDCG@10 {run.row['ndcg_at_10']:.3f}"
+    if any(outcome.ranked):
+        if args.retriever != "bm25":
+            run.row["index_recall"] = retriever.index.recall(retriever.embedder.embed(questions, questions=True), 10)
+        if args.save_run:
+            qrels.write_run(args.save_run, [ex.id for ex in task.evaluation], outcome.ranked, run.row["variant"])
+            run.note(f"rankings in {args.save_run}")
+
+
+def record_retrieval(run, task, outcome):
+    """The row of a run that measures the retrieval alone, and its predictions.jsonl."""
+    if not outcome.known:
+        raise utils.UserError(
+            f"{task.name}: no question has a passage (a column passage or context) that is in one of the "
+            "documents, so there is nothing to measure"
+        )
+    latencies = [request.ms for request in outcome.requests]
+    record.record_retrieval(run, task, outcome.known, outcome.spent, latencies, outcome.extras())
+
+
+def record_answers(run, args, task, mode, reader, outcome):
+    """The row's cells and notes on answers, citations, tokens, latency and passages; predictions.jsonl."""
+    texts, extras, answers = outcome.texts, outcome.extras(), outcome.answers
+    if args.citations:
+        cited = [without_citations(text) for text in texts]
+        texts, marks = [text for text, _ in cited], [marks for _, marks in cited]
+        for extra, some in zip(extras, marks):
+            extra["citations"] = some
+        wrong = sum(any(not 1 <= n <= len(hits) for n in some) for some, hits in zip(marks, outcome.used()))
+        run.note(
+            f"{sum(map(bool, marks))} of {len(texts)} answers cite a passage, {wrong} of them one that was not given"
+        )
+    timed = [request.timed for request in outcome.requests if request.timed]
+    if len(timed) < len(outcome.requests):
+        silent = len(outcome.requests) - len(timed)
+        run.note(f"{silent} of the {len(outcome.requests)} timed requests generated nothing")
+    latencies = [request.ms for request in outcome.requests]
+    record.record_answers(run, task, texts, outcome.spent, latencies, extras)
+    if answers:
+        record.record_tokens(run, answers, outcome.spent)
+        size, shared = answers.batch_size, len(answers.prefix)
+        memory_forecast.predict_inference(run, reader.model, size, answers.longest, "generated", shared)
+        record.note_truncation(run, reader.room, 0, 0, answers.truncated)
+        run.row["ttft_ms"] = record.median([one.ttft_ms for one in timed])
+        run.row["tpot_ms"] = record.median([one.tpot_ms for one in timed])
+    if mode != "none":
+        run.row["answer_in_context"] = _answer_in_context(task, outcome.used())
+        _note_passages(run, outcome)
+
+
+def _answer_in_context(task, used):
+    """Share of the questions of which a passage in the prompt contains a reference answer."""
+    return float(
+        np.mean(
+            [
+                max((metrics.contains_answer(hit.chunk.full, ex.references) for hit in hits), default=0.0)
+                for hits, ex in zip(used, task.evaluation)
+            ]
+        )
+    )
+
+
+def _note_passages(run, outcome):
+    """Say and record how many passages did not fit, and how many questions had none."""
+    lost, questions = sum(outcome.left_out), sum(map(bool, outcome.left_out))
+    unanswered = sum(not hits for hits in outcome.passages)
+    for n, text in (
+        (lost, f"{lost} passages of {questions} questions did not fit the context and were left out"),
+        (unanswered, f"{unanswered} questions without a passage above --min_score, answered '{NOT_FOUND}'"),
+    ):
+        if n:
+            print(text)
+            run.note(text)
+
+
+def record_stages(run, requests, generates):
+    """The row's mean milliseconds of each stage of the timed requests; generate_ms is the rest of the mean latency."""
+    total = 0.0
+    for name in STAGES:
+        if any(name in request.stages for request in requests):
+            run.row[f"{name}_ms"] = float(np.mean([request.stages.get(name, 0.0) for request in requests]))
+            total += run.row[f"{name}_ms"]
+    if generates and requests:
+        run.row["generate_ms"] = run.row["latency_ms_mean"] - total

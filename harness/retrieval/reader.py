@@ -1,0 +1,95 @@
+"""The generator of retrieval-augmented generation: a question and passages in, an answer out."""
+
+import re
+
+import utils
+from harness.data.examples import Example
+from harness.data.prompts import QA_CONTEXT_INSTRUCTION, QA_INSTRUCTION, render, with_instruction
+from harness.evaluation import prompting
+from harness.models import generation, loading
+
+NOT_FOUND = "not in the documents"
+CITING = (
+    "Use the numbered texts to answer the question in a few words, and give the number of the text you used, as in [1]."
+)
+
+
+class Reader:
+    """The model of --gen_model and its prompts. args: rag_eval.py's; task: whose instruction and template are used."""
+
+    def __init__(self, args, device, task):
+        self.args, self.task = args, task
+        self.tokenizer = utils.load_tokenizer(args.gen_model, args.trust_remote_code)
+        self.chat = loading.uses_chat(args.prompt_format, self.tokenizer)
+        self.model = loading.load_model(
+            args.gen_model, precision=args.precision, device=device, trust_remote_code=args.trust_remote_code
+        )
+        limit = loading.context_length(self.model)
+        # tokens of a prompt, None for no limit; a decoder's answer takes from the same context
+        self.room = limit and limit - (0 if self.model.config.is_encoder_decoder else args.max_new_tokens)
+        self.options = {
+            "stop": prompting.answer_stop(self.model, self.tokenizer, task.kind, self.chat),
+            "add_special_tokens": not self.chat,
+        }
+
+    def prompt(self, question, hits):
+        """(prompt, hits left out): with as many of the hits, best first, as fit into the model and --context_tokens.
+
+        The best passage is the last one, next to the question: models use the middle of a long context least (Liu et
+        al. 2024, "Lost in the middle").
+        """
+        texts = [hit.chunk.full for hit in hits]
+        if self.args.citations:
+            texts = [f"[{n}] {text}" for n, text in enumerate(texts, start=1)]
+        with_passages = CITING if self.args.citations else QA_CONTEXT_INSTRUCTION
+        for n in range(len(texts), -1, -1):
+            context = "\n\n".join(reversed(texts[:n]))
+            if n and self.args.context_tokens and self._count(context) > self.args.context_tokens:
+                continue
+            example = Example("question", question, context=context or None)
+            task = with_instruction(self.task, with_passages if n else QA_INSTRUCTION)
+            prompt, _ = render(task, example, (), self.tokenizer if self.chat else None)
+            if self.room is None or n == 0 or self._count(prompt) <= self.room:
+                return prompt, len(texts) - n
+        raise AssertionError("unreachable: n = 0 returns")
+
+    def _count(self, text):
+        return len(self.tokenizer(text, verbose=False).input_ids)
+
+    def answer(self, questions, passages, required, batch_size="auto", progress=None):
+        """([Q] texts, generation.Answers of those that were generated or None, [Q] numbers of hits left out).
+
+        passages: [Q] lists of hits. required: a question without hits is answered with NOT_FOUND, without the model.
+        """
+        prompts = [self.prompt(question, hits) for question, hits in zip(questions, passages)]
+        asked = [i for i, hits in enumerate(passages) if hits or not required]
+        texts, answers = [NOT_FOUND] * len(questions), None
+        if asked:
+            answers = generation.generate(
+                self.model,
+                self.tokenizer,
+                [prompts[i][0] for i in asked],
+                self.args.max_new_tokens,
+                batch_size,
+                progress=progress,
+                **self.options,
+            )
+            for i, text in zip(asked, answers.texts):
+                texts[i] = text
+        return texts, answers, [left_out for _, left_out in prompts]
+
+    def time(self, question, retrieve):
+        """A generation.Timed of this question alone, text in to answer out. retrieve: () -> hits, timed as well."""
+        return generation.time_request(
+            self.model,
+            self.tokenizer,
+            lambda: self.prompt(question, retrieve())[0],
+            self.args.max_new_tokens,
+            **self.options,
+        )
+
+
+def without_citations(answer):
+    """(the answer without its [n] marks, the numbers in them)."""
+    marks = [int(n) for n in re.findall(r"\[(\d+)\]", answer)]
+    return " ".join(re.sub(r"\s*\[\d+\]", "", answer).split()), marks

@@ -1,0 +1,34 @@
+from helpers import arguments, sentences
+
+from harness.data import tasks
+from harness.retrieval.documents import Chunk
+from harness.retrieval.reader import Reader, without_citations
+from harness.retrieval.retriever import Hit
+
+
+def hits_of(n):
+    return [Hit(Chunk(f"d{i}", 0, text), 1.0, i) for i, text in enumerate(sentences(n))]
+
+
+def test_passages_that_do_not_fit_are_left_out_from_the_end(questions, tiny_llama, tiny_embedder):
+    args = arguments(tiny_embedder, "--gen_model", tiny_llama, "--context_tokens", "40")
+    reader = Reader(args, "cpu", tasks.load_task(questions))
+    hits = hits_of(4)
+    prompt, left = reader.prompt("what is the good film ?", hits)
+    n = 4 - left
+    assert 0 < left < 4 and [hit.chunk.text in prompt for hit in hits] == [True] * n + [False] * left
+    places = [prompt.index(hit.chunk.text) for hit in hits[:n]]
+    assert places == sorted(places, reverse=True) and prompt.index("what is") > places[0], (
+        "the best stands beside the question"
+    )
+    args.context_tokens, reader.room = None, len(reader.tokenizer(prompt).input_ids)
+    assert reader.prompt("what is the good film ?", hits) == (prompt, left), "the model's own limit does the same"
+
+
+def test_citations_are_asked_for_and_read(questions, tiny_llama, tiny_embedder):
+    assert without_citations("in Paris [2] , maybe[1].") == ("in Paris , maybe.", [2, 1])
+    args = arguments(tiny_embedder, "--gen_model", tiny_llama, "--citations")
+    reader = Reader(args, "cpu", tasks.load_task(questions))
+    hits = hits_of(2)
+    prompt, _ = reader.prompt("what is the good film ?", hits)
+    assert f"[1] {sentences(2)[0]}" in prompt and f"[2] {sentences(2)[1]}" in prompt and "as in [1]" in prompt
