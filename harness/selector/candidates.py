@@ -1,34 +1,29 @@
-"""Measured configurations against limits: what fits, what is best, what is nearest."""
+"""Configurations against limits: which are within them, which is best, which is nearest, when training pays off."""
 
-import json
 import math
 from dataclasses import dataclass, field
 
-from harness.results import commands, configurations
+from harness.results import configurations
 
-PREFER = ("accuracy", "latency", "memory", "cost")
-
-
-NEAR = 3.0  # models within this factor of each other's parameters are of a like size
-
-
-TIE = 0.1  # of a latency, a memory or a cost: closer ones are not told apart
+NEAR = 3.0  # models count as of similar size up to this ratio of their parameters
+TIE = 0.1  # latencies, memories and costs count as equal up to this relative difference
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What a choice must keep; None: no limit. requests: to be answered over the horizon."""
+    """The limits of the question; None: no limit."""
 
     memory_gb: float | None = None
     latency_ms: float | None = None
     data_size: int | None = None
     required_accuracy: float | None = None
-    requests: float = 30_000.0
+    requests: float = 30_000.0  # to be answered over the whole horizon; costs are summed over them
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """One configuration. Errors are standard errors: of the score, and of the natural logarithms of latency and memory."""
+    """One measured or predicted configuration. score_error is the standard error of the score, latency_error and
+    memory_error those of the natural logarithms."""
 
     name: str
     strategy: str
@@ -42,28 +37,30 @@ class Candidate:
     memory_error: float = 0.0
     majority: float | None = None
     configuration: configurations.Configuration | None = field(default=None, compare=False)
+    command: str | None = field(default=None, compare=False)  # that measures it
 
     def cost_seconds(self, requests):
-        """Machine seconds to train once and to answer that many requests one at a time; infinite where the latency is not known."""
+        """Machine seconds to train once and answer the requests one by one; infinite if the latency is unknown."""
         return self.train_seconds + (math.inf if self.latency_ms is None else self.latency_ms / 1000 * requests)
 
     def spread(self, column):
-        """Relative standard deviation of a column over the runs, 0 where it is not known."""
+        """Relative standard deviation of a column over the runs, 0 if unknown."""
         c = self.configuration
         return (c.spread(column) or 0.0) / c.mean(column) if c and c.mean(column) else 0.0
 
 
-def eligible(c):
-    """Could one choose it? Not a baseline, not retrieval alone, not a checkpoint whose training another row tells."""
+def eligible(configuration):
+    """True if it can be recommended: no baseline, not retrieval alone, no checkpoint trained by another row's run."""
+    row = configuration.rows[0]
     return (
-        c["variant"] not in configurations.BASELINES
-        and configurations.task_kind(c.rows[0]) != "retrieval"
-        and not configurations.scored_again(c.rows[0])
+        configuration["variant"] not in configurations.BASELINES
+        and configurations.task_kind(row) != "retrieval"
+        and not configurations.scored_again(row)
     )
 
 
-def measured(found):
-    """Candidates of a panel's Configurations."""
+def measured(members):
+    """The Candidates of one panel's Configurations."""
     return [
         Candidate(
             c.name,
@@ -77,41 +74,39 @@ def measured(found):
             majority=configurations.value(c.rows[0], "majority_baseline"),
             configuration=c,
         )
-        for c in found
+        for c in members
         if eligible(c)
     ]
 
 
 def obstacles(candidate, limits):
-    """[(limit, what it would have to be, relative excess, sentence)]: where a candidate breaks the limits; empty where it keeps them."""
-    found = []
-    for limit, wanted, has, text in (
-        ("memory_gb", limits.memory_gb, candidate.memory_gb, "{:.2f} GB"),
-        ("latency_ms", limits.latency_ms, candidate.latency_ms, "{:.0f} ms"),
-        ("data_size", limits.data_size, candidate.labels, "{:.0f} labelled examples"),
+    """[(limit, value that it would have to be, relative excess, sentence)] of the limits that a candidate breaks."""
+    broken = []
+    for limit, allowed, value, quantity, unit in (
+        ("memory_gb", limits.memory_gb, candidate.memory_gb, "memory", "{:.2f} GB"),
+        ("latency_ms", limits.latency_ms, candidate.latency_ms, "latency", "{:.0f} ms"),
+        ("data_size", limits.data_size, candidate.labels, "number of labels", "{:.0f} labelled examples"),
     ):
-        if wanted is None or (has is not None and has <= wanted):
+        if allowed is None or (value is not None and value <= allowed):
             continue
-        if has is None:
-            found.append(
-                (limit, None, math.inf, f"its {'memory' if limit == 'memory_gb' else 'latency'} was not measured")
-            )
+        if value is None:
+            broken.append((limit, None, math.inf, f"its {quantity} was not measured"))
         else:
-            found.append(
-                (limit, has, (has - wanted) / wanted if wanted else has, f"over by {text.format(has - wanted)}")
-            )
+            over = value - allowed
+            broken.append((limit, value, over / allowed if allowed else value, f"over by {unit.format(over)}"))
     if limits.required_accuracy is not None and candidate.score < limits.required_accuracy:
         short = limits.required_accuracy - candidate.score
-        found.append(("required_accuracy", candidate.score, short / limits.required_accuracy, f"short by {short:.3f}"))
-    return found
+        broken.append(("required_accuracy", candidate.score, short / limits.required_accuracy, f"short by {short:.3f}"))
+    return broken
 
 
 def choose(candidates, limits, prefer="accuracy"):
-    """(the best of the candidates that keep the limits or None, those that tie with it, all that keep them, from the best on).
+    """(best candidate within the limits or None, those that tie with it, all within the limits, best first).
 
-    By accuracy: the best score, where scores within one standard error of it count as ties (the one-standard-error rule, Breiman
-    et al. 1984) and the tie that costs least over the horizon is taken. By latency, memory or cost: the least, among those above
-    the majority class; amounts within TIE of it, or within the spread of its runs, are ties and the best score is taken.
+    By accuracy: the best score. Scores within one standard error of it are ties (the one-standard-error rule, Breiman
+    et al. 1984), and the tie with the lowest cost over the horizon is taken. By latency, memory or cost: the smallest,
+    among those above the majority class. Amounts within TIE of it, or within the spread of its runs, are ties, and the
+    best score is taken.
     """
     kept = [c for c in candidates if not obstacles(c, limits)]
     if prefer != "accuracy" and limits.required_accuracy is None:
@@ -138,9 +133,10 @@ def choose(candidates, limits, prefer="accuracy"):
 
 
 def nearest(candidates, limits):
-    """(the candidate that is over by least, [(limit, the value that would let something in with the other limits kept)], alone).
+    """If no candidate is within the limits: (the nearest, [(limit, value at which one is within them all)], alone).
 
-    alone: is any one of these enough? Where no single limit is, they are those that the nearest candidate breaks, all to be relaxed.
+    alone: True if relaxing any one of these limits is enough. If no single limit is, they are those that the nearest
+    candidate breaks, and all of them must be relaxed.
     """
     if not candidates:
         return None, [], True
@@ -160,39 +156,39 @@ def nearest(candidates, limits):
 
 
 def tokens_of(candidate):
-    """Tokens that one request reads, None where the rows did not count them."""
+    """Prompt tokens of one request, None if the rows did not count them."""
     c = candidate.configuration
     tokens = c.mean("prompt_tokens") if c else None
     return tokens / c.n_eval if tokens and c.n_eval else None
 
 
 def break_even(trained, other, requests_per_day):
-    """(requests after which the training is paid back by faster answers, days), None where the answers are not faster."""
+    """(requests, days) after which faster answers have paid for the training; None if the answers are not faster."""
     if trained.latency_ms is None or other.latency_ms is None or trained.latency_ms >= other.latency_ms:
         return None
     requests = max(0.0, trained.train_seconds - other.train_seconds) / ((other.latency_ms - trained.latency_ms) / 1000)
     return requests, requests / requests_per_day
 
 
-def as_json(candidate):
-    """What a script wants to know of a candidate."""
-    if candidate is None:
+def break_even_sentence(choice, others, requests_per_day, horizon_days):
+    """What the best trained candidate costs against the best untrained one, in words; None if either is missing."""
+    timed = [c for c in [choice, *others] if c.latency_ms is not None]
+    trained, untrained = ([c for c in timed if bool(c.train_seconds) == wanted] for wanted in (True, False))
+    if not trained or not untrained:
         return None
-    c = candidate.configuration
-    return {
-        "name": candidate.name,
-        "strategy": candidate.strategy,
-        "score": candidate.score,
-        "score_error": candidate.score_error,
-        "latency_ms": candidate.latency_ms,
-        "memory_gb": candidate.memory_gb,
-        "labels": candidate.labels,
-        "train_seconds": candidate.train_seconds,
-        "rows": [row["run_id"] for row in c.rows] if c else [],
-        "command": commands.command(c.rows[0]) if c else None,
-    }
-
-
-def dumps(decision):
-    """A decision as JSON."""
-    return json.dumps(decision, indent=2, allow_nan=False)
+    first, second = (max(some, key=lambda c: (c is choice, c.score)) for some in (trained, untrained))
+    text = f"{first.name} ({first.score:.3f}, {first.train_seconds:.0f} s of training)"
+    text += f" against {second.name} ({second.score:.3f})"
+    paid_back = break_even(first, second, requests_per_day)
+    if paid_back is None:
+        return f"{text}: its answers are not faster, so they never make up for the training time"
+    requests, days = paid_back
+    planned = requests_per_day * horizon_days
+    saved = (second.cost_seconds(planned) - first.cost_seconds(planned)) / 3600
+    text += f": answers come {second.latency_ms - first.latency_ms:.0f} ms sooner"
+    tokens = [tokens_of(c) for c in (first, second)]
+    if None not in tokens:
+        fewer = tokens[1] - tokens[0]
+        text += f" and read {abs(fewer):.0f} tokens {'fewer' if fewer >= 0 else 'more'}"
+    text += f"; paid back after {math.ceil(requests):,} requests, {days:.2g} days at {requests_per_day:g} a day"
+    return f"{text}; over {horizon_days:g} days it {'saves' if saved > 0 else 'loses'} {abs(saved):.1f} machine hours"

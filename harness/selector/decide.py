@@ -1,206 +1,305 @@
-"""Rows, else a model of the rows, else rules: one decision."""
+"""Rows of the named data set, else predictions from the rows, else rules of thumb: one Decision."""
 
 import argparse
 import dataclasses
 import statistics
+from collections import Counter
 from pathlib import Path
 
 import utils
-from harness.results import configurations
-from harness.selector import explain, predictor, rules
-from harness.selector.candidates import NEAR, choose, measured, nearest, obstacles
+from harness.results import commands, configurations
+from harness.selector import candidates, lessons, predictor, rules
+from harness.selector.candidates import NEAR
+from harness.selector.decision import Decision, Undecided, command_for, data_of, flags_of_data, limits_of
+
+LISTED = 10  # further candidates that a Decision lists
 
 
-def comparable(kept, args):
-    """(Panel, Candidates, what else there is) of the rows of this task, data, hardware and model size; (None, why there are none, "").
-
-    Of several panels the one with most configurations; with --knowledge_heavy one that has retrieval, where there is one.
-    """
-    wanted = [row for row in kept if configurations.task_kind(row) == args.task]
-    if args.device:
-        wanted = [row for row in wanted if row["device"] == args.device]
-    known = sorted({configurations.data_name(row) for row in wanted})
-    if args.dataset:
-        wanted = [row for row in wanted if Path(row["dataset"]).name == Path(args.dataset).name]
-    if not wanted:
-        where = (f" on {Path(args.dataset).name}" if args.dataset else "") + (
-            f" on {args.device}" if args.device else ""
-        )
-        return None, f"no row measures {args.task}{where}" + (f"; there are {', '.join(known)}" if known else ""), ""
-    missing = ""
-    if args.model:
-        same = [row for row in wanted if Path(row["model"]).name == Path(args.model).name]
-        missing = "" if same else f"no row measures {Path(args.model).name}, these are other models"
-        wanted = same or wanted
-    if args.params_b:
-        sizes = [(configurations.value(row, "total_params") or 0) / 1e9 for row in wanted]
-        near = [row for row, size in zip(wanted, sizes) if 1 / NEAR <= size / args.params_b <= NEAR]
-        if not near:
-            return (
-                None,
-                f"the rows have models of {min(sizes):.2g} to {max(sizes):.2g} billion parameters, not near {args.params_b:g}",
-                "",
-            )
-        wanted = near
-    groups = {
-        panel: measured(configurations.group_seeds(members)) for panel, members in configurations.panels(wanted).items()
-    }
-    groups = {panel: found for panel, found in groups.items() if found}
-    if not groups:
-        return None, "the rows hold nothing that one could choose", ""
-    panel = max(
-        groups, key=lambda p: (args.knowledge_heavy and any(c.strategy == "rag" for c in groups[p]), len(groups[p]))
+def task_of(rows, args):
+    """--task, else what the rows of the data set measure, else qa with --knowledge_heavy and classification without."""
+    usual = "qa" if args.knowledge_heavy else "classification"
+    kinds = Counter(
+        configurations.task_kind(row) for row in rows if args.dataset and configurations.data_name(row) == data_of(args)
     )
-    others = [
-        f"{p.data} (n = {p.n_eval}, {len(found)} configurations on {p.device})"
-        for p, found in groups.items()
-        if p != panel
-    ]
-    unseen = f"not looked at: {'; '.join(others)}; choose with --dataset and --device" if others else ""
-    return panel, groups[panel], "; ".join(filter(None, [missing, unseen]))
+    answered = {kind: n for kind, n in kinds.items() if kind not in ("", "retrieval")}
+    return args.task or (usual if usual in answered or not answered else max(answered, key=answered.get))
 
 
-def from_rows(panel, candidates, elsewhere, args):
-    """The decision from measured candidates, as a dict."""
-    limits = explain.limits_of(args)
-    choice, ties, kept = choose(candidates, limits, args.prefer)
-    near, relaxed, alone = (None, [], True) if choice else nearest(candidates, limits)
-    cautions = []
-    if (
-        choice
-        and args.required_accuracy is not None
-        and choice.score - 1.96 * choice.score_error < args.required_accuracy
-    ):
-        cautions.append(f"its 95 % interval reaches below the {args.required_accuracy:g} needed")
-    if choice and choice.majority is not None and choice.score - 1.96 * choice.score_error <= choice.majority:
-        cautions.append(f"it is not shown to be above always answering the commonest class, {choice.majority:.3f}")
-    if choice and "validation examples chose" in choice.configuration["note"]:
-        cautions.append("besides its labelled examples, validation examples chose the checkpoint (see the row's note)")
-    if len(candidates) == 1:
-        cautions.append("nothing else was measured to compare it with")
-    thumb, untried = None if choice else from_rules(args), None
-    if thumb and thumb["choice"] and thumb["choice"] not in {c.strategy for c in candidates}:
-        untried = thumb["choice"], thumb["command"]
-    return {
-        "basis": "rows",
-        "data": panel.data,
-        "metric": panel.metric,
-        "n": panel.n_eval,
-        "hardware": panel.device,
-        "considered": len(candidates),
-        "untried": untried,
-        "elsewhere": elsewhere,
-        "choice": choice,
-        "ties": ties,
-        "others": [c for c in kept if c is not choice],
-        "nearest": near,
-        "relaxed": relaxed,
-        "relax_one": alone,
-        "cautions": cautions,
-        "over": [text for *_, text in obstacles(near, limits)] if near else [],
+def decide(rows, args, failed=()):
+    """The Decision for the flags. rows: those that count. failed: those that ran out of memory.
+
+    Without --dataset no data set's rows decide, and nothing is predicted unless --basis model asks for it. UserError if
+    the only basis that is allowed cannot answer.
+    """
+    args = argparse.Namespace(**{**vars(args), "task": task_of(rows, args)})
+    answers = {
+        "rows": lambda: from_rows(rows, args),
+        "model": lambda: from_predictions(rows, args),
+        "rules": lambda: from_rules(rows, args, failed),
     }
+    bases, not_used = list(answers) if args.basis == "auto" else [args.basis], []
+    if args.basis == "auto" and not args.dataset:
+        bases, not_used = ["rules"], ["no --dataset is named, so the rows of no data set decide"]
+    for basis in bases:
+        try:
+            return dataclasses.replace(answers[basis](), not_used=not_used)
+        except Undecided as reason:
+            not_used.append(str(reason))
+    raise utils.UserError(f"--basis {args.basis}: {'; '.join(not_used)}")
 
 
-def from_model(kept, args):
-    """(the decision from predictions for configurations like those measured, None) or (None, why the model refuses)."""
-    devices = [row["device"] for row in kept]
-    device = args.device or max(set(devices), key=devices.count, default="")
-    rows = [row for row in kept if row["device"] == device]
+# from rows
+
+
+def comparable(rows, args):
+    """(rows of this task, data set, kind of device and model size; a remark on the model). Undecided without rows."""
+    rows = [row for row in rows if configurations.task_kind(row) == args.task and args.device in (None, row["device"])]
+    known = ", ".join(sorted({configurations.data_name(row) for row in rows}))
+    where = f" on {args.device}" if args.device else ""
+    if not args.dataset:
+        there = f"for {args.task} the rows{where} measure {known}" if known else f"no row{where} measures {args.task}"
+        raise Undecided(f"name a data set with --dataset; {there}")
+    rows = [row for row in rows if configurations.data_name(row) == data_of(args)]
+    if not rows:
+        there = f"; there are {known}" if known else ""
+        raise Undecided(f"no row measures {args.task} on {data_of(args)}{where}{there}")
+    remark = ""
+    if args.model:
+        same = [row for row in rows if Path(row["model"]).name == Path(args.model).name]
+        remark = "" if same else f"no row measures {Path(args.model).name}, these are other models"
+        rows = same or rows
+    if args.params_b:
+        sizes = [(configurations.value(row, "total_params") or 0) / 1e9 for row in rows]
+        rows = [row for row, size in zip(rows, sizes) if 1 / NEAR <= size / args.params_b <= NEAR]
+        if not rows:
+            measured = f"{min(sizes):.2g} to {max(sizes):.2g}"
+            raise Undecided(f"the rows have models of {measured} billion parameters, not near {args.params_b:g}")
+    return rows, remark
+
+
+def largest_panel(rows, args):
+    """(Panel, its Candidates, a remark on the other panels or ""): the panel with most configurations.
+
+    With --knowledge_heavy one that measures retrieval-augmented generation comes first.
+    """
+    panels = {
+        panel: candidates.measured(configurations.group_seeds(members))
+        for panel, members in configurations.panels(rows).items()
+    }
+    panels = {panel: members for panel, members in panels.items() if members}
+    if not panels:
+        raise Undecided("the rows measure no configuration that can be recommended")
+
+    def rank(panel):
+        return args.knowledge_heavy and any(c.strategy == "rag" for c in panels[panel]), len(panels[panel])
+
+    best = max(panels, key=rank)
+    others = [
+        f"n = {panel.n_eval}, {panel.metric}, {len(members)} configurations on {panel.device}"
+        for panel, members in panels.items()
+        if panel != best
+    ]
+    return best, panels[best], f"other examples or hardware, not used: {'; '.join(others)}" if others else ""
+
+
+def from_rows(rows, args):
+    """The Decision from the measured rows of the named data set."""
+    alike, remark = comparable(rows, args)
+    panel, members, others = largest_panel(alike, args)
+    limits = limits_of(args)
+    found = Decision(
+        "rows",
+        args.task,
+        limits,
+        args.prefer,
+        choice=None,
+        data=panel.data,
+        metric=panel.metric,
+        n=panel.n_eval,
+        hardware=panel.device,
+        considered=len(members),
+        elsewhere="; ".join(filter(None, [remark, others])),
+    )
+    choice, ties, within = candidates.choose(members, limits, args.prefer)
+
+    def again(configuration):
+        return commands.command(configuration.rows[0])
+
+    if choice:
+        return recommended(found, args, choice, ties, [c for c in within if c is not choice], again)
+    near, relaxed, alone = candidates.nearest(members, limits)
+    thumb = from_rules(rows, args)
+    new = thumb.choice and thumb.choice not in {c.strategy for c in members}
+    return dataclasses.replace(
+        found,
+        nearest=with_command(near, again),
+        over=[text for *_, text in candidates.obstacles(near, limits)],
+        relaxed=relaxed,
+        relax_one=alone,
+        untried=(thumb.choice, thumb.command) if new else None,
+        cautions=["nothing else was measured to compare it with"] if len(members) == 1 else [],
+    )
+
+
+def recommended(found, args, choice, ties, others, command):
+    """The Decision with a choice. others: Candidates within the limits too, best first. command: of a Configuration."""
+    why = "it costs least" if args.prefer == "accuracy" else "it scores best"
+    names = "; ".join(c.name for c in ties[:6])
+    tied = [f"{why} among {len(ties) + 1} that tie within the noise; the others: {names}"] if ties else []
+    return dataclasses.replace(
+        found,
+        choice=choice.strategy,
+        configuration=with_command(choice, command),
+        reasons=tied,
+        cautions=found.cautions or cautions_of(choice, found.considered, args.required_accuracy),
+        runner_up=next((c.strategy for c in others if c.strategy != choice.strategy), None),
+        ties=ties,
+        others=[with_command(c, command) for c in distinct(others, {choice.name})[:LISTED]],
+        command=command(choice.configuration),
+        break_even=candidates.break_even_sentence(choice, others, args.requests_per_day, args.horizon_days),
+    )
+
+
+def with_command(candidate, command):
+    """The Candidate with the command that measures it."""
+    return dataclasses.replace(candidate, command=command(candidate.configuration))
+
+
+def cautions_of(choice, considered, required_accuracy):
+    """What to know before relying on a measured choice."""
+    low, cautions = choice.score - 1.96 * choice.score_error, []
+    if required_accuracy is not None and low < required_accuracy:
+        cautions.append(f"its 95 % interval reaches below the {required_accuracy:g} needed")
+    if choice.majority is not None and low <= choice.majority:
+        cautions.append(f"it is not shown to be above always answering the most frequent class, {choice.majority:.3f}")
+    if "validation examples chose" in choice.configuration["note"]:
+        cautions.append("besides its labelled examples, validation examples chose the checkpoint (see the row's note)")
+    if considered == 1:
+        cautions.append("nothing else was measured to compare it with")
+    return cautions
+
+
+# from predictions
+
+
+def from_predictions(rows, args):
+    """The Decision from predictions for configurations like those that rows measured on other data."""
+    devices = Counter(row["device"] for row in rows)
+    device = args.device or max(devices, key=devices.get, default="")
+    rows = [row for row in rows if row["device"] == device]
+    if not any(configurations.task_kind(row) == args.task for row in rows):
+        raise Undecided(f"no row on {device} measures {args.task}" if device else "there are no rows to predict from")
     try:
         learned = predictor.Predictor(predictor.groups_of(rows), predictor.prompt_tokens(rows))
     except utils.UserError as error:
-        return None, str(error)
-    alike = [(c, s) for _, c, s in learned.known if s.kind == args.task]
-    if not alike:
-        return None, f"no row on {device} measures {args.task}"
-    majorities = [s.majority for _, s in alike if s.majority is not None]
+        raise Undecided(str(error)) from None
+    specs = within_reach(learned, args)
+    members = [learned.candidate(wanted, c.name, c, data_of(args)) for c, wanted in specs]
+    choice, probability, others = predictor.choose_predicted(members, limits_of(args), args.prefer)
+    if choice is None:
+        raise Undecided(f"none of the {len(members)} configurations that can be predicted could be within the limits")
+    sure = "likely" if probability >= predictor.CONFIDENCE else "UNLIKELY" if probability < 0.5 else "not certain"
+    found = Decision(
+        "model",
+        args.task,
+        limits_of(args),
+        args.prefer,
+        choice=None,
+        considered=len(members),
+        cautions=[
+            f"predicted, not measured; {sure} to be within the limits (probability about {probability:.0%}). "
+            "Measure it first"
+        ],
+    )
+
+    def on_this_data(configuration):
+        return command_for(configuration, rows, args)
+
+    return recommended(found, args, choice, [], others, on_this_data)
+
+
+def within_reach(learned, args):
+    """[(Configuration, Spec for the new data)] within the range that the predictor knows. Undecided without any.
+
+    A Spec is that of the measured configuration with --tokens, --majority_share and --params_b in place of its own.
+    """
+    alike = [(c, spec) for _, c, spec in learned.known if spec.kind == args.task]
+    majorities = [spec.majority for _, spec in alike if spec.majority is not None]
     majority = args.majority_share or (statistics.median(majorities) if majorities else None)
-    specs, refused = {}, []
+    specs, refusals = {}, []
     for configuration, known in alike:
         scale = args.params_b * 1e9 / known.params if args.params_b else 1.0
-        gb = known.predicted_gb and known.predicted_gb * scale
         wanted = dataclasses.replace(
             known,
             tokens=args.tokens or known.tokens,
             majority=majority,
             params=known.params * scale,
             trainable=known.trainable * scale,
-            predicted_gb=gb,
+            predicted_gb=known.predicted_gb and known.predicted_gb * scale,
         )
-        why = learned.refusal(wanted)
-        refused += [why] if why else []
-        if not why:
+        refusal = learned.refusal(wanted)
+        if refusal:
+            refusals.append(refusal)
+        else:
             specs.setdefault(dataclasses.replace(wanted, predicted_gb=None), (configuration, wanted))
     if not specs:
-        return None, f"the model does not reach so far: {refused[0]}"
-    candidates = [
-        learned.candidate(wanted, configuration.name, configuration, args.dataset and Path(args.dataset).name)
-        for configuration, wanted in specs.values()
-    ]
-    choice, probability, others = predictor.choose_predicted(candidates, explain.limits_of(args), args.prefer)
-    if choice is None:
-        return None, f"none of the {len(candidates)} configurations that the model reaches could keep the limits"
-    sure = "likely" if probability >= predictor.CONFIDENCE else "UNLIKELY" if probability < 0.5 else "not sure"
-    return {
-        "basis": "model",
-        "considered": len(candidates),
-        "choice": choice,
-        "ties": [],
-        "others": others,
-        "nearest": None,
-        "relaxed": [],
-        "metric": "score",
-        "over": [],
-        "cautions": [
-            f"predicted, not measured; {sure} to keep the limits (probability about {probability:.0%}). Measure it first"
-        ],
-    }, None
+        why = refusals[0] if refusals else f"no row counts the prompt's tokens for {args.task}"
+        raise Undecided(f"outside the range of the predictor: {why}")
+    return list(specs.values())
 
 
-def from_rules(args, failed=()):
-    """The decision from the rules of thumb, as a dict of the same keys as far as they make sense. failed: rows out of memory."""
-    known = argparse.Namespace(**{**vars(args), "params_b": args.params_b or 0.14, "data_size": args.data_size or 0})
+def distinct(members, names):
+    """The candidates without those whose name is in `names` or came before: predictions for one configuration that was
+    measured on several data sets."""
+    seen, kept = set(names), []
+    for c in members:
+        if c.name not in seen:
+            kept.append(c)
+        seen.add(c.name)
+    return kept
+
+
+# from rules
+
+
+def from_rules(rows, args, failed=()):
+    """The Decision from the rules of thumb, with what the rows say in general. failed: rows that ran out of memory."""
+    params_b, data_size = args.params_b or rules.USUAL_PARAMS_B, args.data_size or 0
+    known = argparse.Namespace(**{**vars(args), "params_b": params_b, "data_size": data_size})
     ranked, against = rules.decide(known)
-    near = None if ranked else min(against, key=lambda name: max(over for over, _ in against[name]))
-    choice, _, reasons = ranked[0] if ranked else (None, 0, [])
-    cautions = [
+    rejected = {name: [text for _, text in broken] for name, broken in against.items()}
+    found = Decision("rules", args.task, limits_of(args), args.prefer, choice=None, rejected=rejected)
+    if not ranked:
+        near = min(against, key=lambda name: max(over for over, _ in against[name]))
+        return dataclasses.replace(found, nearest=near, over=rejected[near], cautions=rule_cautions(args, failed))
+    choice, _, reasons = ranked[0]
+    unchecked = [
         f"its {what} was not checked: rules cannot know it"
         for what, limit in (("latency", args.latency_ms), ("score", args.required_accuracy))
-        if limit is not None and choice
+        if limit is not None
     ]
+    on_device = [row for row in rows if args.device in (None, row["device"])]
+    return dataclasses.replace(
+        found,
+        choice=choice,
+        precision=rules.best_precision(choice, known),
+        reasons=reasons,
+        cautions=unchecked + rule_cautions(args, failed),
+        lessons=[] if args.basis == "rules" else lessons.lessons(on_device, args.task, choice, found.limits, data_size),
+        runner_up=ranked[1][0] if len(ranked) > 1 else None,
+        command=rules.command(choice, known, flags_of_data(rows, args)),
+    )
+
+
+def rule_cautions(args, failed):
+    """What the rules had to assume, and what ran out of memory."""
+    cautions = []
     if failed:
         names = dict.fromkeys(f"{row['strategy']} {row['variant']}, {Path(row['model']).name}" for row in failed)
         cautions.append(f"out of memory in the rows: {'; '.join(list(names)[:5])}")
     if args.data_size is None:
-        cautions.append("no --data_size was given: the rules take it that there are no labelled examples")
+        cautions.append("no --data_size was given: the rules assume that there are no labelled examples")
     if args.params_b is None:
-        cautions.append("no --params_b was given: the rules take a model of 0.14 billion parameters")
-    return {
-        "basis": "rules",
-        "choice": choice,
-        "precision": rules.best_precision(choice, known) if choice else None,
-        "reasons": reasons,
-        "runner_up": ranked[1][0] if len(ranked) > 1 else None,
-        "cautions": cautions,
-        "nearest": near,
-        "rejected": {name: [text for _, text in found] for name, found in against.items()},
-        "command": rules.command(choice, known) if choice else None,
-    }
-
-
-def decide(kept, args, failed=()):
-    """(decision, [why an earlier basis was not used]). failed: rows that ran out of memory."""
-    reasons = []
-    if args.basis in ("auto", "rows"):
-        panel, found, elsewhere = comparable(kept, args)
-        if panel is not None:
-            return from_rows(panel, found, elsewhere, args), reasons
-        reasons.append(found)
-    if args.basis in ("auto", "model"):
-        decision, why = from_model(kept, args)
-        if decision:
-            return decision, reasons
-        reasons.append(why)
-    if args.basis in ("auto", "rules"):
-        return from_rules(args, failed), reasons
-    raise utils.UserError(f"--basis {args.basis}: {'; '.join(reasons)}")
+        size = f"{rules.USUAL_PARAMS_B:g} billion parameters"
+        cautions.append(f"no --params_b was given: the rules assume a model of {size}")
+    return cautions

@@ -1,9 +1,10 @@
-"""A decision in words."""
+"""A Decision as text, as a short text for people who do not run scripts, and as JSON."""
 
+import dataclasses
 import math
 
-from harness.results import commands, configurations
-from harness.selector import candidates, rules
+from harness.selector import rules
+from harness.selector.candidates import Candidate
 
 MEANING = {
     "accuracy": "share of answers that are right",
@@ -11,219 +12,182 @@ MEANING = {
     "exact_match": "share of answers that equal the reference",
     "rouge_l": "longest common subsequence with the reference, from 0 to 1",
 }
-
-
-UNITS = {
-    "latency_ms": "latency to {:.0f} ms",
-    "memory_gb": "memory to {:.2f} GB",
-    "data_size": "labelled examples to {:.0f}",
-    "required_accuracy": "accuracy to {:.3f}",
+# limit -> (text, digits)
+RELAXED = {
+    "latency_ms": ("latency to {:.0f} ms", 0),
+    "memory_gb": ("memory to {:.2f} GB", 2),
+    "data_size": ("labelled examples to {:.0f}", 0),
+    "required_accuracy": ("accuracy to {:.3f}", 3),
 }
 
 
-ROUNDED = {"latency_ms": 0, "memory_gb": 2, "data_size": 0, "required_accuracy": 3}  # digits
-
-
-def limits_of(args):
-    return candidates.Limits(
-        args.memory_gb,
-        args.latency_ms,
-        args.data_size,
-        args.required_accuracy,
-        args.requests_per_day * args.horizon_days,
-    )
-
-
-def break_even(decision, args):
-    """A sentence on what the best trained way that keeps the limits costs against the best untrained one; None without the two."""
-    kept = [c for c in [decision["choice"], *decision["others"]] if c.latency_ms is not None]
-    trained, plain = ([c for c in kept if bool(c.train_seconds) == wanted] for wanted in (True, False))
-    if not trained or not plain:
-        return None
-    first, second = (max(some, key=lambda c: (c is decision["choice"], c.score)) for some in (trained, plain))
-    names = f"{first.name} ({first.score:.3f}, {first.train_seconds:.0f} s of training) against {second.name} ({second.score:.3f})"
-    found = candidates.break_even(first, second, args.requests_per_day)
-    if found is None:
-        return f"{names}: the training is never paid back in time, its answers are not faster"
-    requests, days = found
-    planned = limits_of(args).requests
-    saved = (second.cost_seconds(planned) - first.cost_seconds(planned)) / 3600
-    text = f"{names}: answers come {second.latency_ms - first.latency_ms:.0f} ms sooner"
-    reads = [candidates.tokens_of(c) for c in (first, second)]
-    if None not in reads:
-        text += (
-            f" and read {reads[1] - reads[0]:.0f} tokens fewer"
-            if reads[1] >= reads[0]
-            else f" and read {reads[0] - reads[1]:.0f} tokens more"
-        )
-    text += f"; paid back after {math.ceil(requests):,} requests, {days:.2g} days at {args.requests_per_day:g} a day"
-    return (
-        f"{text}; over {args.horizon_days:g} days it {'saves' if saved > 0 else 'loses'} {abs(saved):.1f} machine hours"
-    )
-
-
 def words(candidate, metric):
-    """A candidate in a line."""
+    """A candidate in one line."""
     parts = [f"{metric} {candidate.score:.3f} ± {1.96 * candidate.score_error:.3f}"]
     parts += [f"{candidate.latency_ms:.0f} ms a request (median)"] if candidate.latency_ms is not None else []
-    parts += [f"{candidate.memory_gb:.2f} GB at its peak"] if candidate.memory_gb is not None else []
+    parts += [f"{candidate.memory_gb:.2f} GB peak memory"] if candidate.memory_gb is not None else []
     parts += [f"{candidate.labels:.0f} labelled examples"] if candidate.labels else []
     parts += [f"{candidate.train_seconds:.0f} s of training"] if candidate.train_seconds else []
     return f"{candidate.name}: {', '.join(parts)}"
 
 
 def relax(decision):
-    """Which limits to relax, to values that do let something in: rounded up, an accuracy down."""
-    told = []
-    for name, value in decision["relaxed"]:
-        digits = ROUNDED[name]
+    """Which limits to relax: values rounded up, an accuracy down, so that something is within the limits."""
+    texts = []
+    for name, value in decision.relaxed:
+        text, digits = RELAXED[name]
         rounded = math.floor(value * 10**digits) if name == "required_accuracy" else math.ceil(value * 10**digits)
-        told.append(UNITS[name].format(rounded / 10**digits))
-    return (" or " if decision["relax_one"] else " and ").join(told)
+        texts.append(text.format(rounded / 10**digits))
+    return (" or " if decision.relax_one else " and ").join(texts)
 
 
-def next_command(decision, args):
-    """The command of the choice; for a predicted one with the person's own model and data."""
-    row = decision["choice"].configuration.rows[0]
-    model = "gen_model" if "gen_model" in configurations.flags(row) else "model"
-    changes = {name: found for name, found in ((model, args.model), ("dataset", args.dataset)) if found}
-    return commands.command(row, **(changes if decision["basis"] == "model" else {}))
-
-
-def tell(decision, reasons, source, skipped, args):
-    """Print the decision."""
-    if decision["basis"] == "rows":
-        where = f"{decision['data']}, n = {decision['n']}, {decision['hardware']} ({source})"
-        print(f"Decided from rows: {decision['considered']} configurations measured on {where}")
-        if decision["elsewhere"]:
-            print(f"  {decision['elsewhere']}")
+def heading(decision, source, skipped):
+    """Lines on what the decision rests on. source: the results CSV; skipped: [(run id, why its row does not count)]."""
+    why = f" ({'; '.join(decision.not_used)})" if decision.not_used else ""
+    if decision.basis == "rows":
+        where = f"{decision.data}, n = {decision.n}, {decision.hardware} ({source})"
+        lines = [f"Decided from rows: {decision.considered} configurations measured on {where}"]
+        lines += [f"  {decision.elsewhere}"] if decision.elsewhere else []
+    elif decision.basis == "model":
+        lines = [f"Predicted from the rows in {source}{why}: {decision.considered} configurations"]
     else:
-        why = f" ({'; '.join(reasons)})" if reasons else ""
-        print(
-            f"Decided by a model of the rows in {source}{why}: {decision['considered']} configurations predicted"
-            if decision["basis"] == "model"
-            else f"Decided by rules of thumb{why}"
-        )
+        lines = [f"Decided by rules of thumb{why}"]
     if skipped:
-        statuses = sorted({why.split(":")[0] for _, why in skipped})
-        print(f"  {len(skipped)} rows not used ({'; '.join(statuses)[:160]})")
-    if decision["basis"] == "rules":
-        return tell_rules(decision)
-    if decision["choice"] is None:
-        print(
-            f"Nothing fits. The nearest is {words(decision['nearest'], decision['metric'])}; {', '.join(decision['over'])}"
-        )
-        if decision["relaxed"]:
-            print(f"Something fits if you relax {relax(decision)}")
-        if decision["untried"]:
-            print(
-                f"Not measured here, but what rules of thumb would try: {rules.NAMES[decision['untried'][0]]}; {decision['untried'][1]}"
-            )
-        return None
-    print(f"Choice: {words(decision['choice'], decision['metric'])}")
-    for text in decision["cautions"]:
-        print(f"  - CAUTION: {text}")
-    if decision["ties"]:
-        names = "; ".join(c.name for c in decision["ties"][:6])
-        why = "it costs least" if args.prefer == "accuracy" else "it scores best"
-        print(f"  - {why} among {len(decision['ties']) + 1} that tie within the noise; the others: {names}")
-    for other in decision["others"][:3]:
-        print(f"Next: {words(other, decision['metric'])}")
-    found = break_even(decision, args)
-    if found:
-        print(f"Break-even: {found}")
-    print(f"Rows used: {' '.join(row['run_id'] for row in decision['choice'].configuration.rows)}")
-    print(f"Run {'it again' if decision['basis'] == 'rows' else 'next'}: {next_command(decision, args)}")
+        statuses = sorted({reason.split(":")[0] for _, reason in skipped})
+        lines.append(f"  {len(skipped)} rows not used ({'; '.join(statuses)[:160]})")
+    return lines
 
 
-def tell_rules(decision):
-    if decision["choice"]:
-        print(f"Choice: {rules.NAMES[decision['choice']]}, {decision['precision']} weights")
-        print("".join(f"  - {reason}\n" for reason in decision["reasons"]), end="")
-        print("".join(f"  - CAUTION: {text}\n" for text in decision["cautions"]), end="")
-        if decision["runner_up"]:
-            print(f"Runner-up: {rules.NAMES[decision['runner_up']]}")
+def text(decision, source, skipped):
+    """The decision with its reasons, what comes next, and the command that measures it."""
+    lines = heading(decision, source, skipped)
+    chosen = decision.configuration
+    if decision.choice is None:
+        lines += nothing_fits(decision)
+    elif chosen:
+        lines.append(f"Choice: {words(chosen, decision.metric)}")
     else:
-        near = decision["nearest"]
-        print(f"Nothing fits. The nearest is {rules.NAMES[near]}, which {' and '.join(decision['rejected'][near])}.")
-    for name, found in decision["rejected"].items():
-        print(f"Ruled out: {rules.NAMES[name]}, which {' and '.join(found)}")
-    if decision["choice"]:
-        print(f"Run next: {decision['command']}")
+        lines.append(f"Choice: {rules.NAMES[decision.choice]}, {decision.precision} weights")
+    lines += [f"  - {reason}" for reason in decision.reasons]
+    lines += [f"  - CAUTION: {caution}" for caution in decision.cautions]
+    lines += [f"Next: {words(other, decision.metric)}" for other in decision.others[:3]]
+    if decision.runner_up and not decision.others:
+        lines.append(f"Runner-up: {rules.NAMES[decision.runner_up]}")
+    lines += [f"Ruled out: {rules.NAMES[name]}, which {' and '.join(why)}" for name, why in decision.rejected.items()]
+    if decision.lessons:
+        lines.append(f"What the rows in {source} say in general, on the data sets that they measure:")
+        lines += [f"  - {lesson}" for lesson in decision.lessons]
+    if decision.break_even:
+        lines.append(f"Break-even: {decision.break_even}")
+    if chosen:
+        used = " ".join(row["run_id"] for row in chosen.configuration.rows)
+        lines.append(f"Rows used: {used}" if decision.basis == "rows" else f"Measured on other data by: {used}")
+    if decision.command:
+        lines.append(f"{'Run it again' if decision.basis == 'rows' else 'Measure it'}: {decision.command}")
+    return "\n".join(lines)
 
 
-def explain(decision, args):
-    """The decision as a short text that a manager can read."""
-    wanted = [
-        text
-        for text in (
-            f"at most {args.latency_ms:g} ms an answer" if args.latency_ms else "",
-            f"at most {args.memory_gb:g} GB of memory" if args.memory_gb else "",
-            f"{args.data_size:,} labelled examples" if args.data_size is not None else "",
-            f"a score of {args.required_accuracy:g} or better" if args.required_accuracy else "",
-        )
-        if text
+def nothing_fits(decision):
+    """Lines on the nearest configuration or strategy, and on what would help."""
+    if not isinstance(decision.nearest, Candidate):
+        return [f"Nothing fits. The nearest is {rules.NAMES[decision.nearest]}, which {' and '.join(decision.over)}."]
+    lines = [f"Nothing fits. The nearest is {words(decision.nearest, decision.metric)}; {', '.join(decision.over)}"]
+    if decision.relaxed:
+        lines.append(f"Something fits if you relax {relax(decision)}")
+    if decision.untried:
+        name, command = decision.untried
+        lines.append(f"Not measured here, but rules of thumb would try {rules.NAMES[name]}: {command}")
+    return lines
+
+
+def question(decision):
+    """The question in one sentence."""
+    limits = decision.limits
+    parts = [
+        f"at most {limits.latency_ms:g} ms an answer" if limits.latency_ms else "",
+        f"at most {limits.memory_gb:g} GB of memory" if limits.memory_gb else "",
+        f"{limits.data_size:,} labelled examples" if limits.data_size is not None else "",
+        f"a score of {limits.required_accuracy:g} or better" if limits.required_accuracy else "",
     ]
-    said = [f"You asked for {args.task}" + (f" with {', '.join(wanted)}." if wanted else ", without limits.")]
-    if decision["basis"] == "rules":
-        said.append("Nothing comparable has been measured yet, so this is experience, not evidence.")
-        if decision["choice"]:
-            said.append(f"Begin with {rules.NAMES[decision['choice']]}: {decision['reasons'][0]}.")
-            said.append(f"Measure it before you decide: {decision['command']}")
-        else:
-            said.append(
-                f"Nothing fits; the nearest is {rules.NAMES[decision['nearest']]}. More memory or labelled examples would change that."
-            )
-    elif decision["choice"] is None:
-        near = f"{decision['nearest'].name}, {', '.join(decision['over'])}"
-        said.append(
-            f"None of the {decision['considered']} ways that were tried on {decision['data']} keeps all of that. The nearest is {near}."
-        )
-        if decision["relaxed"]:
-            said.append(f"It becomes possible if you relax {relax(decision)}.")
-    else:
-        choice, measured = decision["choice"], decision["basis"] == "rows"
-        where = (
-            f"measured on {decision['n']} examples of {decision['data']}, {decision['hardware']}"
-            if measured
-            else "predicted from other tasks"
-        )
-        name = (
-            f"{decision['metric']} ({MEANING[decision['metric']]})"
-            if decision["metric"] in MEANING
-            else decision["metric"]
-        )
-        said.append(f"Of {decision['considered']} ways, we suggest {choice.name}.")
-        said.append(f"Its {name} is {choice.score:.2f}, give or take {1.96 * choice.score_error:.2f}, {where}.")
-        needs = [
-            f"an answer takes {choice.latency_ms:.0f} ms" if choice.latency_ms is not None else "",
-            f"{choice.memory_gb:.1f} GB of memory are needed at the peak" if choice.memory_gb is not None else "",
-            f"{choice.labels:.0f} labelled examples were used" if choice.labels else "",
+    given = ", ".join(filter(None, parts))
+    return f"You asked for {decision.task}" + (f" with {given}." if given else ", without limits.")
+
+
+def short_text(decision):
+    """The decision as a few sentences for people who do not run scripts."""
+    if decision.basis == "rules":
+        sentences = by_rules(decision)
+    elif decision.choice is None:
+        near = f"{decision.nearest.name}, {', '.join(decision.over)}"
+        sentences = [
+            f"None of the {decision.considered} configurations measured on {decision.data} is within all limits. "
+            f"The nearest is {near}.",
+            f"It becomes possible if you relax {relax(decision)}." if decision.relaxed else "",
         ]
-        told = ", ".join(filter(None, needs))
-        said.append(f"{told[0].upper()}{told[1:]}." if told else "")
-        if decision["ties"]:
-            why = "costs least to run" if args.prefer == "accuracy" else "scores best"
-            said.append(f"Within the noise {len(decision['ties'])} others do as well, so the one that {why} was taken.")
-        said += [f"Break-even: {found}." for found in [break_even(decision, args)] if found]
-        said += [f"Note: {text}." for text in decision["cautions"]]
-    print("\n".join(filter(None, said)))
+    else:
+        sentences = by_numbers(decision)
+    return "\n".join(filter(None, [question(decision), *sentences]))
 
 
-def as_json(decision, reasons, args):
-    """The decision with nothing but JSON's own types."""
-    if decision["basis"] == "rules":
-        return {**decision, "not_used": reasons}
-    choice = decision["choice"]
+def by_rules(decision):
+    """Sentences on a Decision by rules of thumb."""
+    sentences = ["Nothing comparable has been measured yet, so this is experience, not evidence."]
+    if decision.choice is None:
+        name = rules.NAMES[decision.nearest]
+        return [*sentences, f"Nothing fits; the nearest is {name}. More memory or labelled examples would change that."]
+    sentences.append(f"Begin with {rules.NAMES[decision.choice]}: {decision.reasons[0]}.")
+    if decision.runner_up:
+        sentences.append(f"The runner-up is {rules.NAMES[decision.runner_up]}.")
+    sentences += [f"In measurements on other data, {lesson}." for lesson in decision.lessons]
+    return [*sentences, f"Measure it before you decide: {decision.command}"]
+
+
+def by_numbers(decision):
+    """Sentences on a measured or predicted choice."""
+    chosen, metric = decision.configuration, decision.metric
+    measured = f"measured on {decision.n} examples of {decision.data}, {decision.hardware}"
+    where = measured if decision.basis == "rows" else "predicted from other data"
+    name = f"{metric} ({MEANING[metric]})" if metric in MEANING else metric
+    needs = [
+        f"an answer takes {chosen.latency_ms:.0f} ms" if chosen.latency_ms is not None else "",
+        f"the peak memory is {chosen.memory_gb:.1f} GB" if chosen.memory_gb is not None else "",
+        f"{chosen.labels:.0f} labelled examples were used" if chosen.labels else "",
+    ]
+    needed = ", ".join(filter(None, needs))
+    sentences = [
+        f"Of {decision.considered} configurations, we suggest {chosen.name}.",
+        f"Its {name} is {chosen.score:.2f}, give or take {1.96 * chosen.score_error:.2f}, {where}.",
+        f"{needed[0].upper()}{needed[1:]}." if needed else "",
+    ]
+    if decision.ties:
+        why = "costs least to run" if decision.prefer == "accuracy" else "scores best"
+        n = len(decision.ties)
+        sentences.append(f"Within the noise {n} others do as well, so the one that {why} was taken.")
+    sentences += [f"Break-even: {decision.break_even}."] if decision.break_even else []
+    return sentences + [f"Note: {caution}." for caution in decision.cautions]
+
+
+def as_json(decision):
+    """The Decision's fields as JSON's own types. Candidates are objects, ties their names."""
+
+    def plain(candidate):
+        return candidate_json(candidate) if isinstance(candidate, Candidate) else candidate
+
+    fields = {field.name: getattr(decision, field.name) for field in dataclasses.fields(decision)}
     return {
-        **decision,
-        "choice": choice.strategy if choice else None,
-        "configuration": candidates.as_json(choice),
-        "ties": [c.name for c in decision["ties"]],
-        "others": [candidates.as_json(c) for c in decision["others"][:10]],
-        "nearest": candidates.as_json(decision["nearest"]),
-        "relaxed": dict(decision["relaxed"]),
-        "command": next_command(decision, args) if choice else None,
-        "not_used": reasons,
-        "break_even": break_even(decision, args) if choice else None,
+        **fields,
+        "limits": dataclasses.asdict(decision.limits),
+        "configuration": plain(decision.configuration),
+        "ties": [c.name for c in decision.ties],
+        "others": [plain(c) for c in decision.others],
+        "nearest": plain(decision.nearest),
+        "relaxed": dict(decision.relaxed),
     }
+
+
+def candidate_json(candidate):
+    """What a program may want to know of a Candidate."""
+    names = ("name", "strategy", "score", "score_error", "latency_ms", "memory_gb", "labels", "train_seconds")
+    rows = candidate.configuration.rows if candidate.configuration else []
+    fields = {name: getattr(candidate, name) for name in names}
+    return {**fields, "rows": [row["run_id"] for row in rows], "command": candidate.command}

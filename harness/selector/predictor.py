@@ -1,4 +1,4 @@
-"""Gaussian processes over the rows: scores, latencies and memory of configurations on new data."""
+"""Gaussian processes over the rows (scikit-learn): score, latency and memory of a configuration on new data."""
 
 import dataclasses
 import math
@@ -17,28 +17,19 @@ import utils
 from harness.results import configurations
 from harness.selector.candidates import Candidate, Limits, choose, eligible
 
-MIN_CONFIGURATIONS, MIN_GROUPS = 20, 3  # that a model is trained on
-
-
-TIE_POINTS = 0.01  # of a predicted score
-
-
-# rules of thumb: ten times the labels bring a trained model a few points; rounded weights cost some (Dettmers et al. 2022, 2023: little)
+MIN_CONFIGURATIONS, MIN_GROUPS = 20, 3  # that the predictor needs to learn from
+TIE_POINTS = 0.01  # predicted scores closer than this are ties
+# rules of thumb: ten times the labels give a trained model a few points; int8 and nf4 weights cost a little
+# (Dettmers et al. 2022, 2023)
 PER_DECADE, NARROW = 0.05, {"int8": 0.01, "nf4": 0.02}
-
-
 ROUNDS = 3  # of backfitting
-
-
-CONFIDENCE = 0.9  # that a predicted configuration keeps the limits
-
-
-BEYOND = 2  # a number may be outside of those seen by this factor
+CONFIDENCE = 0.9  # probability of being within the limits that a prediction needs to be recommended as likely
+BEYOND = 2  # a feature may lie outside the measured range by this factor
 
 
 @dataclass(frozen=True)
 class Spec:
-    """A configuration as it is known before it runs. tokens: of one example's prompt without demonstrations and passages."""
+    """What is known of a configuration before it runs."""
 
     strategy: str
     kind: str
@@ -48,20 +39,20 @@ class Spec:
     precision: str
     trainable: float
     passages: float
-    tokens: float
+    tokens: float  # of one example's prompt, without demonstrations and passages
     new_tokens: float
-    steps: float
+    steps: float  # of the optimizer; 0 without training
     majority: float | None
     predicted_gb: float | None
-    encoder: bool  # a classification head reads the text, no prompt
-    calibrated: bool = False  # the label prior is divided out
+    encoder: bool  # a classification head on the text, no prompt
+    calibrated: bool = False  # label scores are divided by the label prior
 
     def input_tokens(self):
-        """Tokens that one request reads, roughly."""
+        """Input tokens of one request, roughly: 64 a passage."""
         return self.tokens * (1 + self.shots) + 64 * self.passages
 
     def numbers(self):
-        """The features that are sizes: (name, value), as logarithms."""
+        """[(name, log10 of the value)] of the features that are sizes."""
         return [
             ("parameters", math.log10(self.params)),
             ("examples trained on", math.log10(1 + (self.labels if self.steps else 0))),
@@ -74,14 +65,14 @@ class Spec:
         ]
 
     def prior(self):
-        """What is expected of the score before any row speaks: above the majority class, by rules of thumb that the rows correct."""
+        """Expected score above the majority class, by rules of thumb; the Gaussian process learns the rest."""
         return PER_DECADE * (math.log10(1 + self.labels) - 2 if self.steps else 0) - NARROW.get(self.precision, 0.0)
 
     def vector(self):
         """Features of the score: sizes, strategy, kind.
 
-        The precision is left to `prior`, since logs seldom have it in pairs to learn from; optimizer steps go with the labels, and are
-        left out.
+        Precision is left to `prior`, because few rows differ in it alone. Optimizer steps are left out, because they
+        grow with the labels.
         """
         strategies = [
             float(self.strategy == name)
@@ -91,7 +82,7 @@ class Spec:
         return [*sizes, *strategies, float(self.encoder), float(self.kind == "classification"), float(self.calibrated)]
 
     def work(self):
-        """Features of latency: the logarithms of what is read and written, times the parameters, and the precision."""
+        """Features of latency: log10 of parameters times tokens read and written, precision, kind of model."""
         read, written = self.params * self.input_tokens(), self.params * (1 + self.new_tokens)
         bits = [float(self.precision in names) for names in (("bf16", "fp16"), ("int8",), ("nf4",))]
         return [
@@ -105,23 +96,18 @@ class Spec:
 
 
 def prompt_tokens(rows):
-    """{data set: mean tokens of a prompt without demonstrations or passages}, from the rows that counted them."""
-    found = {}
+    """{data set: tokens of one prompt without demonstrations or passages, median over the rows that counted them}."""
+    counts = {}
     for row in rows:
         tokens, n = configurations.value(row, "prompt_tokens"), configurations.value(row, "n_eval")
-        if (
-            tokens
-            and n
-            and not configurations.value(row, "k_shots")
-            and row["strategy"] != "rag"
-            and row["variant"] not in configurations.BASELINES
-        ):
-            found.setdefault(configurations.data_name(row), []).append(tokens / n)
-    return {name: statistics.median(values) for name, values in found.items()}
+        plain = row["strategy"] != "rag" and not configurations.value(row, "k_shots")
+        if tokens and n and plain and row["variant"] not in configurations.BASELINES:
+            counts.setdefault(configurations.data_name(row), []).append(tokens / n)
+    return {name: statistics.median(values) for name, values in counts.items()}
 
 
 def spec(configuration, tokens):
-    """The Spec of a Configuration. tokens: of its data set's examples."""
+    """The Spec of a Configuration. tokens: of one example's prompt on its data set."""
     row, flags = configuration.rows[0], configurations.flags(configuration.rows[0])
     labels, epochs = configuration.mean("labels_used"), flags.get("epochs") or 0
     trainable = configuration.mean("trainable_params") or 0.0
@@ -155,17 +141,17 @@ def spec(configuration, tokens):
 
 
 class Predictor:
-    """Gaussian processes for score, log latency, log memory and log training time, trained on Configurations of one kind of device."""
+    """Gaussian processes for score, log latency, log memory and log training time, for one kind of device."""
 
-    def __init__(self, found, tokens):
-        """found: [(group, Configuration)] with their data set and model as group; tokens: as of `prompt_tokens`. UserError: too few."""
-        known = [(group, c, spec(c, tokens[group[0]])) for group, c in found if group[0] in tokens and eligible(c)]
+    def __init__(self, groups, tokens):
+        """groups: [((data set, model), Configuration)]. tokens: from `prompt_tokens`. UserError if they are too few."""
+        known = [(group, c, spec(c, tokens[group[0]])) for group, c in groups if group[0] in tokens and eligible(c)]
         known = [(group, c, s) for group, c, s in known if s.kind]
-        groups = {group for group, _, _ in known}
-        if len(known) < MIN_CONFIGURATIONS or len(groups) < MIN_GROUPS:
+        n_groups = len({group for group, _, _ in known})
+        if len(known) < MIN_CONFIGURATIONS or n_groups < MIN_GROUPS:
             raise utils.UserError(
-                f"{len(known)} configurations of {len(groups)} data sets and models are too few to learn from "
-                f"({MIN_CONFIGURATIONS} and {MIN_GROUPS} are wanted)"
+                f"the rows are too few to predict from: {len(known)} configurations on {n_groups} pairs of data set "
+                f"and model, at least {MIN_CONFIGURATIONS} and {MIN_GROUPS} are needed"
             )
         self.specs = [s for _, _, s in known]
         self.known = known
@@ -183,7 +169,7 @@ class Predictor:
         return (*_fit(*zip(*pairs)), features) if len(pairs) >= 5 else None
 
     def refusal(self, wanted):
-        """Why a Spec is beyond what the rows cover, None where it is not."""
+        """Why a Spec is outside the range of the rows; None if it is within."""
         for name in ("strategy", "kind"):
             if getattr(wanted, name) not in {getattr(s, name) for s in self.specs}:
                 return f"no row of {getattr(wanted, name)}"
@@ -191,23 +177,23 @@ class Predictor:
         for i, (name, value) in enumerate(wanted.numbers()):
             seen = [s.numbers()[i][1] for s in self.specs]
             if not min(seen) - edge <= value <= max(seen) + edge:
-                return f"{10**value:,.0f} {name} are beyond the {10 ** min(seen):,.0f} to {10 ** max(seen):,.0f} that were measured"
+                low, high = 10 ** min(seen), 10 ** max(seen)
+                return f"{10**value:,.0f} {name} are beyond the {low:,.0f} to {high:,.0f} that were measured"
         return None
 
     def candidate(self, wanted, name, configuration=None, data=None):
-        """The Candidate of a Spec, with predicted score, latency and memory and their errors. data: the data set, where rows know it."""
+        """The Candidate of a Spec, with predicted score, latency and memory and their errors.
+
+        data: the data set's name. If rows measure it, its random effect is added; else its spread widens the error.
+        """
         score, error = _predict(self.score, wanted.vector())
         if data in self.levels:
             score += self.levels[data]
         else:
             error = math.hypot(error, statistics.pstdev(self.levels.values()))
-        found = {}
-        for quantity, model in (("latency", self.latency), ("memory", self.memory), ("training", self.training)):
-            found[quantity] = _predict(model[:2], model[2](wanted)) if model else (None, 0.0)
         (latency, latency_error), (memory, memory_error), (training, _) = (
-            found["latency"],
-            found["memory"],
-            found["training"],
+            _predict(model[:2], model[2](wanted)) if model else (None, 0.0)
+            for model in (self.latency, self.memory, self.training)
         )
         seconds = math.exp(training) if training is not None and wanted.steps else 0.0
         score += wanted.prior() + (wanted.majority or 0.0)
@@ -228,13 +214,13 @@ class Predictor:
 
 
 def _memory_features(s):
-    rounded = float(s.precision in ("int8", "nf4"))  # their peaks are further above the forecast
+    quantized = float(s.precision in ("int8", "nf4"))  # their peaks are further above the forecast
     return [
         math.log10(s.params),
         math.log10(s.predicted_gb or s.params * 4 / utils.GB),
         float(s.steps > 0),
         float(s.passages > 0),
-        rounded,
+        quantized,
     ]
 
 
@@ -248,22 +234,22 @@ def _training_features(s):
 
 
 def _fit(features, targets):
-    """(scaler, Gaussian process) with one length scale over standardised features and a noise of its own."""
+    """(scaler, Gaussian process): one length scale over standardised features, a linear kernel, and noise."""
     scaler = StandardScaler().fit(features)
     kernel = ConstantKernel(1.0, (1e-2, 1e2)) * RBF(2.0, (0.5, 20)) + ConstantKernel(0.1, (1e-4, 1e1)) * DotProduct(
         1.0, (0.1, 10)
     )
     process = GaussianProcessRegressor(kernel + WhiteKernel(0.1, (1e-3, 1)), normalize_y=True, random_state=0)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # an optimum at one of the bounds is what they are for
+        warnings.simplefilter("ignore", ConvergenceWarning)  # an optimum at a bound is expected
         return scaler, process.fit(scaler.transform(features), targets)
 
 
 def _fit_levels(features, targets, groups):
-    """(what `_fit` gives, {group: how far it is above what its features say}).
+    """(what `_fit` returns, {group: its random effect}).
 
-    A random effect for each data set, by backfitting (Breiman and Friedman 1985) with shrinkage: a hard data set must not make the
-    ways tried on it look bad.
+    One random effect for each data set, by backfitting (Breiman and Friedman 1985) with shrinkage: a hard data set must
+    not make the strategies tried on it look bad.
     """
     levels = dict.fromkeys(groups, 0.0)
     for _ in range(ROUNDS):
@@ -282,7 +268,10 @@ def _predict(model, features):
 
 
 def chance(candidate, limits):
-    """Probability that a predicted candidate keeps the limits, latency, memory and score taken as independent normal variables."""
+    """Probability that a predicted candidate is within the limits.
+
+    The score and the logarithms of latency and memory are taken as independent normal variables.
+    """
     if limits.data_size is not None and candidate.labels > limits.data_size:
         return 0.0
     p = 1.0
@@ -298,25 +287,26 @@ def chance(candidate, limits):
 
 
 def choose_predicted(candidates, limits, prefer="accuracy"):
-    """(choice or None where none can keep the limits, its chance to, [the others that are as sure, from the best on]).
+    """(choice or None if none can be within the limits, its probability to be, [others, best first]).
 
-    Those that keep the limits with CONFIDENCE are compared as measured ones are, scores within TIE_POINTS as ties; where none is that
-    sure, the surest is taken.
+    Candidates that are within the limits with a probability of CONFIDENCE are compared like measured ones, scores
+    within TIE_POINTS as ties. If there are none, the one with the highest probability is taken, without others.
     """
     chances = {id(c): chance(c, limits) for c in candidates}
     sure = [c for c in candidates if chances[id(c)] >= CONFIDENCE]
     if not sure:
         best = max((c for c in candidates if chances[id(c)]), key=lambda c: chances[id(c)], default=None)
         return best, chances.get(id(best), 0.0), []
-    even = [dataclasses.replace(c, score_error=TIE_POINTS) for c in sure]  # the error that all share tells none apart
+    even = [dataclasses.replace(c, score_error=TIE_POINTS) for c in sure]  # most of the error is common to all
     choice, _, kept = choose(even, Limits(requests=limits.requests), prefer)
     original = {id(e): c for e, c in zip(even, sure)}
     return original[id(choice)], chances[id(original[id(choice)])], [original[id(c)] for c in kept if c is not choice]
 
 
 def groups_of(rows):
-    """[((data set, model), Configuration)] of rows that `rows.select` kept, of one kind of device."""
-    found = []
-    for panel, members in configurations.panels(rows).items():
-        found += [((panel.data, Path(c["model"]).name), c) for c in configurations.group_seeds(members)]
-    return found
+    """[((data set, model), Configuration)] of rows of one kind of device that `configurations.select` kept."""
+    return [
+        ((panel.data, Path(c["model"]).name), c)
+        for panel, members in configurations.panels(rows).items()
+        for c in configurations.group_seeds(members)
+    ]

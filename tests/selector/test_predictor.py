@@ -18,7 +18,7 @@ def test_the_model_predicts_a_group_it_has_not_seen(tmp_path):
         learned = predictor.Predictor([(group, c) for group, c in found if group[0] != left_out], tokens)
         for group, c in found:
             if group[0] == left_out:
-                wanted = learned.spec(c, tokens[left_out])
+                wanted = predictor.spec(c, tokens[left_out])
                 guess = learned.candidate(wanted, c.name)
                 assert learned.refusal(wanted) is None
                 assert abs(guess.score - c.mean()) < 0.06 and guess.latency_ms == pytest.approx(
