@@ -78,7 +78,7 @@ import prompt_eval
         ),
         (
             "rag_eval.py --embed_model EMBEDDER --gen_model LLAMA --dataset QUESTIONS --index ivfpq",
-            "256 vectors at least",
+            "at least 256 vectors",
         ),
         (
             "rag_eval.py --embed_model EMBEDDER --gen_model LLAMA --dataset QUESTIONS --index_dir FILE",

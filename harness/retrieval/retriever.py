@@ -130,10 +130,8 @@ class Retriever:
             if self.options[name] is not None and self.options[name] != index.options.get(name):
                 other.append(f"{name} {index.options.get(name) or 'by default'}, not {self.options[name]}")
         if other:
-            raise utils.UserError(
-                f"--index_dir {args.index_dir} was built with {'; '.join(other)}: "
-                "give the same flags, or another folder"
-            )
+            text = f"--index_dir {args.index_dir} was built with {'; '.join(other)}"
+            raise utils.UserError(f"{text}: give the same flags, or another folder")
 
     def save(self, folder=None):
         """Save the index in the folder, or in --index_dir; without either nothing is saved."""
@@ -227,10 +225,9 @@ class Retriever:
         if self.reranker:
             ranked = self._timed("rerank", lambda: self._rerank(questions, ranked))
         if args.min_score is not None:
-            ranked = [
-                [pair for pair, value in zip(pairs, self._strengths(queries, i, pairs)) if value >= args.min_score]
-                for i, pairs in enumerate(ranked)
-            ]
+            for i, pairs in enumerate(ranked):
+                values = self._strengths(queries, i, pairs)
+                ranked[i] = [pair for pair, value in zip(pairs, values) if value >= args.min_score]
         if args.mmr is not None:
             ranked = self._timed("search", lambda: [self._diverse(*pair, k) for pair in zip(queries, ranked)])
         return [[Hit(self.index.chunk(row), score, row) for row, score in pairs[:k]] for pairs in ranked]
@@ -260,15 +257,11 @@ class Retriever:
 
     def _rerank(self, questions, ranked):
         """The first --rerank_depth of each list in the cross-encoder's order; --min_score drops the others."""
-        depth = self.args.rerank_depth
-        texts = [
-            (question, self.index.chunk(row).full)
-            for question, pairs in zip(questions, ranked)
-            for row, _ in pairs[:depth]
-        ]
-        bar = len(texts) > 1000
-        size = self.embedder.batch_size
-        scores = iter(self.reranker.predict(texts, batch_size=size, show_progress_bar=bar) if texts else ())
+        depth, texts = self.args.rerank_depth, []
+        for question, pairs in zip(questions, ranked):
+            texts += [(question, self.index.chunk(row).full) for row, _ in pairs[:depth]]
+        options = {"batch_size": self.embedder.batch_size, "show_progress_bar": len(texts) > 1000}
+        scores = iter(self.reranker.predict(texts, **options) if texts else ())
         reranked = []
         for pairs in ranked:
             scored = [(row, float(next(scores))) for row, _ in pairs[:depth]]
