@@ -1,20 +1,22 @@
-"""Charts and a report of the results CSV; paired tests of two runs; export for SQL and JSON.
+"""Charts and a report of the results CSV; a paired test of two runs; export to SQLite and JSON.
 
-Rows are drawn together only where their evaluation examples (eval_id), metric and hardware are the same; each such group is one
-panel. Runs that differ in their seeds alone are one configuration, drawn as mean and spread. What is left out is said, and why.
+Rows are compared only where evaluation examples (eval_id), metric and hardware are the same; such rows form one panel,
+and each panel gets its own PNGs. Runs that differ only in their seeds are one configuration, drawn as mean and
+interval. Rows that are left out are listed with the reason.
 
     python plot_results.py                         # results.csv, or sample_results.csv if there is none yet
     python plot_results.py --results mine.csv --output_dir charts --report RESULTS.md
-    python plot_results.py --compare runs/RUN_A runs/RUN_B     # a paired test on the examples that both have seen
+    python plot_results.py --compare runs/RUN_A runs/RUN_B     # a paired test on the examples that both have scored
     python plot_results.py --export results.db && sqlite3 results.db "SELECT variant, score FROM results ORDER BY score"
 """
 
 import collections
+import shlex
 from pathlib import Path
 
 import utils
 from harness import flags
-from harness.results import charts, compare, configurations, report, store, tables
+from harness.results import store
 
 
 def parse_args(argv=None):
@@ -22,9 +24,9 @@ def parse_args(argv=None):
     parser.add_argument(
         "--results", help="the results CSV (default: results.csv, or sample_results.csv if there is none yet)"
     )
-    parser.add_argument("--output_dir", default="plots", help="where the PNGs go (default: %(default)s)")
+    parser.add_argument("--output_dir", default="plots", help="folder of the PNGs (default: %(default)s)")
     parser.add_argument(
-        "--report", metavar="FILE.md", help="write the findings, tables, charts and commands as Markdown"
+        "--report", metavar="FILE.md", help="write findings, tables, charts and commands as a Markdown page too"
     )
     group = parser.add_argument_group("instead of charts")
     group.add_argument(
@@ -35,77 +37,80 @@ def parse_args(argv=None):
         help="print the rows as a Markdown table; best: the best of each strategy and data set",
     )
     group.add_argument(
-        "--compare", nargs=2, metavar="RUN", help="two run folders: are they different on the same examples?"
+        "--compare", nargs=2, metavar="RUN", help="two run folders: do they differ on the examples that both have?"
     )
     group.add_argument(
         "--export", metavar="FILE.db|FILE.json", help="write the rows as a SQLite database (table results) or as JSON"
     )
     args = parser.parse_args(argv)
+    if args.report and (args.export or args.markdown or args.compare):
+        parser.error("--report comes with the charts; leave out --export, --markdown and --compare")
     if args.export and Path(args.export).suffix not in (".db", ".sqlite", ".json"):
-        parser.error(f"--export {args.export}: the ending says the kind, .db or .sqlite for SQLite, .json for JSON")
+        parser.error(f"--export {args.export}: the file must end in .db or .sqlite (SQLite) or in .json (JSON)")
+    args.results = args.results or ("results.csv" if Path("results.csv").is_file() else "sample_results.csv")
     return args
 
 
-# -------------------------------------------------------------------------------------------------------------- the charts
-
-
-# --------------------------------------------------------------------------------------------------------------- the tables
-
-
-def writable(path, flag):
-    """The path, whose folder is there; UserError where nothing can be written."""
+def check_writable(path, flag):
+    """UserError where no file can be written at this path."""
     path = Path(path)
-    if path.is_dir() or not path.parent.is_dir():
-        raise utils.UserError(
-            f"{flag} {path}: {'that is a folder' if path.is_dir() else f'there is no folder {path.parent}'}"
-        )
-    return path
+    if path.is_dir():
+        raise utils.UserError(f"{flag} {path} is a folder; give a file name")
+    if not path.parent.is_dir():
+        raise utils.UserError(f"{flag} {path}: there is no folder {path.parent}")
+
+
+def make_folder(path):
+    """The folder of the charts, made where it is not there."""
+    try:
+        Path(path).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise utils.UserError(f"--output_dir {path}: {error.strerror}") from None
+    return Path(path)
+
+
+def draw(args, rows):
+    """Print the rows, draw the charts and write the report."""
+    kept, skipped = configurations.select(rows)
+    print(f"{len(rows)} rows in {args.results}")
+    panels = configurations.panels(kept)
+    for panel, members in panels.items():
+        tables.print_table(panel, members)
+    for line in report.left_out(skipped):
+        print(f"left out: {line}")
+    if not kept:
+        raise utils.UserError(f"{args.results} has no row with status ok and a score, so there is nothing to draw")
+    ids = {run_id for run_id, _ in skipped}
+    left_out = collections.Counter(configurations.data_name(row) for row in rows if row["run_id"] in ids)
+    groups = {panel: configurations.group_seeds(members) for panel, members in panels.items()}
+    drawn = charts.draw(groups, make_folder(args.output_dir), args.results, left_out, args.report)
+    if args.report:
+        words = ["python", "plot_results.py", "--results", args.results, "--output_dir", args.output_dir]
+        command = shlex.join([*words, "--report", args.report])
+        report.write(args.report, rows, kept, skipped, drawn, args.results, command)
+        print(f"saved {args.report}")
 
 
 @utils.clean_exit
 def main(argv=None):
-    # 1. settings
     args = parse_args(argv)
-    if args.report and (args.export or args.markdown or args.compare):
-        raise utils.UserError("--report comes with the charts; leave out --export, --markdown and --compare")
+    for flag in ("report", "export"):
+        if getattr(args, flag):
+            check_writable(getattr(args, flag), f"--{flag}")
+    global charts, compare, configurations, report, tables  # heavy: after the arguments were checked
+    from harness.results import charts, compare, configurations, report, tables
+
     if args.compare:
         return compare.compare_runs(*args.compare)
-    path = args.results or ("results.csv" if Path("results.csv").is_file() else "sample_results.csv")
-    found = store.read_results(path)
-    if args.report:
-        writable(args.report, "--report")
-
-    # 2. the rows
+    rows = store.read_results(args.results)
     if args.markdown == "all":
-        return tables.print_markdown(found)
+        return tables.print_markdown(rows)
     if args.markdown == "best":
-        return tables.print_best(configurations.select(found)[0])
+        return tables.print_best(configurations.select(rows)[0])
     if args.export:
-        store.export(writable(args.export, "--export"), found)
-        return print(f"{len(found)} rows in {args.export}")
-    kept, skipped = configurations.select(found)
-    print(f"{len(found)} rows in {path}")
-    for panel, members in configurations.panels(kept).items():
-        tables.print_table(panel, members)
-    for run_id, why in skipped:
-        print(f"not drawn: {run_id} ({why})")
-    if not kept:
-        raise utils.UserError(f"{path} has no row with status ok and a score, so there is nothing to draw")
-
-    # 3. charts and report
-    folder = Path(args.output_dir)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise utils.UserError(f"--output_dir {folder}: {error.strerror}") from None
-    groups = {panel: configurations.group_seeds(members) for panel, members in configurations.panels(kept).items()}
-    left = {run_id for run_id, _ in skipped}
-    charts.SKIPPED.clear()
-    charts.SKIPPED.update(collections.Counter(configurations.data_name(row) for row in found if row["run_id"] in left))
-    drawn = charts.draw(groups, folder, path)
-    if args.report:
-        report.write(args.report, found, kept, skipped, drawn, path)
-        print(f"saved {args.report}")
+        store.export(args.export, rows)
+        return print(f"{len(rows)} rows in {args.export}")
+    return draw(args, rows)
 
 
 if __name__ == "__main__":

@@ -1,29 +1,33 @@
-"""Rows -> configurations of several seeds, and panels of rows that may be compared."""
+"""Rows -> configurations (runs that differ only in their seeds) and panels (rows that can be compared)."""
 
 import functools
 import json
 import math
 import statistics
-from collections import namedtuple
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import utils
-from harness.results import provenance, stats, store
+from harness.results import names, provenance, stats, store
 
 SEEDS = ("seed", "data_seed")
-
-
 NO_CONFIGURATION = (*provenance.OUTPUT_FLAGS, "repeats")  # each of --repeats runs has a row of its own
-
-
 CHANGES_NOTHING = (*NO_CONFIGURATION, *SEEDS, "latency_runs")
+BASELINES = (
+    "random_passages",
+    "gold_passage",
+)  # variants of rag_eval.py that no one can deploy: they bound what RAG gives
 
 
-BASELINES = ("random_passages", "gold_passage")  # variants of rag_eval.py that nobody could choose as a way to answer
+class Panel(NamedTuple):
+    """What rows must share so that their scores and times can be compared. All cells as text."""
 
-
-Panel = namedtuple("Panel", "data metric eval_id n_eval device")
+    data: str
+    metric: str
+    eval_id: str  # hash of the evaluation examples
+    n_eval: str
+    device: str
 
 
 @functools.lru_cache(maxsize=100_000)
@@ -43,7 +47,11 @@ def flags(row):
 
 
 def value(row, column):
-    """A cell as a finite number, None where there is none. memory: the GPU's peak, or the process'; labels_used: training or shots."""
+    """A cell as a finite number, None where there is none.
+
+    Two columns are computed: memory is the GPU's peak, else the process's, in GB; labels_used is the larger of the
+    training examples and the demonstrations.
+    """
     if column == "memory":
         found = value(row, "peak_gpu_gb")
         return value(row, "peak_rss_gb") if found is None else found
@@ -54,7 +62,10 @@ def value(row, column):
 
 
 def run_folder(row, beside):
-    """The folder of a row's run. Its run_dir is relative to where the script ran: here, or in `beside`, the folder of the CSV."""
+    """The folder of a row's run.
+
+    The row's run_dir is relative to the folder where the script ran: the current one, or `beside`, that of the CSV.
+    """
     places = [Path(row["run_dir"]), Path(beside) / row["run_dir"]]
     return next((place for place in places if row["run_dir"] and place.is_dir()), places[0])
 
@@ -72,7 +83,10 @@ def _same(row, without):
 
 
 def select(rows):
-    """(rows that count, [(run id, why not)]): ok, with a score, the newest of each script, flags, examples and hardware."""
+    """(rows that count, [(run id, why it does not count)]).
+
+    A row counts if its status is ok, it has a score, and no later row has the same script, flags, examples, hardware.
+    """
     newest, skipped = {}, []
     for row in rows:
         if row["status"] != "ok":
@@ -88,22 +102,22 @@ def select(rows):
 
 
 def data_name(row):
-    """What the row's data are called: the last part of the path, and the subset."""
+    """The name of the row's data: the last part of the path, and the subset."""
     return " ".join(filter(None, [Path(row["dataset"]).name, row["subset"]]))
 
 
 def same_configuration(first, second):
-    """Do two rows differ in nothing but their seeds?"""
+    """True if two rows differ only in their seeds."""
     return _same(first, CHANGES_NOTHING) == _same(second, CHANGES_NOTHING)
 
 
 def scored_again(row):
-    """Is it a trained checkpoint or adapter that another run made, so that this row knows neither its labels nor its training?"""
+    """True if the row scores weights that another run trained, so that its labels and training time are unknown."""
     return row["variant"] == "checkpoint" or bool(flags(row).get("adapter"))
 
 
 def panels(rows):
-    """{Panel: rows}: the same examples, metric and hardware, so that scores and times may stand side by side."""
+    """{Panel: rows}: rows with the same examples, metric and hardware, whose scores and times can be compared."""
     groups = {}
     for row in rows:
         groups.setdefault(
@@ -142,6 +156,12 @@ class Configuration:
         """What a flag was set to."""
         return flags(self.rows[0]).get(name)
 
+    @property
+    def settings(self):
+        """{flag or column: value}: everything in which it can differ from a configuration of the same name."""
+        kept = {key: cell for key, cell in flags(self.rows[0]).items() if key not in CHANGES_NOTHING}
+        return {**kept, **{column: self[column] for column in ("strategy", "variant", "script", "run_id")}}
+
     def values(self, column):
         """The numbers of a column that are known."""
         return [found for found in (value(row, column) for row in self.rows) if found is not None]
@@ -162,7 +182,7 @@ class Configuration:
         return int(value(self.rows[0], "n_eval") or 0) or None
 
     def variances(self):
-        """[(variance of the mean score, degrees of freedom)]: of the examples, which all seeds share, and of the seeds."""
+        """[(variance of the mean score, degrees of freedom)]: of the examples, which are shared, and of the seeds."""
         widths = [
             (value(row, "score_high") - value(row, "score_low")) / 2 / 1.96
             for row in self.rows
@@ -175,13 +195,13 @@ class Configuration:
 
     @property
     def standard_error(self):
-        """Of the mean score, None where nothing is known of it."""
+        """Standard error of the mean score, None where it is unknown."""
         found = self.variances()
         return math.sqrt(sum(variance for variance, _ in found)) if found else None
 
     @property
     def interval(self):
-        """95 % interval of the mean score, within 0 and 1; (None, None) where its error is not known."""
+        """95 % interval (low, high) of the mean score, clipped to 0 and 1; (None, None) where its error is unknown."""
         if len(self.rows) == 1:
             return value(self.rows[0], "score_low"), value(self.rows[0], "score_high")
         error = self.standard_error
@@ -189,51 +209,20 @@ class Configuration:
         return (None, None) if reach is None else (max(0.0, self.mean() - reach), min(1.0, self.mean() + reach))
 
 
-# flags that tell two configurations with one name apart
-TELLING = (
-    "n_train",
-    "k_shots",
-    "max_train_samples",
-    "rank",
-    "alpha",
-    "learning_rate",
-    "epochs",
-    "max_steps",
-    "batch_size",
-    "target_modules",
-    "precision",
-    "embed_model",
-    "retriever",
-    "chunk_tokens",
-    "k",
-    "template",
-    "scoring",
-    "calibrate",
-    "max_length",
-    "gradient_checkpointing",
-)
-
-
 def group_seeds(rows):
-    """The Configurations of a panel's rows, named by strategy, variant, model and the flags in which namesakes differ."""
+    """The Configurations of a panel's rows, each with a unique name: technique, model, labels, differing flags."""
     groups = {}
     for row in rows:
         groups.setdefault(_same(row, CHANGES_NOTHING), []).append(row)
     found = [Configuration(members) for members in groups.values()]
-    for c in found:
-        c.name = f"{c['strategy']} {c['variant']}, {Path(c['model']).name}"
-    for key in TELLING:  # only as many flags as tell namesakes apart
-        for name in {c.name for c in found}:
-            twins = [c for c in found if c.name == name]
-            cells = [c[key] if c.rows[0].get(key) else c.flag(key) for c in twins]
-            if len(set(map(str, cells))) > 1:
-                for c, cell in zip(twins, cells):
-                    c.name += "" if cell is None else f", {key} {cell}"
+    texts = names.tell_apart(names.rows([c.rows[0] for c in found]), [c.settings for c in found])
+    for configuration, text in zip(found, texts):
+        configuration.name = text
     return found
 
 
 def pareto(points):
-    """Indices of the points (cost, score) that no other beats in both, from the cheapest on (Pareto frontier)."""
+    """Indices of the points (cost, score) on the Pareto frontier, from the cheapest on."""
     best, kept = -math.inf, []
     for i in sorted(range(len(points)), key=lambda i: (points[i][0], -points[i][1])):
         if points[i][1] > best:

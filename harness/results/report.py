@@ -1,16 +1,106 @@
-"""The report that plot_results.py writes from the rows."""
+"""The report that plot_results.py writes from the rows: docs/RESULTS.md."""
 
 import math
+import re
+import textwrap
 from pathlib import Path
 
-from harness.results import commands, compare, configurations, stats, tables
+from harness.results import commands, compare, configurations, names, stats, tables
+
+COLUMNS = (
+    "configuration",
+    "runs",
+    "score",
+    "labels",
+    "ms a request (p50)",
+    "peak GB",
+    "training s",
+    "MB trained",
+    "rows",
+)
+DEGENERATE = re.compile("^all |could not be read|changed no")  # the remark in a note that says why a run is degenerate
+METHOD = (
+    "Runs that differ only in their seeds are one configuration: mean ± standard deviation over the runs, then a 95 % "
+    "interval that covers the examples and the seeds. The p values of differences between strategies are adjusted for "
+    "the number of comparisons (Benjamini and Hochberg), those between the worst and the best level of a flag for the "
+    "number of pairs of levels (Bonferroni)."
+)
 
 
-def _cells(configuration):
-    many = f"{len(configuration.rows)}" if len(configuration.rows) > 1 else "1"
+def write(path, all_rows, kept, skipped, charts, source, command):
+    """Write the report: findings, a table and the charts of each panel, then the command of each row.
+
+    kept, skipped: what configurations.select returns. charts: {Panel: {file: caption}}, as charts.draw returns them.
+    source: the results CSV; run folders are looked for beside it. command: the one that writes this report.
+    """
+    path, folder = Path(path), Path(source).parent
+    commits = sorted({row["git_commit"][:10] for row in kept if row["git_commit"]})
+    hardware = sorted({row["device_name"] for row in kept})
+    measured = f", code {', '.join(commits)}" if commits else ""
+    lines = [
+        "# Results",
+        "",
+        f"From {len(kept)} of {len(all_rows)} rows of `{Path(source).name}`, measured on {'; '.join(hardware)}"
+        f"{measured}. Written by `{command}`.",
+        "",
+        METHOD,
+    ]
+    numbered = {row["run_id"]: i for i, row in enumerate(kept, start=1)}
+    for panel, members in configurations.panels(kept).items():
+        lines += section(panel, members, numbered, folder)
+        for file, caption in charts.get(panel, {}).items():
+            lines += ["", f"![{caption}]({link(file, path)})"]
+    if skipped:
+        lines += ["", "## Left out", "", *(f"- {line}" for line in left_out(skipped))]
+    lines += ["", "## Rows and their commands", ""]
+    lines += [f"{i}. `{row['run_id']}`: `{commands.command(row)}`" for i, row in enumerate(kept, start=1)]
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def section(panel, members, numbered, folder):
+    """The lines of one panel: findings and the table of its configurations. numbered: {run id: number of the row}."""
+    found = configurations.group_seeds(members)
+    table = [
+        [*cells(c), " ".join(str(numbered[row["run_id"]]) for row in c.rows)]
+        for c in sorted(found, key=lambda c: -c.mean())
+    ]
+    return [
+        "",
+        f"## {panel.data}: {panel.metric}, n = {panel.n_eval}",
+        "",
+        f"{count(len(found), 'configuration')}, {count(len(members), 'run')}, on {panel.device}.",
+        "",
+        *findings(panel, found, folder),
+        "",
+        tables.markdown(COLUMNS, table),
+    ]
+
+
+def count(n, what):
+    return f"{n} {what}{'s' * (n != 1)}"
+
+
+def link(file, page):
+    """The path of a file as the page links it: relative where it lies below the page's folder."""
+    file, folder = Path(file).resolve(), Path(page).resolve().parent
+    return file.relative_to(folder) if file.is_relative_to(folder) else file
+
+
+def left_out(skipped):
+    """A line for each row that counts nowhere: its run id and why, shortened. skipped: [(run id, why)]."""
+    lines = []
+    for run_id, why in skipped:
+        status, _, note = why.partition(": ")
+        reason = next((remark for remark in note.split("; ") if DEGENERATE.search(remark)), note)
+        why = ": ".join(filter(None, [status, reason if status == "status degenerate" else note]))
+        lines.append(f"{run_id}: {textwrap.shorten(why, 100, placeholder=' ...')}")
+    return lines
+
+
+def cells(configuration):
     return [
         configuration.name,
-        many,
+        len(configuration.rows),
         tables.score_cell(configuration),
         tables.number(configuration.mean("labels_used"), 0),
         tables.number(configuration.mean("latency_ms_p50"), 0),
@@ -20,99 +110,56 @@ def _cells(configuration):
     ]
 
 
-def _findings(panel, found, folder):
-    """What a colleague would say about one panel: lines of Markdown."""
+def findings(panel, found, folder):
+    """What the rows of one panel show, as lines of Markdown. found: its Configurations."""
     usable = [c for c in found if c["variant"] not in configurations.BASELINES]
     if not usable:
         return ["Only baselines were measured here."]
     ranked = sorted(usable, key=lambda c: -c.mean())
-    best, lines = ranked[0], []
-    lines.append(f"The highest score is that of **{best.name}**: {panel.metric} {tables.score_cell(best)}.")
-    champions = [
-        max((c for c in usable if c["strategy"] == s), key=lambda c: c.mean())
-        for s in dict.fromkeys(c["strategy"] for c in usable)
-    ]
-    others = [c for c in sorted(champions, key=lambda c: -c.mean()) if c is not best]
-    tests = [(c, compare.difference(best, c, folder)) for c in others]
-    known = [(c, d) for c, d in tests if d is not None]
-    for (other, test), p in zip(known, stats.adjusted([d for _, d in known])):
-        shown = "is behind it" if p < stats.SIGNIFICANT else f"cannot be told apart from it with n = {test.n}"
-        settle = test.settle() if p >= stats.SIGNIFICANT else ""
-        lines.append(
-            f"- The best of {other['strategy']}, {other.name} ({tables.score_cell(other)}), {shown}: {test.delta:+.3f}, p = {p:.2g} "
-            f"({test.test}){settle}."
-        )
-    fastest = [c for c in ranked if c.mean("latency_ms_p50")]
-    frontier = configurations.pareto([(c.mean("latency_ms_p50"), c.mean()) for c in fastest])
+    best = ranked[0]
+    lines = [f"The highest score is that of **{best.name}**: {panel.metric} {tables.score_cell(best)}."]
+    lines += against_the_best(best, ranked, folder)
+    timed = [c for c in ranked if c.mean("latency_ms_p50")]
+    frontier = [timed[i] for i in configurations.pareto([(c.mean("latency_ms_p50"), c.mean()) for c in timed])]
     if len(frontier) > 1:
-        steps = [
-            f"{fastest[i].name} ({fastest[i].mean('latency_ms_p50'):.0f} ms, {fastest[i].mean():.3f})" for i in frontier
-        ]
-        lines.append(f"- From the fastest to the best, with nothing both faster and better: {'; '.join(steps)}.")
+        steps = [f"{c.name} ({c.mean('latency_ms_p50'):.0f} ms, {c.mean():.3f})" for c in frontier]
+        lines.append(f"- Pareto frontier of latency and score, from the fastest to the best: {'; '.join(steps)}.")
     baseline = configurations.value(found[0].rows[0], "majority_baseline")
     below = [c.name for c in usable if baseline is not None and c.interval[0] is not None and c.interval[0] <= baseline]
     if below:
-        lines.append(f"- Not above always answering the commonest class ({baseline:.3f}): {'; '.join(below)}.")
-    for flag, levels in compare.studies(found):
-        means = [configuration.mean() for _, configuration in levels]
-        low, high = levels[means.index(min(means))], levels[means.index(max(means))]
-        test, said = compare.difference(low[1], high[1], folder), ""
-        if test is not None:
-            p = min(1.0, test.p * math.comb(len(levels), 2))  # the worst and the best of so many levels (Bonferroni)
-            shown = "." if p < stats.SIGNIFICANT else ", no difference that these runs can show."
-            said = f" Between {low[0]} and {high[0]}: {test.delta:+.3f}, p = {p:.2g}{shown}"
-        told = ", ".join(
-            f"{level}: {configuration.mean():.3f}"
-            + (f" ± {configuration.spread():.3f}" if configuration.spread() else "")
-            for level, configuration in levels
+        lines.append(f"- Not above the majority class ({baseline:.3f}): {'; '.join(below)}.")
+    return lines + [effect(flag, levels, folder) for flag, levels in compare.studies(found)]
+
+
+def against_the_best(best, ranked, folder):
+    """A line for the best of each other strategy: whether it differs from the best of all."""
+    champions = {c["strategy"]: c for c in reversed(ranked)}
+    others = [c for c in ranked if champions[c["strategy"]] is c and c is not best]
+    known = [(c, test) for c in others if (test := compare.difference(best, c, folder)) is not None]
+    lines = []
+    for (other, test), p in zip(known, stats.adjusted([test for _, test in known])):
+        certain = p < stats.SIGNIFICANT
+        shown = "is below it" if certain else f"cannot be told apart from it with n = {test.n}"
+        strategy = names.STRATEGIES.get(other["strategy"], other["strategy"])
+        lines.append(
+            f"- Best of {strategy}: {other.name} ({tables.score_cell(other)}) {shown}: {test.delta:+.3f}, p = {p:.2g} "
+            f"({test.test}){'' if certain else test.settle()}."
         )
-        first = levels[0][1]
-        lines.append(f"- By {compare.STUDIES[flag]} ({first['strategy']}, {Path(first['model']).name}): {told}.{said}")
     return lines
 
 
-def write(path, all_rows, kept, skipped, charts, source):
-    """RESULTS.md: findings, tables, charts, and the command of each row. charts: {chart file: caption}; source: the CSV's name."""
-    path, folder = Path(path), Path(source).parent
-    commits = sorted({row["git_commit"][:10] for row in kept if row["git_commit"]})
-    hardware = sorted({row["device_name"] for row in kept})
-    lines = [
-        "# Results",
-        "",
-        f"From {len(kept)} of {len(all_rows)} rows of `{Path(source).name}`, measured on {'; '.join(hardware)}, code "
-        f"{', '.join(commits) or 'of unknown commits'}. Written by `python plot_results.py --results {Path(source).name} --report "
-        f"{path.name}`.",
-        "",
-        "Rows that differ in their seeds alone are one configuration: mean ± standard deviation over the runs, then a 95 % interval "
-        "that counts the examples and the seeds. Differences between strategies carry p values adjusted for how many are looked at "
-        "(Benjamini and Hochberg), those between the worst and the best level of a flag for the number of pairs of levels "
-        "(Bonferroni).",
+def effect(flag, levels, folder):
+    """A line about a flag: the score at each level, and whether the best level differs from the worst."""
+    means = [configuration.mean() for _, configuration in levels]
+    low, high = levels[means.index(min(means))], levels[means.index(max(means))]
+    test, verdict = compare.difference(low[1], high[1], folder), ""
+    if test is not None:
+        p = min(1.0, test.p * math.comb(len(levels), 2))  # the worst and the best of all pairs of levels (Bonferroni)
+        shown = "." if p < stats.SIGNIFICANT else ", not a difference that these runs can show."
+        verdict = f" Between {low[0]} and {high[0]}: {test.delta:+.3f}, p = {p:.2g}{shown}"
+    scores = [
+        f"{level}: {configuration.mean():.3f}" + (f" ± {configuration.spread():.3f}" if configuration.spread() else "")
+        for level, configuration in levels
     ]
-    numbered = {row["run_id"]: i for i, row in enumerate(kept, start=1)}
-    for panel, members in configurations.panels(kept).items():
-        found = configurations.group_seeds(members)
-        lines += [
-            "",
-            f"## {panel.data}: {panel.metric}, n = {panel.n_eval}",
-            "",
-            f"{len(found)} configurations, {len(members)} runs, on {panel.device}.",
-            "",
-            *_findings(panel, found, folder),
-            "",
-            "| configuration | runs | score | labels | ms a request (p50) | peak GB | training s | MB trained | rows |",
-            "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
-        ]
-        for configuration in sorted(found, key=lambda c: -c.mean()):
-            where = " ".join(str(numbered[row["run_id"]]) for row in configuration.rows)
-            lines.append("| " + " | ".join([*_cells(configuration), where]) + " |")
-    if charts:
-        lines += ["", "## Charts", ""]
-        for file, caption in charts.items():
-            shown = Path(file).resolve()
-            shown = shown.relative_to(path.resolve().parent) if shown.is_relative_to(path.resolve().parent) else shown
-            lines += [f"![{caption}]({shown})", ""]
-    if skipped:
-        lines += ["", "## Left out", "", *(f"- {run_id}: {why}" for run_id, why in skipped)]
-    lines += ["", "## Rows and their commands", ""]
-    lines += [f"{i}. `{row['run_id']}`: `{commands.command(row)}`" for i, row in enumerate(kept, start=1)]
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    shared = names.shared([configuration.rows[0] for _, configuration in levels])
+    return f"- By {compare.STUDIES[flag]} ({shared}): {', '.join(scores)}.{verdict}"

@@ -2,21 +2,7 @@
 
 from pathlib import Path
 
-from harness.results import charts, configurations
-
-
-def number(found, digits=3):
-    """A number as text, nothing where it is unknown."""
-    return "" if found is None else f"{found:.{digits}f}"
-
-
-def score_cell(configuration):
-    """Mean score ± standard deviation over the seeds [95 % interval], as far as they are known."""
-    low, high = configuration.interval
-    interval = "" if low is None else f" [{low:.3f}, {high:.3f}]"
-    spread = configuration.spread()
-    return f"{configuration.mean():.3f}" + (f" ± {spread:.3f}" if spread is not None else "") + interval
-
+from harness.results import configurations
 
 # the columns of the printed table; one that is empty in all rows of a panel is left out there
 COLUMNS = (
@@ -49,73 +35,102 @@ COLUMNS = (
 )
 
 
+def markdown(header, rows):
+    """A Markdown table as text, without a line break at its end. Cells become text; None is empty.
+
+    header: [columns] of names. rows: a list of [columns] of cells.
+    """
+
+    def line(cells):
+        texts = ["" if cell is None else " ".join(str(cell).split()).replace("|", "\\|") for cell in cells]
+        return "| " + " | ".join(texts) + " |"
+
+    return "\n".join([line(header), line(["---"] * len(header)), *map(line, rows)])
+
+
+def number(value, digits=3):
+    """A number as text, nothing where it is unknown."""
+    return "" if value is None else f"{value:.{digits}f}"
+
+
+def score_cell(configuration):
+    """Mean score ± standard deviation over the seeds [95 % interval], as far as they are known."""
+    low, high = configuration.interval
+    interval = "" if low is None else f" [{low:.3f}, {high:.3f}]"
+    spread = configuration.spread()
+    return f"{configuration.mean():.3f}" + (f" ± {spread:.3f}" if spread is not None else "") + interval
+
+
 def print_table(panel, members):
     """The rows of one panel, as a plain table under its title."""
     columns = [name for name in COLUMNS if any(row[name] for row in members)]
     lines = [columns] + [[short(name, row[name]) for name in columns] for row in members]
     widths = [max(len(line[i]) for line in lines) for i in range(len(columns))]
-    print(f"\n{charts.title(panel)}, {panel.metric}".replace("\n", ", ").removeprefix(", "))
+    print("\n" + ", ".join(filter(None, [panel.data, f"n = {panel.n_eval}", panel.device, panel.metric])))
     for line in lines:
         print("  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip())
 
 
-def print_markdown(members):
-    """The rows as a Markdown table, with intervals."""
-    print(
-        "| strategy | variant | model | data, n | score [95 % interval] | ms a request (p50) | training s | peak GB | hardware |"
-    )
-    print("| --- | --- | --- | --- | --- | --- | --- | --- | --- |")
-
-    def cell(row, name, digits):
-        found = configurations.value(row, name)
-        return "" if found is None else f"{found:.{digits}f}"
-
-    for row in members:
-        interval = f" [{cell(row, 'score_low', 3)}, {cell(row, 'score_high', 3)}]" if row["score_low"] else ""
-        cells = [
-            row["strategy"],
-            row["variant"],
-            Path(row["model"]).name,
-            f"{Path(row['dataset']).name}, {row['n_eval']}",
-            f"{row['metric']} {cell(row, 'score', 3)}{interval}" if row["score"] else row["status"],
-            cell(row, "latency_ms_p50", 0),
-            cell(row, "train_seconds", 0),
-            cell(row, "memory", 2),
-            row["device_name"],
-        ]
-        print("| " + " | ".join(cells) + " |")
-
-
-def print_best(kept):
-    """The configuration with the best mean score of each strategy in each panel, as a Markdown table."""
-    print(
-        "| data, n | strategy | configuration | runs | score [95 % interval] | ms a request (p50) | peak GB | training s |"
-    )
-    print("| --- | --- | --- | --- | --- | --- | --- | --- |")
-    for panel, members in configurations.panels(kept).items():
-        best = {}
-        for c in sorted(configurations.group_seeds(members), key=lambda c: -c.mean()):
-            if c["variant"] not in configurations.BASELINES:
-                best.setdefault(c["strategy"], c)
-        for strategy, c in best.items():
-            cells = [
-                f"{panel.data}, {panel.n_eval}",
-                strategy,
-                c.name.removeprefix(f"{strategy} "),
-                len(c.rows),
-                f"{panel.metric} {score_cell(c)}",
-                number(c.mean("latency_ms_p50"), 0),
-                number(c.mean("memory"), 2),
-                number(c.mean("train_seconds"), 0),
-            ]
-            print("| " + " | ".join(map(str, cells)) + " |")
-
-
 def short(name, cell):
-    """A cell as the table shows it."""
+    """A cell as the printed table shows it."""
     if name == "model":
         return Path(cell).name
     try:
         return f"{float(cell):.4g}"
     except ValueError:
         return cell
+
+
+def print_markdown(rows):
+    """All rows as a Markdown table, with intervals; the status instead of the score of a run without one."""
+    lines = []
+    for row in rows:
+
+        def cell(name, digits, row=row):
+            return number(configurations.value(row, name), digits)
+
+        interval = f" [{cell('score_low', 3)}, {cell('score_high', 3)}]" if row["score_low"] else ""
+        lines.append(
+            [
+                row["strategy"],
+                row["variant"],
+                Path(row["model"]).name,
+                f"{Path(row['dataset']).name}, {row['n_eval']}",
+                f"{row['metric']} {cell('score', 3)}{interval}" if row["score"] else row["status"],
+                cell("latency_ms_p50", 0),
+                cell("train_seconds", 0),
+                cell("memory", 2),
+                row["device_name"],
+            ]
+        )
+    columns = (
+        "strategy, variant, model, data and n, score [95 % interval], ms a request (p50), training s, peak GB, hardware"
+    )
+    print(markdown(columns.split(", "), lines))
+
+
+def print_best(rows):
+    """The configuration with the best mean score of each strategy in each panel, as a Markdown table."""
+    lines = []
+    for panel, members in configurations.panels(rows).items():
+        best = {}
+        for c in sorted(configurations.group_seeds(members), key=lambda c: -c.mean()):
+            if c["variant"] not in configurations.BASELINES:
+                best.setdefault(c["strategy"], c)
+        lines += [
+            [
+                f"{panel.data}, {panel.n_eval}",
+                strategy,
+                c.name,
+                len(c.rows),
+                f"{panel.metric} {score_cell(c)}",
+                number(c.mean("latency_ms_p50"), 0),
+                number(c.mean("memory"), 2),
+                number(c.mean("train_seconds"), 0),
+            ]
+            for strategy, c in best.items()
+        ]
+    columns = (
+        "data and n, strategy, configuration, runs, score [95 % interval], ms a request (p50), peak GB, training s"
+    )
+    print(markdown(columns.split(", "), lines))

@@ -1,12 +1,14 @@
+import itertools
 import json
 import sqlite3
 
 import pytest
 from helpers import ROOT, log_rows, predictions, result_row, results_csv
+from PIL import Image
 
 import finetune
 import plot_results
-from harness.results import commands, configurations, schema, stats, store
+from harness.results import commands, configurations, plotting, schema, stats, store
 
 
 def test_every_chart_that_has_rows_is_drawn_and_the_others_are_said(tmp_path, capsys):
@@ -17,22 +19,25 @@ def test_every_chart_that_has_rows_is_drawn_and_the_others_are_said(tmp_path, ca
     said = capsys.readouterr().out
     drawn = {file.name for file in (tmp_path / "plots").glob("*.png")}
     assert drawn == {
-        "scores.png",
-        "latency_vs_score.png",
-        "memory_vs_score.png",
-        "training_cost.png",
-        "rank.png",
-        "learning_curves.png",
-        "questions.png",
+        "scores_d.png",
+        "latency_d.png",
+        "latency_q.png",
+        "scores_q.png",
+        "memory_d.png",
+        "memory_q.png",
+        "training_cost_d.png",
+        "rank_d.png",
+        "learning_curves_d.png",
+        "questions_q.png",
     }
     assert all(
         (tmp_path / "plots" / name).read_bytes().startswith(b"\x89PNG") and f"plots/{name}" in said for name in drawn
     )
     for missing in (
-        "no loss_curves.png: ",
-        "no target_modules.png: ",
-        "no precision.png: ",
-        "not drawn: full_finetuning-full-None-0-0 (status oom",
+        "no loss_curves chart: ",
+        "no target_modules chart: ",
+        "no precision chart: ",
+        "left out: full_finetuning-full-None-0-0: status oom",
     ):
         assert missing in said
 
@@ -54,28 +59,54 @@ def test_the_report_has_every_row_its_numbers_and_its_command(tmp_path):
                 row["run_id"] for row in c.rows
             ]
     for part in (
-        "By rank (peft, m): 4: 0.640, 8: 0.680, 16: 0.760.",
+        "By rank (LoRA, m, 100 labels): 4: 0.640, 8: 0.680, 16: 0.760.",
         "cannot be told apart from it with n = 100",
-        "![Scores with 95 % intervals](plots/scores.png)",
+        "![Scores with 95 % intervals, d](plots/scores_d.png)",
         "status oom: CUDA out of memory",
         "about ",
     ):
         assert part in text, part
 
 
-def test_the_sample_log_is_drawn_and_reported(tmp_path, capsys):
-    """The rows that the project ships."""
-    plot_results.main(
-        [
-            "--results",
-            str(ROOT / "sample_results.csv"),
-            "--output_dir",
-            str(tmp_path),
-            "--report",
-            str(tmp_path / "R.md"),
-        ]
-    )
-    assert (tmp_path / "R.md").read_text().count("\n## ") >= 4 and "saved" in capsys.readouterr().out
+def check_chart(figure, name):
+    """At most 12 bars, unique names, no overlapping tick labels, no value under the majority line."""
+    figure.draw_without_rendering()
+    for axis in figure.axes:
+        assert len(axis.patches) <= 12 * (2 if name.startswith("questions") else 1), name
+        for ticks in (axis.get_xticklabels(), axis.get_yticklabels()):
+            boxes = [label.get_window_extent() for label in ticks if label.get_text() and label.get_visible()]
+            assert not any(a.overlaps(b) for a, b in itertools.combinations(boxes, 2)), name
+        if axis.patches:
+            names = [label.get_text() for label in axis.get_yticklabels() if label.get_text()]
+            assert len(set(names)) == len(names), name
+            for text, line in itertools.product(axis.texts, axis.lines):
+                if line.get_linestyle() == "--":
+                    x, _ = axis.transData.transform((line.get_xdata()[0], 0))
+                    box = text.get_window_extent()
+                    assert not box.x0 <= x <= box.x1, name
+
+
+def test_the_sample_log_is_drawn_and_reported(tmp_path, capsys, monkeypatch):
+    """The rows that the project ships: a few readable PNGs of README size for each data set."""
+    save, checked = plotting.save, []
+
+    def check_and_save(figure, path):
+        check_chart(figure, path.name)
+        checked.append(path.name)
+        save(figure, path)
+
+    monkeypatch.setattr(plotting, "save", check_and_save)
+    sample, page = ROOT / "sample_results.csv", tmp_path / "R.md"
+    plot_results.main(["--results", str(sample), "--output_dir", str(tmp_path), "--report", str(page)])
+    text = page.read_text()
+    assert text.count("\n## ") >= 4 and "saved" in capsys.readouterr().out
+    assert len(set(checked)) == len(checked) and "learning_curves_movie_reviews.png" in checked
+    for file in tmp_path.glob("*.png"):
+        assert f"]({file.name})" in text
+        with Image.open(file) as image:
+            assert 990 <= image.width <= 1000 and image.height <= 900, file.name
+    for panel in configurations.panels(configurations.select(store.read_results(sample))[0]):
+        assert {f"{kind}_{panel.data}.png" for kind in ("scores", "latency", "memory")} <= set(checked)
 
 
 def test_rows_go_to_sql_and_json_and_come_back(tmp_path, capsys):
@@ -99,7 +130,7 @@ def test_rows_go_to_sql_and_json_and_come_back(tmp_path, capsys):
     ] == 100
     with pytest.raises(SystemExit) as ended:
         plot_results.main(["--results", path, "--export", str(tmp_path / "r.xlsx")])
-    assert ended.value.code == 2 and "the ending says the kind" in capsys.readouterr().err
+    assert ended.value.code == 2 and "must end in .db or .sqlite" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -141,7 +172,7 @@ def test_poor_rows_are_drawn_all_the_same(rows, tmp_path, capsys):
             str(tmp_path / "R.md"),
         ]
     )
-    assert (tmp_path / "scores.png").is_file() and "0.700" in (tmp_path / "R.md").read_text()
+    assert (tmp_path / "scores_d.png").is_file() and "0.700" in (tmp_path / "R.md").read_text()
 
 
 def test_only_failures_are_nothing_to_draw(tmp_path, capsys):
@@ -160,7 +191,7 @@ def test_the_rows_as_markdown(capsys, tmp_path):
     plot_results.main(["--results", results_csv(tmp_path / "l.csv", log_rows()), "--markdown", "best"])
     lines = capsys.readouterr().out.strip().splitlines()[2:]
     assert [line.split(" | ")[1] for line in lines] == ["peft", "full_finetuning", "prompting", "rag"]
-    assert "| lora_r16, m | 2 | accuracy 0.760" in lines[0] and "0.720 ± 0.020" in lines[1]
+    assert "| LoRA r=16, m, 100 labels | 2 | accuracy 0.760" in lines[0] and "0.720 ± 0.020" in lines[1]
 
 
 def test_two_runs_are_compared_on_the_examples_that_both_have_seen(sentiment, tiny_bert, tmp_path, out, capsys):

@@ -1,0 +1,234 @@
+"""Readable names of configurations, such as "LoRA r=8, MiniLM, 2,000 labels".
+
+Charts, tables, the report and the selector show them.
+"""
+
+import json
+import math
+import re
+from pathlib import Path
+
+from harness.results import store
+
+STRATEGIES = {
+    "full_finetuning": "Full fine-tuning",
+    "peft": "PEFT",
+    "prompting": "Prompting",
+    "rag": "RAG",
+    "quantized": "Quantized",
+    "context_distillation": "Context distillation",
+    "chat": "Chat",
+}
+METHODS = {
+    "lora": "LoRA",
+    "dora": "DoRA",
+    "rslora": "rsLoRA",
+    "adalora": "AdaLoRA",
+    "ia3": "(IA)3",
+    "prompt_tuning": "Prompt tuning",
+    "prefix_tuning": "Prefix tuning",
+}
+# the variants that the scripts write: lora_r8_query+value_nf4, 8_shot_batch_calibrated_generated, k4_hybrid_flat_rerank
+ADAPTER = re.compile(rf"({'|'.join(METHODS)})(?:_r(\d+))?(?:_v(\d+))?(?:_(?!int8$|nf4$)(.+?))?(?:_(int8|nf4))?")
+SHOTS = re.compile(r"(\d+)_shot(?:_([a-z]+)_calibrated)?(_generated)?(_likelihood)?(_adapter)?")
+RETRIEVAL = re.compile(r"(retrieval_only|k\d+)((?:_[a-z0-9]+)*)")
+WITHOUT_PASSAGES = {
+    "no_retrieval": "No retrieval",
+    "random_passages": "RAG, random passages",
+    "gold_passage": "RAG, gold passage",
+}
+
+# flags that tell namesakes apart, those that explain a difference in score first; flags that are not named here stand
+# between the two lists, in alphabetical order
+FIRST = (
+    "label_words",
+    "template",
+    "instruction",
+    "prompt_format",
+    "scoring",
+    "normalise",
+    "calibrate",
+    "language",
+    "retriever",
+    "embed_model",
+    "reranker",
+    "chunk_tokens",
+    "chunk_overlap",
+    "k",
+    "rank",
+    "alpha",
+    "target_modules",
+    "quantize",
+    "precision",
+    "learning_rate",
+    "max_steps",  # before the epochs, which it replaces
+    "epochs",
+    "max_train_samples",
+    "max_validation_samples",
+    "max_length",
+)
+LAST = ("batch_size", "gradient_accumulation", "gradient_checkpointing", "strategy", "variant", "script", "run_id")
+# how a flag and its value are said, where that is not the flag's name and the value
+WORDS = {
+    "batch_size": "batch {}",
+    "chunk_tokens": "chunks of {} tokens",
+    "epochs": "{} epochs",
+    "k": "{} passages",
+    "max_length": "{} tokens at most",
+    "max_steps": "{} steps",
+    "max_train_samples": "{} training examples at most",
+    "max_validation_samples": "{} validation examples at most",
+    "precision": "{}",
+    "weights": "{} weights",
+}
+
+
+def adapter(variant):
+    """lora_r8_query+value_nf4 -> LoRA r=8 on query+value, nf4 base; None for another variant."""
+    match = ADAPTER.fullmatch(variant)
+    if match is None:
+        return None
+    method, rank, tokens, modules, base = match.groups()
+    text = METHODS[method] + (f" r={rank}" if rank else "") + (f" of {tokens} tokens" if tokens else "")
+    return text + (f" on {modules}" if modules else "") + (f", {base} base" if base else "")
+
+
+def prompt(variant):
+    """8_shot_batch_calibrated -> 8-shot prompt, batch-calibrated; None for another variant."""
+    match = SHOTS.fullmatch(variant)
+    if match is None:
+        return None
+    shots, prior, generated, likelihood, adapted = match.groups()
+    parts = [f"{shots}-shot prompt", prior and f"{prior}-calibrated", generated and "generated answers"]
+    return ", ".join(filter(None, [*parts, likelihood and "scored by likelihood", adapted and "with an adapter"]))
+
+
+def retrieval(variant):
+    """k4_hybrid_hnsw_rerank -> RAG k=4, hybrid, hnsw index, reranked; None for another variant."""
+    match = RETRIEVAL.fullmatch(variant)
+    if match is None:
+        return None
+    words = match[2].split("_")[1:]
+    parts = ["Retrieval only" if match[1] == "retrieval_only" else f"RAG k={match[1][1:]}"]
+    parts.append({"bm25": "BM25", "hybrid": "hybrid"}.get(words[0] if words else "", "dense"))
+    for word in words:
+        if word not in ("bm25", "hybrid", "flat"):  # flat: exact search, the usual index
+            parts.append({"rerank": "reranked", "mmr": "MMR"}.get(word, f"{word} index"))
+    return ", ".join(parts)
+
+
+def distilled(variant):
+    """8_shot_to_lora_r8 -> 8-shot prompt, distilled into LoRA r=8; None for another variant."""
+    teacher, _, student = variant.partition("_to_")
+    online = student.endswith("_online")
+    student = student.removesuffix("_online")
+    target = "all weights" if student == "full" else adapter(student)
+    if prompt(teacher) is None or target is None:
+        return None
+    return f"{prompt(teacher)}, distilled into {target}" + (", online targets" if online else "")
+
+
+def technique(row):
+    """What a row's strategy and variant are called, without model and labels."""
+    strategy, variant = row["strategy"], row["variant"]
+    if variant == "checkpoint":
+        return f"{STRATEGIES.get(strategy, strategy)}, saved checkpoint"
+    if (strategy, variant) == ("full_finetuning", "full"):
+        return STRATEGIES[strategy]
+    if strategy == "quantized":  # nf4, fp32_prompt_lookup4, bf16_compiled
+        precision, _, decoding = variant.partition("_")
+        decoding = re.sub(r"(\d+)$", r" \1", decoding).replace("_", " ")
+        return ", ".join(filter(None, [precision, decoding])) or STRATEGIES[strategy]
+    if strategy == "chat":
+        return "Chat, adapter" if variant.endswith("_adapter") else "Chat"
+    name = WITHOUT_PASSAGES.get(variant)
+    for read in (adapter, prompt, retrieval, distilled):
+        name = name or read(variant)
+    return name or f"{strategy} {variant}".replace("_", " ").strip()
+
+
+def labels(row):
+    """2,000 labels, for a row that was trained on so many; nothing for another."""
+    trained = row["strategy"] in ("full_finetuning", "peft") and not prompt(row["variant"])
+    known = store.number(row["n_train"]) if trained else None
+    n = int(known) if known and math.isfinite(known) else 0
+    return f"{n:,} label{'s' * (n != 1)}" if n else ""
+
+
+def models(paths):
+    """{model: short name}: SmolLM2-135M-Instruct is SmolLM2-135M, unless two of these models would share that name."""
+    shown, paths = {}, list(dict.fromkeys(paths))
+    for shorten in (short_model, lambda path: Path(path).name, lambda path: "/".join(Path(path).parts[-2:]), str):
+        texts = [shorten(path) for path in paths]
+        for path, text in zip(paths, texts):
+            if path not in shown and texts.count(text) == 1:
+                shown[path] = text
+    return shown
+
+
+def short_model(path):
+    """all-MiniLM-L6-v2 -> MiniLM, SmolLM2-135M-Instruct -> SmolLM2-135M."""
+    name = re.sub(r"-(instruct|it|chat|hf)$", "", Path(path).name, flags=re.IGNORECASE)
+    return re.sub(r"^all-(\w+)-L\d+-v\d+$", r"\1", name)
+
+
+def rows(members):
+    """[N] names of a panel's rows, one row a configuration: technique, model, labels. Not unique: see tell_apart."""
+    shown = models(row["model"] for row in members)
+    return [", ".join(filter(None, [technique(row), shown[row["model"]], labels(row)])) for row in members]
+
+
+def shared(members):
+    """The name of what rows have in common: LoRA r=4 and LoRA r=8 of one model -> LoRA, MiniLM, 500 labels."""
+    techniques = [technique(row).split() for row in members]
+    common = " ".join(word for word in techniques[0] if all(word in words for words in techniques))
+    common = re.sub(r"( on| of|,)$", "", common)
+    amounts, paths = {labels(row) for row in members}, list(dict.fromkeys(row["model"] for row in members))
+    parts = [common[:1].upper() + common[1:], short_model(paths[0]) if len(paths) == 1 else ""]
+    return ", ".join(filter(None, [*parts, amounts.pop() if len(amounts) == 1 else ""]))
+
+
+def tell_apart(texts, settings, keys=None):
+    """The names made unique: those that are equal get the settings in which they differ, no more than needed.
+
+    texts: [N] names. settings: [N] of {flag: value}. keys: the flags to try, in this order; the default is FIRST, then
+    all others, then LAST, which ends with the unique run_id.
+    """
+    texts = list(texts)
+    others = sorted({key for found in settings for key in found} - {*FIRST, *LAST})
+    for key in keys or (*FIRST, *others, *LAST):
+        namesakes = {}
+        for i, text in enumerate(texts):
+            namesakes.setdefault(text, []).append(i)
+        for places in namesakes.values():
+            for i, word in zip(places, said(key, [settings[i].get(key) for i in places])):
+                texts[i] += f", {word}" if word else ""
+    return texts
+
+
+def said(key, values):
+    """Words for the values of one flag; "" for all where they are equal."""
+    different = len({json.dumps(value, sort_keys=True) for value in values})
+    if different == 1:
+        return [""] * len(values)
+    texts = [setting(key, value) for value in values]
+    if len(set(texts)) == different:
+        return texts
+    return [f"{key} {json.dumps(value)}" for value in values]  # two values read the same when shortened: in full
+
+
+def setting(key, value):
+    """A flag and its value in words; "" for what is switched off."""
+    if value is None or value is False or value == "none":
+        return ""
+    name = key.replace("_", " ")
+    if value is True:
+        return name
+    text = "/".join(map(str, value)) if isinstance(value, list) else str(value)
+    if isinstance(value, (int, float)):
+        text = f"{value:,}" if isinstance(value, int) else f"{value:g}"
+    elif Path(text).is_absolute() or key in ("embed_model", "reranker"):
+        text = Path(text).name
+    text = " ".join(text.split())
+    text = text if len(text) <= 40 else text[:37] + "..."
+    return WORDS.get(key, f"{name} {{}}").format(text)

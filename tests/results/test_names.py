@@ -1,0 +1,105 @@
+import pytest
+from helpers import ROOT, result_row, rows_as_read
+
+from harness.results import configurations, names, store
+
+
+def names_of(tmp_path, rows):
+    return [c.name for c in configurations.group_seeds(rows_as_read(tmp_path, rows))]
+
+
+@pytest.mark.parametrize(
+    "strategy, variant, name",
+    [
+        ("full_finetuning", "full", "Full fine-tuning"),
+        ("full_finetuning", "checkpoint", "Full fine-tuning, saved checkpoint"),
+        ("peft", "lora_r8", "LoRA r=8"),
+        ("peft", "lora_r8_q_proj+v_proj_nf4", "LoRA r=8 on q_proj+v_proj, nf4 base"),
+        ("peft", "prompt_tuning_v20", "Prompt tuning of 20 tokens"),
+        ("peft", "ia3", "(IA)3"),
+        ("peft", "0_shot_adapter", "0-shot prompt, with an adapter"),
+        ("prompting", "8_shot_batch_calibrated", "8-shot prompt, batch-calibrated"),
+        ("prompting", "4_shot_generated", "4-shot prompt, generated answers"),
+        ("prompting", "no_retrieval", "No retrieval"),
+        ("rag", "k4_hybrid_flat", "RAG k=4, hybrid"),
+        ("rag", "k4_hnsw_rerank_mmr", "RAG k=4, dense, hnsw index, reranked, MMR"),
+        ("rag", "retrieval_only_bm25", "Retrieval only, BM25"),
+        ("quantized", "nf4", "nf4"),
+        ("quantized", "fp32_prompt_lookup4", "fp32, prompt lookup 4"),
+        ("context_distillation", "8_shot_to_lora_r8", "8-shot prompt, distilled into LoRA r=8"),
+        ("context_distillation", "0_shot_to_full_online", "0-shot prompt, distilled into all weights, online targets"),
+        ("chat", "alpaca_eval", "Chat"),
+        ("magic", "wand", "magic wand"),
+    ],
+)
+def test_what_the_scripts_measure_has_a_readable_name(strategy, variant, name):
+    assert names.technique({"strategy": strategy, "variant": variant}) == name
+
+
+def test_a_name_is_technique_model_and_labels(tmp_path):
+    row = {"score": 0.7, "model": "assets/models/all-MiniLM-L6-v2", "n_train": 2000}
+    rows = [
+        result_row(**row),
+        result_row(**row, strategy="peft", variant="lora_r8", script="peft_finetune.py"),
+        result_row(**{**row, "n_train": 1}),
+        result_row(score=0.6, strategy="quantized", variant="nf4", model="SmolLM2-135M-Instruct", flags={"x": 1}),
+    ]
+    rows[2]["args"] = '{"max_train_samples": 1}'
+    assert names_of(tmp_path, rows) == [
+        "Full fine-tuning, MiniLM, 2,000 labels",
+        "LoRA r=8, MiniLM, 2,000 labels",
+        "Full fine-tuning, MiniLM, 1 label",
+        "nf4, SmolLM2-135M",
+    ]
+
+
+def test_names_are_unique_in_every_panel_of_the_sample():
+    kept, _ = configurations.select(store.read_results(ROOT / "sample_results.csv"))
+    for members in configurations.panels(kept).values():
+        found = [c.name for c in configurations.group_seeds(members)]
+        assert len(set(found)) == len(found)
+        assert max(map(len, found)) <= 80
+
+
+@pytest.mark.parametrize(
+    "first, second, said",
+    [
+        ({"language": "none"}, {"language": "english"}, ["", ", language english"]),
+        # what explains the difference comes first, and the batch size is not needed then
+        (
+            {"label_words": ["good", "bad"], "batch_size": 8},
+            {"label_words": ["yes", "no"], "batch_size": 32},
+            [", label words good/bad", ", label words yes/no"],
+        ),
+        ({"batch_size": 16}, {"batch_size": 32}, [", batch 16", ", batch 32"]),
+        ({"gradient_checkpointing": False}, {"gradient_checkpointing": True}, ["", ", gradient checkpointing"]),
+        ({"max_steps": 40, "epochs": 3}, {"max_steps": None, "epochs": 2.0}, [", 40 steps", ""]),
+        ({"warmup": None}, {"warmup": "none"}, [", warmup null", ', warmup "none"']),  # both read as nothing
+        ({"template": "a" * 60 + "x"}, {"template": "a" * 60 + "y"}, None),  # equal where shortened
+    ],
+)
+def test_namesakes_are_told_apart_in_words(tmp_path, first, second, said):
+    found = names_of(tmp_path, [result_row(score=0.7, flags=first), result_row(score=0.6, flags=second)])
+    assert found[0] != found[1]
+    assert said is None or [name.removeprefix("Full fine-tuning, m") for name in found] == said
+
+
+def test_models_that_share_a_short_name_are_shown_in_full():
+    assert names.models(["a/SmolLM2-135M-Instruct", "a/all-MiniLM-L6-v2"]) == {
+        "a/SmolLM2-135M-Instruct": "SmolLM2-135M",
+        "a/all-MiniLM-L6-v2": "MiniLM",
+    }
+    shown = names.models(["a/SmolLM2-135M", "a/SmolLM2-135M-Instruct", "x/runs/1/model", "x/runs/2/model", "y/2/model"])
+    assert list(shown.values()) == ["SmolLM2-135M", "SmolLM2-135M-Instruct", "1/model", "x/runs/2/model", "y/2/model"]
+
+
+def test_what_rows_share_names_a_line():
+    rows = [
+        {"strategy": "peft", "variant": f"lora_r8{where}", "model": "a/m", "n_train": "100"}
+        for where in ("", "_mlp", "_query+value")
+    ]
+    assert names.shared(rows) == "LoRA r=8, m, 100 labels"
+    rows = [{"strategy": "prompting", "variant": f"{k}_shot", "model": "a/m", "n_train": str(k)} for k in (0, 4)]
+    assert names.shared(rows) == "Prompt, m"
+    rows = [{"strategy": "quantized", "variant": v, "model": "a/m", "n_train": ""} for v in ("nf4", "bf16")]
+    assert names.shared(rows) == "m"
