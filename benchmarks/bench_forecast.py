@@ -1,7 +1,8 @@
-"""How near is the memory forecast to what runs measured? Each row is forecast from a calibration on the other rows.
+"""How close is the memory forecast to what runs measured? Each row is forecast with a calibration on the other rows.
 
-The rows carry `predicted_gb`, forecast from the configuration before the run, and the measured peak: on a GPU what torch allocated,
-on a CPU the resident memory above that before the model. A row's own measurement never enters its calibration (leave one out).
+A row has `predicted_gb`, forecast from the model's configuration before the run, and the measured peak: on a GPU what
+torch allocated, on a CPU the peak resident memory minus that before the model. A row's own measurement never enters its
+calibration (leave one out).
 
     python benchmarks/bench_forecast.py --results sample_results.csv
 
@@ -67,11 +68,12 @@ def main(argv=None):
             )
             share = f"{within:.0%} in {bound:.0%}"
             print(
-                f"{device:7} {phase:10} {len(rows):5} {share:>14} {statistics.median(errors):13.1%} {max(errors):8.1%} {before:13.0%}"
+                f"{device:7} {phase:10} {len(rows):5} {share:>14} {statistics.median(errors):13.1%} "
+                f"{max(errors):8.1%} {before:13.0%}"
             )
     if not report:
         raise utils.UserError(
-            f"{args.results} has not more than {memory.MIN_ROWS} rows of a device with predicted_gb and a measured peak"
+            f"{args.results} has too few rows with predicted_gb and a measured peak, {memory.MIN_ROWS + 1} are needed"
         )
     Path(args.output).write_text(
         json.dumps({"results": Path(args.results).name, "leave_one_out": report}, indent=2) + "\n"

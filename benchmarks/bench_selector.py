@@ -1,9 +1,10 @@
-"""Does the selector choose well for data and models it has not seen? One group (data set and model) is left out at a time.
+"""Does the selector choose well for data and models it has not seen? It leaves out one data set and model at a time.
 
-The selector's model of the rows is trained on all other groups of the same kind of device (the rules answer where it refuses); the
-fixed rules see the limits only. Each chooses among the left-out group's configurations, of which it knows what is known before a run:
-sizes, flags, the prompt's tokens, the share of the commonest class, the memory forecast. Their measured rows say whether the choice
-keeps the limits, and how far its score is from the best that does. The limits are round numbers, the same for every group.
+The selector's predictor is trained on all other groups of the same kind of device; where it refuses, the rules answer.
+The fixed rules see only the limits. Each chooses among the configurations of the group that is left out, of which it
+knows what is known before a run: sizes, flags, tokens of the prompt, share of the most frequent class, the memory
+forecast. Their measured rows show whether the choice is within the limits, and how far its score is below that of the
+best one within them. The limits are round numbers, the same for every group.
 
     python benchmarks/bench_selector.py --results sample_results.csv
 
@@ -49,7 +50,7 @@ def parse_args(argv=None):
 
 
 def by_rules(limits, candidates):
-    """The name of what the rules' best available strategy means here: of the precision they name, with the most labels allowed."""
+    """The name of the candidate that the rules' best strategy means: at its precision, with the most labels allowed."""
     c = {name: candidate.configuration for name, candidate in candidates.items()}
     params, documents = (
         max(x.mean("total_params") or 0 for x in c.values()) / 1e9,
@@ -75,9 +76,10 @@ def by_rules(limits, candidates):
 
 
 def judge(choice, feasible, limits):
-    """(keeps the limits, points behind the best feasible score, keeps them but for noise) of a chosen Candidate's measured values.
+    """(within the limits, score below the best feasible one, within them but for noise) of a choice's measured values.
 
-    The noise: a required score is missed by less than one standard error of its measurement. (False, None, False) for no choice.
+    The noise: a required score is missed by less than one standard error of its measurement. (False, None, False)
+    without a choice.
     """
     if choice is None:
         return False, None, False
@@ -90,9 +92,9 @@ def judge(choice, feasible, limits):
 
 
 def by_model(group, candidates, found, tokens, whole_data=False):
-    """{name: predicted Candidate} of the left-out group's configurations within the model's reach; {} where it reaches none.
+    """{name: predicted Candidate} of the group's configurations within the predictor's range; {} if it has none.
 
-    whole_data: the other models' rows of the same data set are left out, too.
+    whole_data: the rows of other models on the same data set are left out too.
     """
     try:
         kept = [(other, c) for other, c in found if (other[0] != group[0] if whole_data else other != group)]
@@ -165,12 +167,10 @@ def main(argv=None):
     report = {name: summary(outcomes, name) for name in ("selector", "rules")}
     unasked = [row for row in outcomes if not row["asked"]]
     report.update({f"{name}, no score asked": summary(unasked, name) for name in ("selector", "rules") if unasked})
-    print(
-        f"{len(outcomes)} limit settings with something feasible, {len({row['group'] for row in outcomes})} groups left out in turn"
-    )
-    print(
-        f"{'':25} {'feasible':>9} {'but for noise':>14} {'median behind':>14} {'mean behind':>12} {'within 2 points of the best':>28}"
-    )
+    n_groups = len({row["group"] for row in outcomes})
+    print(f"{len(outcomes)} limit settings with something feasible, {n_groups} groups left out in turn")
+    heads = f"{'feasible':>9} {'but for noise':>14} {'median behind':>14} {'mean behind':>12}"
+    print(f"{'':25} {heads} {'within 2 points of the best':>28}")
     for name, cells in report.items():
         behind = [f"{cells[key]:.3f}" if cells[key] is not None else "-" for key in ("median_behind", "mean_behind")]
         shares = f"{cells['feasible']:9.1%} {cells['feasible_but_for_noise']:14.1%}"
@@ -186,9 +186,8 @@ def main(argv=None):
             **cells,
         }
         told = ", ".join(f"{name} {cell['feasible']:.1%}" for name, cell in cells.items())
-        print(
-            f"  {group}: {len(members)} settings, {members[0]['reached']} of {members[0]['n']} configurations in reach; feasible: {told}"
-        )
+        reached = f"{members[0]['reached']} of {members[0]['n']} configurations in reach"
+        print(f"  {group}: {len(members)} settings, {reached}; feasible: {told}")
     Path(args.output).write_text(
         json.dumps({"results": Path(args.results).name, "settings": len(outcomes), **report}, indent=2) + "\n"
     )

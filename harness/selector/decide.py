@@ -48,7 +48,7 @@ def decide(rows, args, failed=()):
     raise utils.UserError(f"--basis {args.basis}: {'; '.join(not_used)}")
 
 
-# from rows
+# ---- from rows
 
 
 def comparable(rows, args):
@@ -179,7 +179,7 @@ def cautions_of(choice, considered, required_accuracy):
     return cautions
 
 
-# from predictions
+# ---- from predictions
 
 
 def from_predictions(rows, args):
@@ -199,18 +199,11 @@ def from_predictions(rows, args):
     if choice is None:
         raise Undecided(f"none of the {len(members)} configurations that can be predicted could be within the limits")
     sure = "likely" if probability >= predictor.CONFIDENCE else "UNLIKELY" if probability < 0.5 else "not certain"
-    found = Decision(
-        "model",
-        args.task,
-        limits_of(args),
-        args.prefer,
-        choice=None,
-        considered=len(members),
-        cautions=[
-            f"predicted, not measured; {sure} to be within the limits (probability about {probability:.0%}). "
-            "Measure it first"
-        ],
-    )
+    likelihood = f"{sure} to be within the limits (probability about {probability:.0%})"
+    cautions = [f"predicted, not measured; {likelihood}. Measure it first"]
+    if data_of(args) not in learned.levels and not (args.tokens and args.majority_share):
+        cautions.append("nothing is known of the data but what --tokens and --majority_share say; give both")
+    found = Decision("model", args.task, limits_of(args), args.prefer, None, considered=len(members), cautions=cautions)
 
     def on_this_data(configuration):
         return command_for(configuration, rows, args)
@@ -259,7 +252,7 @@ def distinct(members, names):
     return kept
 
 
-# from rules
+# ---- from rules
 
 
 def from_rules(rows, args, failed=()):

@@ -24,7 +24,6 @@ OF_ONE_DATA_SET = (
     "train_file",
     "validation_file",
     "test_file",
-    "unlabelled",
     "eval_ood",
     "docs",
     "index_dir",

@@ -82,9 +82,7 @@ def configuration(model, task, n_labels, trust_remote_code=False):
 
 def lora(config, kind, rank, target_modules="auto"):
     """The peft configuration of LoRA on the layers that peft_finetune.py takes."""
-    bare = memory_forecast.meta_model(
-        config, kind, attention="eager"
-    )  # for its layers' names; all have eager attention
+    bare = memory_forecast.meta_model(config, kind, attention="eager")  # for the names of its layers
     task = {"causal": "CAUSAL_LM", "seq2seq": "SEQ_2_SEQ_LM", "classifier": "SEQ_CLS"}[kind]
     return peft.LoraConfig(task_type=task, r=rank, target_modules=adapters.target_modules(bare, target_modules))
 

@@ -1,9 +1,11 @@
 import json
 import re
 import shlex
+import subprocess
+import sys
 
 import pytest
-from helpers import made_up_rows, result_row, results_csv
+from helpers import ROOT, made_up_rows, result_row, results_csv
 
 import adaptive_selector
 from harness.results import commands, schema
@@ -191,6 +193,28 @@ def test_a_predicted_command_has_the_flags_of_its_own_data(capsys, tmp_path):
     assert (args.text_column, args.label_words) == ("mine", ["good", "not so good"])
     found = decide("--dataset data/own --task classification --data_size 5000 --basis rules", capsys, path)
     assert parsed(found["command"]).text_column == "mine"
+
+
+def test_a_prediction_says_what_it_knows_of_the_data(capsys, tmp_path):
+    path = results_csv(tmp_path / "r.csv", made_up_rows())
+    unknown = "nothing is known of the data but what --tokens and --majority_share say; give both"
+    assert unknown in decide("--dataset new --data_size 500", capsys, path)["cautions"]
+    described = "--dataset new --data_size 500 --tokens 30 --majority_share 0.5"
+    assert unknown not in decide(described, capsys, path)["cautions"]
+    found = decide("--basis model --data_size 500", capsys, path)
+    assert found["basis"] == "model" and parsed(found["command"]).dataset == "YOUR_DATA"
+
+
+def test_a_decision_loads_no_torch(tmp_path):
+    path = results_csv(tmp_path / "r.csv", BASIC)
+    code = (
+        "import sys, adaptive_selector\n"
+        "for flags in ('--data_size 5000', '--dataset d', '--dataset new'):\n"
+        f"    adaptive_selector.main([*flags.split(), '--json', '--results', {path!r}])\n"
+        "assert not {'torch', 'transformers'} & set(sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_rows_of_retrieval_alone_teach_nothing(capsys, tmp_path):
