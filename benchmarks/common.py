@@ -16,8 +16,10 @@ sys.path.insert(0, str(ROOT))  # a benchmark is started by its path, so the proj
 import utils  # noqa: E402
 from harness import flags  # noqa: E402
 from harness.models import loading  # noqa: E402
-from harness.results import provenance  # noqa: E402
+from harness.results import provenance, tables  # noqa: E402
 from harness.results.run import OOM_EXIT_CODE  # noqa: E402
+
+markdown = tables.markdown  # of the sections that `publish` writes
 
 
 def add_model_args(parser):
@@ -101,12 +103,6 @@ def machine(device, *packages):
     versions = ", ".join(f"{name} {metadata.version(name)}" for name in ("torch", "transformers", *packages))
     threads = f", OMP_NUM_THREADS={os.environ['OMP_NUM_THREADS']}" if "OMP_NUM_THREADS" in os.environ else ""
     return f"{utils.device_name(device)}{threads}; Python {platform.python_version()}, {versions}"
-
-
-def markdown(header, rows):
-    """A Markdown table."""
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
 
 
 def saved(name):
