@@ -1,23 +1,24 @@
-"""Full fine-tuning: every weight is trained, of an encoder with a classification head, or of a language model to give answers.
+"""Full fine-tuning: train every weight of an encoder with a classification head, or of a language model that answers.
 
-What the data are decides: classification trains a head; question answering and instructions train a causal or seq2seq
-language model on the answers to the prompts that prompt_eval.py uses. The Hugging Face Trainer trains on batches of similar
-length and keeps the checkpoint that is best on the validation split; the evaluation examples, the same for every strategy,
-are scored once at the end. Default learning rate: 1e-4 for a head, 5e-5 for a language model.
+Classification data train a head; questions and instructions train a causal or seq2seq language model on the answers to
+the prompts that prompt_eval.py uses. The Hugging Face Trainer trains on batches of similar length and keeps the
+checkpoint that is best on the validation split; the evaluation examples, the same for every strategy, are scored once
+at the end. Default learning rate: 1e-4 for a head, 5e-5 for a language model.
 
     # on a CPU, offline (after `python prepare_data.py demo`): two minutes for the first
     python finetune.py --model assets/models/all-MiniLM-L6-v2 --max_train_samples 2000 --epochs 2 --batch_size 32
-    python finetune.py --model assets/models/SmolLM2-135M-Instruct --dataset assets/data/openbookqa --max_steps 40 --batch_size 8
+    python finetune.py --model assets/models/SmolLM2-135M-Instruct --dataset assets/data/openbookqa \\
+        --max_steps 40 --batch_size 8
     # on a GPU, from the hub
     python finetune.py --model distilbert-base-uncased --dataset glue --subset sst2 --epochs 3 --batch_size 16 --fp16
     # your own files, with or without a header line, any number of labels
     python finetune.py --train_file train.tsv --test_file test.tsv --columns text,label --label_words negative,positive
-    # few-shot: 16 labels and no more, five draws, also scored out of domain (after `python prepare_data.py mnli_hans`)
-    python finetune.py --dataset assets/data/mnli_hans/mnli --eval_ood assets/data/mnli_hans/hans --max_train_samples 16 --repeats 5 \\
-        --max_validation_samples 0 --max_steps 60 --max_eval_samples 1000
+    # few-shot: 16 labels, five draws, also scored out of domain (after `python prepare_data.py mnli_hans`)
+    python finetune.py --dataset assets/data/mnli_hans/mnli --eval_ood assets/data/mnli_hans/hans \\
+        --max_train_samples 16 --repeats 5 --max_validation_samples 0 --max_steps 60 --max_eval_samples 1000
     # a 7B model whole: bf16 weights, about 8 bytes a parameter with their optimizer, and activations
-    python finetune.py --model meta-llama/Llama-2-7b-hf --dataset databricks/databricks-dolly-15k --weights bf16 --learning_rate 1e-5 \\
-        --gradient_checkpointing --batch_size 4 --gradient_accumulation 8 --max_eval_samples 200
+    python finetune.py --model meta-llama/Llama-2-7b-hf --dataset databricks/databricks-dolly-15k --weights bf16 \\
+        --learning_rate 1e-5 --gradient_checkpointing --batch_size 4 --gradient_accumulation 8 --max_eval_samples 200
     # on all GPUs
     accelerate launch finetune.py --model distilbert-base-uncased --dataset glue --subset sst2
 """
@@ -27,10 +28,8 @@ import shutil
 
 import utils
 from harness import flags, hub
-from harness.data import tasks
-from harness.models import loading
 from harness.results.run import Run
-from harness.training import trainer
+from harness.training import resume
 
 # for heads used with MiniLM (for BERT-base its paper, Devlin et al. 2019, has 2e-5 to 5e-5)
 LEARNING_RATES = {"classification": 1e-4, "qa": 5e-5, "instruction": 5e-5}
@@ -47,58 +46,72 @@ def parse_args(argv=None):
     return flags.check_training_args(parser, flags.check_data_args(parser, parser.parse_args(argv)))
 
 
+def run_once(args):
+    # 1. settings
+    run = Run(args, __file__, "full_finetuning", folder=resume.find_resumable(args, __file__))
+
+    with run:
+        # 2. seed and device
+        utils.set_seed(args.seed)
+        device = utils.pick_device(args.device)
+        trainer.check_device(args, device)
+        run.row.update(
+            variant="full",
+            model=args.model,
+            data_seed=args.data_seed,
+            device=device,
+            device_name=utils.device_name(device),
+            precision=args.weights,
+        )
+
+        # 3. data
+        task = tasks.from_args(args)
+        print(task.summary())
+        other = tasks.out_of_domain(args, task)
+        run.row.update(task.row())
+
+        # 4. model
+        tokenizer = utils.load_tokenizer(args.model, args.trust_remote_code)
+        with utils.measure() as load:
+            model = trainer.load_base(args, task, tokenizer, device, args.weights)
+        run.row.update(**load.load_columns(), **loading.size_columns(model, trained=True))
+
+        # 5. adapt
+        chat = trainer.uses_chat(args, task, tokenizer)
+        learning_rate = args.learning_rate or LEARNING_RATES[task.kind]
+        reload = functools.partial(trainer.load_base, args, task, tokenizer, device, args.weights)
+        model = trainer.train(model, tokenizer, task, args, run, device, learning_rate, chat, reload=reload)
+        if run.main:
+            model.save_pretrained(run.path("model"))
+            tokenizer.save_pretrained(run.path("model"))
+            run.row["artifact_mb"] = utils.folder_mb(run.path("model"))
+
+        # 6. evaluate
+        outcome = evaluate.trained(model, tokenizer, task, args, chat, other)
+
+        # 7. row and report: the row is written by leaving the block
+        record.outcome(run, task, outcome, model, other)
+        run.headline = f"trained in {run.row['train_seconds']:.0f} s"
+        if run.main:
+            shutil.rmtree(run.path("checkpoints"))
+
+
+def import_heavy():
+    """Import what takes seconds, once the arguments are known to be right: --help and a wrong flag answer at once."""
+    global evaluate, loading, record, tasks, trainer
+    from harness.data import tasks
+    from harness.evaluation import evaluate, record
+    from harness.models import loading
+    from harness.training import trainer
+
+
 @utils.clean_exit
 def main(argv=None):
-    # 1. settings
-    given, base = parse_args(argv), None
-    hub.check_names({"--model": given.model}, {"--dataset": flags.source(given), "--eval_ood": given.eval_ood})
-    for args in flags.repeats(given):
-        run = Run(args, __file__, "full_finetuning", folder=trainer.find_resumable(args, __file__))
-
-        with run:
-            # 2. seed and device
-            utils.set_seed(args.seed)
-            device = utils.pick_device(args.device)
-            trainer.check_device(args, device)
-            run.row.update(
-                variant="full",
-                model=args.model,
-                data_seed=args.data_seed,
-                device=device,
-                device_name=utils.device_name(device),
-                precision=args.weights,
-            )
-
-            # 3. data
-            task = tasks.from_args(args)
-            print(task.summary())
-            other = tasks.out_of_domain(args, task)
-            run.row.update(task.row())
-
-            # 4. model
-            tokenizer = utils.load_tokenizer(args.model, args.trust_remote_code)
-            with utils.measure() as load:
-                base = base or trainer.load_base(args, task, tokenizer, device, args.weights)
-                model = trainer.own_copy(base, args, given)
-            run.row.update(**trainer.load_columns(load, given), **loading.size_columns(model, trained=True))
-
-            # 5. adapt
-            chat = trainer.uses_chat(args, task, tokenizer)
-            learning_rate = args.learning_rate or LEARNING_RATES[task.kind]
-            whole = functools.partial(trainer.load_base, args, task, tokenizer, device, args.weights)
-            model = trainer.train(model, tokenizer, task, args, run, device, learning_rate, chat, reload=whole)
-            if run.main:
-                model.save_pretrained(run.path("model"))
-                tokenizer.save_pretrained(run.path("model"))
-                run.row["artifact_mb"] = utils.folder_mb(run.path("model"))
-
-            # 6. evaluate
-            trainer.score(model, tokenizer, task, args, run, chat, other)
-
-            # 7. row and report: written by leaving the block
-            run.headline = f"trained in {run.row['train_seconds']:.0f} s"
-            if run.main:
-                shutil.rmtree(run.path("checkpoints"))
+    args = parse_args(argv)
+    hub.check_names({"--model": args.model}, {"--dataset": flags.source(args), "--eval_ood": args.eval_ood})
+    import_heavy()
+    for once in flags.repeats(args):
+        run_once(once)
 
 
 if __name__ == "__main__":

@@ -1,29 +1,31 @@
-"""Parameter-efficient fine-tuning: LoRA and its kin, (IA)3, prompt and prefix tuning, on a full-precision, int8 or nf4 base.
+"""Parameter-efficient fine-tuning: LoRA and its kin, (IA)3, prompt and prefix tuning, on an fp32, bf16, int8 or nf4 base.
 
-The base is frozen and a few new parameters are trained, by the batches, checkpoint choice and clock of finetune.py. What the
-data are decides what is trained for: classification, with a new head that is fully trained, or answers of a language model.
-The adapter is saved in peft's own format.
+The base is frozen and a few new parameters are trained, with the batches, checkpoint choice and clock of finetune.py.
+Classification data train a new head as well, whole; questions and instructions train a language model to answer. The
+adapter is saved in peft's own format.
 
-    method         what is trained                                                          default learning rate: head, answers
-    lora           low-rank updates of linear layers (Hu et al. 2022)                                              2e-3    5e-4
-    qlora          the same on an nf4 base (Dettmers et al. 2023)                                                  2e-3    5e-4
-    dora           with magnitudes apart from directions (Liu et al. 2024)                                         2e-3    5e-4
-    rslora         scaled by alpha / sqrt(rank) (Kalajdzievski 2023)                                               1e-3    2e-4
-    adalora        ranks moved to where they matter as training goes on (Zhang et al. 2023)                        5e-3    2e-3
-    ia3            a factor for each key, value and inner MLP activation (Liu et al. 2022)                         1e-2    5e-3
-    prompt_tuning  embeddings before the text (Lester et al. 2021)                                                    -    3e-2
-    prefix_tuning  keys and values before the text, in every layer (Li and Liang 2021)                                -    1e-2
+    method         what is trained                                              default learning rate: head, answers
+    lora           low-rank updates of linear layers (Hu et al. 2022)                                  2e-3     5e-4
+    qlora          the same on an nf4 base (Dettmers et al. 2023)                                      2e-3     5e-4
+    dora           magnitudes and directions apart (Liu et al. 2024)                                   2e-3     5e-4
+    rslora         scaled by alpha / sqrt(rank) (Kalajdzievski 2023)                                   1e-3     2e-4
+    adalora        ranks moved to where they matter during training (Zhang et al. 2023)                5e-3     2e-3
+    ia3            a factor for each key, value and inner MLP activation (Liu et al. 2022)             1e-2     5e-3
+    prompt_tuning  embeddings before the text (Lester et al. 2021)                                        -     3e-2
+    prefix_tuning  keys and values before the text, in every layer (Li and Liang 2021)                    -     1e-2
 
-LoRA-like methods want about ten times the learning rate of full fine-tuning or more, methods with fewer parameters more again.
+LoRA-like methods need about ten times the learning rate of full fine-tuning; methods with fewer parameters need more.
 The defaults are for small models (MiniLM, SmolLM2-135M); papers train 7B models with a tenth to a half of them.
 
     # on a CPU, offline (after `python prepare_data.py demo`): two minutes for the first
     python peft_finetune.py --model assets/models/all-MiniLM-L6-v2 --max_train_samples 2000 --epochs 2 --batch_size 32
-    python peft_finetune.py --model assets/models/SmolLM2-135M-Instruct --dataset assets/data/openbookqa --max_steps 40 --batch_size 8
+    python peft_finetune.py --model assets/models/SmolLM2-135M-Instruct --dataset assets/data/openbookqa \\
+        --max_steps 40 --batch_size 8
     # on a GPU, from the hub: instruction tuning, QLoRA on all layers
-    python peft_finetune.py --model meta-llama/Llama-2-7b-hf --dataset databricks/databricks-dolly-15k --method qlora --rank 16 \\
-        --alpha 32 --dropout 0.05 --target_modules all-linear --bf16 --gradient_checkpointing --optim paged_adamw_8bit \\
-        --lr_scheduler cosine --learning_rate 2e-4 --batch_size 4 --gradient_accumulation 4 --max_length 1024 --max_eval_samples 200
+    python peft_finetune.py --model meta-llama/Llama-2-7b-hf --dataset databricks/databricks-dolly-15k \\
+        --method qlora --rank 16 --alpha 32 --dropout 0.05 --target_modules all-linear --bf16 \\
+        --gradient_checkpointing --optim paged_adamw_8bit --lr_scheduler cosine --learning_rate 2e-4 \\
+        --batch_size 4 --gradient_accumulation 4 --max_length 1024 --max_eval_samples 200
     # score the adapter again, on the same examples
     python prompt_eval.py --model assets/models/all-MiniLM-L6-v2 --adapter runs/RUN_ID/adapter
 """
@@ -33,10 +35,8 @@ import shutil
 
 import utils
 from harness import flags, hub
-from harness.data import tasks
-from harness.models import adapters, loading
 from harness.results.run import Run
-from harness.training import trainer
+from harness.training import resume
 
 # method -> for a classification head, for answers. The head's lora rate was chosen by MiniLM's validation accuracy
 LEARNING_RATES = {
@@ -121,13 +121,13 @@ def parse_args(argv=None):
     return args
 
 
-# ----------------------------------------------------------------------------------------------------------- the technique
+# ------------------------------------------------------------------------------------------------------- the technique
 
 
 def adapt(model, tokenizer, task, args):
-    """Freeze the base and put the new parameters on it. A classification head is fully trainable and saved with the adapter."""
-    import peft
-
+    """Freeze the base and add the new parameters. A new classification head is trained whole and saved with the
+    adapter.
+    """
     head = task.kind == "classification"
     kind = "SEQ_CLS" if head else "SEQ_2_SEQ_LM" if model.config.is_encoder_decoder else "CAUSAL_LM"
     if args.method in LEARNED_PROMPTS:
@@ -141,40 +141,42 @@ def adapt(model, tokenizer, task, args):
         "bias": args.bias,
         "target_modules": adapters.target_modules(model, args.target_modules),
     }
-    if args.method != "adalora":
-        return peft.get_peft_model(
-            model,
-            peft.LoraConfig(r=args.rank, use_dora=args.method == "dora", use_rslora=args.method == "rslora", **options),
-        )
-    steps, target = trainer.n_steps(len(task.train), args), args.target_r or args.rank
+    if args.method == "adalora":
+        return peft.get_peft_model(model, peft.AdaLoraConfig(**rank_schedule(len(task.train), args), **options))
+    options.update(use_dora=args.method == "dora", use_rslora=args.method == "rslora")
+    return peft.get_peft_model(model, peft.LoraConfig(r=args.rank, **options))
+
+
+def rank_schedule(n_examples, args):
+    """AdaLoRA's options: it starts with more ranks than it keeps, and shrinks them between the first and the last
+    steps.
+    """
+    steps, target = trainer.n_steps(n_examples, args), args.target_r or args.rank
     tinit = steps // 10 if args.tinit is None else args.tinit
     tfinal = 3 * steps // 10 if args.tfinal is None else args.tfinal
     if tinit + tfinal >= steps:
         raise utils.UserError(
             f"--tinit {tinit} and --tfinal {tfinal} leave none of the {steps} steps for ranks to shrink in"
         )
-    options["orth_reg_weight"] = (
-        0.5 / args.gradient_accumulation / utils.world()[1]
-    )  # peft adds it to the loss of each batch
-    return peft.get_peft_model(
-        model,
-        peft.AdaLoraConfig(
-            init_r=args.init_r or -(-3 * target // 2),
-            target_r=target,
-            tinit=tinit,
-            tfinal=tfinal,
-            total_step=steps,
-            **options,
-        ),
-    )
+    return {
+        "init_r": args.init_r or -(-3 * target // 2),
+        "target_r": target,
+        "tinit": tinit,
+        "tfinal": tfinal,
+        "total_step": steps,
+        "orth_reg_weight": 0.5
+        / args.gradient_accumulation
+        / utils.world()[1],  # peft adds it to the loss of each batch
+    }
 
 
 def ia3_modules(model, wanted):
-    """peft's choice of layers for the architecture, or the named ones; those of the MLPs are scaled at their input."""
-    from peft.utils import TRANSFORMERS_MODELS_TO_IA3_TARGET_MODULES_MAPPING as KNOWN
-
+    """The layers that (IA)3 scales: peft's defaults for the architecture, or the named ones; MLPs are scaled at their
+    input.
+    """
     if wanted == "auto":
-        if model.config.model_type not in KNOWN:
+        known = peft.utils.TRANSFORMERS_MODELS_TO_IA3_TARGET_MODULES_MAPPING
+        if model.config.model_type not in known:
             raise utils.UserError(
                 f"--method ia3 has no default layers for {model.config.model_type}; name keys, values and the MLP's "
                 f"last layer with --target_modules, of {', '.join(adapters.linear_names(model))}"
@@ -185,17 +187,15 @@ def ia3_modules(model, wanted):
         raise utils.UserError(
             "--method ia3 --target_modules all-linear: name the layers, or take auto, attention or mlp"
         )
-    inner = {
-        path if wanted in ("attention", "mlp") else path.split(".")[-1]
-        for path in adapters.layer_paths(model, attention=False)
-    }
+    mlp = adapters.layer_paths(model, attention=False)
+    inner = set(mlp) if wanted in ("attention", "mlp") else {path.split(".")[-1] for path in mlp}
     return {"target_modules": names, "feedforward_modules": [name for name in names if name in inner]}
 
 
 def learned_prompt(model, tokenizer, task, args, kind):
-    """Prompt tuning, or prefix tuning, from a text's embeddings or keys and values where there is a text to begin from."""
-    import peft
-
+    """Prompt or prefix tuning. The prompt starts from a text's embeddings (prefix: its keys and values) if there is a
+    text.
+    """
     if kind == "SEQ_CLS":
         raise utils.UserError(
             f"--method {args.method} is for language models that answer (qa and instruction data), not for a head"
@@ -203,16 +203,11 @@ def learned_prompt(model, tokenizer, task, args, kind):
     text = args.init_text or task.instruction
     common = {"task_type": kind, "num_virtual_tokens": args.num_virtual_tokens}
     if args.method == "prompt_tuning":
-        begin = (
-            {"prompt_tuning_init": "TEXT", "prompt_tuning_init_text": text, "tokenizer_name_or_path": args.model}
-            if text
-            else {}
-        )
-        return peft.get_peft_model(model, peft.PromptTuningConfig(**common, **begin))
+        if text:
+            common.update(prompt_tuning_init="TEXT", prompt_tuning_init_text=text, tokenizer_name_or_path=args.model)
+        return peft.get_peft_model(model, peft.PromptTuningConfig(**common))
     adapted = peft.get_peft_model(model, peft.PrefixTuningConfig(**common))
     if text and kind == "CAUSAL_LM":
-        from peft.tuners.cartridge.utils import initialize_kv_prefix_from_text
-
         long_enough = " ".join([text] * (1 + args.num_virtual_tokens // max(1, len(tokenizer(text).input_ids) - 1)))
         initialize_kv_prefix_from_text(
             adapted, tokenizer, text=long_enough, num_virtual_tokens=args.num_virtual_tokens, use_chat_template=False
@@ -220,25 +215,27 @@ def learned_prompt(model, tokenizer, task, args, kind):
     return adapted
 
 
-def allocate_ranks(model):
-    """A Trainer callback that lets AdaLoRA move its ranks after every optimizer step (peft issue 1801: nothing else does)."""
-    import transformers
-
-    class AllocateRanks(transformers.TrainerCallback):
-        def on_optimizer_step(self, args, state, control, **kwargs):  # before the gradients are cleared, which it reads
-            model.base_model.update_and_allocate(state.global_step + 1)
-
-    return AllocateRanks()
-
-
-def ranks(model):
-    """AdaLoRA's ranks now: {layer: singular values that are not masked}."""
-    return {name: int((p != 0).sum()) for name, p in model.named_parameters() if "lora_E" in name}
-
-
 def load_adapted(args, task, tokenizer, device, precision, folder):
-    """The base read again, with the adapter that lies in a folder."""
+    """The base loaded again, with the adapter in a folder: for weights that FSDP or DeepSpeed keep in shards."""
     return adapters.load_adapter(trainer.load_base(args, task, tokenizer, device, precision), folder)
+
+
+def save_adapter(run, model, tokenizer, task):
+    """The adapter in peft's own format, with the tokenizer and the order of the head's labels."""
+    if not run.main:
+        return
+    model.save_pretrained(run.path("adapter"))
+    tokenizer.save_pretrained(run.path("adapter"))
+    if task.labels:
+        run.write_json("adapter/labels.json", task.labels)
+    run.row["artifact_mb"] = utils.folder_mb(run.path("adapter"), "adapter_model.safetensors")
+
+
+def note_ranks(run, model):
+    """ranks.json: AdaLoRA's final ranks, the singular values of each layer that are not masked."""
+    ranks = {name: int((p != 0).sum()) for name, p in model.named_parameters() if "lora_E" in name}
+    run.write_json("ranks.json", ranks)
+    run.note(f"mean rank {sum(ranks.values()) / len(ranks):.1f} at the end")
 
 
 def variant(args):
@@ -249,76 +246,94 @@ def variant(args):
     return args.method + size + where + ("" if args.quantize == "none" else f"_{args.quantize}")
 
 
+def run_once(args):
+    # 1. settings
+    run = Run(args, __file__, "peft", folder=resume.find_resumable(args, __file__))
+
+    with run:
+        # 2. seed and device
+        utils.set_seed(args.seed)
+        device = utils.pick_device(args.device)
+        trainer.check_device(args, device)
+        precision = args.weights if args.quantize == "none" else args.quantize  # of the base in memory
+        run.row.update(
+            variant=variant(args),
+            model=args.model,
+            data_seed=args.data_seed,
+            device=device,
+            device_name=utils.device_name(device),
+            precision=precision,
+        )
+
+        # 3. data
+        task = tasks.from_args(args)
+        print(task.summary())
+        other = tasks.out_of_domain(args, task)
+        run.row.update(task.row())
+
+        # 4. model
+        tokenizer = utils.load_tokenizer(args.model, args.trust_remote_code)
+        with utils.measure() as load:
+            model = trainer.load_base(args, task, tokenizer, device, precision)
+
+        # 5. adapt
+        utils.set_seed(args.seed)  # the adapter's initial weights do not depend on what loading drew
+        model = adapt(model, tokenizer, task, args)
+        run.row.update(**load.load_columns(), **loading.size_columns(model, trained=True))
+        chat = trainer.uses_chat(args, task, tokenizer)
+        learning_rate = args.learning_rate or LEARNING_RATES[args.method][task.kind != "classification"]
+        adalora = args.method == "adalora"
+        model = trainer.train(
+            model,
+            tokenizer,
+            task,
+            args,
+            run,
+            device,
+            learning_rate,
+            chat,
+            callbacks=[trainer.AllocateRanks(model)] if adalora else [],
+            reload=functools.partial(load_adapted, args, task, tokenizer, device, precision),
+            keep_last=adalora,  # peft cannot load an earlier checkpoint, of other ranks, into the model
+        )
+        save_adapter(run, model, tokenizer, task)
+        if adalora:
+            note_ranks(run, model)
+        if not adapters.changes_outputs(model, tokenizer):
+            run.row["status"] = "degenerate"
+            run.note("the adapter changed nothing")
+
+        # 6. evaluate
+        outcome = evaluate.trained(model, tokenizer, task, args, chat, other)
+
+        # 7. row and report: the row is written by leaving the block
+        record.outcome(run, task, outcome, model, other)
+        run.note("timed with the adapter unmerged")
+        trained = run.row["trainable_params"] / run.row["total_params"]
+        run.headline = f"trained {trained:.2%} of the parameters in {run.row['train_seconds']:.0f} s"
+        if run.main:
+            shutil.rmtree(run.path("checkpoints"))
+
+
+def import_heavy():
+    """Import what takes seconds, once the arguments are known to be right: --help and a wrong flag answer at once."""
+    global adapters, evaluate, initialize_kv_prefix_from_text, loading, peft, record, tasks, trainer
+    import peft
+    from peft.tuners.cartridge.utils import initialize_kv_prefix_from_text
+
+    from harness.data import tasks
+    from harness.evaluation import evaluate, record
+    from harness.models import adapters, loading
+    from harness.training import trainer
+
+
 @utils.clean_exit
 def main(argv=None):
-    # 1. settings
-    given, base = parse_args(argv), None
-    hub.check_names({"--model": given.model}, {"--dataset": flags.source(given), "--eval_ood": given.eval_ood})
-    for args in flags.repeats(given):
-        run = Run(args, __file__, "peft", folder=trainer.find_resumable(args, __file__))
-
-        with run:
-            # 2. seed and device
-            utils.set_seed(args.seed)
-            device = utils.pick_device(args.device)
-            trainer.check_device(args, device)
-            precision = args.weights if args.quantize == "none" else args.quantize  # of the base in memory
-            run.row.update(
-                variant=variant(args),
-                model=args.model,
-                data_seed=args.data_seed,
-                device=device,
-                device_name=utils.device_name(device),
-                precision=precision,
-            )
-
-            # 3. data
-            task = tasks.from_args(args)
-            print(task.summary())
-            other = tasks.out_of_domain(args, task)
-            run.row.update(task.row())
-
-            # 4. model
-            tokenizer = utils.load_tokenizer(args.model, args.trust_remote_code)
-            with utils.measure() as load:
-                base = base or trainer.load_base(args, task, tokenizer, device, precision)
-                model = trainer.own_copy(base, args, given)
-
-            # 5. adapt
-            utils.set_seed(args.seed)  # the adapter begins the same in every repeat
-            model = adapt(model, tokenizer, task, args)
-            run.row.update(**trainer.load_columns(load, given), **loading.size_columns(model, trained=True))
-            chat = trainer.uses_chat(args, task, tokenizer)
-            learning_rate = args.learning_rate or LEARNING_RATES[args.method][task.kind != "classification"]
-            callbacks = [allocate_ranks(model)] if args.method == "adalora" else []
-            whole = functools.partial(load_adapted, args, task, tokenizer, device, precision)
-            keep_last = args.method == "adalora"  # peft cannot load an earlier checkpoint, of other ranks, into it
-            model = trainer.train(
-                model, tokenizer, task, args, run, device, learning_rate, chat, callbacks, whole, keep_last
-            )
-            if args.method == "adalora":
-                final = ranks(model)
-                run.write_json("ranks.json", final)
-                run.note(f"mean rank {sum(final.values()) / len(final):.1f} at the end")
-            if run.main:
-                model.save_pretrained(run.path("adapter"))
-                tokenizer.save_pretrained(run.path("adapter"))
-                if task.labels:
-                    run.write_json("adapter/labels.json", task.labels)
-                run.row["artifact_mb"] = utils.folder_mb(run.path("adapter"), "adapter_model.safetensors")
-            if not adapters.changes_outputs(model, tokenizer):
-                run.row["status"] = "degenerate"
-                run.note("the adapter changed nothing")
-
-            # 6. evaluate
-            trainer.score(model, tokenizer, task, args, run, chat, other)
-            run.note("timed with the adapter unmerged")
-
-            # 7. row and report: written by leaving the block
-            trained = run.row["trainable_params"] / run.row["total_params"]
-            run.headline = f"trained {trained:.2%} of the parameters in {run.row['train_seconds']:.0f} s"
-            if run.main:
-                shutil.rmtree(run.path("checkpoints"))
+    args = parse_args(argv)
+    hub.check_names({"--model": args.model}, {"--dataset": flags.source(args), "--eval_ood": args.eval_ood})
+    import_heavy()
+    for once in flags.repeats(args):
+        run_once(once)
 
 
 if __name__ == "__main__":

@@ -1,15 +1,16 @@
-"""Prompting: zero-shot and k-shot, for causal and seq2seq models, plain or chat; also scores a checkpoint or an adapter.
+"""Prompting: zero-shot and k-shot, causal and seq2seq models, plain or chat; also scores a checkpoint or an adapter.
 
-Classification takes the label whose words are likeliest after the prompt (--scoring likelihood), or reads a free answer
-(--scoring generate); questions and instructions are answered freely, questions with options also by the likeliest option
-(--scoring likelihood). The k demonstrations are the k training examples that finetune.py
---max_train_samples k sees with the same --data_seed. A language model's preference for some label words can be divided out:
---calibrate contextual (Zhao et al. 2021) by what it answers to empty inputs, --calibrate batch (Zhou et al. 2024) by its mean
-answer over the evaluation inputs, whose labels it does not see.
+Classification takes the label whose words are likeliest after the prompt (--scoring likelihood), or reads a generated
+answer (--scoring generate). Questions and instructions are answered by generation, questions with options also by the
+likeliest option (--scoring likelihood). The k demonstrations are the k training examples that finetune.py
+--max_train_samples k sees with the same --data_seed. A language model's prior over the label words can be divided out:
+--calibrate contextual (Zhao et al. 2021) takes it from inputs without content, --calibrate batch (Zhou et al. 2024)
+from the evaluation inputs, whose labels it does not see.
 
     # on a CPU, offline (after `python prepare_data.py demo`): under a minute each
     python prompt_eval.py --model assets/models/SmolLM2-135M-Instruct --max_eval_samples 200
-    python prompt_eval.py --model assets/models/SmolLM2-135M-Instruct --max_eval_samples 200 --k_shots 8 --calibrate batch
+    python prompt_eval.py --model assets/models/SmolLM2-135M-Instruct --max_eval_samples 200 --k_shots 8 \\
+        --calibrate batch
     # on a GPU, from the hub
     python prompt_eval.py --model google/flan-t5-base --dataset glue --subset sst2 --n_examples 20
     # UnifiedQA questions, scored by source and over all (after `python prepare_data.py unifiedqa DIR`)
@@ -23,11 +24,6 @@ from dataclasses import replace
 
 import utils
 from harness import flags, hub
-from harness.data import tasks
-from harness.data.examples import draw
-from harness.data.prompts import fill
-from harness.evaluation import evaluate, prompting
-from harness.models import adapters, loading
 from harness.results.run import Run
 
 
@@ -43,7 +39,7 @@ def parse_args(argv=None):
         help="fold the adapter into the weights first (default: unless they are int8 or nf4)",
     )
     parser.add_argument(
-        "--precision", choices=loading.PRECISIONS, default="fp32", help="of the weights (default: %(default)s)"
+        "--precision", choices=flags.PRECISIONS, default="fp32", help="of the weights (default: %(default)s)"
     )
     group = parser.add_argument_group("prompt")
     group.add_argument(
@@ -86,7 +82,7 @@ def parse_args(argv=None):
         type=flags.positive_int,
         default=1,
         metavar="N",
-        help="runs over N data seeds from --data_seed on, a row each, the model read once (default: 1)",
+        help="runs over N data seeds from --data_seed on, a row each (default: 1)",
     )
     group.add_argument(
         "--eval_ood", metavar="DATASET", help="score out of domain too: a data set of the same labels, or HANS for MNLI"
@@ -101,7 +97,7 @@ def parse_args(argv=None):
     return args
 
 
-# ----------------------------------------------------------------------------------------------------------- the technique
+# -------------------------------------------------------------------------------------------------------- the technique
 
 
 def read_label(answer, words):
@@ -137,104 +133,114 @@ def short_enough(task, tokenizer, chat, limit):
     return replace(task, train=[example for example in task.train if length(example) <= limit])
 
 
+def score(model, tokenizer, task, args, chat, demonstrations, other):
+    """The Outcome: a classification head, label words or options by likelihood, or generated answers."""
+    common = {"batch_size": args.batch_size, "latency_runs": args.latency_runs}
+    if loading.is_classifier(args.model, args.adapter, args.trust_remote_code):
+        return evaluate.by_head(model, tokenizer, task, **common, other=other)
+    prompted = {**common, "chat": chat, "demonstrations": demonstrations}
+    per_token = args.normalise == "mean"
+    if not scores_likelihood(args, task):
+        length = args.max_new_tokens
+        return evaluate.by_generation(model, tokenizer, task, **prompted, max_new_tokens=length, read=read_label)
+    if task.kind == "qa":
+        return evaluate.by_options(model, tokenizer, task, **prompted, per_token=per_token)
+    prior = prompting.label_prior(args.calibrate, task)
+    return evaluate.by_likelihood(model, tokenizer, task, **prompted, prior=prior, per_token=per_token, other=other)
+
+
+def scores_likelihood(args, task):
+    """True if label words or options are scored, rather than answers generated."""
+    return args.scoring == "likelihood" or (args.scoring == "auto" and task.kind == "classification")
+
+
+def run_once(args):
+    # 1. settings
+    run = Run(args, __file__, "peft" if args.adapter else "prompting")
+
+    with run:
+        # 2. seed and device
+        utils.set_seed(args.seed)
+        device = utils.pick_device(args.device)
+        run.row.update(
+            model=args.model,
+            data_seed=args.data_seed,
+            device=device,
+            device_name=utils.device_name(device),
+            precision=args.precision,
+            k_shots=args.k_shots,
+            variant=variant(args, args.kind, args.adapter),
+        )
+
+        # 3. data
+        task = tasks.from_args(args)
+        print(task.summary())
+        by_likelihood = scores_likelihood(args, task)
+        if task.kind == "instruction" and by_likelihood:
+            raise utils.UserError(
+                "--scoring likelihood is for classes and for questions with options; instructions are answered freely"
+            )
+        other = tasks.out_of_domain(args, task)
+        if other and not by_likelihood:
+            raise utils.UserError("--eval_ood scores label words; leave out --scoring generate")
+        run.row.update(task.row(), variant=variant(args, task.kind, args.adapter), n_train=args.k_shots)
+
+        # 4. model
+        tokenizer = utils.load_tokenizer(args.model, args.trust_remote_code)
+        chat = loading.uses_chat(args.prompt_format, tokenizer, scoring=by_likelihood)
+        pool = short_enough(task, tokenizer, chat, args.max_demo_tokens) if args.max_demo_tokens else task
+        demonstrations = draw(pool.train, args.k_shots, args.data_seed)
+        classifier = loading.is_classifier(args.model, args.adapter, args.trust_remote_code)
+        if classifier:
+            tasks.require_kind(task, "classification", "a model with a classification head")
+        with utils.measure() as load:
+            model = loading.load_model(
+                args.model,
+                "classifier" if classifier else "auto",
+                precision=args.precision,
+                device=device,
+                labels=adapters.head_labels(args.model, args.adapter, task.labels) if classifier else None,
+                adapter=args.adapter,
+                pad_token_id=tokenizer.pad_token_id,
+                trust_remote_code=args.trust_remote_code,
+            )
+        run.row.update(**load.load_columns(), **loading.size_columns(model))
+
+        # 5. adapt: nothing to train; the demonstrations are in the prompt
+        model, merged = adapters.merge_adapter(model, args.merge_adapter)
+        if merged:
+            run.note(merged)
+        if classifier:
+            strategy = "peft" if args.adapter else "full_finetuning"
+            run.row.update(strategy=strategy, variant="checkpoint", k_shots=None, n_train=None)
+
+        # 6. evaluate
+        outcome = score(model, tokenizer, task, args, chat, demonstrations, other)
+
+        # 7. row and report: the row is written by leaving the block
+        record.outcome(run, task, outcome, model, other)
+
+
+def import_heavy():
+    """Import what takes seconds, once the arguments are known to be right: --help and a wrong flag answer at once."""
+    global adapters, draw, evaluate, fill, loading, prompting, record, tasks
+    from harness.data import tasks
+    from harness.data.examples import draw
+    from harness.data.prompts import fill
+    from harness.evaluation import evaluate, prompting, record
+    from harness.models import adapters, loading
+
+
 @utils.clean_exit
 def main(argv=None):
-    # 1. settings
-    given, model = parse_args(argv), None
+    args = parse_args(argv)
     hub.check_names(
-        {"--model": given.model, "--adapter": given.adapter},
-        {"--dataset": flags.source(given), "--eval_ood": given.eval_ood},
+        {"--model": args.model, "--adapter": args.adapter},
+        {"--dataset": flags.source(args), "--eval_ood": args.eval_ood},
     )
-    for args in flags.repeats(given):
-        run = Run(args, __file__, "prompting")
-
-        with run:
-            # 2. seed and device
-            utils.set_seed(args.seed)
-            device = utils.pick_device(args.device)
-            run.row.update(
-                model=args.model,
-                data_seed=args.data_seed,
-                device=device,
-                device_name=utils.device_name(device),
-                precision=args.precision,
-                k_shots=args.k_shots,
-                variant=variant(args, args.kind, args.adapter),
-            )
-
-            # 3. data
-            task = tasks.from_args(args)
-            print(task.summary())
-            by_likelihood = args.scoring == "likelihood" or (args.scoring == "auto" and task.kind == "classification")
-            if task.kind == "instruction" and by_likelihood:
-                raise utils.UserError(
-                    "--scoring likelihood is for classes and for questions with options; instructions are answered freely"
-                )
-            other = tasks.out_of_domain(args, task)
-            if other and not by_likelihood:
-                raise utils.UserError("--eval_ood scores label words; leave out --scoring generate")
-            run.row.update(task.row(), variant=variant(args, task.kind, args.adapter), n_train=args.k_shots)
-
-            # 4. model
-            tokenizer = utils.load_tokenizer(args.model, args.trust_remote_code)
-            chat = loading.uses_chat(args.prompt_format, tokenizer, scoring=by_likelihood)
-            pool = task if args.max_demo_tokens is None else short_enough(task, tokenizer, chat, args.max_demo_tokens)
-            demonstrations = draw(pool.train, args.k_shots, args.data_seed)
-            classifier = loading.is_classifier(args.model, args.adapter, args.trust_remote_code)
-            if classifier:
-                tasks.require_kind(task, "classification", "a model with a classification head")
-            labels = adapters.head_labels(args.model, args.adapter, task.labels) if classifier else None
-            if model is None:
-                with utils.measure() as load:
-                    model = loading.load_model(
-                        args.model,
-                        "classifier" if classifier else "auto",
-                        precision=args.precision,
-                        device=device,
-                        labels=labels,
-                        adapter=args.adapter,
-                        pad_token_id=tokenizer.pad_token_id,
-                        trust_remote_code=args.trust_remote_code,
-                    )
-                sizes = loading.size_columns(model)
-                # 5. adapt: nothing to train; the demonstrations are in the prompt
-                model, merged = adapters.merge_adapter(model, args.merge_adapter)
-            run.row.update(**load.load_columns(), **sizes)
-            if merged:
-                run.note(merged)
-
-            # 6. evaluate
-            common = {"batch_size": args.batch_size, "latency_runs": args.latency_runs}
-            prompted = {**common, "demonstrations": demonstrations, "chat": chat}
-            if args.adapter:
-                run.row.update(strategy="peft")
-            if classifier:
-                run.row.update(
-                    strategy="peft" if args.adapter else "full_finetuning",
-                    variant="checkpoint",
-                    k_shots=None,
-                    n_train=None,
-                )
-                evaluate.evaluate_classifier(model, tokenizer, task, run, **common, other=other)
-            elif task.kind == "classification" and by_likelihood:
-                evaluate.evaluate_labels(
-                    model,
-                    tokenizer,
-                    task,
-                    run,
-                    **prompted,
-                    prior=prompting.label_prior(args.calibrate, task),
-                    per_token=args.normalise == "mean",
-                    other=other,
-                )
-            elif by_likelihood:
-                evaluate.evaluate_options(model, tokenizer, task, run, **prompted, per_token=args.normalise == "mean")
-            else:
-                evaluate.evaluate_answers(
-                    model, tokenizer, task, run, **prompted, max_new_tokens=args.max_new_tokens, read=read_label
-                )
-
-            # 7. row and report: written by leaving the block
+    import_heavy()
+    for once in flags.repeats(args):
+        run_once(once)
 
 
 if __name__ == "__main__":

@@ -2,10 +2,11 @@
 
 One run loads the model at one precision and measures load time, memory, time to first token, time per output token and
 throughput, and, on the same examples as the other scripts, the quality: accuracy by label likelihood or of answers, and
-perplexity of the same texts. int8 is LLM.int8() (Dettmers et al. 2022), nf4 is QLoRA's 4-bit NormalFloat (Dettmers et al.
-2023), both by bitsandbytes. A faster way to decode (--compile, --prompt_lookup, --assistant_model) is timed request by
-request beside plain decoding, and its greedy output is compared with plain decoding's. Early exit, which drafts with the
-model's own lower layers, has no flag: with SmolLM2, not trained for it, it was far slower (benchmarks/bench_decoding.py).
+perplexity of the same texts. int8 is LLM.int8() (Dettmers et al. 2022), nf4 is QLoRA's 4-bit NormalFloat (Dettmers et
+al. 2023), both by bitsandbytes. A faster way to decode (--compile, --prompt_lookup, --assistant_model) is timed request
+by request beside plain decoding, and its greedy output is compared with plain decoding's. Early exit, which drafts with
+the model's own lower layers, has no flag: with SmolLM2, not trained for it, it was far slower
+(benchmarks/bench_decoding.py).
 
     # on a CPU, offline (after `python prepare_data.py demo`): about two minutes
     python quantize_and_parallel.py --precision int8 --max_eval_samples 40
@@ -25,10 +26,6 @@ import time
 
 import utils
 from harness import flags, hub
-from harness.data import tasks
-from harness.data.prompts import render
-from harness.evaluation import evaluate, metrics, prompting, record
-from harness.models import adapters, generation, loading, scoring
 from harness.results.run import Run
 
 PERPLEXITY_TEXTS = 64
@@ -47,8 +44,8 @@ def parse_args(argv=None):
     )
     group = parser.add_argument_group("precision")
     which = group.add_mutually_exclusive_group()
-    which.add_argument("--precision", choices=loading.PRECISIONS, help="of the weights (default: fp32)")
-    for name in loading.PRECISIONS:
+    which.add_argument("--precision", choices=flags.PRECISIONS, help="of the weights (default: fp32)")
+    for name in flags.PRECISIONS:
         which.add_argument(
             f"--{name}", dest="precision", action="store_const", const=name, help=f"short for --precision {name}"
         )
@@ -105,8 +102,8 @@ def parse_args(argv=None):
         parser.error("--merge_adapter and --no-merge_adapter belong to --adapter")
     if args.assistant_adapter and not args.assistant_model:
         parser.error("--assistant_adapter belongs to --assistant_model")
-    if decoding(args) != "plain" and not args.latency_runs:
-        parser.error(f"--latency_runs 0 leaves no request to time {decoding(args)} decoding on")
+    if decoding_of(args) != "plain" and not args.latency_runs:
+        parser.error(f"--latency_runs 0 leaves no request to time {decoding_of(args)} decoding on")
     if args.compile and args.precision in ("int8", "nf4"):
         parser.error(f"--compile: transformers does not compile {args.precision} weights; use fp32, fp16 or bf16")
     if args.compute_dtype and args.precision != "nf4":
@@ -114,77 +111,42 @@ def parse_args(argv=None):
     return args
 
 
-# ----------------------------------------------------------------------------------------------------------- the technique
+# -------------------------------------------------------------------------------------------------------- the technique
 
 
-def decoding(args):
-    """plain, compiled, prompt_lookup or assisted: which way of decoding the flags ask for."""
-    return (
-        "compiled"
-        if args.compile
-        else "prompt_lookup"
-        if args.prompt_lookup
-        else "assisted"
-        if args.assistant_model
-        else "plain"
-    )
+def decoding_of(args):
+    """The decoding method that the flags ask for: plain, compiled, prompt_lookup or assisted."""
+    methods = {"compiled": args.compile, "prompt_lookup": args.prompt_lookup, "assisted": args.assistant_model}
+    return next((name for name, wanted in methods.items() if wanted), "plain")
 
 
 def variant(args):
-    """What the row calls this run: nf4, fp32_prompt_lookup4, bf16_compiled, ..."""
-    way = decoding(args)
-    return "_".join([args.precision, *([] if way == "plain" else [f"{way}{args.prompt_lookup or ''}"])])
+    """The row's variant: nf4, fp32_prompt_lookup4, bf16_compiled, .."""
+    method = decoding_of(args)
+    return "_".join([args.precision, *([] if method == "plain" else [f"{method}{args.prompt_lookup or ''}"])])
 
 
 def decoding_options(args, model, tokenizer, device):
-    """What `model.generate` is given for that way. UserError where the model cannot be decoded so."""
-    if getattr(loading.base_model(model), "_is_stateful", False) and decoding(args) != "plain":
-        raise utils.UserError(
-            f"{decoding(args)} decoding: transformers cannot take {args.model}'s recurrent state back"
-        )
-    if args.compile:
-        from transformers import CompileConfig
-
-        places = set(getattr(model, "hf_device_map", {}).values())
-        if len(places) > 1 and places & {"cpu", "disk"}:
-            raise utils.UserError(
-                "--compile: transformers does not compile a model that is partly on the processor or on disk"
-            )
-        config = CompileConfig()
-        if device == "cpu":
-            config = CompileConfig(mode="default")  # there are no CUDA graphs
-            config._compile_all_devices = True  # generate() compiles for GPUs alone, unless told so
-        return {"cache_implementation": "static", "compile_config": config}
-    if args.prompt_lookup:
+    """Options of `model.generate` for the method of the flags. UserError if the model cannot be decoded by it."""
+    method = decoding_of(args)
+    if getattr(loading.base_model(model), "_is_stateful", False) and method != "plain":
+        raise utils.UserError(f"{method} decoding: transformers cannot take {args.model}'s recurrent state back")
+    if method == "compiled":
+        return decoding.compile_options(model, device)
+    if method == "prompt_lookup":
         return {"prompt_lookup_num_tokens": args.prompt_lookup}
-    if args.assistant_model:
+    if method == "assisted":
         precision = args.precision if args.precision not in ("int8", "nf4") else "bf16" if device == "cuda" else "fp32"
-        assistant = loading.load_model(
-            args.assistant_model,
-            precision=precision,
-            device=device,
-            adapter=args.assistant_adapter,
-            trust_remote_code=args.trust_remote_code,
+        return decoding.assistant_options(
+            args.assistant_model, args.assistant_adapter, model, tokenizer, precision, device, args.trust_remote_code
         )
-        assistant, _ = adapters.merge_adapter(assistant)
-        if assistant.config.is_encoder_decoder != model.config.is_encoder_decoder:
-            raise utils.UserError(
-                f"--assistant_model {args.assistant_model}: one of the two models has an encoder, the other has none"
-            )
-        options = {"assistant_model": assistant}
-        if (
-            assistant.config.get_text_config().vocab_size != model.config.get_text_config().vocab_size
-        ):  # drafts cross over as text
-            options.update(
-                tokenizer=tokenizer,
-                assistant_tokenizer=utils.load_tokenizer(args.assistant_model, args.trust_remote_code),
-            )
-        return options
     return {}
 
 
 def timed_prompts(task, tokenizer, n, prompt_tokens, own, chat):
-    """n prompts: the task's own, or windows of exactly prompt_tokens tokens of its texts, so that one compiled shape does."""
+    """n prompts: the task's own, or windows of exactly prompt_tokens tokens of its texts, so that one compiled shape
+    does.
+    """
     if own:
         return [render(task, ex, (), tokenizer if chat else None)[0] for ex in task.evaluation[:n]]
 
@@ -205,137 +167,79 @@ def timed_prompts(task, tokenizer, n, prompt_tokens, own, chat):
     return windows
 
 
-class Forwards:
-    """Counts the target model's forwards and their tokens, from which speculative decoding's acceptance follows."""
-
-    def __init__(self, model):
-        self.calls = self.tokens = 0
-        self.handle = loading.base_model(model).register_forward_pre_hook(self._count, with_kwargs=True)
-
-    def _count(self, module, args, kwargs):
-        self.calls += 1
-        self.tokens += kwargs["decoder_input_ids" if "decoder_input_ids" in kwargs else "input_ids"].shape[1]
-
-
-def measure_decoding(model, tokenizer, prompts, new_tokens, options, **request):
-    """Time each prompt by plain decoding and, with `options`, by another way, in turns. Returns (plain, other, cells).
-
-    plain, other: lists of inference.Timed. cells: speedup, total time of plain over the other way; greedy_agreement, the share
-    of prompts with the same answer; compile_seconds, of the one shape that is timed; acceptance_rate, accepted over drafted
-    tokens (those behind the first mismatch or beyond the last token allowed count as rejected), and accepted_length, new tokens
-    a forward of the model, its own token included, so 1 or more.
-    """
-
-    def timed(prompt, **extra):
-        return generation.time_request(model, tokenizer, prompt, new_tokens, **request, **extra)
-
-    warm_up = [timed(prompts[0], **extra) for extra in ({}, {}, options, options)]
-    plain, other, counted = [], [], []
-    for prompt in prompts:
-        plain.append(timed(prompt))
-        if options:
-            counted.append(Forwards(model))
-            other.append(timed(prompt, **options))
-            counted[-1].handle.remove()
-    if not options:
-        return plain, [], {}
-    cells = {
-        "speedup": sum(t.total_ms for t in plain) / sum(t.total_ms for t in other),
-        "greedy_agreement": statistics.mean(p.answer.ids == o.answer.ids for p, o in zip(plain, other)),
-    }
-    if "compile_config" in options:
-        slow = sum(t.total_ms for t in warm_up[2:]) - 2 * record.median([t.total_ms for t in other])
-        cells["compile_seconds"] = slow / 1000
-    if (
-        "cache_implementation" in options or "assistant_early_exit" in options
-    ):  # no drafts, or drafts by the model's own forwards
-        return plain, other, cells
-    gained, passes = sum(t.arrived for t in other), sum(f.calls for f in counted)
-    begun = sum(1 if model.config.is_encoder_decoder else t.answer.prompt_tokens for t in other)
-    # a pass reads the drafted tokens behind the newest one, in the first pass behind the prompt
-    drafted = sum(f.tokens for f in counted) - begun - (passes - len(other))
-    return (
-        plain,
-        other,
-        {
-            **cells,
-            "acceptance_rate": (gained - passes) / drafted if drafted else None,
-            "accepted_length": gained / passes,
-        },
-    )
-
-
 def measure_perplexity(model, tokenizer, task):
-    """Perplexity of the first evaluation texts; None for encoder-decoder models, whose decoder is not a language model of them."""
+    """Perplexity of the first evaluation texts; None for encoder-decoder models, whose decoder is not a language model
+    of them.
+    """
     if model.config.is_encoder_decoder:
         return None
     texts = [ex.context or ex.text for ex in task.evaluation[:PERPLEXITY_TEXTS]]
     return metrics.perplexity(*scoring.perplexity(model, tokenizer, texts))
 
 
-def speed_columns(args, model, tokenizer, task, run, chat, options):
+def measure_speed(args, model, tokenizer, task, run, chat, options):
     """Fill in the row's times of requests alone and the throughput of a batch; write requests.jsonl."""
-    own = (
-        task.kind != "classification" and not args.compile
-    )  # the task's own prompts, answered until they end by themselves
+    own = task.kind != "classification" and not args.compile  # the task's own prompts, whose answers end by themselves
     prompts = timed_prompts(task, tokenizer, args.latency_runs, args.prompt_tokens, own, chat)
     request = {"add_special_tokens": not chat or not own}
     request.update({"stop": prompting.answer_stop(model, tokenizer, task.kind, chat)} if own else {"exact": True})
-    plain, other, cells = measure_decoding(model, tokenizer, prompts, args.new_tokens, options, **request)
+    plain, other, cells = decoding.measure(model, tokenizer, prompts, args.new_tokens, options, **request)
     timed = other or plain
-    run.write_jsonl(
-        "requests.jsonl",
-        [
-            {
-                "prompt_tokens": t.answer.prompt_tokens,
-                "new_tokens": t.arrived,
-                "ttft_ms": t.ttft_ms,
-                "tpot_ms": t.tpot_ms,
-                "total_ms": t.total_ms,
-                **({"plain_total_ms": p.total_ms, "same_answer": p.answer.ids == t.answer.ids} if other else {}),
-            }
-            for p, t in zip(plain, timed)
-        ],
-    )
-    first, each = record.median([t.ttft_ms for t in timed]), record.median([t.tpot_ms for t in timed])
+    write_requests(run, plain, timed, compared=bool(other))
+    first, each = metrics.median([t.ttft_ms for t in timed]), metrics.median([t.tpot_ms for t in timed])
     run.row.update(cells, ttft_ms=first, tpot_ms=each)
     length = statistics.mean(t.answer.prompt_tokens for t in timed)
     run.note(
         f"requests alone: {len(timed)}, of {length:.0f} tokens, prefilled at {1000 * length / first:.0f} tokens/s, "
         f"{args.new_tokens} new tokens {'at most' if own else 'each'}"
     )
+    run.headline = f"{run.row['model_gb']:.2f} GB of weights, first token {first:.0f} ms"
+    run.headline += f", then {each:.1f} ms each" if each else ""
     if other:
         rates = [1000 * sum(t.arrived for t in some) / sum(t.total_ms for t in some) for some in (plain, other)]
         run.note(f"{rates[1]:.1f} tokens/s of requests alone, {rates[0]:.1f} by plain decoding")
+        run.headline += f", {cells['speedup']:.2f} times as fast as plain"
+        run.headline += f", {100 * cells['greedy_agreement']:.0f} % of outputs the same"
     elif not own:
         start = time.perf_counter()
         found = generation.generate(
             model, tokenizer, prompts, args.new_tokens, args.batch_size, min_new_tokens=args.new_tokens
         )
-        run.row["tokens_per_s"] = found.new_tokens / (
-            time.perf_counter() - start
-        )  # the answers are on the processor by then
+        spent = time.perf_counter() - start  # the answers are on the processor by then
+        run.row["tokens_per_s"] = found.new_tokens / spent
         run.note(f"throughput of plain decoding in batches of {found.batch_size}")
-    run.headline = f"{run.row['model_gb']:.2f} GB of weights, first token {first:.0f} ms" + (
-        f", then {each:.1f} ms each" if each else ""
-    )
-    if other:
-        run.headline += f", {cells['speedup']:.2f} times as fast as plain, {100 * cells['greedy_agreement']:.0f} % of outputs the same"
 
 
-@utils.clean_exit
-def main(argv=None):
+def write_requests(run, plain, timed, compared):
+    """requests.jsonl: tokens and times of each request alone; compared: also of plain decoding of the same request."""
+    records = []
+    for p, t in zip(plain, timed):
+        cells = {
+            "prompt_tokens": t.answer.prompt_tokens,
+            "new_tokens": t.arrived,
+            "ttft_ms": t.ttft_ms,
+            "tpot_ms": t.tpot_ms,
+            "total_ms": t.total_ms,
+        }
+        if compared:
+            cells.update(plain_total_ms=p.total_ms, same_answer=p.answer.ids == t.answer.ids)
+        records.append(cells)
+    run.write_jsonl("requests.jsonl", records)
+
+
+def check_context(args, model, task):
+    """UserError if the timed request is longer than the model's context."""
+    limit = loading.context_length(model)
+    wanted = args.new_tokens + (args.prompt_tokens if args.compile or task.words else 0)
+    if limit and wanted > limit and not model.config.is_encoder_decoder:
+        raise utils.UserError(
+            f"the timed request of {wanted} tokens does not fit the model's context of {limit}; "
+            "lower --prompt_tokens or --new_tokens"
+        )
+
+
+def run_once(args):
     # 1. settings
-    args = parse_args(argv)
-    hub.check_names(
-        {
-            "--model": args.model,
-            "--adapter": args.adapter,
-            "--assistant_model": args.assistant_model,
-            "--assistant_adapter": args.assistant_adapter,
-        },
-        {"--dataset": flags.source(args)},
-    )
     run = Run(args, __file__, "quantized")
 
     with run:
@@ -378,37 +282,46 @@ def main(argv=None):
         if merged:
             run.note(merged)
         options = decoding_options(args, model, tokenizer, device)
-        limit, wanted = (
-            loading.context_length(model),
-            args.new_tokens + (args.prompt_tokens if args.compile or task.words else 0),
-        )
-        if limit and wanted > limit and not model.config.is_encoder_decoder:
-            raise utils.UserError(
-                f"the timed request of {wanted} tokens does not fit the model's context of {limit}; "
-                "lower --prompt_tokens or --new_tokens"
-            )
+        check_context(args, model, task)
 
         # 6. evaluate
-        scored = task.kind == "classification"
-        chat = loading.uses_chat("auto", tokenizer, scored)
-        prompted = {"batch_size": args.batch_size, "latency_runs": args.latency_runs, "chat": chat}
-        if scored:
-            evaluate.evaluate_labels(model, tokenizer, task, run, **prompted)
+        classes = task.kind == "classification"
+        chat = loading.uses_chat("auto", tokenizer, scoring=classes)
+        common = {"batch_size": args.batch_size, "latency_runs": args.latency_runs, "chat": chat}
+        if classes:
+            outcome = evaluate.by_likelihood(model, tokenizer, task, **common)
+            outcome.scores["perplexity"] = measure_perplexity(model, tokenizer, task)
         else:
             if args.compile:  # prompts of many lengths would be compiled again and again: their latency stays empty
-                prompted["latency_runs"] = 0
-            evaluate.evaluate_answers(
-                model, tokenizer, task, run, **prompted, max_new_tokens=args.new_tokens, decoding=options
-            )
-        if scored:  # answers have that of their references
-            run.row["perplexity"] = measure_perplexity(model, tokenizer, task)
-        if args.latency_runs and (scored or options):
+                common["latency_runs"] = 0
+            length = args.new_tokens
+            outcome = evaluate.by_generation(model, tokenizer, task, **common, max_new_tokens=length, decoding=options)
+
+        # 7. row and report: the row is written by leaving the block
+        record.outcome(run, task, outcome, model)
+        if args.latency_runs and (classes or options):
             with utils.measure() as spent:
-                speed_columns(args, model, tokenizer, task, run, chat, options)
+                measure_speed(args, model, tokenizer, task, run, chat, options)
             for name, value in spent.memory_columns().items():  # the larger of the two passes
                 run.row[name] = max(filter(None, [value, run.row[name]]), default=None)
 
-        # 7. row and report: written by leaving the block
+
+def import_heavy():
+    """Import what takes seconds, once the arguments are known to be right: --help and a wrong flag answer at once."""
+    global adapters, decoding, evaluate, generation, loading, metrics, prompting, record, render, scoring, tasks
+    from harness.data import tasks
+    from harness.data.prompts import render
+    from harness.evaluation import evaluate, metrics, prompting, record
+    from harness.models import adapters, decoding, generation, loading, scoring
+
+
+@utils.clean_exit
+def main(argv=None):
+    args = parse_args(argv)
+    names = ("model", "adapter", "assistant_model", "assistant_adapter")
+    hub.check_names({f"--{name}": getattr(args, name) for name in names}, {"--dataset": flags.source(args)})
+    import_heavy()
+    run_once(args)
 
 
 if __name__ == "__main__":

@@ -1,12 +1,14 @@
-"""What makes rows comparable: the clock, the memory meter, seeds, provenance and the results CSV.
+"""What makes rows comparable: the clock, the memory meter, device, seeds; and the two error classes.
 
 Units everywhere: seconds for long spans, milliseconds for latencies, GB = 2**30 bytes, MB = 2**20 bytes.
-Heavy libraries (torch, transformers) are imported inside the functions that need them, so that `--help` is immediate.
+Every script imports this module first, so torch and numpy are imported inside the functions that need them: `--help`
+and wrong flags answer at once.
 """
 
 import contextlib
 import csv
 import functools
+import logging
 import os
 import platform
 import random
@@ -17,25 +19,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 GB, MB = 2**30, 2**20
+logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # its import warns of an optional kernel, in every run
 csv.field_size_limit(2**31 - 1)  # a cell may be longer than the csv module's 128 kB
 
 
 class UserError(ValueError):
     """Something the person can put right: one line on stderr and exit code 2, never a traceback."""
 
-    one_line = True  # tasks.DataError carries the same mark, since tasks.py imports no other helper
-
 
 class RunFailed(RuntimeError):
     """The run cannot go on, for a reason that is no bug: a row with status failed, one line on stderr, exit code 1."""
 
 
-def is_user_error(error):
-    """Is it a UserError, or an error of another helper with the same mark?"""
-    return getattr(error, "one_line", False)
-
-
-# ---------------------------------------------------------------------------------------------------------------- errors
+# --------------------------------------------------------------------------------------------------------------- errors
 
 
 def clean_exit(main):
@@ -45,9 +41,7 @@ def clean_exit(main):
     def wrapper(argv=None):
         try:
             return main(argv)
-        except ValueError as error:
-            if not is_user_error(error):
-                raise
+        except UserError as error:
             message = " ".join(str(error).split())
         except KeyboardInterrupt:
             print(f"{Path(main.__code__.co_filename).name}: interrupted", file=sys.stderr)
@@ -62,7 +56,7 @@ def clean_exit(main):
 
 
 def is_out_of_memory(error):
-    """True for CUDA's OutOfMemoryError and for the ways in which a CPU allocation fails (MemoryError, bad_alloc, mmap)."""
+    """True for CUDA's OutOfMemoryError and for failed CPU allocations (MemoryError, bad_alloc, mmap)."""
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return True
     text = str(error).lower()
@@ -70,10 +64,10 @@ def is_out_of_memory(error):
     return isinstance(error, (RuntimeError, OSError)) and any(mark in text for mark in marks)
 
 
-# ------------------------------------------------------------------------------------------------------- the results CSV
+# ------------------------------------------------------------------------------------------------------ the results CSV
 
 
-# --------------------------------------------------------------------------------------------------------- clock, memory
+# -------------------------------------------------------------------------------------------------------- clock, memory
 
 
 def synchronize():
@@ -129,14 +123,14 @@ def latency_columns(milliseconds, kind=""):
 
 
 def gpu_memory_used(device=0):
-    """GB that this process' tensors hold on a CUDA device now (torch's allocator); 0.0 without CUDA."""
+    """Peak GB of this process' tensors on a CUDA device since the last reset of its statistics; 0.0 without CUDA."""
     import torch
 
-    return torch.cuda.memory_allocated(device) / GB if torch.cuda.is_available() else 0.0
+    return torch.cuda.max_memory_allocated(device) / GB if torch.cuda.is_available() else 0.0
 
 
 def _card_memory_used():
-    """Bytes in use on the whole card by all processes, from NVML (as nvidia-smi shows); None where it cannot be read."""
+    """Bytes in use on the whole card by all processes, from NVML (as nvidia-smi shows); None if it cannot be read."""
     import torch
 
     try:
@@ -157,7 +151,9 @@ class Measurement:
     start_rss_gb: float = None
 
     def load_columns(self):
-        """The cells of a results row that loading fills in; start_rss_gb: resident before the model, what a run's own need is above."""
+        """The cells of a results row that loading fills in; start_rss_gb: resident before the model, what a run's own
+        need is above.
+        """
         return {"load_seconds": self.seconds, "start_rss_gb": self.start_rss_gb}
 
     def memory_columns(self):
@@ -171,8 +167,8 @@ def measure(interval=0.01):
     """Measure the block: `with measure() as m: ...`, then read `m.seconds`, `m.peak_rss_gb`, `m.peak_gpu_gb`, ...
 
     A thread samples this process' resident memory each `interval` seconds (and the card's, through NVML, at every tenth
-    turn), because the kernel only keeps the peak since the process began. Blocks must not be nested: CUDA's peak counter is
-    reset at the start.
+    turn), because the kernel only keeps the peak since the process began. Blocks must not be nested: CUDA's peak
+    counter is reset at the start.
     """
     import psutil
 
@@ -215,7 +211,7 @@ def measure(interval=0.01):
             result.gpu_used_gb = None if peaks["card"] is None else peaks["card"] / GB
 
 
-# ---------------------------------------------------------------------------------------- flags, seeds, device, provenance
+# ------------------------------------------------------------------------------------- flags, seeds, device, provenance
 
 
 def world():
@@ -224,7 +220,9 @@ def world():
 
 
 def over_processes(work, items):
-    """`work` on consecutive parts of the items, one for each process. Returns the results of all, in order, in every process."""
+    """`work` on consecutive parts of the items, one for each process. Returns the results of all, in order, in every
+    process.
+    """
     rank, size = world()
     if size == 1:
         return [work(items)]
@@ -274,7 +272,9 @@ def folder_mb(folder, pattern="*"):
 
 
 def load_tokenizer(model_name, trust_remote_code=False):
-    """The model's tokenizer, with a padding token (its end-of-sequence token where it brings none) and no length warning."""
+    """The model's tokenizer, with a padding token (its end-of-sequence token where it brings none) and no length
+    warning.
+    """
     from transformers import AutoTokenizer
 
     try:
@@ -288,4 +288,4 @@ def load_tokenizer(model_name, trust_remote_code=False):
     return tokenizer
 
 
-# -------------------------------------------------------------------------------------------------------------------- a run
+# ---------------------------------------------------------------------------------------------------------------- a run

@@ -1,12 +1,13 @@
-"""How fast is one request's decoding? Plain, static cache, compiled, prompt lookup, early exit and an assistant, in one run.
+"""How fast is one request's decoding? Plain, static cache, compiled, prompt lookup, early exit and an assistant, in one
+run.
 
-Each way is timed request by request in turns with plain decoding (`quantize_and_parallel.measure_decoding`), greedy, and its
-output is compared with plain decoding's. Three kinds of prompts: windows of 128 tokens of the passages, answered with a fixed
-number of tokens; the data set's questions about passages; the same with the instruction to quote the passage, so that answers
-repeat their context. Without a smaller model of the same family at hand the assistant is the model itself: every
-draft is right, and what is lost is what drafting costs.
+Each way is timed request by request in turns with plain decoding (harness/models/decoding.py), greedy, and its output
+is compared with plain decoding's. Three kinds of prompts: windows of 128 tokens of the passages, answered with a fixed
+number of tokens; the data set's questions about passages; the same with the instruction to quote the passage, so that
+answers repeat their context. Without a smaller model of the same family at hand the assistant is the model itself:
+every draft is right, and what is lost is what drafting costs.
 
-    OMP_NUM_THREADS=2 python benchmarks/bench_decoding.py --readme README.md       # on two cores about 12 minutes
+    OMP_NUM_THREADS=2 python benchmarks/bench_decoding.py --readme docs/speed.md       # on two cores about 12 minutes
     python benchmarks/bench_decoding.py --device cuda --precision bf16 --random_llama 32     # a 7B shape, random weights
 """
 
@@ -18,6 +19,7 @@ import quantize_and_parallel
 from harness import flags
 from harness.data import tasks
 from harness.data.prompts import with_instruction
+from harness.models import decoding
 
 QUOTE = "Answer the question with the sentence of the text that holds the answer, word for word."
 
@@ -39,9 +41,9 @@ def parse_args():
 def ways(args, model, tokenizer):
     """(kind of prompts, way, options of generate)."""
 
-    def options(*flags):
-        flags = quantize_and_parallel.parse_args(["--model", args.model, "--precision", args.precision, *flags])
-        return quantize_and_parallel.decoding_options(flags, model, tokenizer, args.device)
+    def options(*words):
+        chosen = quantize_and_parallel.parse_args(["--model", args.model, "--precision", args.precision, *words])
+        return quantize_and_parallel.decoding_options(chosen, model, tokenizer, args.device)
 
     yield "windows", "static cache", {"cache_implementation": "static", "disable_compile": True}
     yield "windows", "static cache + compile", options("--compile")
@@ -67,6 +69,7 @@ def speedup_interval(plain, other):
 def main():
     args = parse_args()
     model, tokenizer = load(args)
+    quantize_and_parallel.import_heavy()
     task = tasks.load_task(args.dataset, max_eval_samples=args.n)
     chat = bool(tokenizer.chat_template)
     prompts = {
@@ -79,9 +82,7 @@ def main():
     rows = []
     for kind, way, options in ways(args, model, tokenizer):
         request = {"exact": True} if kind == "windows" else {"add_special_tokens": not chat}
-        plain, other, cells = quantize_and_parallel.measure_decoding(
-            model, tokenizer, prompts[kind], args.new_tokens, options, **request
-        )
+        plain, other, cells = decoding.measure(model, tokenizer, prompts[kind], args.new_tokens, options, **request)
         rates = [sum(t.arrived for t in timed) / sum(t.total_ms for t in timed) * 1000 for timed in (plain, other)]
         low, high = speedup_interval(plain, other)
         rows.append(

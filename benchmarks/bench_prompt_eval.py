@@ -1,15 +1,14 @@
 """How fast is label scoring? Ours, lm-evaluation-harness on the same prompts, and the floor, side by side in one run.
 
 The floor is a bare forward pass over exactly the tokens that the prompts do not share, in rows of equal length without
-padding or cache, after one pass over the tokens that they share: batches of 32 and of 128 such rows are both timed, and the
-one with the smaller median counts. Each attempt runs in a process of its own, all start alike, and ours and the floor take
-turns. The time of a subject is that from
-the prompts' texts to the labels' scores, the model loaded; the time of the whole process, with all that the subject's library
-does besides, stands beside it. Where a subject runs out of memory its batch is halved. Ours may beat the floor where some
-prompts share more than all do.
+padding or cache, after one pass over the tokens that they share: batches of 32 and of 128 such rows are both timed, and
+the one with the smaller median counts. Each attempt runs in a process of its own, all start alike, and ours and the
+floor take turns. The time of a subject is that from the prompts' texts to the labels' scores, the model loaded; the
+time of the whole process, with all that the subject's library does besides, stands beside it. Where a subject runs out
+of memory its batch is halved. Ours may beat the floor where some prompts share more than all do.
 
     pip install -r benchmarks/requirements.txt -c constraints.txt
-    OMP_NUM_THREADS=2 python benchmarks/bench_prompt_eval.py --k_shots 0 8 16 --readme README.md     # 14 minutes on two cores
+    OMP_NUM_THREADS=2 python benchmarks/bench_prompt_eval.py --k_shots 0 8 16 --readme docs/speed.md     # 14 minutes on two cores
     python benchmarks/bench_prompt_eval.py --device cuda --precision bf16 --random_llama 32     # a 7B shape, random weights
 """
 
@@ -64,7 +63,7 @@ def parse_args():
     return parser.parse_args()
 
 
-# ------------------------------------------------------------------------------------------------------ one subject, timed
+# --------------------------------------------------------------------------------------------------- one subject, timed
 
 
 def prompts(args, k):
@@ -181,7 +180,7 @@ def child(args):
     print(json.dumps({"seconds": seconds, "peak_gb": peak_memory_gb(args.device), "labels": labels, "scores": scores}))
 
 
-# ----------------------------------------------------------------------------------------------------------- all, compared
+# -------------------------------------------------------------------------------------------------------- all, compared
 
 
 def measure(args, subject, k, batch_size):

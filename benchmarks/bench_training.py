@@ -1,8 +1,9 @@
-"""How fast is training? Our LoRA and full fine-tuning, the plain Trainer and TRL's SFTTrainer, on the same data and steps.
+"""How fast is training? Our LoRA and full fine-tuning, the plain Trainer and TRL's SFTTrainer, on the same data and
+steps.
 
-All train on the same answers (the loss is on the responses), with the same model, seed, batch size, learning rate, optimizer,
-precision and number of steps, each in a process of its own, in turns; validation loss is computed afterwards by one function
-over the same examples. What differs is how batches are made and what is projected and kept:
+All train on the same answers (the loss is on the responses), with the same model, seed, batch size, learning rate,
+optimizer, precision and number of steps, each in a process of its own, in turns; validation loss is computed afterwards
+by one function over the same examples. What differs is how batches are made and what is projected and kept:
 
     ours             rows of similar length together, padded to the longest, the head on response positions only
     trainer          every row padded to --max_length, shuffled: what a plain recipe with Trainer does
@@ -10,7 +11,7 @@ over the same examples. What differs is how batches are made and what is project
     trl_no_ckpt      the same without gradient checkpointing, which costs time and saves memory
 
     pip install -r benchmarks/requirements.txt -c constraints.txt
-    OMP_NUM_THREADS=2 python benchmarks/bench_training.py --steps 6 --repeats 1 --readme README.md     # eight minutes on two cores
+    OMP_NUM_THREADS=2 python benchmarks/bench_training.py --steps 6 --repeats 1 --readme docs/speed.md     # eight minutes on two cores
 """
 
 import argparse
@@ -52,7 +53,7 @@ def parse_args():
     return parser.parse_args()
 
 
-# ------------------------------------------------------------------------------------------------------ one subject, timed
+# --------------------------------------------------------------------------------------------------- one subject, timed
 
 
 class Folder:
@@ -169,7 +170,7 @@ def child(args):
     print(json.dumps({"seconds": seconds, "peak_gb": peak, "loss": -scores.total.sum() / int(scores.n_tokens.sum())}))
 
 
-# ----------------------------------------------------------------------------------------------------------- all, compared
+# -------------------------------------------------------------------------------------------------------- all, compared
 
 
 def compare(args, method):

@@ -19,6 +19,15 @@ BM25_LANGUAGES = ("english", "german", "french", "spanish", "italian", "portugue
 BM25_LANGUAGES += ("russian", "turkish", "none")
 PRECISIONS = ("fp32", "fp16", "bf16", "int8", "nf4")  # of a model's weights
 BENCHMARKS = {"alpaca_eval": "tatsu-lab/alpaca_eval", "mt_bench": "lmsys/mt-bench"}  # name -> repository on the hub
+DATA_FORMATS = ("jsonl", "json", "csv", "tsv", "parquet")  # of a local data set
+# of prepare_data.py: what it converts -> the arguments of load_dataset, and how it splits
+HUB_DATA = {
+    "alpaca": ("tatsu-lab/alpaca",),
+    "dolly": ("databricks/databricks-dolly-15k",),
+    "mnli": ("nyu-mll/glue", "mnli"),
+    "hans": ("jhu-cogsys/hans",),
+}
+SPLIT_SEED, SPLIT_FRACTIONS = 13, (0.8, 0.1, 0.1)  # train, validation, test
 
 
 def add_training_args(parser, resume=True, padding_free=True):
@@ -110,7 +119,7 @@ def add_training_args(parser, resume=True, padding_free=True):
         type=positive_int,
         default=1,
         metavar="N",
-        help="runs over N data seeds from --data_seed on, a row each, the model read once (default: 1)",
+        help="runs over N data seeds from --data_seed on, a row each (default: 1)",
     )
     group.add_argument(
         "--eval_ood", metavar="DATASET", help="score out of domain too: a data set of the same labels, or HANS for MNLI"
@@ -253,7 +262,9 @@ class ArgumentParser(argparse.ArgumentParser):
 
 
 def add_common_args(parser, auto_batch=False):
-    """The flags that every measuring script shares; call last, after the strategy's own. auto_batch: for inference alone."""
+    """The flags that every measuring script shares; call last, after the strategy's own. auto_batch: for inference
+    alone.
+    """
     group = parser.add_argument_group("run")
     if auto_batch:
         group.add_argument(
@@ -291,7 +302,9 @@ def add_common_args(parser, auto_batch=False):
 
 
 def number_type(kind, wanted, allowed):
-    """An argparse type: `kind` (int or float) of what was typed, if `allowed(value)`; else an error that says what is wanted."""
+    """An argparse type: `kind` (int or float) of what was typed, if `allowed(value)`; else an error that says what is
+    wanted.
+    """
 
     def convert(text):
         with contextlib.suppress(ValueError, OverflowError):

@@ -1,214 +1,145 @@
-"""A model's outputs on the evaluation examples: by label likelihood, by generation, by a classification head."""
+"""A model's outputs on the evaluation examples: by label likelihood, by generation, by a classification head.
+
+Everything here computes and returns an Outcome; record.py writes it.
+"""
+
+from dataclasses import dataclass, field
 
 import numpy as np
 
 import utils
-from harness.evaluation import metrics, prompting, record
-from harness.models import generation, loading, memory_forecast, prefix_cache, scoring
+from harness.evaluation import metrics, prompting
+from harness.models import generation, loading, prefix_cache, scoring
 from harness.results import stats
 
 
-def evaluate_classifier(model, tokenizer, task, run, batch_size, latency_runs, max_length=None, other=None):
-    """Score a model with a classification head on the evaluation examples. Returns the log-probabilities [N, C].
+@dataclass
+class Outcome:
+    """What a model gave for the N evaluation examples, its scores, and what that cost."""
 
-    The head's order of the labels (model.config.id2label) may be another than the task's. other: a tasks.OutOfDomain.
+    predictions: list  # [N] class indices, None where an answer could not be read; or the answers, as text
+    scores: dict  # quality cells of the row
+    spent: utils.Measurement  # of the batched pass over all examples
+    latencies: list  # ms of the first requests, each alone, from text in to answer out
+    each: list | None = None  # [N] dicts: scores of each answer
+    log_probs: np.ndarray | None = None  # [N, L], normalised over the labels
+    extras: list | None = None  # [N] dicts: further fields of predictions.jsonl
+    cells: dict = field(default_factory=dict)  # further cells of the row: tokens, times, batch size
+    notes: list = field(default_factory=list)
+    warnings: list = field(default_factory=list)  # notes that are printed as well
+    workload: dict | None = None  # the arguments of memory_forecast.predict_inference
+    out_of_domain: list | None = None  # class indices for the examples of --eval_ood
+    group_metric: str = "accuracy"  # that the note tells for each group of examples
+
+
+def by_head(model, tokenizer, task, batch_size, latency_runs, max_length=None, other=None):
+    """Classify with a classification head. Returns an Outcome with log_probs [N, L].
+
+    The head may have its labels (model.config.id2label) in another order than the task. max_length: tokens an input is
+    cut to; other: an OutOfDomain, classified as well.
     """
     order = [model.config.label2id[label] for label in task.labels]
     batch_size = 32 if batch_size == "auto" else batch_size
-    run.row["batch_size"] = batch_size
 
     def classify(examples, size=batch_size, progress=None):  # -> [N, L]
         pairs = None if examples[0].text_pair is None else [ex.text_pair for ex in examples]
-        return scoring.classify(model, tokenizer, [ex.text for ex in examples], pairs, size, max_length, progress)[
-            :, order
-        ]
+        texts = [ex.text for ex in examples]
+        return scoring.classify(model, tokenizer, texts, pairs, size, max_length, progress)[:, order]
+
+    def classify_all(examples, progress=None):
+        return np.concatenate(utils.over_processes(lambda part: classify(part, progress=progress), examples))
 
     with utils.measure() as spent:
-        log_probs = np.concatenate(
-            utils.over_processes(lambda some: classify(some, progress="evaluating"), task.evaluation)
-        )
-    # one request, from text in to label out
+        log_probs = classify_all(task.evaluation, "evaluating")
     latencies = utils.time_requests(lambda example: classify([example], 1).argmax(), task.evaluation[:latency_runs])
-    record.record_classification(run, task, [int(i) for i in log_probs.argmax(axis=1)], log_probs, spent, latencies)
-    if run.row.get("train_seconds") is None:
-        limit = scoring.classifier_length(model, tokenizer, max_length)
-        longest = max(
-            len(tokenizer(ex.text, ex.text_pair, truncation=True, max_length=limit).input_ids) for ex in task.evaluation
-        )
-        memory_forecast.predict_inference(run, model, min(batch_size, len(task.evaluation)), longest, "classified")
-    if other:
-        elsewhere = np.concatenate(utils.over_processes(classify, other.evaluation))
-        record.record_ood(run, task, other, [int(i) for i in elsewhere.argmax(axis=1)])
-    return log_probs
+    limit = scoring.classifier_length(model, tokenizer, max_length)
+    longest = max(
+        len(tokenizer(ex.text, ex.text_pair, truncation=True, max_length=limit).input_ids) for ex in task.evaluation
+    )
+    outcome = _classified(task, _argmax(log_probs), log_probs, spent, latencies)
+    outcome.cells["batch_size"] = batch_size
+    outcome.workload = {"batch_size": min(batch_size, len(task.evaluation)), "longest": longest, "kind": "classified"}
+    outcome.out_of_domain = _argmax(classify_all(other.evaluation)) if other else None
+    return outcome
 
 
-def _cached_times(run, model, prefix_ids, request, inputs):
-    """What `request(x, prefix)` returns for each input, the prompts' common prefix in a cache; [] where that cannot be."""
-    if (
-        len(inputs) < 2 or model.config.is_encoder_decoder
-    ):  # nothing to share; an encoder reads the whole prompt both ways
-        return []
-    prefix = prefix_cache.prefill(model, prefix_ids)
-    if prefix_ids and prefix.cache is None:
-        return []
-    run.note(f"cached latency with {len(prefix.ids)} tokens of the prompt in the cache")
-    return utils.one_by_one(lambda x: request(x, prefix), inputs)
-
-
-def _joined(parts):
-    """What each process found, and lost of its prompts -> that of all of them."""
-    return generation.joined([found for found, _ in parts]), [
-        sum(numbers) for numbers in zip(*(lost for _, lost in parts))
-    ]
-
-
-def evaluate_labels(
-    model,
-    tokenizer,
-    task,
-    run,
-    batch_size,
-    latency_runs,
-    chat,
-    demonstrations=(),
-    prior=None,
-    per_token=False,
-    other=None,
+def by_likelihood(
+    model, tokenizer, task, batch_size, latency_runs, chat, demonstrations=(), prior=None, per_token=False, other=None
 ):
-    """Classification by label likelihood. Returns the log-probabilities [N, L]. other: a tasks.OutOfDomain.
+    """Classify by the likelihood of the label words after the prompt. Returns an Outcome with log_probs [N, L].
 
-    prior: None, or a function of (examples -> log-probabilities, the evaluation log-probabilities [N, L]) that gives the
-    log label prior [L] to divide out; per_token: compare a label's mean log-probability per token instead of the sum.
+    prior: None, or a function of (examples -> log-probabilities [N, L], log-probabilities of the evaluation examples)
+    that returns the log label prior [L] to divide out; per_token: compare a label's mean log-probability per token
+    instead of the sum over its tokens; other: an OutOfDomain, classified as well.
     """
-    limit = loading.context_length(model)
-    longest = max(len(tokenizer(f" {word}", add_special_tokens=False).input_ids) for word in task.words)
-    room = limit and limit - longest
+    score, room = _scorer(model, tokenizer, task, batch_size, chat, demonstrations, lambda ex: task.words)
 
-    def score(examples, size=batch_size, progress=None, prefix=None):
-        prompts, separator, *lost = prompting.fit_prompts(task, examples, demonstrations, tokenizer, chat, room)
-        labels = [separator + word for word in task.words]
-        return scoring.score_labels(model, tokenizer, prompts, labels, size, not chat, progress, prefix), lost
+    def normalised(label_scores):  # -> [N, L]
+        return metrics.log_normalise(label_scores.mean if per_token else label_scores.total)
 
-    def normalised(scores):  # -> [N, L]
-        return metrics.log_normalise(scores.mean if per_token else scores.total)
-
-    def score_all(examples):
-        parts = utils.over_processes(lambda some: score(some, progress="scoring"), examples)
-        return _joined(parts)
-
-    def calibrated(raw):  # -> [N, L]; and the log prior [L] that was divided out
+    def calibrated(raw):  # -> [N, L] and the log prior [L] that was divided out
         shift = 0.0 if prior is None else prior(lambda examples: normalised(score(examples)[0]), raw)
         return metrics.log_normalise(raw - shift), shift
 
     with utils.measure() as spent:
-        scores, lost = score_all(task.evaluation)
-        log_probs, shift = calibrated(normalised(scores))
+        found, lost = _over_processes(lambda part: score(part, progress="scoring"), task.evaluation)
+        log_probs, shift = calibrated(normalised(found))
 
     def request(example, prefix=None):
         return utils.milliseconds(lambda: normalised(score([example], 1, None, prefix)[0]) - shift)
 
     timed = task.evaluation[:latency_runs]
     latencies = utils.one_by_one(request, timed)
-    cached = _cached_times(run, model, scores.prefix, request, timed)
-    extras = [
-        {"log_probs_sum": list(map(float, t)), "log_probs_mean": list(map(float, m))}
-        for t, m in zip(scores.total, scores.mean)
+    cached, notes = _cached_requests(model, found.prefix, request, timed)
+    outcome = _classified(task, _argmax(log_probs), log_probs, spent, latencies)
+    outcome.extras = [
+        {"log_probs_sum": list(map(float, total)), "log_probs_mean": list(map(float, mean))}
+        for total, mean in zip(found.total, found.mean)
     ]
-    record.record_classification(
-        run, task, [int(i) for i in log_probs.argmax(axis=1)], log_probs, spent, latencies, extras
-    )
-    run.row.update(
-        utils.latency_columns(cached, "cached_"),
-        prompt_tokens=scores.prompt_tokens,
-        generated_tokens=0,
-        batch_size=scores.batch_size,
-    )
-    memory_forecast.predict_inference(run, model, scores.batch_size, scores.longest, "packed", len(scores.prefix))
-    record.note_truncation(run, room, *lost, scores.truncated)
+    outcome.cells.update(utils.latency_columns(cached, "cached_"))
+    outcome.notes += notes
     if other:
-        elsewhere, _ = calibrated(normalised(score_all(other.evaluation)[0]))
-        record.record_ood(run, task, other, [int(i) for i in elsewhere.argmax(axis=1)])
-    return log_probs
+        elsewhere, _ = _over_processes(lambda part: score(part, progress="scoring"), other.evaluation)
+        outcome.out_of_domain = _argmax(calibrated(normalised(elsewhere))[0])
+    return _scored(outcome, found, lost, room)
 
 
-def evaluate_options(model, tokenizer, task, run, batch_size, latency_runs, chat, demonstrations=(), per_token=False):
-    """Multiple choice by likelihood: the answer is the option that is likeliest after the prompt. Accuracy is its exact match."""
-    without = sum(len(ex.options) < 2 for ex in task.evaluation)
-    if without:
-        raise utils.UserError(
-            f"{without} of {len(task.evaluation)} questions of {task.name} have no options to choose from; "
-            "use --scoring generate"
-        )
-    strange = sum(
-        metrics.normalise_answer(ex.references[0]) not in map(metrics.normalise_answer, ex.options)
-        for ex in task.evaluation
-    )
-    if strange:
-        raise utils.UserError(
-            f"the answers of {strange} of {len(task.evaluation)} questions of {task.name} are none of their options; "
-            "use --scoring generate"
-        )
-    limit = loading.context_length(model)
-    longest = max(
-        len(tokenizer(f" {option}", add_special_tokens=False).input_ids)
-        for ex in task.evaluation
-        for option in ex.options
-    )
-    room = limit and limit - longest
+def by_options(model, tokenizer, task, batch_size, latency_runs, chat, demonstrations=(), per_token=False):
+    """Multiple choice by likelihood: the answer is the likeliest option after the prompt; its exact match is the
+    accuracy.
 
-    def score(examples, size=batch_size, progress=None):
-        prompts, separator, *lost = prompting.fit_prompts(task, examples, demonstrations, tokenizer, chat, room)
-        labels = [[separator + option for option in ex.options] for ex in examples]
-        return scoring.score_labels(model, tokenizer, prompts, labels, size, not chat, progress), lost
+    UserError where a question has no options, or none of them is its answer.
+    """
+    _check_options(task)
+    score, room = _scorer(model, tokenizer, task, batch_size, chat, demonstrations, lambda ex: ex.options)
 
-    def chosen(examples, scores):
-        return [
-            ex.options[int(i)] for ex, i in zip(examples, (scores.mean if per_token else scores.total).argmax(axis=1))
-        ]
+    def choose(examples, label_scores):
+        best = (label_scores.mean if per_token else label_scores.total).argmax(axis=1)
+        return [ex.options[int(i)] for ex, i in zip(examples, best)]
 
     with utils.measure() as spent:
-        parts = utils.over_processes(lambda some: score(some, progress="scoring"), task.evaluation)
-        scores, lost = _joined(parts)
-        answers = chosen(task.evaluation, scores)
-    latencies = utils.time_requests(lambda ex: chosen([ex], score([ex], 1)[0]), task.evaluation[:latency_runs])
-    extras = [
-        {"log_probs_sum": dict(zip(ex.options, map(float, values)))}
-        for ex, values in zip(task.evaluation, scores.total)
+        found, lost = _over_processes(lambda part: score(part, progress="scoring"), task.evaluation)
+        answers = choose(task.evaluation, found)
+    latencies = utils.time_requests(lambda ex: choose([ex], score([ex], 1)[0]), task.evaluation[:latency_runs])
+    outcome = answered(task, answers, spent, latencies)
+    outcome.extras = [
+        {"log_probs_sum": dict(zip(ex.options, map(float, values)))} for ex, values in zip(task.evaluation, found.total)
     ]
-    record.record_answers(run, task, answers, spent, latencies, extras, "exact_match")
-    right = run.row["exact_match"]
+    right = outcome.scores["exact_match"]
     low, high = stats.wilson_interval(round(right * len(answers)), len(answers))
-    run.row.update(
-        metric="accuracy",
-        score=right,
-        accuracy=right,
-        score_low=low,
-        score_high=high,
-        prompt_tokens=scores.prompt_tokens,
-        generated_tokens=0,
-        batch_size=scores.batch_size,
-    )
-    memory_forecast.predict_inference(run, model, scores.batch_size, scores.longest, "packed", len(scores.prefix))
-    record.note_truncation(run, room, *lost, scores.truncated)
+    outcome.scores.update(metric="accuracy", score=right, accuracy=right, score_low=low, score_high=high)
+    outcome.group_metric = "exact_match"
+    return _scored(outcome, found, lost, room)
 
 
-def evaluate_answers(
-    model,
-    tokenizer,
-    task,
-    run,
-    batch_size,
-    latency_runs,
-    chat,
-    max_new_tokens,
-    demonstrations=(),
-    read=None,
-    decoding=None,
+def by_generation(
+    model, tokenizer, task, batch_size, latency_runs, chat, max_new_tokens, demonstrations=(), read=None, decoding=None
 ):
-    """Generated answers: question answering, instructions, or classification where `read(answer, words)` finds the label's index.
+    """Generated answers to questions and instructions, or to a classification prompt. Returns an Outcome.
 
-    decoding: options of `model.generate` for another way of decoding, by which requests are timed one at a time; the batched
-    answers are decoded plainly, so that their throughput stays out of the row.
+    read: for classification, a function of (answer, label words) that returns the index of the label, or None;
+    decoding: options of `model.generate` for another decoding method, by which the single requests are timed. The
+    batched answers are always decoded plainly, so their throughput is then left out.
     """
     limit = loading.context_length(model)
     room = limit and limit - (0 if model.config.is_encoder_decoder else max_new_tokens)
@@ -219,56 +150,174 @@ def evaluate_answers(
 
     def generate(examples):
         prompts, _, *lost = prompts_of(examples)
-        return generation.generate(
+        answers = generation.generate(
             model, tokenizer, prompts, max_new_tokens, batch_size, progress="generating", **options
-        ), lost
-
-    with utils.measure() as spent:
-        parts = utils.over_processes(generate, task.evaluation)
-        found, lost = _joined(parts)
+        )
+        return answers, lost
 
     def request(example, prefix=None):
+        def prompt():
+            return prompts_of([example])[0][0]
+
         return generation.time_request(
-            model,
-            tokenizer,
-            lambda: prompts_of([example])[0][0],
-            max_new_tokens,
-            prefix=prefix,
-            **options,
-            **(decoding or {}),
+            model, tokenizer, prompt, max_new_tokens, prefix=prefix, **options, **(decoding or {})
         )
 
+    with utils.measure() as spent:
+        found, lost = _over_processes(generate, task.evaluation)
     examples = task.evaluation[:latency_runs]
     timed = utils.one_by_one(request, examples)
-    cached = [] if decoding else _cached_times(run, model, found.prefix, request, examples)
+    cached, notes = ([], []) if decoding else _cached_requests(model, found.prefix, request, examples)
     latencies = [t.total_ms for t in timed]
     if task.kind == "classification":
-        predictions = [read(text, task.words) for text in found.texts]
-        record.record_classification(
-            run, task, predictions, None, spent, latencies, [{"answer": text} for text in found.texts]
-        )
+        outcome = _classified(task, [read(text, task.words) for text in found.texts], None, spent, latencies)
+        outcome.extras = [{"answer": text} for text in found.texts]
     else:
-        record.record_answers(run, task, found.texts, spent, latencies)
-        run.row["perplexity"] = target_perplexity(model, tokenizer, task, prompts_of, batch_size, chat)
-    run.row.update(
+        outcome = answered(task, found.texts, spent, latencies)
+        outcome.scores["perplexity"] = target_perplexity(model, tokenizer, task, prompts_of, batch_size, chat)
+    outcome.cells.update(
         utils.latency_columns([t.total_ms for t in cached], "cached_"),
-        ttft_ms=record.median([t.ttft_ms for t in timed]),
-        cached_ttft_ms=record.median([t.ttft_ms for t in cached]),
-        tpot_ms=record.median([t.tpot_ms for t in timed]),
+        ttft_ms=metrics.median([t.ttft_ms for t in timed]),
+        cached_ttft_ms=metrics.median([t.ttft_ms for t in cached]),
+        tpot_ms=metrics.median([t.tpot_ms for t in timed]),
+        **token_cells(found, None if decoding else spent),
     )
-    record.record_tokens(run, found, None if decoding else spent)
-    memory_forecast.predict_inference(run, model, found.batch_size, found.longest, "generated", len(found.prefix))
-    record.note_truncation(run, room, *lost, found.truncated)
+    outcome.notes += notes
+    outcome.workload = _workload(found, "generated")
+    outcome.warnings += truncation(room, *lost, found.truncated)
+    return outcome
+
+
+def trained(model, tokenizer, task, args, chat, other):
+    """The Outcome of a model that was trained by the flags `args`: by its head, or by generated answers."""
+    if task.kind == "classification":
+        outcome = by_head(model, tokenizer, task, args.batch_size, args.latency_runs, args.max_length, other)
+    else:
+        length = prompting.answer_length(args, task)
+        outcome = by_generation(model, tokenizer, task, "auto", args.latency_runs, chat, length)
+    outcome.cells["batch_size"] = args.batch_size  # that of training
+    return outcome
+
+
+# -------------------------------------------------------------------------------------------------------------------
+# parts
+
+
+def answered(task, answers, spent, latencies):
+    """The Outcome of free answers [N], scored against the examples' references."""
+    scores, each = metrics.answer_scores(answers, [ex.references for ex in task.evaluation])
+    contains = float(np.mean([example["contains_answer"] for example in each]))
+    outcome = Outcome(answers, scores, spent, latencies, each, group_metric="token_f1")
+    outcome.notes.append(f"{contains:.3f} of the outputs contain a reference answer")
+    return outcome
+
+
+def token_cells(found, spent):
+    """Token counts, batch size and throughput of generation.Answers; spent: their Measurement, or None for no
+    throughput.
+    """
+    return {
+        "prompt_tokens": found.prompt_tokens,
+        "generated_tokens": found.new_tokens,
+        "batch_size": found.batch_size,
+        "tokens_per_s": spent and found.new_tokens / spent.seconds,
+    }
 
 
 def target_perplexity(model, tokenizer, task, prompts_of, batch_size, chat):
-    """Perplexity of the evaluation examples' first references after their prompts, per token, the end token left out."""
+    """Perplexity per token of the examples' first references after their prompts, the end token left out."""
 
     def score(examples):
         prompts, separator, *_ = prompts_of(examples)
-        return scoring.score_labels(
-            model, tokenizer, prompts, [[separator + task.target(ex)] for ex in examples], batch_size, not chat
+        targets = [[separator + task.target(ex)] for ex in examples]
+        return scoring.score_labels(model, tokenizer, prompts, targets, batch_size, not chat)
+
+    found = generation.joined(utils.over_processes(score, task.evaluation))
+    return metrics.perplexity(-found.total.sum(), found.n_tokens.sum())
+
+
+def truncation(room, shortened, lost, cut):
+    """What to tell of prompts that were longer than the `room` tokens left by the model's context: a list of sentences."""
+    dropped = (
+        f"{shortened} prompts were longer than the {room} tokens that the model's context leaves them: {lost} "
+        "demonstrations left out, from the first on"
+    )
+    cut_left = f"{cut} prompts were cut on the left to fit the model's context"
+    return [text for text, n in ((dropped, shortened), (cut_left, cut)) if n]
+
+
+def _argmax(log_probs):
+    return [int(i) for i in log_probs.argmax(axis=1)]
+
+
+def _classified(task, predictions, log_probs, spent, latencies):
+    targets = [ex.label for ex in task.evaluation]
+    probabilities = None if log_probs is None else np.exp(log_probs)
+    scores = metrics.classification_scores(predictions, targets, len(task.labels), probabilities)
+    each = [{"accuracy": float(p == target)} for p, target in zip(predictions, targets)]
+    return Outcome(predictions, scores, spent, latencies, each, log_probs)
+
+
+def _check_options(task):
+    """UserError where a question has fewer than two options, or an answer that is none of them."""
+    n = len(task.evaluation)
+    without = sum(len(ex.options) < 2 for ex in task.evaluation)
+    if without:
+        raise utils.UserError(
+            f"{without} of {n} questions of {task.name} have no options to choose from; use --scoring generate"
+        )
+    plain = metrics.normalise_answer
+    strange = sum(plain(ex.references[0]) not in map(plain, ex.options) for ex in task.evaluation)
+    if strange:
+        raise utils.UserError(
+            f"the answers of {strange} of {n} questions of {task.name} are none of their options; use --scoring generate"
         )
 
-    scores = generation.joined(utils.over_processes(score, task.evaluation))
-    return metrics.perplexity(-scores.total.sum(), scores.n_tokens.sum())
+
+def _scorer(model, tokenizer, task, batch_size, chat, demonstrations, continuations):
+    """(function of examples -> LabelScores of their continuations and what the prompts lost, tokens left for a prompt).
+
+    continuations: example -> the texts that may follow its prompt, label words or options.
+    """
+    texts = dict.fromkeys(text for ex in task.evaluation for text in continuations(ex))
+    limit = loading.context_length(model)
+    room = limit and limit - max(len(tokenizer(f" {text}", add_special_tokens=False).input_ids) for text in texts)
+
+    def score(examples, size=batch_size, progress=None, prefix=None):
+        prompts, separator, *lost = prompting.fit_prompts(task, examples, demonstrations, tokenizer, chat, room)
+        labels = [[separator + text for text in continuations(ex)] for ex in examples]
+        return scoring.score_labels(model, tokenizer, prompts, labels, size, not chat, progress, prefix), lost
+
+    return score, room
+
+
+def _over_processes(work, examples):
+    """(LabelScores or Answers of all processes joined, what their prompts lost in all)."""
+    parts = utils.over_processes(work, examples)
+    lost = [sum(numbers) for numbers in zip(*(lost for _, lost in parts))]
+    return generation.joined([found for found, _ in parts]), lost
+
+
+def _cached_requests(model, prefix_ids, request, inputs):
+    """([request(x, prefix) for each input], notes) with the prompts' common prefix in a cache; ([], []) where none can
+    be.
+    """
+    if len(inputs) < 2 or model.config.is_encoder_decoder:  # an encoder reads the whole prompt in both directions
+        return [], []
+    prefix = prefix_cache.prefill(model, prefix_ids)
+    if prefix_ids and prefix.cache is None:
+        return [], []
+    note = f"cached latency with {len(prefix.ids)} tokens of the prompt in the cache"
+    return utils.one_by_one(lambda x: request(x, prefix), inputs), [note]
+
+
+def _workload(found, kind):
+    return {"batch_size": found.batch_size, "longest": found.longest, "kind": kind, "shared": len(found.prefix)}
+
+
+def _scored(outcome, found, lost, room):
+    """The Outcome with the token counts and warnings of LabelScores."""
+    outcome.cells.update(prompt_tokens=found.prompt_tokens, generated_tokens=0, batch_size=found.batch_size)
+    outcome.workload = _workload(found, "packed")
+    outcome.warnings += truncation(room, *lost, found.truncated)
+    return outcome

@@ -2,6 +2,7 @@
 
 import collections
 import re
+import statistics
 import string
 
 import numpy as np
@@ -85,7 +86,8 @@ def log_normalise(scores):
 
 
 def calibration_error(probabilities, targets, n_bins=10):
-    """Expected calibration error (Guo et al. 2017): |accuracy - confidence| over equal-width bins, weighted by their size.
+    """Expected calibration error (Guo et al. 2017): |accuracy - confidence| over equal-width bins, weighted by their
+    size.
 
     probabilities: [N, C], rows sum to 1; targets: [N] class indices.
     """
@@ -96,18 +98,30 @@ def calibration_error(probabilities, targets, n_bins=10):
     return float(sum(gaps))
 
 
+def median(values):
+    """The median of the values that are known, None without any."""
+    known = [value for value in values if value is not None]
+    return statistics.median(known) if known else None
+
+
 def recall_at_k(ranked, relevant, k):
-    """Share of the relevant documents that are among the first k. ranked: ids, best first; relevant: ids or {id: grade}."""
+    """Share of the relevant documents that are among the first k. ranked: ids, best first; relevant: ids or {id:
+    grade}.
+    """
     return len(set(ranked[:k]) & set(relevant)) / len(relevant)
 
 
 def precision_at_k(ranked, relevant, k):
-    """Share of the first k ranks that hold a relevant document; a rank that holds none counts as wrong, as trec_eval has it."""
+    """Share of the first k ranks that hold a relevant document; a rank that holds none counts as wrong, as trec_eval
+    has it.
+    """
     return len(set(ranked[:k]) & set(relevant)) / k
 
 
 def average_precision(ranked, relevant):
-    """Mean over the relevant documents of the precision at their ranks, 0 for one that was not retrieved (trec_eval's map)."""
+    """Mean over the relevant documents of the precision at their ranks, 0 for one that was not retrieved (trec_eval's
+    map).
+    """
     ranks = [rank for rank, doc in enumerate(ranked, start=1) if doc in relevant]
     return sum(n / rank for n, rank in enumerate(ranks, start=1)) / len(relevant)
 
@@ -118,8 +132,11 @@ def reciprocal_rank(ranked, relevant):
 
 
 def ndcg_at_k(ranked, relevant, k=10):
-    """nDCG@k with linear gain and log2 discount (scikit-learn; the same as trec_eval's ndcg_cut). relevant: {id: grade}."""
-    # k fillers keep the relevant documents that were not retrieved out of the first k ranks; they only count in the ideal order
+    """nDCG@k with linear gain and log2 discount (scikit-learn; the same as trec_eval's ndcg_cut). relevant: {id:
+    grade}.
+    """
+    # k fillers keep the relevant documents that were not retrieved out of the first k ranks; they only count in the
+    # ideal order
     order = [*ranked, *[None] * k, *(doc for doc in relevant if doc not in ranked)]
     gains = [[relevant.get(doc, 0) for doc in order]]
     return float(ndcg_score(gains, [list(range(len(order), 0, -1))], k=k, ignore_ties=True))
@@ -148,7 +165,8 @@ def classification_scores(predictions, targets, n_labels, probabilities=None):
 
 
 def answer_scores(predictions, references):
-    """(cells, per-example scores) of free answers. predictions: [N] texts; references: [N] tuples of texts. Metric: token F1.
+    """(cells, per-example scores) of free answers. predictions: [N] texts; references: [N] tuples of texts. Metric:
+    token F1.
 
     invalid_rate is the share of empty answers.
     """
@@ -175,7 +193,9 @@ def answer_scores(predictions, references):
 
 
 def degenerate(predictions, n_labels=None):
-    """Why a run's outputs are useless, in words, or None: one class only, most answers unreadable or empty, all the same."""
+    """Why a run's outputs are useless, in words, or None: one class only, most answers unreadable or empty, all the
+    same.
+    """
     n = len(predictions)
     unread = sum(p is None or (isinstance(p, str) and not p.strip()) for p in predictions)
     if unread > n / 2:

@@ -58,7 +58,7 @@ def batch_prior(log_probs):
 
 
 def label_prior(method, task):
-    """What `evaluate_labels` takes as its prior for --calibrate none, contextual or batch."""
+    """The `prior` of evaluate.by_likelihood for --calibrate none, contextual or batch."""
     return {
         "none": None,
         "contextual": lambda score, _: contextual_prior(task, score),
@@ -69,8 +69,8 @@ def label_prior(method, task):
 def answer_stop(model, tokenizer, kind, chat):
     """Where an answer ends besides its end-of-sequence token. kind: of the task.
 
-    A plain prompt's answer is one line, a plain instruction's response ends before the next heading; a chat template may close
-    a turn with a text that is no special token.
+    A plain prompt's answer is one line, a plain instruction's response ends before the next heading; a chat template
+    may close a turn with a text that is no special token.
     """
     if model.config.is_encoder_decoder:
         return ()
@@ -78,3 +78,8 @@ def answer_stop(model, tokenizer, kind, chat):
         end = answer_end(tokenizer, chat)
         return () if end in tokenizer.all_special_tokens else (end,)
     return ("\n###",) if kind == "instruction" else ("\n",)
+
+
+def answer_length(args, task):
+    """Most new tokens of an answer: --max_new_tokens, or 256 for instructions and 32 for questions."""
+    return args.max_new_tokens or (256 if task.kind == "instruction" else 32)

@@ -1,6 +1,5 @@
 """One run: its id, its folder and exactly one row."""
 
-import copy
 import functools
 import json
 import os
@@ -32,7 +31,7 @@ def _agree(value, device):
 class Run:
     """One run: an id, a folder made when it is first needed, and exactly one row of the results CSV at the end.
 
-    with utils.Run(args, __file__, "prompting") as run:
+    with Run(args, __file__, "prompting") as run:
         run.row.update(...)          # whatever is known, as soon as it is known: an out-of-memory row keeps it
         run.write_jsonl("predictions.jsonl", records)
 
@@ -52,7 +51,7 @@ class Run:
         self.dir = Path(folder) if folder else Path(args.runs_dir) / self.id
         self.args = vars(args).copy()
         self.results = args.results
-        self.headline, self.prefix = "", ""  # the strategy's own words for the summary line; of file names
+        self.headline = ""  # the strategy's own words in the summary line
         self.row = {
             "run_id": self.id,
             "created_at": f"{now:%Y-%m-%dT%H:%M:%SZ}",
@@ -78,22 +77,13 @@ class Run:
         if self.main and (not self.dir.exists() or not (self.dir / "args.json").exists()):
             self.dir.mkdir(parents=True, exist_ok=True)
             (self.dir / "args.json").write_text(json.dumps(self.args, indent=2) + "\n")
-        return self.dir / (self.prefix + name)
-
-    def part(self, name):
-        """A side of the run that is measured for comparison: a row of its own that is not appended, files named after it."""
-        other = copy.copy(self)
-        other.row, other.prefix = {**self.row, "note": None}, f"{name}_"
-        return other
+        return self.dir / name
 
     def write_jsonl(self, name, records):
         """Write dicts as JSON lines into the run folder."""
-        if not self.main:
-            return
-        self.path(name).parent.mkdir(exist_ok=True)
-        with open(self.path(name), "w", encoding="utf-8") as file:
-            for record in records:
-                file.write(json.dumps(record, ensure_ascii=False) + "\n")
+        if self.main:
+            self.path(name).parent.mkdir(exist_ok=True)
+            store.write_jsonl(self.path(name), records)
 
     def write_json(self, name, value):
         """Write a value as JSON into the run folder."""
@@ -115,7 +105,7 @@ class Run:
                 raise SystemExit(1)
             print(f"{self.row['script']}, process {utils.world()[0]}: {kind.__name__}: {error}", file=sys.stderr)
             return
-        if utils.is_user_error(error):
+        if isinstance(error, utils.UserError):
             if self.dir.exists() and not self.resumed:
                 shutil.rmtree(self.dir)
             return
@@ -123,6 +113,8 @@ class Run:
             self.row["status"] = "oom" if utils.is_out_of_memory(error) else "failed"
             text = str(error).splitlines()[0] if str(error) else ""
             self.note(text if kind is utils.RunFailed else f"{kind.__name__}: {text}")
+        if self.args.get("repeats", 1) > 1:  # of several runs in one process none knows the memory before its model
+            self.row["start_rss_gb"] = None
         self.row.setdefault("status", "ok")
         self.path("row.json").write_text(json.dumps(self.row, indent=2) + "\n")
         store.append_result(self.results, self.row)

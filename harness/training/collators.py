@@ -49,7 +49,8 @@ def classification_data(model, tokenizer, task, args, device):
 def answer_data(model, tokenizer, task, args, chat):
     """Prompts with their answers, as prompt_eval.py prompts, the loss on the answers and their ends only.
 
-    Prompt and answer are tokenized together. What is too long loses the beginning of its prompt, and then the end of its answer.
+    Prompt and answer are tokenized together. What is too long loses the beginning of its prompt, and then the end of
+    its answer.
     """
     if args.padding_free and not (
         loading.takes(model, "position_ids")
@@ -107,11 +108,11 @@ def dataset(ids, labels):
 class Responses:
     """Collates prompts with their responses so that the language-model head projects few positions but the responses'.
 
-    Rows are padded on the left and so end together: only the last columns, as many as the longest response has, go through
-    the head, whose logits are most of the memory of a small model. padding_free: the rows of a batch follow each other in one,
-    position 0 begins the next (without a cache transformers keeps their attention apart), and exactly the responses' positions
-    are projected.
-    positions: does the model take position_ids; partial_head: may the head project some positions only?
+    Rows are padded on the left and so end together: only the last columns, as many as the longest response has, go
+    through the head, whose logits are most of the memory of a small model. padding_free: the rows of a batch follow
+    each other in one, position 0 begins the next (without a cache transformers keeps their attention apart), and
+    exactly the responses' positions are projected. positions: does the model take position_ids; partial_head: may the
+    head project some positions only?
     """
 
     pad_id: int

@@ -10,6 +10,7 @@ from harness.data import tasks
 from harness.data.prompts import render
 from harness.models import scoring
 from harness.results import store
+from harness.training import distillation
 
 
 def test_the_student_moves_towards_its_teacher(sentiment, tiny_llama, tmp_path, out):
@@ -61,13 +62,13 @@ def test_label_targets_of_several_tokens_are_those_of_scoring(sentiment, tiny_ll
     examples = task.evaluation[:7]
     prompts, words = [render(task, ex)[0] for ex in examples], [" not very good", " lovely"]
     own = scoring.score_labels(model, tokenizer, prompts, words).total
-    items = context_distill.label_rows(model, tokenizer, task, examples, False)
+    items = distillation.label_rows(model, tokenizer, task, examples, False)
     for item, target in zip(items, own.tolist()):
         item["target"] = target
-    batch = context_distill.LabelBatches(tokenizer.pad_token_id)(items)
-    assert context_distill.label_loss(2.0)(model, batch).item() == pytest.approx(0, abs=1e-6)
+    batch = distillation.LabelBatches(tokenizer.pad_token_id)(items)
+    assert distillation.label_loss(2.0)(model, batch).item() == pytest.approx(0, abs=1e-6)
     batch["labels"][:, 0] += 1.0
-    assert context_distill.label_loss(2.0)(model, batch).item() > 1e-3
+    assert distillation.label_loss(2.0)(model, batch).item() > 1e-3
 
 
 @pytest.mark.parametrize("targets", ["precomputed", "online"])

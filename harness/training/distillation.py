@@ -1,0 +1,200 @@
+"""Context distillation: a teacher's targets, batches of them for a student without the prompt, and the two losses."""
+
+import contextlib
+
+import torch
+from torch.nn.functional import kl_div
+
+from harness.data.prompts import render
+from harness.evaluation import metrics, prompting
+from harness.models import batching, generation, loading, prefix_cache, scoring
+
+
+class Teacher:
+    """The model with its demonstrations: it gives log-probabilities of labels, or answers and those of their tokens.
+
+    student: set it to a PeftModel around the same base, whose adapter is then switched off while the teacher is asked.
+    """
+
+    def __init__(self, model, tokenizer, task, demonstrations, args, chat):
+        self.model, self.tokenizer, self.task, self.chat, self.args = model, tokenizer, task, chat, args
+        self.demonstrations, self.prefix, self.prior, self.student = demonstrations, None, 0.0, None
+        self.new_tokens = prompting.answer_length(args, task)
+        limit = loading.context_length(model)
+        self.room = limit and limit - (self.new_tokens if task.kind != "classification" else 16)
+
+    def prompts(self, examples):
+        """(texts, separator)."""
+        return prompting.fit_prompts(self.task, examples, self.demonstrations, self.tokenizer, self.chat, self.room)[:2]
+
+    @contextlib.contextmanager
+    def asked(self):
+        """The base as it was, without dropout and adapter, within the block."""
+        if self.student is None:
+            yield
+            return
+        training_now = self.student.training
+        self.student.eval()
+        with self.student.disable_adapter():
+            yield
+        self.student.train(training_now)
+
+    def label_scores(self, examples, progress=None):
+        """Log-probabilities [N, L], the prior not yet divided out."""
+        prompts, separator = self.prompts(examples)
+        labels = [separator + word for word in self.task.words]
+        with self.asked():
+            found = scoring.score_labels(
+                self.model, self.tokenizer, prompts, labels, "auto", not self.chat, progress, self.prefix
+            )
+            if self.prefix is None and len(prompts) > 1:
+                self.prefix = prefix_cache.prefill(self.model, found.prefix)
+        return metrics.log_normalise(found.total)
+
+    def calibrate(self, raw):
+        """Set the log prior as prompt_eval.py does. raw: log-probabilities of many examples [N, L]."""
+        prior = prompting.label_prior(self.args.calibrate, self.task)
+        self.prior = prior(self.label_scores, raw) if prior else 0.0
+
+    def targets(self, examples, raw=None):
+        """Calibrated log-probabilities [N, L]. raw: the label_scores of the examples, where they are there."""
+        return metrics.log_normalise((self.label_scores(examples) if raw is None else raw) - self.prior)
+
+    def answers(self, examples):
+        """Token ids of its greedy answers [N], each to its end-of-sequence token or stop string."""
+        prompts, _ = self.prompts(examples)
+        stop = prompting.answer_stop(self.model, self.tokenizer, self.task.kind, self.chat)
+        with self.asked():
+            return generation.generate(
+                self.model, self.tokenizer, prompts, self.new_tokens, "auto", stop, not self.chat, "answering"
+            ).ids
+
+    def token_targets(self, examples, answers, top_k=None, progress=None):
+        """For each answer the log-probabilities [T, V] at its tokens; with top_k the highest, tempered, and their ids
+        [T, K].
+        """
+        prompts, _ = self.prompts(examples)
+        rows = self.tokenizer(prompts, add_special_tokens=not self.chat, verbose=False).input_ids
+
+        def kept(log_probs):
+            if top_k is None:
+                return log_probs
+            return tuple(log_probs.div(self.args.temperature).log_softmax(-1).topk(min(top_k, log_probs.shape[1])))
+
+        with self.asked():
+            return scoring.continuation_log_probs(self.model, rows, answers, kept, progress)
+
+
+def label_rows(model, tokenizer, task, examples, chat):
+    """The student's prompts as token ids, and the label words behind each: [N] dicts with input_ids and ends."""
+    rendered = [render(task, ex, (), tokenizer if chat else None) for ex in examples]
+    sets = [[separator + word for word in task.words] for _, separator in rendered]
+    contexts, ends, _ = scoring.encode(model, tokenizer, [prompt for prompt, _ in rendered], sets, not chat)
+    return [{"input_ids": context, "ends": some} for context, some in zip(contexts, ends)]
+
+
+class LabelBatches:
+    """Collates examples into rows padded on the left, one for each distinct beginning of a label, and where labels are
+    read.
+
+    teacher: None, or the function of examples that online targets come from.
+    """
+
+    def __init__(self, pad_id, teacher=None):
+        self.pad_id, self.teacher = pad_id, teacher
+
+    def __call__(self, items):
+        rows, picks = {}, []  # a pick: row, position from the row's end, token, label
+        for b, item in enumerate(items):
+            for label, end in enumerate(item["ends"]):
+                row = rows.setdefault((b, *item["input_ids"], *end[:-1]), len(rows))
+                picks += [(row, len(end) - t, token, b * len(item["ends"]) + label) for t, token in enumerate(end)]
+        ids = [list(row[1:]) for row in rows]
+        ids, mask = left_padded(ids, self.pad_id)
+        targets = (
+            self.teacher([item["example"] for item in items]) if self.teacher else [item["target"] for item in items]
+        )
+        return {
+            "input_ids": ids,
+            "attention_mask": mask,
+            "position_ids": (mask.cumsum(1) - 1).clamp(min=0),
+            "labels": torch.tensor(targets, dtype=torch.float32),
+            "picks": torch.tensor(picks),
+            "kept": max(pick[1] for pick in picks),
+        }
+
+
+def label_loss(temperature):
+    """KL(teacher || student) over the label words, times the squared temperature (Hinton et al. 2015)."""
+
+    def loss(model, batch):
+        log_probs = logits_of(model, batch).log_softmax(-1)  # [rows, kept, V]
+        row, place, token, label = batch["picks"].T
+        scores = torch.zeros(batch["labels"].numel(), device=log_probs.device)
+        scores = scores.index_add(0, label, log_probs[row, -place, token]).view_as(batch["labels"])  # [B, L]
+        student, teacher = (x.div(temperature).log_softmax(-1) for x in (scores, batch["labels"]))
+        return kl_div(student, teacher, reduction="batchmean", log_target=True) * temperature**2
+
+    return loss
+
+
+class AnswerBatches:
+    """Collates the student's prompts with the teacher's answers; the teacher's distributions stand under "labels"."""
+
+    def __init__(self, pad_id, teacher=None):
+        self.pad_id, self.teacher = pad_id, teacher
+
+    def __call__(self, items):
+        ids, mask = left_padded([item["input_ids"] + item["answer"] for item in items], self.pad_id)
+        places = [(b, len(item["answer"]) + 1 - t) for b, item in enumerate(items) for t in range(len(item["answer"]))]
+        batch = {
+            "input_ids": ids,
+            "attention_mask": mask,
+            "position_ids": (mask.cumsum(1) - 1).clamp(min=0),
+            "places": torch.tensor(places),
+            "kept": 1 + max(len(item["answer"]) for item in items),
+        }
+        if self.teacher:
+            return {
+                **batch,
+                "labels": torch.cat(
+                    self.teacher([item["example"] for item in items], [item["answer"] for item in items])
+                ),
+            }
+        values, tokens = (torch.cat([item["target"][i] for item in items]) for i in (0, 1))
+        return {**batch, "labels": values.float(), "tokens": tokens}
+
+
+def answer_loss(temperature):
+    """KL(teacher || student) at each token of the answers.
+
+    Precomputed targets hold the TOP_K likeliest tokens; all others then count as one.
+    """
+
+    def loss(model, batch):
+        out = logits_of(model, batch)  # [B, kept, V]
+        sequence, place = batch["places"].T
+        student = out[sequence, -place]  # [T, V]
+        if "tokens" not in batch:
+            student, teacher = (x.float().div(temperature).log_softmax(-1) for x in (student, batch["labels"]))
+            return kl_div(student, teacher, reduction="batchmean", log_target=True) * temperature**2
+
+        def with_rest(log_probs):  # [T, K] -> [T, K + 1]
+            rest = torch.log((1 - log_probs.exp().sum(-1, keepdim=True)).clamp(min=1e-6))
+            return torch.cat([log_probs, rest], -1).log_softmax(-1)
+
+        student = with_rest(student.div(temperature).log_softmax(-1).gather(1, batch["tokens"]))
+        return kl_div(student, with_rest(batch["labels"]), reduction="batchmean", log_target=True) * temperature**2
+
+    return loss
+
+
+def logits_of(model, batch):
+    """The student's logits at the last `kept` positions of each row, in fp32."""
+    inputs = {name: batch[name] for name in ("input_ids", "attention_mask", "position_ids")}
+    return model(**inputs, logits_to_keep=batch["kept"]).logits.float()
+
+
+def left_padded(rows, pad_id):
+    """Token ids and mask [B, T] of rows that end together."""
+    return batching.pad_rows(rows, pad_id, "cpu", left=True)

@@ -1,0 +1,39 @@
+"""Which unfinished run `--resume` goes on with, and from which checkpoint."""
+
+import json
+from pathlib import Path
+
+import utils
+
+
+def find_resumable(args, script):
+    """The run folder that --resume means, None without the flag; UserError if no run with these flags is unfinished."""
+    if args.resume is None:
+        return None
+    wanted = {key: value for key, value in vars(args).items() if key != "resume"}
+    folders = [Path(args.resume)]
+    if args.resume == "auto":
+        folders = sorted(Path(args.runs_dir).glob(f"*-{Path(script).stem}-*"), reverse=True)
+    for folder in folders:
+        try:
+            had = json.loads((folder / "args.json").read_text())
+            ended = json.loads((folder / "row.json").read_text())["status"] if (folder / "row.json").exists() else None
+        except (OSError, ValueError):  # no run folder, or cut off before it was whole
+            continue
+        if ended in ("ok", "degenerate"):
+            continue
+        if {key: value for key, value in had.items() if key != "resume"} == wanted:
+            return folder
+    where = args.runs_dir if args.resume == "auto" else args.resume
+    raise utils.UserError(f"--resume: no unfinished run with these flags in {where}; run without --resume to begin one")
+
+
+def last_checkpoint(folder):
+    """The newest complete checkpoint in a run folder, or None. trainer_state.json is what the Trainer writes last."""
+    complete = [path.parent for path in Path(folder).glob("checkpoints/checkpoint-*/trainer_state.json")]
+    return max(complete, key=step_of, default=None)
+
+
+def step_of(checkpoint):
+    """The optimizer step of a checkpoint's folder: checkpoint-63 -> 63."""
+    return int(checkpoint.name.split("-")[-1])
