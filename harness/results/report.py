@@ -23,7 +23,8 @@ METHOD = (
     "Runs that differ only in their seeds are one configuration: mean ± standard deviation over the runs, then a 95 % "
     "interval that covers the examples and the seeds. The p values of differences between strategies are adjusted for "
     "the number of comparisons (Benjamini and Hochberg), those between the worst and the best level of a flag for the "
-    "number of pairs of levels (Bonferroni)."
+    "number of pairs of levels (Bonferroni). Where the run folders lay beside the CSV, a test is paired over the "
+    "examples; without them it uses the intervals alone, and its p is larger."
 )
 
 
