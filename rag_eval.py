@@ -275,7 +275,7 @@ def run_once(args, mode, shared):
                     retriever.prepare()
             if not len(retriever.index):
                 raise utils.UserError(f"{task.name} has no passages to retrieve from; give documents with --docs")
-            cells.record_index(run, retriever, shared.indexed, shared.building, shared.skipped)
+            record.index(run, retriever, shared.indexed, shared.building, shared.skipped)
         if mode == "retrieved":
             relevant = qrels.relevant_documents(task, shared.documents, retriever.index.documents)
             if beir:
@@ -287,12 +287,12 @@ def run_once(args, mode, shared):
 
         # 7. row
         if mode == "retrieved":
-            cells.record_ranking(run, args, task, retriever, outcome)
+            record.ranking(run, args, task, retriever, outcome)
         if reader:
-            cells.record_answers(run, args, task, mode, reader, outcome)
+            record.answers(run, args, task, mode, reader, outcome)
         else:
-            cells.record_retrieval(run, task, outcome)
-        cells.record_stages(run, outcome.requests, generates=reader is not None)
+            record.retrieval(run, task, outcome)
+        record.stages(run, outcome.requests, generates=reader is not None)
         if retriever:  # the generator's forecast, if there is a generator, and what retrieval holds besides
             run.row["predicted_gb"] = (run.row.get("predicted_gb") or 0.0) + retriever.gb()
         # 8. report: printed when the block is left
@@ -312,12 +312,12 @@ def main(argv=None):
     hub.check_names(models, {"--dataset": flags.source(args) if measures else None})
 
     # heavy modules, now that the arguments are checked
-    global Chunk, Hit, RagOutcome, Reader, Request, Retriever, Skipped, cells, corpus, loading, qrels
+    global Chunk, Hit, RagOutcome, Reader, Request, Retriever, Skipped, corpus, loading, qrels, record
     from harness.models import loading
-    from harness.retrieval import cells, corpus, qrels, session
-    from harness.retrieval.cells import RagOutcome, Request
+    from harness.retrieval import corpus, qrels, record, session
     from harness.retrieval.documents import Chunk, Skipped
     from harness.retrieval.reader import Reader
+    from harness.retrieval.record import RagOutcome, Request
     from harness.retrieval.retriever import Hit, Retriever
 
     if args.build_only:

@@ -183,7 +183,7 @@ def by_generation(
         **token_cells(found, None if decoding else spent),
     )
     outcome.notes += notes
-    outcome.workload = _workload(found, "generated")
+    outcome.workload = workload(found, "generated")
     outcome.warnings += truncation(room, *lost, found.truncated)
     return outcome
 
@@ -237,7 +237,7 @@ def target_perplexity(model, tokenizer, task, prompts_of, batch_size, chat):
 
 
 def truncation(room, shortened, lost, cut):
-    """What to tell of prompts that were longer than the `room` tokens left by the model's context: a list of sentences."""
+    """Sentences on prompts that were longer than the `room` tokens left by the model's context."""
     dropped = (
         f"{shortened} prompts were longer than the {room} tokens that the model's context leaves them: {lost} "
         "demonstrations left out, from the first on"
@@ -270,7 +270,8 @@ def _check_options(task):
     strange = sum(plain(ex.references[0]) not in map(plain, ex.options) for ex in task.evaluation)
     if strange:
         raise utils.UserError(
-            f"the answers of {strange} of {n} questions of {task.name} are none of their options; use --scoring generate"
+            f"the answers of {strange} of {n} questions of {task.name} are none of their options; "
+            "use --scoring generate"
         )
 
 
@@ -311,13 +312,14 @@ def _cached_requests(model, prefix_ids, request, inputs):
     return utils.one_by_one(lambda x: request(x, prefix), inputs), [note]
 
 
-def _workload(found, kind):
+def workload(found, kind):
+    """The arguments of memory_forecast.predict_inference for LabelScores or Answers. kind: packed or generated."""
     return {"batch_size": found.batch_size, "longest": found.longest, "kind": kind, "shared": len(found.prefix)}
 
 
 def _scored(outcome, found, lost, room):
     """The Outcome with the token counts and warnings of LabelScores."""
     outcome.cells.update(prompt_tokens=found.prompt_tokens, generated_tokens=0, batch_size=found.batch_size)
-    outcome.workload = _workload(found, "packed")
+    outcome.workload = workload(found, "packed")
     outcome.warnings += truncation(room, *lost, found.truncated)
     return outcome

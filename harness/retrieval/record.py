@@ -5,8 +5,9 @@ from dataclasses import dataclass
 import numpy as np
 
 import utils
-from harness.evaluation import metrics, record
-from harness.models import generation, memory_forecast
+from harness.evaluation import evaluate, metrics, record
+from harness.models import generation
+from harness.results import stats
 from harness.retrieval import qrels
 from harness.retrieval.reader import NOT_FOUND, without_citations
 
@@ -64,26 +65,26 @@ def _cells_of(hit):
     }
 
 
-def record_index(run, retriever, counts, building, skipped):
+def index(run, retriever, counts, building, skipped):
     """The row's index cells and the notes on its documents. counts: of corpus.fill; building: the Measurement of it."""
-    index = retriever.index
-    contents = f"{len(set(index.table['document'].to_pylist()))} documents in {len(index)} chunks"
+    built = retriever.index
+    contents = f"{len(set(built.table['document'].to_pylist()))} documents in {len(built)} chunks"
     if counts is None or not counts["chunks"]:
         run.note(f"{contents}, as the index had them")
     else:
         run.note(f"{contents}, indexed in {building.seconds:.1f} s")
         documents = counts["added"] + counts["updated"]
         run.row.update(index_seconds=building.seconds, documents_per_s=documents / building.seconds)
-    if index.kind != "none":
-        run.row["index_gb"] = index.gb()
-    for text in (index.why, skipped.summary()):
+    if built.kind != "none":
+        run.row["index_gb"] = built.gb()
+    for text in (built.why, skipped.summary()):
         if text:
             print(text)
     if len(skipped):
         run.note(skipped.summary())
 
 
-def record_ranking(run, args, task, retriever, outcome):
+def ranking(run, args, task, retriever, outcome):
     """The row's retrieval cells, the index's recall against exact search, and the TREC run of --save_run."""
     known, questions = outcome.known, outcome.questions
     if known:
@@ -102,18 +103,23 @@ def record_ranking(run, args, task, retriever, outcome):
             run.note(f"rankings in {args.save_run}")
 
 
-def record_retrieval(run, task, outcome):
+def retrieval(run, task, outcome):
     """The row of a run that measures the retrieval alone, and its predictions.jsonl."""
     if not outcome.known:
         raise utils.UserError(
             f"{task.name}: no question has a passage (a column passage or context) that is in one of the "
             "documents, so there is nothing to measure"
         )
-    latencies = [request.ms for request in outcome.requests]
-    record.record_retrieval(run, task, outcome.known, outcome.spent, latencies, outcome.extras())
+    values = [scores["ndcg_at_10"] for scores in outcome.known]
+    low, high = stats.bootstrap_interval(values)
+    run.row.update(metric="ndcg_at_10", score=float(np.mean(values)), score_low=low, score_high=high)
+    latencies, ids = [request.ms for request in outcome.requests], [ex.id for ex in task.evaluation]
+    record.costs(run, outcome.spent, latencies, len(ids))
+    record.predictions(run, [{"id": id, **extra} for id, extra in zip(ids, outcome.extras())], latencies)
+    record.degenerate(run, ids)
 
 
-def record_answers(run, args, task, mode, reader, outcome):
+def answers(run, args, task, mode, reader, outcome):
     """The row's cells and notes on answers, citations, tokens, latency and passages; predictions.jsonl."""
     texts, extras, answers = outcome.texts, outcome.extras(), outcome.answers
     if args.citations:
@@ -130,14 +136,17 @@ def record_answers(run, args, task, mode, reader, outcome):
         silent = len(outcome.requests) - len(timed)
         run.note(f"{silent} of the {len(outcome.requests)} timed requests generated nothing")
     latencies = [request.ms for request in outcome.requests]
-    record.record_answers(run, task, texts, outcome.spent, latencies, extras)
+    found = evaluate.answered(task, texts, outcome.spent, latencies)
+    found.extras = extras
     if answers:
-        record.record_tokens(run, answers, outcome.spent)
-        size, shared = answers.batch_size, len(answers.prefix)
-        memory_forecast.predict_inference(run, reader.model, size, answers.longest, "generated", shared)
-        record.note_truncation(run, reader.room, 0, 0, answers.truncated)
-        run.row["ttft_ms"] = record.median([one.ttft_ms for one in timed])
-        run.row["tpot_ms"] = record.median([one.tpot_ms for one in timed])
+        found.cells = {
+            **evaluate.token_cells(answers, outcome.spent),
+            "ttft_ms": metrics.median([one.ttft_ms for one in timed]),
+            "tpot_ms": metrics.median([one.tpot_ms for one in timed]),
+        }
+        found.workload = evaluate.workload(answers, "generated")
+        found.warnings = evaluate.truncation(reader.room, 0, 0, answers.truncated)
+    record.outcome(run, task, found, reader.model)
     if mode != "none":
         run.row["answer_in_context"] = _answer_in_context(task, outcome.used())
         _note_passages(run, outcome)
@@ -145,14 +154,11 @@ def record_answers(run, args, task, mode, reader, outcome):
 
 def _answer_in_context(task, used):
     """Share of the questions of which a passage in the prompt contains a reference answer."""
-    return float(
-        np.mean(
-            [
-                max((metrics.contains_answer(hit.chunk.full, ex.references) for hit in hits), default=0.0)
-                for hits, ex in zip(used, task.evaluation)
-            ]
-        )
-    )
+    contains = [
+        max((metrics.contains_answer(hit.chunk.full, ex.references) for hit in hits), default=0.0)
+        for hits, ex in zip(used, task.evaluation)
+    ]
+    return float(np.mean(contains))
 
 
 def _note_passages(run, outcome):
@@ -168,7 +174,7 @@ def _note_passages(run, outcome):
             run.note(text)
 
 
-def record_stages(run, requests, generates):
+def stages(run, requests, generates):
     """The row's mean milliseconds of each stage of the timed requests; generate_ms is the rest of the mean latency."""
     total = 0.0
     for name in STAGES:
