@@ -97,8 +97,8 @@ def main(argv=None):
     for flag in ("report", "export"):
         if getattr(args, flag):
             check_writable(getattr(args, flag), f"--{flag}")
-    global charts, compare, configurations, report, tables  # heavy: after the arguments were checked
-    from harness.results import charts, compare, configurations, report, tables
+    global charts, compare, configurations, export, report, tables  # heavy: after the arguments were checked
+    from harness.results import charts, compare, configurations, export, report, tables
 
     if args.compare:
         return compare.compare_runs(*args.compare)
@@ -108,7 +108,7 @@ def main(argv=None):
     if args.markdown == "best":
         return tables.print_best(configurations.select(rows)[0])
     if args.export:
-        store.export(args.export, rows)
+        export.export(args.export, rows)
         return print(f"{len(rows)} rows in {args.export}")
     return draw(args, rows)
 

@@ -1,160 +1,236 @@
-"""The columns of the results CSV."""
+"""The columns of the results CSV: one table, which gives the header, the charts, the export and docs/results_csv.md.
+
+python -m harness.results.schema > docs/results_csv.md     # after a change to the table
+"""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Metric:
-    """A column that is compared: what it is called, its unit, and which way is better (1 more, -1 less, 0 neither)."""
+class Column:
+    """A column of the results CSV, or a quantity that is derived from several (memory, labels_used)."""
 
-    column: str
-    label: str
-    unit: str
-    direction: int
+    name: str
+    type: str  # str, int, float, bool or json
+    group: str  # a key of GROUPS
+    unit: str = ""
+    label: str = ""  # its name in charts and tables; columns with a label can be compared
+    direction: int = 0  # 1: higher is better, -1: lower is better, 0: neither
+    about: str = ""  # one or two sentences for docs/results_csv.md
 
 
-# the one table that charts, tables, report and selector read
-METRICS = {
-    metric.column: metric
-    for metric in (
-        Metric("score", "score", "", 1),
-        Metric("accuracy", "accuracy", "", 1),
-        Metric("macro_f1", "macro F1", "", 1),
-        Metric("exact_match", "exact match", "", 1),
-        Metric("token_f1", "token F1", "", 1),
-        Metric("rouge_l", "ROUGE-L", "", 1),
-        Metric("win_rate", "win rate", "", 1),
-        Metric("judge_score", "judge's rating", "of 10", 1),
-        Metric("instruction_following", "verifiable instructions followed", "", 1),
-        Metric("refusal_rate", "refusals", "", -1),
-        Metric("repetition_rate", "repeated 4-grams", "", -1),
-        Metric("answer_chars", "length of an answer", "characters", 0),
-        Metric("ndcg_at_10", "nDCG@10", "", 1),
-        Metric("recall_at_k", "recall@k", "", 1),
-        Metric("score_ood", "score out of domain", "", 1),
-        Metric("perplexity", "perplexity", "", -1),
-        Metric("calibration_error", "calibration error", "", -1),
-        Metric("latency_ms_p50", "latency of one request (p50)", "ms", -1),
-        Metric("latency_ms_p95", "latency of one request (p95)", "ms", -1),
-        Metric("cached_latency_ms_p50", "latency with the prompt's beginning in a cache", "ms", -1),
-        Metric("ttft_ms", "time to the first token", "ms", -1),
-        Metric("tpot_ms", "time of each further token", "ms", -1),
-        Metric("tokens_per_s", "generated tokens", "1/s", 1),
-        Metric("speedup", "speed against plain decoding", "times", 1),
-        Metric("acceptance_rate", "drafted tokens accepted", "", 1),
-        Metric("examples_per_s", "examples in batches", "1/s", 1),
-        Metric("train_seconds", "training time", "s", -1),
-        Metric("memory", "memory at the peak", "GB", -1),
-        Metric("model_gb", "weights", "GB", -1),
-        Metric("artifact_mb", "size of what was trained", "MB", -1),
-        Metric("trainable_params", "trained parameters", "", -1),
-        Metric("labels_used", "labelled examples", "", -1),
-    )
+GROUPS = {
+    "identity": "Which run it was.",
+    "data": "What it was trained and evaluated on.",
+    "setting": "With which seeds, on which device.",
+    "quality": "How good the outputs are. Shares and scores lie between 0 and 1 unless the column says otherwise.",
+    "chat": "How good chat answers are (chat_eval.py).",
+    "retrieval": "How good and how fast the retrieval is (rag_eval.py); means over the questions.",
+    "time": "Measured with a monotonic clock after warm-up, with the GPU synchronised.",
+    "memory": "The measured peaks of the run and its forecast; 1 GB is 10^9 bytes.",
+    "size": "Parameters, files and tokens.",
+    "outcome": "How the run ended.",
+    "provenance": "What the row was measured with, so that it can be measured again.",
 }
 
+STATUSES = {
+    "ok": "the run ended as it should",
+    "oom": "it ran out of memory, which is a result: the note has the message, the exit code is 3",
+    "failed": "it ended with an error, whose traceback was printed, or with a loss that is not a number",
+    "degenerate": "it ended, but its outputs are of no use: one class only, most answers unreadable, or an adapter "
+    "that changes nothing; it still counts in means and spreads",
+}
 
-# the contract of the results CSV, in groups; a file with another header is refused, so a change here is a new file for users
-RESULT_COLUMNS = [
-    "run_id",
-    "created_at",
-    "script",
-    "strategy",
-    "variant",
-    "model",
-    "dataset",
-    "subset",
-    "split",
-    "n_train",
-    "n_eval",
-    "k_shots",
-    "seed",
-    "data_seed",
-    "eval_id",
-    "precision",
-    "device",
-    "device_name",
-    "batch_size",
-    "world_size",
-    "metric",
-    "score",
-    "score_low",
-    "score_high",
-    "accuracy",
-    "macro_f1",
-    "exact_match",
-    "token_f1",
-    "jaccard",
-    "rouge_l",
-    "perplexity",
-    "calibration_error",
-    "invalid_rate",
-    "majority_baseline",
-    "score_ood",
-    "win_rate",
-    "lc_win_rate",
-    "judge_score",
-    "position_bias",
-    "instruction_following",
-    "answer_chars",
-    "refusal_rate",
-    "repetition_rate",
-    "recall_at_k",
-    "precision_at_k",
-    "mrr",
-    "ndcg_at_10",
-    "map",
-    "answer_in_context",
-    "index_recall",
-    "index_gb",
-    "index_seconds",
-    "documents_per_s",
-    "embed_ms",
-    "search_ms",
-    "rerank_ms",
-    "generate_ms",
-    "latency_ms_mean",
-    "latency_ms_p50",
-    "latency_ms_p95",
-    "latency_ms_p99",
-    "cached_latency_ms_mean",
-    "cached_latency_ms_p50",
-    "cached_latency_ms_p95",
-    "cached_latency_ms_p99",
-    "ttft_ms",
-    "cached_ttft_ms",
-    "tpot_ms",
-    "tokens_per_s",
-    "speedup",
-    "acceptance_rate",
-    "accepted_length",
-    "greedy_agreement",
-    "compile_seconds",
-    "examples_per_s",
-    "train_seconds",
-    "eval_seconds",
-    "load_seconds",
-    "peak_gpu_gb",
-    "peak_gpu_reserved_gb",
-    "gpu_used_gb",
-    "peak_rss_gb",
-    "start_rss_gb",
-    "model_gb",
-    "artifact_mb",
-    "predicted_gb",
-    "trainable_params",
-    "total_params",
-    "prompt_tokens",
-    "generated_tokens",
-    "status",
-    "note",
-    "input_id",
-    "code_id",
-    "git_commit",
-    "git_dirty",
-    "versions",
-    "args",
-    "run_dir",
-]
+# fmt: off
+# one or two lines a column: name, type, group, unit, label, direction, about; the order is that of the CSV
+COLUMNS = (
+    Column("run_id", "str", "identity", about="Time, script, six random hex digits; names the run's folder too."),
+    Column("created_at", "str", "identity", about="When the run began (UTC, ISO 8601)."),
+    Column("script", "str", "identity", about="The script's file name."),
+    Column("strategy", "str", "identity", about="`prompting`, `rag`, `full_finetuning`, `peft`, ..."),
+    Column("variant", "str", "identity", about="The form of the strategy, such as `lora_r8` or `16_shot`."),
+    Column("model", "str", "identity", about="Hub name or folder; of RAG, the model that answers."),
+    Column("dataset", "str", "data", about="Hub name, folder or file."),
+    Column("subset", "str", "data", about="Hub configuration or subfolder, such as `sst2`."),
+    Column("split", "str", "data", about="The split whose examples give the score."),
+    Column("n_train", "int", "data", about="Labelled examples that were trained on or shown in prompts."),
+    Column("n_eval", "int", "data", about="Evaluation examples."),
+    Column("k_shots", "int", "data", about="Demonstrations in each prompt."),
+    Column("seed", "int", "setting", about="Seed of initialisation and shuffling."),
+    Column("data_seed", "int", "setting", about="Seed that draws the training examples and demonstrations."),
+    Column("eval_id", "str", "data",
+           about="Hash of the evaluation examples. Scores are compared only between rows in which it is equal."),
+    Column("precision", "str", "setting", about="Of the weights: `fp32`, `fp16`, `bf16`, `int8` or `nf4`."),
+    Column("device", "str", "setting", about="`cpu` or `cuda`."),
+    Column("device_name", "str", "setting", about="The GPU, or the processor with its number of usable cores."),
+    Column("batch_size", "int", "setting", about="Examples of one pass; of `--batch_size auto`, the size found."),
+    Column("world_size", "int", "setting", about="Processes of a distributed run."),
+    Column("metric", "str", "quality", about="The column that `score` repeats, such as `accuracy` or `token_f1`."),
+    Column("score", "float", "quality", "", "score", 1, "The run's main figure."),
+    Column("score_low", "float", "quality",
+           about="Lower end of its 95 % interval over the examples: Wilson for accuracy, else percentile bootstrap."),
+    Column("score_high", "float", "quality", about="Upper end of that interval."),
+    Column("accuracy", "float", "quality", "", "accuracy", 1,
+           "Share of right labels. An answer that cannot be read counts as wrong."),
+    Column("macro_f1", "float", "quality", "", "macro F1", 1, "Mean F1 of the classes."),
+    Column("exact_match", "float", "quality", "", "exact match", 1,
+           "Share of answers that equal a reference after SQuAD's normalisation."),
+    Column("token_f1", "float", "quality", "", "token F1", 1, "SQuAD's F1 of the words of answer and reference."),
+    Column("jaccard", "float", "quality", about="Shared words over all words of answer and reference."),
+    Column("rouge_l", "float", "quality", "", "ROUGE-L", 1, "F-measure of the longest common subsequence (Lin 2004)."),
+    Column("perplexity", "float", "quality", "", "perplexity", -1,
+           "Per token, of the reference answers; in quantize_and_parallel.py of evaluation texts."),
+    Column("calibration_error", "float", "quality", "", "calibration error", -1,
+           "Expected calibration error of the label probabilities, 10 bins (Guo et al. 2017)."),
+    Column("invalid_rate", "float", "quality", about="Share of answers that could not be read, or were empty."),
+    Column("majority_baseline", "float", "quality", about="Accuracy of always answering the most frequent label."),
+    Column("score_ood", "float", "quality", "", "score out of domain", 1,
+           "Accuracy on the data set of `--eval_ood`."),
+    Column("win_rate", "float", "chat", "", "win rate", 1,
+           "Share of questions on which the judge prefers the answer to the first opponent's; a tie is one half."),
+    Column("lc_win_rate", "float", "chat", about="The same, controlled for the answers' lengths (Dubois et al. 2024)."),
+    Column("judge_score", "float", "chat", "of 10", "judge's rating", 1, "Mean rating, as MT-Bench asks for it."),
+    Column("position_bias", "float", "chat",
+           about="Share of pairs in which the same place wins in both orders, whatever stands there."),
+    Column("instruction_following", "float", "chat", "", "verifiable instructions followed", 1,
+           "Share of questions all of whose IFEval instructions are followed (Zhou et al. 2023, strict)."),
+    Column("answer_chars", "float", "chat", "characters", "length of an answer", 0, "Mean length of an answer."),
+    Column("refusal_rate", "float", "chat", "", "refusals", -1,
+           "Share of answers that begin like a refusal, by their words: a rough count."),
+    Column("repetition_rate", "float", "chat", "", "repeated 4-grams", -1,
+           "1 - distinct / all 4-grams of words in an answer (seq-rep-n, Welleck et al. 2020)."),
+    Column("recall_at_k", "float", "retrieval", "", "recall@k", 1,
+           "Share of the relevant documents that are among the k passages of the prompt."),
+    Column("precision_at_k", "float", "retrieval", about="Share of the k passages that are of relevant documents."),
+    Column("mrr", "float", "retrieval", about="Reciprocal rank of the first relevant document."),
+    Column("ndcg_at_10", "float", "retrieval", "", "nDCG@10", 1, "As trec_eval computes it (its ndcg_cut)."),
+    Column("map", "float", "retrieval", about="Mean average precision over the ranked documents."),
+    Column("answer_in_context", "float", "retrieval",
+           about="Share of questions of which a passage in the prompt contains a reference answer."),
+    Column("index_recall", "float", "retrieval",
+           about="Recall@10 of the index against exact search over the same vectors."),
+    Column("index_gb", "float", "retrieval", "GB", about="Size of the index in memory."),
+    Column("index_seconds", "float", "retrieval", "s", about="Time to split, embed and index the documents."),
+    Column("documents_per_s", "float", "retrieval", "1/s", about="Documents over those seconds."),
+    Column("embed_ms", "float", "retrieval", "ms", about="Of a timed request: embedding the question."),
+    Column("search_ms", "float", "retrieval", "ms", about="Of a timed request: searching the index."),
+    Column("rerank_ms", "float", "retrieval", "ms", about="Of a timed request: reranking the passages."),
+    Column("generate_ms", "float", "retrieval", "ms", about="Of a timed request: the rest, which is the answer."),
+    Column("latency_ms_mean", "float", "time", "ms",
+           about="One request alone, from text in to label or answer out. The whole prompt is computed each time, as "
+                 "by a service that cannot cache."),
+    Column("latency_ms_p50", "float", "time", "ms", "latency of one request (p50)", -1, "Its median."),
+    Column("latency_ms_p95", "float", "time", "ms", "latency of one request (p95)", -1, "Its 95th percentile."),
+    Column("latency_ms_p99", "float", "time", "ms", about="Its 99th percentile."),
+    Column("cached_latency_ms_mean", "float", "time", "ms",
+           about="The same with what all prompts begin with (instruction, demonstrations) in a key-value cache; the "
+                 "note says how many tokens that is. Empty for encoder-decoders, for models that cannot share it, and "
+                 "in rag_eval.py."),
+    Column("cached_latency_ms_p50", "float", "time", "ms", "latency with the prompt's beginning in a cache", -1,
+           "Its median."),
+    Column("cached_latency_ms_p95", "float", "time", "ms", about="Its 95th percentile."),
+    Column("cached_latency_ms_p99", "float", "time", "ms", about="Its 99th percentile."),
+    Column("ttft_ms", "float", "time", "ms", "time to the first token", -1,
+           "Of one request alone, median. For classification in quantize_and_parallel.py: of requests of "
+           "`--prompt_tokens` tokens."),
+    Column("cached_ttft_ms", "float", "time", "ms", about="The same with the cache of `cached_latency_ms_mean`."),
+    Column("tpot_ms", "float", "time", "ms", "time of each further token", -1,
+           "Time per output token after the first, of the same requests, median."),
+    Column("tokens_per_s", "float", "time", "1/s", "generated tokens", 1,
+           "Throughput: generated tokens over the time of the batched pass, at the row's `batch_size`."),
+    Column("speedup", "float", "time", "times", "speed against plain decoding", 1,
+           "Compiled or speculative decoding: total time of plain decoding over its own, same requests in turns."),
+    Column("acceptance_rate", "float", "time", "", "drafted tokens accepted", 1,
+           "Speculative decoding: accepted over drafted tokens."),
+    Column("accepted_length", "float", "time", "tokens",
+           about="Speculative decoding: new tokens per forward pass of the model; 1 without speculation."),
+    Column("greedy_agreement", "float", "time",
+           about="Compiled or speculative decoding: share of answers that equal those of plain decoding."),
+    Column("compile_seconds", "float", "time", "s",
+           about="Compilation for the one shape that was timed; it is in no other time."),
+    Column("examples_per_s", "float", "time", "1/s", "examples in batches", 1,
+           "Throughput of the evaluation, at the row's `batch_size`."),
+    Column("train_seconds", "float", "time", "s", "training time", -1, "Without the evaluations in between."),
+    Column("eval_seconds", "float", "time", "s", about="The batched pass over the evaluation examples."),
+    Column("load_seconds", "float", "time", "s", about="Loading the model."),
+    Column("peak_gpu_gb", "float", "memory", "GB", about="Peak of the tensors; in training, if the run trains."),
+    Column("peak_gpu_reserved_gb", "float", "memory", "GB", about="Peak of what torch reserved on the GPU, likewise."),
+    Column("gpu_used_gb", "float", "memory", "GB", about="Peak of the whole card with all its processes (NVML)."),
+    Column("peak_rss_gb", "float", "memory", "GB", about="Peak of the process' resident memory."),
+    Column("start_rss_gb", "float", "memory", "GB", about="Resident memory before the model was loaded."),
+    Column("model_gb", "float", "memory", "GB", "weights", -1, "The weights in memory, buffers included."),
+    Column("artifact_mb", "float", "size", "MB", "size of what was trained", -1, "The files of the model or adapter."),
+    Column("predicted_gb", "float", "memory", "GB", about="The peak as forecast from the model's configuration."),
+    Column("trainable_params", "int", "size", "", "trained parameters", -1, "Parameters that the run trained."),
+    Column("total_params", "int", "size", about="All parameters of the model, adapters included."),
+    Column("prompt_tokens", "int", "size", about="Of all evaluation prompts together."),
+    Column("generated_tokens", "int", "size", about="Of all evaluation answers together; 0 where labels are scored."),
+    Column("status", "str", "outcome", about="See the statuses above."),
+    Column("note", "str", "outcome", about="What a reader of the row must know; remarks are separated by semicolons."),
+    Column("input_id", "str", "provenance", about="Hash of the local files that the flags name: models and data."),
+    Column("code_id", "str", "provenance", about="Hash of the script and of all it imports here, without comments."),
+    Column("git_commit", "str", "provenance", about="Commit of the checkout."),
+    Column("git_dirty", "bool", "provenance", about="Whether tracked files differed from that commit."),
+    Column("versions", "json", "provenance", about="Versions of Python and the libraries."),
+    Column("args", "json", "provenance", about="All flags with their values."),
+    Column("run_dir", "str", "provenance", about="The run's folder: args.json, row.json, predictions.jsonl, ..."),
+)
+
+# quantities of a row that charts and tables compare and that are not columns: see configurations.value
+DERIVED = (
+    Column("memory", "float", "memory", "GB", "memory at the peak", -1, "`peak_gpu_gb`, on a CPU `peak_rss_gb`."),
+    Column("labels_used", "int", "data", "", "labelled examples", -1, "The larger of `n_train` and `k_shots`."),
+)
+# fmt: on
+
+RESULT_COLUMNS = [column.name for column in COLUMNS]
+TYPES = {column.name: column.type for column in COLUMNS}
+METRICS = {column.name: column for column in (*COLUMNS, *DERIVED) if column.label}
+
+BETTER = {1: "higher", -1: "lower", 0: ""}
+
+PAGE = """\
+# The results CSV
+
+Each run appends one row to `--results` (default `results.csv`). This page is made from the table in
+[`harness/results/schema.py`](../harness/results/schema.py) by `python -m harness.results.schema > docs/results_csv.md`.
+
+- **An empty cell is unknown**, or does not apply to the run. 0 is a measured 0.
+- **Appends are whole and locked.** Several runs may write at once, and a killed run does no harm.
+- **A CSV of an earlier version is read as it is**; the columns that it lacks are empty. The first append adds the
+  missing columns to the file and keeps the file as it was beside it, as `results.csv.before-new-columns`. Columns that
+  this version does not know are refused by name.
+- `python plot_results.py --export results.db` (or `.json`) writes the rows with the types below; unknown is null.
+
+| `status` | meaning |
+| --- | --- |
+{statuses}
+
+## The run folder
+
+`runs/RUN_ID/` holds `args.json`, `row.json` and `predictions.jsonl`, from which every score of the row can be computed
+again; also the model or adapter with `training_history.json` and `training_curves.png`, or the `requests.jsonl` of
+timed decoding. A run that was cut off goes on with `--resume`.
+"""
 
 
-STATUSES = ("ok", "oom", "failed", "degenerate")
+def page():
+    """docs/results_csv.md: the page's text, then one table for each group."""
+    parts = [PAGE.format(statuses="\n".join(f"| `{name}` | {about} |" for name, about in STATUSES.items()))]
+    for group, about in GROUPS.items():
+        lines = ["| column | type | unit | better | meaning |", "| --- | --- | --- | --- | --- |"]
+        lines += [
+            f"| `{c.name}` | {c.type} | {c.unit} | {BETTER[c.direction]} | {c.about} |"
+            for c in COLUMNS
+            if c.group == group
+        ]
+        parts.append("\n".join([f"## {group.capitalize()}", "", about, "", *lines, ""]))
+    lines = [f"- `{c.name}`{c.unit and f' ({c.unit})'}: {c.about}" for c in DERIVED]
+    parts.append(
+        "\n".join(["## Derived", "", "Charts and tables also compare quantities that are no columns:", "", *lines, ""])
+    )
+    return "\n".join(parts)
+
+
+if __name__ == "__main__":
+    print(page(), end="")

@@ -1,68 +1,18 @@
-"""The results CSV: read, append, export; JSON lines."""
+"""The results CSV (read, append) and JSON-lines files. Imports nothing heavy: every script imports it."""
 
 import csv
+import filecmp
 import io
 import json
 import math
 import os
 import shutil
-import sqlite3
 from pathlib import Path
 
 from filelock import FileLock
 
 import utils
 from harness.results import schema
-
-TEXT = {
-    "run_id",
-    "created_at",
-    "script",
-    "strategy",
-    "variant",
-    "model",
-    "dataset",
-    "subset",
-    "split",
-    "eval_id",
-    "precision",
-    "device",
-    "device_name",
-    "metric",
-    "status",
-    "note",
-    "input_id",
-    "code_id",
-    "git_commit",
-    "git_dirty",
-    "versions",
-    "args",
-    "run_dir",
-}
-
-
-def export(path, found):
-    """The rows as a SQLite database with one table, `results`, or as JSON, by the file's ending; numbers as numbers, unknown as null."""
-    path = Path(path)
-    typed = [{name: (cell or None) if name in TEXT else typed(cell) for name, cell in row.items()} for row in found]
-    if path.suffix == ".json":
-        path.write_text(json.dumps(typed, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-        return
-    path.unlink(missing_ok=True)
-    kinds = {name: "TEXT" if name in TEXT else "NUMERIC" for name in schema.RESULT_COLUMNS}
-    with sqlite3.connect(path) as database:
-        database.execute(f"CREATE TABLE results ({', '.join(f'{name} {kind}' for name, kind in kinds.items())})")
-        places = ", ".join("?" * len(kinds))
-        database.executemany(f"INSERT INTO results VALUES ({places})", [[row[name] for name in kinds] for row in typed])
-    database.close()
-
-
-def typed(cell):
-    """A cell as a whole number or a number, None where it is empty or not finite."""
-    found = number(cell)
-    if found is None or not math.isfinite(found):
-        return None
-    return int(found) if found.is_integer() and "." not in cell else found
 
 
 def read_jsonl(path):
@@ -138,20 +88,25 @@ def to_cell(value):
     return " ".join(str(value).splitlines())
 
 
-def check_header(path):
+def read_header(path):
+    """The column names of a results CSV, of this version or an earlier one, in the file's order.
+
+    UserError for a file that is no results CSV, and for columns that this version does not know.
+    """
     with open(path, newline="", encoding="utf-8") as file:
         header = next(csv.reader(file), [])
-    if header != list(schema.RESULT_COLUMNS):
-        missing = [name for name in schema.RESULT_COLUMNS if name not in header]
-        if len(missing) > len(schema.RESULT_COLUMNS) // 2:
-            raise utils.UserError(
-                f"{path} is not a results CSV, or one with another header: it begins with {','.join(header)[:60]!r}"
-            )
-        extra = [name for name in header if name not in schema.RESULT_COLUMNS]
-        detail = f"missing {missing}, unexpected {extra}" if missing or extra else "the same columns in another order"
+    unknown = [name for name in header if name not in schema.TYPES]
+    if "run_id" not in header or len(unknown) > len(header) // 2:
+        raise utils.UserError(f"{path} is not a results CSV: it begins with {','.join(header)[:60]!r}")
+    if unknown:
         raise utils.UserError(
-            f"{path} has another header than this version writes: {detail}; move it away or pass --results"
+            f"{path} has columns that this version does not know: {', '.join(unknown)}; "
+            "delete these columns, or pass another file with --results"
         )
+    if len(set(header)) < len(header):
+        twice = sorted({name for name in header if header.count(name) > 1})
+        raise utils.UserError(f"{path} has columns more than once: {', '.join(twice)}; keep one of each")
+    return header
 
 
 def check_results_file(path):
@@ -161,50 +116,79 @@ def check_results_file(path):
         raise utils.UserError(f"--results {path} is a folder; give a CSV file")
     if not path.parent.is_dir():
         raise utils.UserError(f"--results {path}: there is no folder {path.parent}")
+    # the folder must be writable too: an append replaces the file by a new one
     if not os.access(path.parent, os.W_OK) or (path.exists() and not os.access(path, os.W_OK)):
-        raise utils.UserError(
-            f"--results {path} cannot be written"
-        )  # the folder counts too: a whole new file takes the old one's place
+        raise utils.UserError(f"--results {path} cannot be written")
     if path.exists() and path.stat().st_size:
         read_results(path)
 
 
 def append_result(path, row):
-    """Append one row, whole or not at all: under a lock, a copy with the row replaces the file (`os.replace` is atomic).
+    """Append one row, whole or not at all: under a lock, a copy with the row replaces the file (os.replace is atomic).
 
-    A process killed at any moment leaves the old file or the new one, never half a row.
+    A process killed at any moment leaves the old file or the new one, never half a row. A file of an earlier version
+    gets the columns that it lacks, and is kept as it was beside the new one.
     row: dict with keys from RESULT_COLUMNS; what is missing or None becomes an empty cell.
-    Raises UserError where the file has another header, ValueError for an unknown column.
+    Raises UserError where the file is no results CSV, ValueError for an unknown column.
     """
-    unknown = [name for name in row if name not in schema.RESULT_COLUMNS]
+    unknown = [name for name in row if name not in schema.TYPES]
     if unknown:
         raise ValueError(f"not in RESULT_COLUMNS: {unknown}")
     path = Path(os.path.realpath(path))
-    line = io.StringIO()
-    csv.writer(line).writerow([to_cell(row.get(name)) for name in schema.RESULT_COLUMNS])
+    line = csv_lines([[to_cell(row.get(name)) for name in schema.RESULT_COLUMNS]])
     with FileLock(f"{path}.lock"):
-        temporary = path.with_name(path.name + ".tmp")
-        if path.exists() and path.stat().st_size:
-            check_header(path)
+        temporary, widened = path.with_name(path.name + ".tmp"), False
+        if not path.exists() or not path.stat().st_size:
+            temporary.write_bytes(csv_lines([schema.RESULT_COLUMNS]))
+        elif read_header(path) == schema.RESULT_COLUMNS:
             shutil.copy(path, temporary)
         else:
-            header = io.StringIO()
-            csv.writer(header).writerow(schema.RESULT_COLUMNS)
-            temporary.write_text(header.getvalue(), encoding="utf-8", newline="")
+            rows, widened = read_results(path), True
+            temporary.write_bytes(csv_lines([schema.RESULT_COLUMNS, *(each.values() for each in rows)]))
+            shutil.copymode(path, temporary)
         with open(temporary, "rb+") as file:
             file.seek(0, os.SEEK_END)
             if file.tell():  # a file edited by hand may lack its last line break
                 file.seek(-1, os.SEEK_END)
                 if file.read(1) not in (b"\n", b"\r"):
                     file.write(b"\r\n")
-            file.write(line.getvalue().encode("utf-8"))
+            file.write(line)
             file.flush()
             os.fsync(file.fileno())
+        if widened:
+            print(f"{path} has new columns now; the file as it was is {keep_copy(path)}")
         os.replace(temporary, path)
 
 
+def csv_lines(rows):
+    """Rows of cells as the bytes of CSV lines."""
+    text = io.StringIO()
+    csv.writer(text).writerows(rows)
+    return text.getvalue().encode("utf-8")
+
+
+def keep_copy(path):
+    """Copy a CSV to PATH.before-new-columns, or to that name with -2, -3, ... where it is taken. Returns the copy.
+
+    A copy with the same contents is not made again. Call it under the lock.
+    """
+    kept, n = path.with_name(f"{path.name}.before-new-columns"), 1
+    while kept.exists() and not filecmp.cmp(path, kept, shallow=False):
+        n += 1
+        kept = path.with_name(f"{path.name}.before-new-columns-{n}")
+    if not kept.exists():
+        temporary = path.with_name(path.name + ".copy.tmp")
+        shutil.copy2(path, temporary)
+        os.replace(temporary, kept)  # so that a killed process leaves no half copy under this name
+    return kept
+
+
 def read_results(path):
-    """Rows of a results CSV as a list of dicts of strings (unknown = ""). UserError for a missing, foreign or broken file."""
+    """Rows of a results CSV as a list of dicts of strings, with all of RESULT_COLUMNS in order.
+
+    Unknown is "", and so is every cell of a column that an older file lacks. UserError for a missing, foreign or broken
+    file.
+    """
     path = Path(path)
     if path.is_dir():
         raise utils.UserError(f"{path} is a folder; give a results CSV")
@@ -213,17 +197,17 @@ def read_results(path):
     if path.stat().st_size == 0:
         raise utils.UserError(f"{path} is empty; delete it and run a script to begin a new one")
     try:
-        check_header(path)
+        header = read_header(path)
         with open(path, newline="", encoding="utf-8") as file:
             reader = csv.reader(file, strict=True)
             next(reader)
             rows = []
             for cells in reader:
-                if len(cells) != len(schema.RESULT_COLUMNS):
+                if len(cells) != len(header):
                     raise utils.UserError(
-                        f"{path}, line {reader.line_num}: {len(cells)} cells where {len(schema.RESULT_COLUMNS)} belong"
+                        f"{path}, line {reader.line_num}: {len(cells)} cells where {len(header)} belong"
                     )
-                rows.append(dict(zip(schema.RESULT_COLUMNS, cells)))
+                rows.append({**dict.fromkeys(schema.RESULT_COLUMNS, ""), **dict(zip(header, cells))})
             return rows
     except (UnicodeDecodeError, csv.Error) as error:
         raise utils.UserError(f"{path} cannot be read as a results CSV: {error}") from None
