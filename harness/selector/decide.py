@@ -107,7 +107,7 @@ def from_rows(rows, args):
     alike, remark = comparable(rows, args)
     panel, members, others = largest_panel(alike, args)
     limits = limits_of(args)
-    found = Decision(
+    decision = Decision(
         "rows",
         args.task,
         limits,
@@ -126,12 +126,12 @@ def from_rows(rows, args):
         return commands.command(configuration.rows[0])
 
     if choice:
-        return recommended(found, args, choice, ties, [c for c in within if c is not choice], again)
+        return recommended(decision, args, choice, ties, [c for c in within if c is not choice], again)
     near, relaxed, alone = candidates.nearest(members, limits)
     thumb = from_rules(rows, args)
     new = thumb.choice and thumb.choice not in {c.strategy for c in members}
     return dataclasses.replace(
-        found,
+        decision,
         nearest=with_command(near, again),
         over=[text for *_, text in candidates.obstacles(near, limits)],
         relaxed=relaxed,
@@ -141,17 +141,17 @@ def from_rows(rows, args):
     )
 
 
-def recommended(found, args, choice, ties, others, command):
+def recommended(decision, args, choice, ties, others, command):
     """The Decision with a choice. others: Candidates within the limits too, best first. command: of a Configuration."""
     why = "it costs least" if args.prefer == "accuracy" else "it scores best"
     names = "; ".join(c.name for c in ties[:6])
     tied = [f"{why} among {len(ties) + 1} that tie within the noise; the others: {names}"] if ties else []
     return dataclasses.replace(
-        found,
+        decision,
         choice=choice.strategy,
         configuration=with_command(choice, command),
         reasons=tied,
-        cautions=found.cautions or cautions_of(choice, found.considered, args.required_accuracy),
+        cautions=decision.cautions or cautions_of(choice, decision.considered, args.required_accuracy),
         runner_up=next((c.strategy for c in others if c.strategy != choice.strategy), None),
         ties=ties,
         others=[with_command(c, command) for c in distinct(others, {choice.name})[:LISTED]],
@@ -203,12 +203,14 @@ def from_predictions(rows, args):
     cautions = [f"predicted, not measured; {likelihood}. Measure it first"]
     if data_of(args) not in learned.levels and not (args.tokens and args.majority_share):
         cautions.append("nothing is known of the data but what --tokens and --majority_share say; give both")
-    found = Decision("model", args.task, limits_of(args), args.prefer, None, considered=len(members), cautions=cautions)
+    decision = Decision(
+        "model", args.task, limits_of(args), args.prefer, None, considered=len(members), cautions=cautions
+    )
 
     def on_this_data(configuration):
         return command_for(configuration, rows, args)
 
-    return recommended(found, args, choice, [], others, on_this_data)
+    return recommended(decision, args, choice, [], others, on_this_data)
 
 
 def within_reach(learned, args):
@@ -261,10 +263,10 @@ def from_rules(rows, args, failed=()):
     known = argparse.Namespace(**{**vars(args), "params_b": params_b, "data_size": data_size})
     ranked, against = rules.decide(known)
     rejected = {name: [text for _, text in broken] for name, broken in against.items()}
-    found = Decision("rules", args.task, limits_of(args), args.prefer, choice=None, rejected=rejected)
+    decision = Decision("rules", args.task, limits_of(args), args.prefer, choice=None, rejected=rejected)
     if not ranked:
         near = min(against, key=lambda name: max(over for over, _ in against[name]))
-        return dataclasses.replace(found, nearest=near, over=rejected[near], cautions=rule_cautions(args, failed))
+        return dataclasses.replace(decision, nearest=near, over=rejected[near], cautions=rule_cautions(args, failed))
     choice, _, reasons = ranked[0]
     unchecked = [
         f"its {what} was not checked: rules cannot know it"
@@ -273,12 +275,14 @@ def from_rules(rows, args, failed=()):
     ]
     on_device = [row for row in rows if args.device in (None, row["device"])]
     return dataclasses.replace(
-        found,
+        decision,
         choice=choice,
         precision=rules.best_precision(choice, known),
         reasons=reasons,
         cautions=unchecked + rule_cautions(args, failed),
-        lessons=[] if args.basis == "rules" else lessons.lessons(on_device, args.task, choice, found.limits, data_size),
+        lessons=[]
+        if args.basis == "rules"
+        else lessons.lessons(on_device, args.task, choice, decision.limits, data_size),
         runner_up=ranked[1][0] if len(ranked) > 1 else None,
         command=rules.command(choice, known, flags_of_data(rows, args)),
     )

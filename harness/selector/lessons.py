@@ -66,7 +66,7 @@ def difference(first, second):
 
 def ranges(panels, choice, limits):
     """[what a strategy scored and took over all rows, and the limits that none of them meets]; [] without rows."""
-    members = [c for found in panels.values() for c in found if c["strategy"] == choice]
+    members = [c for group in panels.values() for c in group if c["strategy"] == choice]
     if not members:
         return []
     scores = {}

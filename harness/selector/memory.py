@@ -157,69 +157,69 @@ def answer(args, rows):
     wide = QUANTIZED.get(args.method, args.weights) == "fp32"
     pairs = known_pairs(rows, device, "inference" if args.method == "inference" else "training", wide)
     offset, factor = calibrate(pairs)
-    found = Answer(forecast, kind, device, pairs, offset, factor, None, None)
+    result = Answer(forecast, kind, device, pairs, offset, factor, None, None)
     if not args.memory_gb:
-        return found
-    fits = found.needed <= TIGHT * args.memory_gb
-    verdict = "fits" if fits else "tight" if found.needed <= args.memory_gb else "does not fit"
+        return result
+    fits = result.needed <= TIGHT * args.memory_gb
+    verdict = "fits" if fits else "tight" if result.needed <= args.memory_gb else "does not fit"
     one, two = (forecast_of(config, kind, args, size) for size in (1, 2))
 
     def total(batch_size):
         return offset + factor * of_batch(one, two, batch_size).gb
 
-    return dataclasses.replace(found, verdict=verdict, largest_batch=largest_batch(total, args.memory_gb))
+    return dataclasses.replace(result, verdict=verdict, largest_batch=largest_batch(total, args.memory_gb))
 
 
-def as_json(found, args):
+def as_json(result, args):
     """An Answer as a dict for --json."""
     return {
         "model": args.model,
         "method": args.method,
-        "device": found.device,
+        "device": result.device,
         "batch_size": args.batch_size,
         "seq_len": args.seq_len,
-        "parts_gb": found.forecast.parts_gb(),
-        "configuration_gb": found.forecast.gb,
-        "predicted_gb": found.needed,
-        "calibrated_on_rows": len(found.pairs) if found.calibrated else 0,
-        "verdict": found.verdict,
-        "largest_batch": found.largest_batch,
+        "parts_gb": result.forecast.parts_gb(),
+        "configuration_gb": result.forecast.gb,
+        "predicted_gb": result.needed,
+        "calibrated_on_rows": len(result.pairs) if result.calibrated else 0,
+        "verdict": result.verdict,
+        "largest_batch": result.largest_batch,
     }
 
 
-def text(found, args, rows, source):
+def text(result, args, rows, source):
     """An Answer in lines: the parts of the peak, its calibration, whether it fits. source: the CSV of the rows."""
     heads = {"classifier": f"a classification head of {args.n_labels} labels"}
-    head = heads.get(found.kind, "the language model's head")
+    head = heads.get(result.kind, "the language model's head")
     run = f"batch {args.batch_size} x {args.seq_len} tokens"
-    lines = [f"{args.method} of {Path(args.model).name} with {head} on {found.device}, {run}"]
-    lines += [f"  {name:12} {gb:8.3f} GB" for name, gb in found.forecast.parts_gb().items()]
-    lines.append(f"  {'peak':12} {found.forecast.gb:8.3f} GB (gradients reuse the memory that activations free)")
-    lines += calibration(found, source)
-    if found.device == "cuda":
+    lines = [f"{args.method} of {Path(args.model).name} with {head} on {result.device}, {run}"]
+    lines += [f"  {name:12} {gb:8.3f} GB" for name, gb in result.forecast.parts_gb().items()]
+    lines.append(f"  {'peak':12} {result.forecast.gb:8.3f} GB (gradients reuse the memory that activations free)")
+    lines += calibration(result, source)
+    if result.device == "cuda":
         lines.append("  besides: the CUDA context and what the allocator cannot use, which differ between GPUs")
     else:
-        on_device = [row for row in rows if row["device"] == found.device]
+        on_device = [row for row in rows if row["device"] == result.device]
         starts = [configurations.value(row, "start_rss_gb") for row in on_device]
         starts = [start for start in starts if start is not None]
         if starts:
             lines.append(f"  besides: Python and its libraries, {statistics.median(starts):.2f} GB in the rows")
-    if found.verdict:
-        largest, limit = found.largest_batch, f"{args.memory_gb:g} GB"
+    if result.verdict:
+        largest, limit = result.largest_batch, f"{args.memory_gb:g} GB"
         batch = f"largest batch that fits {limit}: {largest}" if largest else f"not even a batch of one fits {limit}"
-        lines.append(f"{found.verdict}: {found.needed:.2f} of {limit}; {batch}")
+        lines.append(f"{result.verdict}: {result.needed:.2f} of {limit}; {batch}")
     return "\n".join(lines)
 
 
-def calibration(found, source):
+def calibration(result, source):
     """Lines on the rows that calibrate an Answer."""
-    n = len(found.pairs)
-    if not found.calibrated:
-        why = f"{n} rows on {found.device} have both a forecast and a measured peak, {MIN_ROWS} are needed"
+    n = len(result.pairs)
+    if not result.calibrated:
+        why = f"{n} rows on {result.device} have both a forecast and a measured peak, {MIN_ROWS} are needed"
         return [f"  not calibrated: {why}"]
-    sum_of = f"{found.offset:.2f} + {found.factor:.2f} x peak"
-    lines = [f"  {'calibrated':12} {found.needed:8.3f} GB: {sum_of}, from {n} measured rows in {source}"]
-    low, high = (pick(predicted for predicted, _ in found.pairs) for pick in (min, max))
-    if not low / 2 <= found.forecast.gb <= 2 * high:
+    sum_of = f"{result.offset:.2f} + {result.factor:.2f} x peak"
+    lines = [f"  {'calibrated':12} {result.needed:8.3f} GB: {sum_of}, from {n} measured rows in {source}"]
+    low, high = (pick(predicted for predicted, _ in result.pairs) for pick in (min, max))
+    if not low / 2 <= result.forecast.gb <= 2 * high:
         lines.append(f"  CAUTION: those rows are of {low:.2f} to {high:.2f} GB, so this is far from what was measured")
     return lines

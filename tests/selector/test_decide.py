@@ -1,0 +1,136 @@
+import json
+
+import pytest
+from helpers import made_up_rows, result_row, results_csv
+from selector_helpers import BASIC, answered, decide, parsed
+
+import adaptive_selector
+
+DOCUMENTED = "--memory_gb 8 --latency_ms 200 --data_size 5000 --knowledge_heavy --required_accuracy 0.9"
+
+
+def test_without_a_data_set_no_rows_decide(capsys, tmp_path):
+    """The documented question: rules of thumb recommend, and say apart what the rows teach in general."""
+    rows = [
+        *BASIC,
+        answered("q1", 0.6),
+        answered("q1", 0.3, "prompting", "no_retrieval"),
+        answered("q2", 0.45),
+        answered("q2", 0.4, "prompting", "no_retrieval"),
+    ]
+    path = results_csv(tmp_path / "r.csv", rows)
+    found = decide(DOCUMENTED, capsys, path)
+    assert (found["basis"], found["choice"], found["runner_up"]) == ("rules", "rag", "full_finetuning")
+    assert found["data"] is None and found["configuration"] is None and found["nearest"] is None
+    assert found["not_used"] == ["no --dataset is named, so the rows of no data set decide"]
+    rag = "retrieval-augmented generation"
+    assert [text.split(" (")[0] for text in found["lessons"]] == [
+        f"{rag} was ahead of closed-book prompting on 2 of 2 data sets, by more than the noise on 1",
+        f"{rag} scored token_f1 0.45 to 0.60 and took 900 ms a request",
+    ]
+    assert found["lessons"][1].endswith("none answered within 200 ms or reached 0.9")
+    args = parsed(found["command"])
+    assert (args.dataset, args.k) == ("YOUR_DATA", 4) and args.gen_model.endswith("SmolLM2-135M-Instruct")
+
+    adaptive_selector.main([*DOCUMENTED.split(), "--results", path])
+    said = capsys.readouterr().out
+    assert "Decided by rules of thumb" in said and "Choice: retrieval-augmented generation" in said
+    assert "Runner-up: full fine-tuning" in said and "Measure it: python rag_eval.py" in said
+    assert "Nothing fits" not in said and "Decided from rows" not in said
+    adaptive_selector.main([*DOCUMENTED.split(), "--explain", "--results", path])
+    said = capsys.readouterr().out
+    assert "Begin with retrieval-augmented generation" in said and "The runner-up is full fine-tuning." in said
+
+    for data, score in (("q1", 0.6), ("q2", 0.45)):  # named, its rows decide
+        found = decide(f"--dataset data/{data} --knowledge_heavy", capsys, path)
+        assert (found["basis"], found["data"], found["configuration"]["score"]) == ("rows", data, score)
+    assert decide("--dataset q1", capsys, path)["task"] == "qa", "from its rows"
+    with pytest.raises(SystemExit) as ended:
+        decide("--basis rows --task qa", capsys, path)
+    assert ended.value.code == 2
+    assert "name a data set with --dataset; for qa the rows measure q1, q2" in capsys.readouterr().err
+
+
+def test_trained_strategies_are_compared_at_the_same_number_of_labels(capsys, tmp_path):
+    rows = [
+        result_row(score=0.9, train_seconds=9, n_train=2000, eval_id="e"),
+        result_row(score=0.6, train_seconds=9, n_train=500),
+        result_row(score=0.7, train_seconds=9, n_train=500, strategy="peft", variant="lora_r8"),
+        result_row(score=0.8, strategy="prompting", variant="0_shot", model="another"),
+    ]
+    found = decide("--data_size 5000", capsys, results_csv(tmp_path / "r.csv", rows))
+    assert found["choice"] == "full_finetuning" and len(found["lessons"]) == 2, "prompting has another base model"
+    against_lora = "full fine-tuning was ahead of LoRA fine-tuning on 0 of 1 data sets"
+    assert found["lessons"][0].startswith(f"{against_lora}, behind by more than the noise on 1 (d; ")
+
+
+def test_subsets_are_data_sets_of_their_own(capsys, tmp_path):
+    rows = [
+        result_row(score=0.9, dataset="glue", subset="sst2", eval_id="a"),
+        result_row(score=0.7, dataset="glue", subset="mrpc", eval_id="b"),
+    ]
+    path = results_csv(tmp_path / "r.csv", rows)
+    assert decide("--dataset glue --subset mrpc", capsys, path)["configuration"]["score"] == 0.7
+    found = decide("--dataset glue", capsys, path)
+    assert found["basis"] == "rules" and "there are glue mrpc, glue sst2" in found["not_used"][0]
+    args = parsed(decide("--dataset glue --subset cola --data_size 5000", capsys, path)["command"])
+    assert (args.dataset, args.subset) == ("glue", "cola")
+
+
+def test_a_predicted_command_has_the_flags_of_its_own_data(capsys, tmp_path):
+    rows = made_up_rows()
+    for row in rows:
+        flags = {"text_column": "theirs", "label_words": ["x", "y"], "max_steps": 20, "max_length": 128}
+        row["args"] = json.dumps({**json.loads(row["args"]), **flags, "dataset": row["dataset"], "model": row["model"]})
+    own = {"text_column": "mine", "label_words": ["good", "not so good"], "dataset": "data/own"}
+    rows.append(answered("own", 0.5) | {"args": json.dumps(own)})
+    path = results_csv(tmp_path / "r.csv", rows)
+    found = decide("--dataset elsewhere/new --data_size 500", capsys, path)
+    assert found["basis"] == "model"
+    for command in (found["command"], *(other["command"] for other in found["others"])):
+        args = parsed(command)
+        assert args.dataset == "elsewhere/new" and args.text_column is None and args.label_words is None
+        assert getattr(args, "max_steps", None) is None and getattr(args, "max_length", None) is None
+    found = decide("--dataset data/own --task classification --data_size 500 --model mine", capsys, path)
+    args = parsed(found["command"])
+    assert found["basis"] == "model" and (args.dataset, args.model) == ("data/own", "mine")
+    assert (args.text_column, args.label_words) == ("mine", ["good", "not so good"])
+    found = decide("--dataset data/own --task classification --data_size 5000 --basis rules", capsys, path)
+    assert parsed(found["command"]).text_column == "mine"
+
+
+def test_a_prediction_says_what_it_knows_of_the_data(capsys, tmp_path):
+    path = results_csv(tmp_path / "r.csv", made_up_rows())
+    unknown = "nothing is known of the data but what --tokens and --majority_share say; give both"
+    assert unknown in decide("--dataset new --data_size 500", capsys, path)["cautions"]
+    described = "--dataset new --data_size 500 --tokens 30 --majority_share 0.5"
+    assert unknown not in decide(described, capsys, path)["cautions"]
+    found = decide("--basis model --data_size 500", capsys, path)
+    assert found["basis"] == "model" and parsed(found["command"]).dataset == "YOUR_DATA"
+
+
+def test_rows_of_retrieval_alone_teach_nothing(capsys, tmp_path):
+    rows = [result_row(score=0.9, strategy="rag", variant="retrieval_only_flat", metric="ndcg_at_10", macro_f1=None)]
+    found = decide("--dataset d --task qa", capsys, results_csv(tmp_path / "r.csv", rows))
+    assert found["basis"] == "rules" and found["lessons"] == []
+    assert found["not_used"] == ["no row measures qa on d", "no row on cpu measures qa"]
+
+
+def test_the_model_refuses_to_extrapolate_and_the_rules_answer(tmp_path, capsys):
+    path = results_csv(tmp_path / "r.csv", made_up_rows())
+    found = decide("--dataset new --data_size 500", capsys, path)
+    assert found["basis"] == "model" and found["choice"] == "full_finetuning" and "probability" in found["cautions"][0]
+    assert found["not_used"] == ["no row measures classification on new; there are d0, d1, d2, d3, d4, d5"]
+    names = [found["configuration"]["name"], *(other["name"] for other in found["others"])]
+    assert len(names) > 1 and len(set(names)) == len(names), "one name, one line"
+    found = decide("--dataset new --data_size 500 --params_b 70", capsys, path)
+    assert (
+        found["basis"] == "rules"
+        and "70,000,000,000 parameters are beyond the 20,000,000 to 640,000,000" in found["not_used"][1]
+    )
+    found = decide("--dataset new --data_size 500 --tokens 4000", capsys, path)
+    assert found["basis"] == "rules" and "tokens of a request are beyond" in found["not_used"][1]
+    for basis, code in (("rows", 2), ("model", 2)):
+        with pytest.raises(SystemExit) as ended:
+            decide(f"--dataset new --params_b 70 --basis {basis}", capsys, path)
+        assert ended.value.code == code and f"--basis {basis}: " in capsys.readouterr().err
