@@ -47,6 +47,7 @@ def draw(groups, folder, source, left_out=None, report=None):
         ("questions", "Question answering: token F1 and exact match", question_chart, (more,), "no row has a token F1"),
         ("loss_curves", "Loss by training step", loss_chart, (Path(source).parent,), "no run folders of trained rows"),
     ]
+    # every kind over all panels, so that a kind without any chart is said once
     drawn, data_names = {panel: {} for panel in groups}, file_names(groups)
     titles = headings(groups, left_out or {})
     for kind, caption, chart, options, otherwise in kinds:
@@ -117,6 +118,7 @@ def frontier_chart(panel, members, column):
     shown = [c for c in plotting.with_value(members, column) if c.mean(column) > 0]
     if not shown:
         return None
+    # a gold passage is cheap and good, but nobody can choose it: baselines have points and are not on the frontier
     choices = [c for c in shown if c["variant"] not in configurations.BASELINES] or shown
     best = [choices[i] for i in configurations.pareto([(c.mean(column), c.mean()) for c in choices])]
     unit = "ms" if column == "latency_ms_p50" else "GB"
@@ -126,7 +128,7 @@ def frontier_chart(panel, members, column):
     ]
     if len(listed) > plotting.MOST_BARS:
         listed[plotting.MOST_BARS :] = [f"and {len(listed) - plotting.MOST_BARS} more"]
-    figure, (axis,) = plotting.new_figure(4.2 + 0.16 * len(listed))
+    figure, (axis,) = plotting.new_figure(4.2 + 0.16 * len(listed))  # at most 6.3 inches, 750 pixels
     for strategy in dict.fromkeys(c["strategy"] for c in shown):
         some = [c for c in shown if c["strategy"] == strategy]
         axis.errorbar(
@@ -149,7 +151,7 @@ def frontier_chart(panel, members, column):
         linewidth=1,
         label="Pareto frontier",
     )
-    for i, c in enumerate(best, start=1):
+    for i, c in enumerate(best, start=1):  # numbers in the chart, names below: names would cover the points
         axis.annotate(
             str(i),
             (c.mean(column), c.mean()),
@@ -237,7 +239,7 @@ def loss_chart(panel, members, folder):
         return None
     figure, (axis,) = plotting.new_figure(4.6)
     for i, (name, history) in enumerate(runs[: plotting.MOST_LINES]):
-        last = max((entry["step"] for entry in history), default=0) or 1
+        last = max((entry["step"] for entry in history), default=0) or 1  # runs of other lengths share the axis in %
         for key, style in (("loss", "-"), ("eval_loss", ":")):
             points = [(100 * entry["step"] / last, entry[key]) for entry in history if key in entry]
             if points:
@@ -251,7 +253,7 @@ def loss_chart(panel, members, folder):
                 )
     left = len(runs) - plotting.MOST_LINES
     note = "% of the run's optimizer steps; solid: training, dotted: validation"
-    axis.set_xlabel(note + (f"\n{left} more configurations with lower scores left out" if left > 0 else ""), fontsize=9)
+    axis.set_xlabel(note + (f"\n{left} more with lower scores left out" if left > 0 else ""), fontsize=9)
     axis.set_ylabel("loss", fontsize=9)
     axis.tick_params(labelsize=8)
     axis.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))

@@ -75,15 +75,25 @@ def bars_of(members, more):
     return sorted(chosen, key=lambda c: (top[c["strategy"]], c["strategy"], c.mean())), note
 
 
+def bar_name(configuration):
+    """The name in at most three lines, with the number of runs where there are several."""
+    n = len(configuration.rows)
+    text, width = configuration.name + (f" ({n} runs)" if n > 1 else ""), NAME_WIDTH
+    while wrapped(text, width).count("\n") > 2:
+        width += 4
+    return wrapped(text, width)
+
+
 def name_bars(axis, members):
-    """The configurations' names beside the bars, one or two lines each."""
-    runs = [f" ({len(c.rows)} runs)" if len(c.rows) > 1 else "" for c in members]
-    axis.set_yticks(range(len(members)), [wrapped(c.name + n) for c, n in zip(members, runs)], fontsize=8)
+    """The configurations' names beside the bars."""
+    axis.set_yticks(range(len(members)), [bar_name(c) for c in members], fontsize=8)
     axis.set_ylim(-0.6, len(members) - 0.4)
 
 
 def bar_height(members):
-    return 1.35 + 0.38 * len(members)  # at most 5.9 inches, 709 pixels
+    """Height in inches of a chart with a bar each: 5.9 at most, or 7.5 (900 pixels) where a name takes three lines."""
+    most_lines = max(bar_name(c).count("\n") + 1 for c in members)
+    return min(7.5, 1.35 + max(0.38, 0.06 + 0.14 * most_lines) * len(members))  # a line of 8 points takes 0.14
 
 
 def values_beside(axis, texts):

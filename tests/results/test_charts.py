@@ -92,7 +92,7 @@ def test_loss_curves_of_the_runs_whose_folders_are_there(tmp_path, capsys):
         (tmp_path / "runs" / str(i) / "training_history.json").write_text(json.dumps(history))
     panel, members = first_panel(rows_as_read(tmp_path, rows))
     axis = charts.loss_chart(panel, members, tmp_path).axes[0]
-    assert len(axis.lines) == 16 and "1 more configurations with lower scores left out" in axis.get_xlabel()
+    assert len(axis.lines) == 16 and "1 more with lower scores left out" in axis.get_xlabel()
     assert charts.loss_chart(panel, members, tmp_path / "elsewhere") is None
     charts.draw({panel: members}, tmp_path, tmp_path / "r.csv")
     assert (tmp_path / "loss_curves_d.png").is_file()
@@ -102,3 +102,26 @@ def test_loss_curves_of_the_runs_whose_folders_are_there(tmp_path, capsys):
 def test_training_curves_are_a_png(tmp_path, history):
     charts.training_curves(history, tmp_path / "curves.png", "a run")
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_long_names_do_not_overlap(tmp_path):
+    rows = [
+        result_row(
+            score=0.5 + i / 100,
+            strategy="context_distillation",
+            variant="16_shot_contextual_calibrated_to_lora_r16_online",
+            flags={"instruction": f"{i} an instruction that says a lot"},
+        )
+        for i in range(14)
+    ]
+    panel, members = first_panel(rows_as_read(tmp_path, rows))
+    figure = charts.score_chart(panel, members)
+    figure.draw_without_rendering()
+    axis = figure.axes[0]
+    labels = axis.get_yticklabels()
+    assert max(label.get_text().count("\n") for label in labels) == 2 and figure.get_figheight() <= 7.5
+    assert not overlaps([label.get_window_extent() for label in labels])
+    assert (
+        len({label.get_text() for label in labels}) == 12
+        and "2 more with scores from 0.500 to 0.510" in axis.get_xlabel()
+    )
