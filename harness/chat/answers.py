@@ -1,8 +1,10 @@
-"""Answers of models to benchmark questions, kept in a folder."""
+"""Answers of models to benchmark questions, kept in a folder, and what they cost."""
 
 import contextlib
+import functools
 import hashlib
 import json
+from dataclasses import dataclass
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -13,13 +15,24 @@ from harness.evaluation import metrics, prompting
 from harness.models import generation, scoring
 from harness.results import provenance, store
 
-CHUNK = 16  # questions that are answered together and written down: what a kill can cost
+CHUNK = 16  # questions that are answered and then written together: the most that a killed run loses
+
+
+@dataclass
+class Outcome:
+    """A model's answers to N questions and what they cost."""
+
+    records: list  # [N] dicts, see `answer`
+    passes: list  # generation.Answers of this run; empty where all answers come from earlier runs
+    spent: utils.Measurement  # of these passes
+    timed: list  # generation.Timed of the first questions' first turns, each alone
+    perplexity: float | None  # of the reference answers, per token; None without references
 
 
 def names_of(systems):
-    """{(model, adapter): a short name for files and tables}: the model's last part, and the adapter's, or its run's.
+    """{(model, adapter): a short name for files and tables}: last part of the model's path, and the adapter or its run.
 
-    Those that would have one name get all of their path.
+    Systems that would have the same short name get their whole path as a name.
     """
 
     def short(model, adapter):
@@ -28,17 +41,17 @@ def names_of(systems):
         return "+".join([Path(model).name, *([run] if adapter else [])])
 
     names = {system: short(*system) for system in systems}
-    twice = {name for name in names.values() if list(names.values()).count(name) > 1} | {"reference"}
+    repeated = {name for name in names.values() if list(names.values()).count(name) > 1} | {"reference"}
     return {
         system: "+".join(part.strip("./").replace("/", "_") for part in system if part) + "_" * (name == "reference")
-        if name in twice
+        if name in repeated
         else name
         for system, name in names.items()
     }
 
 
 def answers_folder(args, model, adapter):
-    """The folder of a system's answers, named by a hash of all that decides them; settings.json tells what that is."""
+    """The folder of a system's answers: its name is a hash of all settings that decide them, kept in settings.json."""
     names = ("precision", "prompt_format", "system", "max_new_tokens", "temperature", "seed")
     settings = {"model": model, "adapter": adapter, **{name: getattr(args, name) for name in names}}
     settings["input_id"] = provenance.input_id({"model": model, "adapter": adapter})
@@ -54,7 +67,7 @@ def answers_folder(args, model, adapter):
 
 @contextlib.contextmanager
 def locked(folder):
-    """One run at a time writes into a folder of answers."""
+    """Hold the folder's lock; UserError where another run holds it."""
     try:
         with FileLock(folder / ".lock", timeout=0):
             yield
@@ -63,44 +76,42 @@ def locked(folder):
 
 
 def key_of(benchmark, question, args):
-    """(key of a record: the question and its temperature, that temperature)."""
+    """(key of a record: hash of the question, and its temperature; that temperature)."""
     temperature = benchmark.temperature(question) if args.temperature is None else args.temperature
     return f"{question.key()}-{temperature:g}", temperature
 
 
-def _converse(questions, generate, limit, prompt_of, passes, options):
-    """A dict for each question: the answers to all its turns, one turn of all questions in one pass, and what they took.
+def evaluate(model, tokenizer, benchmark, questions, file, args, chat, device_name):
+    """Answer all questions, then time the first --latency_runs of them one by one. Returns an Outcome.
 
-    generate: (prompts, options) -> inference.Answers, which are appended to passes; limit: of new tokens; prompt_of: (question,
-    answers before) -> prompt.
+    file: holds the answers of earlier runs, and gets those of this run; chat: True if prompts are rendered with the
+    tokenizer's chat template.
     """
-    found = [
-        {"turns": [], "new_tokens": [], "cut": [], "prompt_tokens": 0, "truncated": 0, "seconds": 0.0}
-        for _ in questions
-    ]
-    for turn in range(max(len(question.turns) for question in questions)):
-        asked = [(question, record) for question, record in zip(questions, found) if len(question.turns) > turn]
-        prompts = [prompt_of(question, record["turns"]) for question, record in asked]
-        milliseconds = utils.milliseconds(lambda prompts=prompts: passes.append(generate(prompts, options)))
-        answers = passes[-1]
-        for (_, record), text, ids in zip(asked, answers.texts, answers.ids):
-            record["turns"].append(text)
-            record["new_tokens"].append(len(ids))
-            record["cut"].append(len(ids) >= limit)
-            record["prompt_tokens"] += answers.prompt_tokens / len(asked)
-            record["truncated"] += answers.truncated / len(asked)
-            record["seconds"] += milliseconds / 1000 / len(asked)
-    return found
+    with utils.measure() as spent:
+        records, passes = answer(model, tokenizer, benchmark, questions, file, args, chat, device_name)
+    stop = prompting.answer_stop(model, tokenizer, "instruction", chat)
+
+    def request(question):
+        def prompt():  # rendered within the time measured
+            return benchmarks.render(question.turns[:1], (), tokenizer if chat else None, args.system)
+
+        return generation.time_request(
+            model, tokenizer, prompt, args.max_new_tokens, stop=stop, add_special_tokens=not chat
+        )
+
+    timed = utils.one_by_one(request, questions[: args.latency_runs], n_warmup=1)
+    return Outcome(records, passes, spent, timed, reference_perplexity(model, tokenizer, questions, args, chat))
 
 
 def answer(model, tokenizer, benchmark, questions, file, args, chat, device_name):
-    """The records of all questions, what the file has and what is generated now and appended to it, and this run's inference.Answers.
+    """(records of all N questions, generation.Answers of this run's passes). What `file` lacks is appended to it.
 
-    A record has the answers to all turns, each asked with the turns before it and the model's own answers, and its share of the
-    seconds that its pass took.
+    A record is a dict: key, id, device; turns [T] texts, each answered after the model's own answers to the turns
+    before; new_tokens [T], cut [T] bools (stopped by --max_new_tokens); prompt_tokens, truncated and seconds, the
+    question's share of those of its passes.
     """
     keys = {question.id: key_of(benchmark, question, args) for question in questions}
-    records, passes = {record["key"]: record for record in store.read_records(file) if "key" in record}, []
+    records, passes = {record["key"]: record for record in store.read_jsonl(file) if "key" in record}, []
     todo = [question for question in questions if keys[question.id][0] not in records]
     if len(todo) < len(questions):
         print(f"{len(questions) - len(todo)} of {len(questions)} questions are answered in {file}")
@@ -118,27 +129,48 @@ def answer(model, tokenizer, benchmark, questions, file, args, chat, device_name
     if todo:  # warm-up: the first pass of a process is slower
         generation.generate(model, tokenizer, [prompt_of(todo[0], ())], 2, 1, add_special_tokens=not chat)
     for temperature in sorted({keys[question.id][1] for question in todo}):
-        some = [question for question in todo if keys[question.id][1] == temperature]
+        same = [question for question in todo if keys[question.id][1] == temperature]
         options = {"do_sample": True, "temperature": temperature} if temperature else {}
-        for start in range(0, len(some), size):
-            chunk = some[start : start + size]
-            utils.set_seed(args.seed + int(chunk[0].key()[:8], 16))  # the same answers in a run that goes on
-            made = {
-                question.id: {"key": keys[question.id][0], "id": question.id, "device": device_name}
-                for question in chunk
-            }
-            for question, answered in zip(
-                chunk, _converse(chunk, generate, args.max_new_tokens, prompt_of, passes, options)
-            ):
-                made[question.id].update(answered)
-            store.append_records(file, made.values())
-            records.update({record["key"]: record for record in made.values()})
+        for start in range(0, len(same), size):
+            chunk = same[start : start + size]
+            utils.set_seed(args.seed + int(chunk[0].key()[:8], 16))  # a resumed run samples the same answers
+            sample = functools.partial(generate, options=options)
+            made = _converse(chunk, sample, args.max_new_tokens, prompt_of, passes)
+            for question, record in zip(chunk, made):
+                key = keys[question.id][0]
+                records[key] = {"key": key, "id": question.id, "device": device_name, **record}
+            store.append_jsonl(file, [records[keys[question.id][0]] for question in chunk])
             print(f"{sum(key in records for key, _ in keys.values())} of {len(questions)} answered", flush=True)
     return [records[keys[question.id][0]] for question in questions], passes
 
 
+def _converse(questions, generate, limit, prompt_of, passes):
+    """Answer all turns of the questions, the same turn of all of them in one pass. Returns [N] dicts, see `answer`.
+
+    generate: prompts -> generation.Answers, which are appended to `passes`; limit: of new tokens of an answer;
+    prompt_of: (question, its answers so far) -> prompt.
+    """
+    records = [
+        {"turns": [], "new_tokens": [], "cut": [], "prompt_tokens": 0, "truncated": 0, "seconds": 0.0}
+        for _ in questions
+    ]
+    for turn in range(max(len(question.turns) for question in questions)):
+        asked = [(question, record) for question, record in zip(questions, records) if len(question.turns) > turn]
+        prompts = [prompt_of(question, record["turns"]) for question, record in asked]
+        milliseconds = utils.milliseconds(lambda prompts=prompts: passes.append(generate(prompts)))
+        answers = passes[-1]
+        for (_, record), text, ids in zip(asked, answers.texts, answers.ids):
+            record["turns"].append(text)
+            record["new_tokens"].append(len(ids))
+            record["cut"].append(len(ids) >= limit)
+            record["prompt_tokens"] += answers.prompt_tokens / len(asked)
+            record["truncated"] += answers.truncated / len(asked)
+            record["seconds"] += milliseconds / 1000 / len(asked)
+    return records
+
+
 def reference_perplexity(model, tokenizer, questions, args, chat):
-    """Per token, of the reference answers after the references of the turns before; None without references."""
+    """Perplexity per token of the reference answers, each after the references of earlier turns; None without any."""
     asked = [(question, i) for question in questions for i, text in enumerate(question.references) if text.strip()]
     if not asked:
         return None
@@ -148,5 +180,5 @@ def reference_perplexity(model, tokenizer, questions, args, chat):
     ]
     separator = "" if chat else "\n"
     labels = [[separator + question.references[i]] for question, i in asked]
-    found = scoring.score_labels(model, tokenizer, prompts, labels, args.batch_size, not chat)
-    return metrics.perplexity(-found.total.sum(), found.n_tokens.sum())
+    scores = scoring.score_labels(model, tokenizer, prompts, labels, args.batch_size, not chat)
+    return metrics.perplexity(-scores.total.sum(), scores.n_tokens.sum())

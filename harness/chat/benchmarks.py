@@ -1,9 +1,8 @@
-"""AlpacaEval 2, MT-Bench, IFEval and files of prompts: questions in, official formats out."""
+"""The questions of AlpacaEval 2, MT-Bench, IFEval and files of prompts, and the prompts that ask them."""
 
 import hashlib
 import json
 import random
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,14 +10,13 @@ from huggingface_hub import hf_hub_download
 from jinja2 import TemplateError
 
 import utils
-from harness import hub
+from harness import flags
 from harness.chat import ifeval
 from harness.data import readers, tasks
 
-KINDS = ("alpaca_eval", "mt_bench")
+KINDS = tuple(flags.BENCHMARKS)
 
-
-# FastChat's temperature_config; what is not named there is answered at 0.7 by FastChat, greedily here
+# FastChat's temperature_config; FastChat answers other categories at 0.7, we answer them greedily
 MT_TEMPERATURES = {
     "writing": 0.7,
     "roleplay": 0.7,
@@ -30,12 +28,10 @@ MT_TEMPERATURES = {
     "humanities": 0.1,
 }
 
-
-# where the questions lie on the hub: repository, its type, {what: file}
-HUB = {
-    "alpaca_eval": ("tatsu-lab/alpaca_eval", "dataset", {"questions": "alpaca_eval_gpt4_baseline.json"}),
+# files on the hub: (type of the repository, {what: file}); flags.BENCHMARKS has the repositories' names
+HUB_FILES = {
+    "alpaca_eval": ("dataset", {"questions": "alpaca_eval_gpt4_baseline.json"}),
     "mt_bench": (
-        "lmsys/mt-bench",
         "space",
         {
             "questions": "data/mt_bench/question.jsonl",
@@ -44,10 +40,8 @@ HUB = {
         },
     ),
 }
-
-
-# names in a folder, the first that is there
-LOCAL = {
+# file names in a local folder; the first that exists is read
+LOCAL_FILES = {
     "questions": (
         "question.jsonl",
         "alpaca_eval_gpt4_baseline.json",
@@ -57,151 +51,144 @@ LOCAL = {
     "references": ("reference_answers.jsonl", "reference_answer/gpt-4.jsonl"),
     "judge_prompts": ("judge_prompts.jsonl", "../judge_prompts.jsonl"),
 }
-
-
+# column names of a file of prompts; the first that has text is read
 PROMPT = ("instruction", "prompt", "question", "text")
-
-
 CONTEXT = ("input", "context")
-
-
 REFERENCE = ("output", "response", "reference", "answer", "completion")
 
 
 @dataclass(frozen=True)
 class Question:
-    """One question of one or more turns of the user's."""
+    """One question with one or more user turns."""
 
     id: str
     turns: tuple  # [T] texts
     group: str = ""  # MT-Bench's category, AlpacaEval's dataset
-    references: tuple = ()  # a text for each of the first turns, () for none
+    references: tuple = ()  # reference answers to the first turns; () for none
     checks: tuple = ()  # (instruction id, arguments) of IFEval, about the last answer
-    index: int = 0  # its place in the whole benchmark
+    index: int = 0  # position in the whole benchmark
     author: str = ""  # who wrote the references
 
     def key(self):
-        """Hash of what is asked."""
+        """Hash of the id and the turns."""
         return hashlib.sha256(repr((self.id, self.turns)).encode()).hexdigest()[:16]
 
 
 @dataclass
 class Benchmark:
-    """name: alpaca_eval, mt_bench or the file's; kind: whose formats and judge are used; judge_prompts: {name: FastChat's prompt}."""
+    """The questions of a benchmark or of a file, and how they are judged."""
 
-    name: str
-    kind: str
+    name: str  # alpaca_eval, mt_bench or the name of the file
+    kind: str  # alpaca_eval or mt_bench: whose file formats and judge are used
     questions: list
-    judge_prompts: dict
+    judge_prompts: dict  # {name: FastChat's prompt}
 
     def temperature(self, question):
-        """At which a question is answered unless another is asked for; 0 is greedy."""
+        """The sampling temperature of a question's answers without --temperature; 0 is greedy."""
         return MT_TEMPERATURES.get(question.group, 0.0) if self.kind == "mt_bench" else 0.0
 
 
 def load(name, data=None):
-    """The Benchmark of --benchmark NAME, alpaca_eval, mt_bench or a file, from --data or from the hub.
+    """The Benchmark of --benchmark: alpaca_eval or mt_bench (from --data, else from the hub) or a file of prompts.
 
-    Raises UserError, or tasks.DataError, for files that are not there or hold no questions.
+    Raises UserError for a missing file, and for one without usable questions.
     """
-    files = (
-        _from_hub(name)
-        if name in KINDS and not data
-        else _from_disk(data or name, "--data" if data else "--benchmark or --prompts")
-    )
-    kind = name if name in KINDS else None
+    if name in KINDS and not data:
+        files = _from_hub(name)
+    else:
+        files = _from_disk(data or name, "--data" if data else "--benchmark or --prompts")
     rows = read_prompts(files["questions"])
     if not rows:
         raise utils.UserError(f"{files['questions']} holds no prompts")
-    found = "mt_bench" if "turns" in rows[0] else "alpaca_eval"
-    if kind and kind != found:
-        raise utils.UserError(f"--data {data}: its questions are those of {found}, not of {kind}")
-    read = _mt_question if found == "mt_bench" else _question
-    known = readers.read_table(files["references"]) if files["references"] and found == "mt_bench" else []
-    references = {str(row["question_id"]): row for row in known if "question_id" in row and row.get("choices")}
+    kind = "mt_bench" if "turns" in rows[0] else "alpaca_eval"
+    if name in KINDS and name != kind:
+        raise utils.UserError(f"--data {data}: its questions are those of {kind}, not of {name}")
+    references, prompts = {}, {}
+    if kind == "mt_bench" and files["references"]:
+        table = readers.read_table(files["references"])
+        references = {str(row["question_id"]): row for row in table if "question_id" in row and row.get("choices")}
+    if kind == "mt_bench" and files["judge_prompts"]:
+        table = readers.read_table(files["judge_prompts"])
+        prompts = {row["name"]: row for row in table if {"name", "system_prompt", "prompt_template"} <= set(row)}
+    read = _mt_question if kind == "mt_bench" else _question
     questions = [read(row, i, files["questions"], references) for i, row in enumerate(rows)]
-    twice = len(questions) - len({question.id for question in questions})
-    if twice:
-        raise utils.UserError(f"{files['questions']}: {twice} questions have an id that another has")
-    known = readers.read_table(files["judge_prompts"]) if files["judge_prompts"] and found == "mt_bench" else []
-    prompts = {row["name"]: row for row in known if {"name", "system_prompt", "prompt_template"} <= set(row)}
-    strange = next(
-        (
-            question.id
-            for question in questions
-            if any(_not_text(text) for text in (*question.turns, *question.references))
-        ),
-        None,
-    )
-    if strange is not None:
-        raise utils.UserError(
-            f"{files['questions']}, question {strange}: a turn or a reference is no text that can be encoded"
-        )
-    return Benchmark(kind or Path(name).stem, found, questions, prompts)
+    _check_questions(questions, files["questions"])
+    return Benchmark(name if name in KINDS else Path(name).stem, kind, questions, prompts)
+
+
+def _check_questions(questions, file):
+    """UserError for an id that occurs twice, and for a text that cannot be encoded as UTF-8."""
+    repeated = len(questions) - len({question.id for question in questions})
+    if repeated:
+        raise utils.UserError(f"{file}: {repeated} questions have an id that another question has")
+    for question in questions:
+        if not all(map(_is_text, (*question.turns, *question.references))):
+            raise utils.UserError(
+                f"{file}, question {question.id}: a turn or a reference is not text that can be encoded"
+            )
 
 
 def _from_disk(name, flag):
-    """{what: file or None} of a folder, or of a file of prompts and what lies beside it."""
+    """{what: file or None} of a folder, or of a file of prompts and the files beside it."""
     place = Path(name).expanduser()
     folder = place.parent if place.is_file() else place
-    found = {
+    files = {
         what: next((folder / file for file in names if (folder / file).is_file()), None)
-        for what, names in LOCAL.items()
+        for what, names in LOCAL_FILES.items()
     }
     if place.is_file():
-        found["questions"] = place
-    if not place.exists() or found["questions"] is None:
+        files["questions"] = place
+    if not place.exists() or files["questions"] is None:
         raise utils.UserError(
-            f"{flag} {place}: no file of prompts there; give alpaca_eval, mt_bench, a file ({', '.join(readers.FORMATS)} or txt), or a "
-            f"folder with {LOCAL['questions'][0]}"
+            f"{flag} {place}: no file of prompts there; give alpaca_eval, mt_bench, a file "
+            f"({', '.join(flags.DATA_FORMATS)} or txt), or a folder with {LOCAL_FILES['questions'][0]}"
         )
-    return found
+    return files
 
 
 def _from_hub(name):
-    """{what: file} of a benchmark on the hub or in its cache; UserError with the offline way where neither has it."""
-    repository, repo_type, files = HUB[name]
-    hub.check_names({}, {"--benchmark": repository})  # offline mode, and its few seconds, where the hub does not answer
-    found = dict.fromkeys(LOCAL)
-    for what, file in files.items():
+    """{what: file} of a benchmark on the hub or in its cache; UserError that names the offline way."""
+    repo_type, wanted = HUB_FILES[name]
+    files = dict.fromkeys(LOCAL_FILES)
+    for what, file in wanted.items():
         try:
-            found[what] = hf_hub_download(repository, file, repo_type=repo_type)
-        except (OSError, ValueError) as error:  # huggingface_hub's own errors are of these kinds
+            files[what] = hf_hub_download(flags.BENCHMARKS[name], file, repo_type=repo_type)
+        except (OSError, ValueError) as error:  # huggingface_hub's own errors are subclasses of these
             raise utils.UserError(
-                f"--benchmark {name}: {file} of {repository} is not to be had ({str(error).splitlines()[0][:100]}); "
-                f"give --data with {LOCAL['questions'][KINDS.index(name) == 0]} or its folder"
+                f"--benchmark {name}: {file} of {flags.BENCHMARKS[name]} is neither reachable nor in the cache "
+                f"({str(error).splitlines()[0][:100]}); "
+                f"give --data with {LOCAL_FILES['questions'][KINDS.index(name) == 0]} or its folder"
             ) from None
-    return found
+    return files
 
 
-def _not_text(value):
+def _is_text(value):
+    """False for anything but a string, and for a string with half a surrogate pair."""
     try:
         value.encode()
-    except (AttributeError, UnicodeEncodeError):  # no string, or half a surrogate pair
-        return True
-    return False
+    except (AttributeError, UnicodeEncodeError):
+        return False
+    return True
 
 
 def read_prompts(file):
-    """Rows of a file of prompts: what tasks.read_table takes, or a text file with a prompt in each line."""
+    """Rows (dicts) of a file of prompts: a format of readers.read_table, or a text file with one prompt per line."""
     if Path(file).suffix.lower() != ".txt":
         return [{str(key).lower(): value for key, value in row.items()} for row in readers.read_table(file)]
     try:
-        return [
-            {"prompt": line.strip()} for line in Path(file).read_text(encoding="utf-8-sig").split("\n") if line.strip()
-        ]
+        lines = Path(file).read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise utils.UserError(f"{file} cannot be read: {error}") from None
+    return [{"prompt": line.strip()} for line in lines if line.strip()]
 
 
 def _mt_question(row, index, file, references):
+    """A question of several turns, with the reference answers of FastChat's separate file or of its own row."""
     turns = row["turns"] if isinstance(row.get("turns"), list) else []
     if not turns or not all(isinstance(turn, str) and turn.strip() for turn in turns) or "question_id" not in row:
-        raise utils.UserError(f"{file}, question {index + 1}: a question_id and a list of turns are wanted")
+        raise utils.UserError(f"{file}, question {index + 1}: needs a question_id and a list of turns")
     known = references.get(str(row["question_id"]))
-    own = (
-        row.get("reference") or [] if not references else []
-    )  # FastChat's judge sees those of the file of references alone
+    own = [] if references else row.get("reference") or []  # FastChat's judge reads the separate file alone
     try:
         answers = known["choices"][0]["turns"] if known else [own] if isinstance(own, str) else list(own)
     except (TypeError, KeyError, IndexError):
@@ -220,52 +207,56 @@ def _mt_question(row, index, file, references):
 
 def _question(row, index, file, _):
     """A question of a single turn: AlpacaEval's, IFEval's, or a row with a column of a known name."""
-    prompt = next((row[name] for name in PROMPT if isinstance(row.get(name), str) and row[name].strip()), None)
+
+    def first_text(names):
+        return next((row[name] for name in names if isinstance(row.get(name), str) and row[name].strip()), None)
+
+    prompt, context, reference = map(first_text, (PROMPT, CONTEXT, REFERENCE))
     if prompt is None:
         raise utils.UserError(
-            f"{file}, row {index + 1}: no prompt; one of the columns {', '.join(PROMPT)} is wanted, or turns; "
+            f"{file}, row {index + 1}: no prompt; one of the columns {', '.join(PROMPT)} or turns is needed; "
             f"there are {', '.join(map(str, row))}"
         )
-    context = next((row[name] for name in CONTEXT if isinstance(row.get(name), str) and row[name].strip()), None)
-    reference = next((row[name] for name in REFERENCE if isinstance(row.get(name), str) and row[name].strip()), None)
-    wanted, arguments = _listed(row.get("instruction_id_list")), _listed(row.get("kwargs"))
-    if (
-        wanted is None
-        or arguments is None
-        or len(wanted) != len(arguments)
-        or not all(isinstance(x, dict | None) for x in arguments)
-    ):
-        raise utils.UserError(
-            f"{file}, row {index + 1}: instruction_id_list and kwargs are no lists of one length, of names and of objects"
-        )
-    made = tuple(
-        (name, {key: value for key, value in (given or {}).items() if value is not None})
-        for name, given in zip(wanted, arguments)
-    )
-    wrong = next(filter(None, (ifeval.unusable(*check) for check in made)), None)
-    if wrong:
-        raise utils.UserError(f"{file}, row {index + 1}: {wrong}")
     return Question(
         _id(row, index),
         ("\n\n".join(filter(None, [prompt, context])),),
         str(row.get("dataset") or row.get("category") or ""),
         (reference,) if reference else (),
-        made,
+        _ifeval_checks(row, index, file),
         index,
         str(row.get("generator") or ""),
     )
 
 
+def _ifeval_checks(row, index, file):
+    """((instruction id, arguments), ..) of IFEval's two columns; UserError where they cannot be used."""
+    names, arguments = _list_cell(row.get("instruction_id_list")), _list_cell(row.get("kwargs"))
+    usable = None not in (names, arguments) and len(names) == len(arguments)
+    if not usable or not all(isinstance(each, dict | None) for each in arguments):
+        raise utils.UserError(
+            f"{file}, row {index + 1}: instruction_id_list and kwargs must be lists of the same length, "
+            "of names and of objects"
+        )
+    checks = tuple(
+        (name, {key: value for key, value in (given or {}).items() if value is not None})
+        for name, given in zip(names, arguments)
+    )
+    wrong = next(filter(None, (ifeval.unusable(*check) for check in checks)), None)
+    if wrong:
+        raise utils.UserError(f"{file}, row {index + 1}: {wrong}")
+    return checks
+
+
 def _id(row, index):
-    """IFEval's key, an id, or the place of a row."""
+    """IFEval's key, an id, or the row's number."""
     return next(
         (str(row[name]) for name in ("key", "id") if row.get(name) not in (None, "")),
         f"row {index}" if "id" in row else str(index),
     )
 
 
-def _listed(cell):
-    """A list, or one written as JSON in a cell of a table; [] for an empty cell, None for anything else."""
+def _list_cell(cell):
+    """A list, or the JSON text of one (in a table); [] for an empty cell, None for anything else."""
     if isinstance(cell, str) and cell.strip():
         try:
             cell = json.loads(cell)
@@ -275,7 +266,7 @@ def _listed(cell):
 
 
 def choose(questions, n, seed=tasks.EVAL_SEED):
-    """n questions, or all: each group in its share, by a fixed seed; fewer are a part of more. In the benchmark's order."""
+    """n questions (all for None), each group in its share, in the benchmark's order; a smaller n draws a subset."""
     if n is None or n >= len(questions):
         return questions
     shuffled, groups = random.Random(seed).sample(questions, len(questions)), {}
@@ -287,15 +278,18 @@ def choose(questions, n, seed=tasks.EVAL_SEED):
 
 
 def eval_id(questions, *judged):
-    """Hash of the questions and their order, as a row's eval_id. judged: by whom and against whom, which no other score compares with."""
+    """A row's eval_id: hash of the questions and their order. judged: the judge and the opponents, () without a judge.
+
+    Rows are only compared where it is equal, and a win rate depends on the judge and the opponent.
+    """
     return hashlib.sha256(repr([question.key() for question in questions] + list(judged)).encode()).hexdigest()[:16]
 
 
 def render(turns, answers, tokenizer=None, system=None):
-    """The prompt of the turn after `answers`: a chat in the tokenizer's template, or plain text under Alpaca's headings.
+    """The prompt of the last turn: in the tokenizer's chat template, or plain text under Alpaca's headings.
 
-    turns: the user's texts, one more than answers; tokenizer: None for plain text. UserError for a system text that the
-    template refuses.
+    turns: the user's texts, one more than answers; tokenizer: None for plain text; system: the system prompt. Raises
+    UserError for a system prompt that the template refuses.
     """
     if tokenizer is None:
         blocks = [system] if system else []
@@ -311,45 +305,3 @@ def render(turns, answers, tokenizer=None, system=None):
         return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     except TemplateError as error:
         raise utils.UserError(f"the model's chat template refuses this conversation: {error}") from None
-
-
-def alpaca_outputs(questions, answers, name):
-    """AlpacaEval's model_outputs.json. answers: {question id: [T] texts}; name: of the model."""
-    return [
-        {
-            "dataset": question.group,
-            "instruction": question.turns[0],
-            "output": answers[question.id][0],
-            "generator": name,
-        }
-        for question in questions
-    ]
-
-
-def mt_answers(questions, answers, name):
-    """The lines of FastChat's data/mt_bench/model_answer/NAME.jsonl."""
-    return [
-        {
-            "question_id": int(question.id) if question.id.isdecimal() else question.id,
-            "answer_id": question.key(),
-            "model_id": name,
-            "choices": [{"index": 0, "turns": list(answers[question.id])}],
-            "tstamp": time.time(),
-        }
-        for question in questions
-    ]
-
-
-def write_official(run, benchmark, questions, system, together=None):
-    """A system's answers in the formats of the benchmark's tools. together: all Systems, whose gradings stand in one file for FastChat."""
-    if benchmark.kind == "mt_bench":
-        run.write_jsonl(f"model_answer/{system.name}.jsonl", mt_answers(questions, system.answers, system.name))
-        for name in {row["judge"][0] for other in together or () for row in other.graded}:
-            run.write_jsonl(f"model_judgment/{name}_single.jsonl", [row for other in together for row in other.graded])
-    elif not (run.path("model_outputs.json").exists()):
-        run.write_json("model_outputs.json", alpaca_outputs(questions, system.answers, system.name))
-        if any(question.checks for question in questions):  # in the form of its responses
-            run.write_jsonl(
-                "ifeval_responses.jsonl",
-                [{"prompt": q.turns[0], "response": system.answers[q.id][0]} for q in questions],
-            )

@@ -1,4 +1,4 @@
-"""Instructions that code can verify: IFEval's own, and those stated in plain phrases."""
+"""Instructions that code can verify: IFEval's own, and those that a prompt states in plain phrases."""
 
 import inspect
 import json
@@ -8,8 +8,6 @@ NUMBERS = {
     word: i
     for i, word in enumerate("one two three four five six seven eight nine ten eleven twelve".split(), start=1)  # noqa: SIM905
 }
-
-
 NUMBER = rf"(\d+|{'|'.join(NUMBERS)}|a single)"
 
 
@@ -19,17 +17,17 @@ def words(text):
 
 
 def sentences(text):
-    """Its sentences: what ends with . ! or ? before a space or the end, and what stands on a line of its own."""
+    """The sentences of a text: parts that end with . ! or ? before a space or the end, and single lines."""
     return [part.strip() for part in re.split(r"(?<=[.!?])[\"')\]]*\s+|\n+", text) if words(part)]
 
 
 def paragraphs(text):
-    """Its paragraphs, between empty lines."""
+    """The paragraphs of a text, separated by empty lines."""
     return [part for part in re.split(r"\n\s*\n", text) if part.strip()]
 
 
 def parts_between(text, mark):
-    """What stands between the marks, an empty part at either end left out; None where one within is empty."""
+    """The parts of a text between marks, without an empty one at either end; None if an inner part is empty."""
     parts = [part.strip() for part in re.split(mark, text)]
     inner = parts[not parts[0] : len(parts) - (not parts[-1])]
     return inner if all(inner) else None
@@ -46,13 +44,13 @@ def numbered(text):
 
 
 def highlights(text):
-    """*highlighted* parts; one between two asterisks counts for both of IFEval's patterns."""
+    """*highlighted* and **highlighted** parts, by IFEval's two patterns."""
     found = re.findall(r"\*[^\n*]*\*", text) + re.findall(r"\*\*[^\n*]*\*\*", text)
     return [part for part in found if part.strip("*").strip()]
 
 
 def is_json(text):
-    """Is the whole text JSON, but for a code fence around it?"""
+    """True if the whole text, without a code fence around it, is JSON."""
     try:
         json.loads(re.sub(r"^```(?:json)?|```$", "", text.strip(), flags=re.I).strip())
     except ValueError:
@@ -61,13 +59,13 @@ def is_json(text):
 
 
 def has_postscript(text, marker):
-    """Does the marker stand in the text, in any case and with spaces between its letters?"""
+    """True if the text has the marker, in any case and with or without spaces between its letters."""
     pattern = {"P.P.S": r"p\.\s?p\.\s?s", "P.S.": r"p\.\s?s\."}.get(marker, re.escape(marker.lower()))
     return bool(re.search(pattern, text.lower()))
 
 
 def compare(found, relation, wanted):
-    """IFEval's relations, at least and less than; exactly and at most besides."""
+    """`at least` and `less than` are IFEval's relations, `at most` and `exactly` are ours."""
     return {
         "at least": found >= wanted,
         "less than": found < wanted,
@@ -80,7 +78,7 @@ def _times(text, keyword):
     return len(re.findall(keyword, text, re.I))
 
 
-# instruction id -> does the answer follow it? Arguments are named as IFEval names them
+# instruction id -> function: True if the answer follows it. Arguments have IFEval's names
 CHECKS = {
     "keywords:existence": lambda text, keywords: all(_times(text, word) for word in keywords),
     "keywords:forbidden_words": lambda text, forbidden_words: (
@@ -102,7 +100,7 @@ CHECKS = {
         compare(len(paragraphs(text)), relation, num_paragraphs)
         if relation
         else len(parts_between(text, r"\*\*\*") or []) == num_paragraphs
-    ),  # IFEval divides paragraphs by ***, people by an empty line
+    ),  # IFEval separates paragraphs by ***, our phrases by an empty line
     "length_constraints:nth_paragraph_first_word": lambda text, num_paragraphs, nth_paragraph, first_word: (
         len(paragraphs(text)) == num_paragraphs >= nth_paragraph
         and words(paragraphs(text)[nth_paragraph - 1].lower())[:1] == words(first_word.lower())[:1]
@@ -149,12 +147,12 @@ CHECKS = {
 
 
 def followed(answer, checks):
-    """[bool] for the checks that code can verify here; an empty answer follows none. checks: (instruction id, arguments)."""
+    """[bool] for the checks that are known here; an empty answer follows none. checks: (instruction id, arguments)."""
     return [bool(answer.strip()) and bool(CHECKS[name](answer, **given)) for name, given in checks if name in CHECKS]
 
 
 def unusable(name, given):
-    """Why a check cannot be made with these arguments, None where it can (or where this module does not know it)."""
+    """Why a check cannot be made with these arguments; None where it can, and for a check that is not known here."""
     if name not in CHECKS:
         return None
     try:
@@ -169,33 +167,29 @@ def count_in(text):
     return 1 if text.lower() == "a single" else int(text) if text.isdecimal() else NUMBERS[text.lower()]
 
 
-FEW_WORDS = 15  # a limit below it is of a title or of each item, not of the answer
-
-
+FEW_WORDS = 15  # a limit below it is that of a title or of each item, not of the answer
+# unit in a prompt -> (instruction id, name of the argument)
 UNITS = {
     "words?": ("length_constraints:number_words", "num_words"),
     "bullet(?:ed)?(?: points?)?": ("detectable_format:number_bullet_lists", "num_bullets"),
     "sentences?": ("length_constraints:number_sentences", "num_sentences"),
     "paragraphs?": ("length_constraints:number_paragraphs", "num_paragraphs"),
 }
-
-
-BOUNDS = {  # before a number and a unit, "N words or less" behind them
-    "at most": r"(?:at most|no more than|not more than|up to|a maximum of|maximum|no longer than|not exceed(?:ing)?|within|"
-    r"(?:limit\w*|keep)\b[^.\n]{0,40}?\bto)",
+# relation -> the words before a number and a unit; "N words or less" has them behind
+BOUNDS = {
+    "at most": r"(?:at most|no more than|not more than|up to|a maximum of|maximum|no longer than|not exceed(?:ing)?|"
+    r"within|(?:limit\w*|keep)\b[^.\n]{0,40}?\bto)",
     "less than": r"(?:less than|fewer than|under|below)",
     "at least": r"(?:at least|no fewer than|no less than|a minimum of|minimum)",
     "exactly": r"(?:exactly|in|using|with)(?: just| only| exactly)?",
 }
-
-
 SAY = r"\b(?:answer|respond|reply|write(?: (?:it|everything))?)"
 
 
-PHRASES = (  # (what a prompt says, instruction id, arguments from the match)
+PHRASES = (  # (pattern of a phrase, instruction id, function: match -> arguments)
     (
-        r"\b(?:output|return|respond|reply|answer|present|provide|format|write)\b[^.\n]{0,80}\b(?:in|as)(?: a| valid)* json\b"
-        r"(?! (?:schema|files?))",
+        r"\b(?:output|return|respond|reply|answer|present|provide|format|write)\b[^.\n]{0,80}"
+        r"\b(?:in|as)(?: a| valid)* json\b(?! (?:schema|files?))",
         "detectable_format:json_format",
         lambda m: {},
     ),
@@ -226,13 +220,15 @@ PHRASES = (  # (what a prompt says, instruction id, arguments from the match)
         lambda m: {"letter": m[1]},
     ),
     (
-        r"\b(?:include|includes|including|use|using|contain|contains|containing|mention)(?: all)?(?: of)? the (?:following )?(?:key)?words?:? "
+        r"\b(?:include|includes|including|use|using|contain|contains|containing|mention)(?: all)?(?: of)? the "
+        r"(?:following )?(?:key)?words?:? "
         r"((?:[\"“'‘][\w -]+[\"”'’](?:, and |,? and |, )?)+)",
         "keywords:existence",
         lambda m: {"keywords": re.findall(r"[\"“'‘]([\w -]+)[\"”'’]", m[1])},
     ),
     (
-        r"\b(?:without using|do not use|don['’]t use|avoid(?: using)?) the words? ((?:[\"“'‘][\w -]+[\"”'’](?:, or |,? or |,? and |, )?)+)",
+        r"\b(?:without using|do not use|don['’]t use|avoid(?: using)?) the words? "
+        r"((?:[\"“'‘][\w -]+[\"”'’](?:, or |,? or |,? and |, )?)+)",
         "keywords:forbidden_words",
         lambda m: {"forbidden_words": re.findall(r"[\"“'‘]([\w -]+)[\"”'’]", m[1])},
     ),
@@ -240,10 +236,11 @@ PHRASES = (  # (what a prompt says, instruction id, arguments from the match)
 
 
 def asked_for(prompt):
-    """The verifiable instructions in a prompt's own words: [(instruction id, arguments)], one of a kind; [] for most prompts.
+    """The verifiable instructions in a prompt's own words: [(instruction id, arguments)], at most one of each id.
 
-    Only plain phrases count ("in at most 50 words", "in three bullet points", "as JSON"): what is missed costs examples, what
-    is found wrongly would cost truth. Words are never counted exactly unless that is said, and what is not to be done is passed over.
+    Only plain phrases count ("in at most 50 words", "in three bullet points", "as JSON"): a missed instruction costs
+    one example, a wrong one would falsify the score. "In 50 words" is not read as exactly 50, and negated phrases are
+    skipped.
     """
     found = {}
     for unit, (name, argument) in UNITS.items():
@@ -265,11 +262,11 @@ def asked_for(prompt):
         match = re.search(phrase, prompt, re.I)
         if match and name not in found and not _denied(prompt, match):
             found[name] = arguments(match)
-    if "keywords:forbidden_words" in found:  # "do not use the words" asks for none of them
+    if "keywords:forbidden_words" in found:  # "do not use the words" matches both
         found.pop("keywords:existence", None)
     return list(found.items())
 
 
 def _denied(prompt, match):
-    """Does a "not" or "never" stand in the few words before?"""
+    """True if "not" or "never" is among the few words before the match."""
     return bool(re.search(r"\b(?:not|never|n['’]t)\b[^.\n]{0,20}$", prompt[: match.start()], re.I))

@@ -6,13 +6,10 @@ import re
 from dataclasses import dataclass
 
 LETTERS = ("A", "B")
-
-
 RATINGS = tuple(map(str, range(1, 11)))
-
-
-PAIR_PROMPT = """Two assistants answered the same request. Decide which of the two answers serves the person better. What counts is that \
-an answer is correct, complete and clear and does what was asked; its length and its place do not count.
+PAIR_PROMPT = """Two assistants answered the same request. Decide which of the two answers serves the person better. \
+What counts is that an answer is correct, complete and clear and does what was asked; its length and its place do not \
+count.
 
 [Request]
 {question}
@@ -25,10 +22,8 @@ an answer is correct, complete and clear and does what was asked; its length and
 
 [End of the answers]
 Which answer is better? Reply with one letter, A or B, and nothing else."""
-
-
-RATING_PROMPT = """Rate the assistant's {what} from 1 (useless) to 10 (excellent). What counts is that it is correct, complete and clear \
-and does what was asked.
+RATING_PROMPT = """Rate the assistant's {what} from 1 (useless) to 10 (excellent). What counts is that it is correct, \
+complete and clear and does what was asked.
 
 {reference}{conversation}
 
@@ -38,12 +33,12 @@ Rating of the {what}, a whole number from 1 to 10, and nothing else:"""
 
 @dataclass(frozen=True)
 class Request:
-    """One thing to ask a judge. kind: pair (A or B) or rating (1 to 10)."""
+    """A question to a judge."""
 
-    name: tuple  # whose judgement it is: (question id, turn or order, ...)
-    kind: str
+    name: tuple  # (question id, order) of a pair, (question id, turn) of a rating
+    kind: str  # pair (answered A or B) or rating (1 to 10)
     messages: tuple  # ((role, text), ..)
-    prompt: str = ""  # FastChat's name of the prompt
+    prompt: str = ""  # its name in FastChat
     direct: bool = True  # the reply is the verdict alone, without an explanation
 
     @property
@@ -51,12 +46,12 @@ class Request:
         return LETTERS if self.kind == "pair" else RATINGS
 
     def key(self, judge):
-        """Hash of all that decides the judgement."""
+        """Hash of everything that decides the judgement. judge: its identity."""
         return hashlib.sha256(repr((judge, self.kind, self.messages)).encode()).hexdigest()[:24]
 
 
 def conversation(question, answers, until=None):
-    """The turns of a question with their answers as one text; of a single turn, the answer's own."""
+    """The first `until` turns of a question with their answers, as one text."""
     parts = []
     for turn, answer in list(zip(question.turns, answers))[:until]:
         parts += [f"[User]\n{turn}", f"[Assistant]\n{answer}"]
@@ -64,9 +59,10 @@ def conversation(question, answers, until=None):
 
 
 def pair_requests(question, first, second, template=None, both=True):
-    """Requests that ask which of two models' answers is better, in this order and swapped. first, second: [T] texts.
+    """Requests that ask which of two models' answers is better, in this order and swapped.
 
-    both: False asks in one order only, drawn by the question's id. template: a text with {question}, {answer_a}, {answer_b}.
+    first, second: [T] texts; template: a text with {question}, {answer_a}, {answer_b}; both: False asks in one order
+    only, drawn by the question's hash.
     """
     if len(question.turns) == 1:
         asked, shown = question.turns[0], (first[0], second[0])
@@ -89,8 +85,8 @@ def pair_requests(question, first, second, template=None, both=True):
 
 
 def rating_requests(question, answers, prompts=None):
-    """Requests that ask for a rating of each turn's answer. prompts: FastChat's judge prompts, None for a direct rating."""
-    found = []
+    """Requests that ask for a rating of each turn. prompts: FastChat's judge prompts, None for a direct rating."""
+    requests = []
     for turn in range(1, len(question.turns) + 1):
         known = question.references[:turn] if len(question.references) >= turn else ()
         name = "single" + ("-math" if known else "") + "-v1" + ("-multi-turn" if turn > 1 else "")
@@ -103,26 +99,26 @@ def rating_requests(question, answers, prompts=None):
                 ("system", prompts[name]["system_prompt"]),
                 ("user", fill(prompts[name]["prompt_template"], **given)),
             )
-            found.append(Request((question.id, turn), "rating", messages, name, direct=False))
+            requests.append(Request((question.id, turn), "rating", messages, name, direct=False))
         else:
             what = "answer" if len(question.turns) == 1 else f"answer to request {turn}"
             reference = "".join(f"[Reference answer {i}]\n{text}\n\n" for i, text in enumerate(known, start=1))
             text = fill(
                 RATING_PROMPT, what=what, reference=reference, conversation=conversation(question, answers, turn)
             )
-            found.append(Request((question.id, turn), "rating", (("user", text),), "direct"))
-    return found
+            requests.append(Request((question.id, turn), "rating", (("user", text),), "direct"))
+    return requests
 
 
 def fill(template, **values):
-    """The template with its {names} replaced, and no brace of an answer's taken for one."""
+    """The template with its {names} replaced; braces in the values are left alone."""
     return re.sub(r"\{(\w+)\}", lambda match: values.get(match[1], match[0]), template)
 
 
 def read_verdict(request, text):
-    """The label that a reply gives, None where it gives none or more than one: it is never guessed.
+    """The label that a reply gives; None, never a guess, where it gives none or more than one.
 
-    Explained ratings are read as FastChat does, [[5]] or else [5]; the reply to a direct question must begin with the label.
+    Explained ratings are read as in FastChat, [[5]] or else [5]; a reply to a direct request must begin with the label.
     """
     if not request.direct:
         marks = re.findall(r"\[\[(\d+(?:\.\d+)?)\]\]", text) or re.findall(r"\[(\d+(?:\.\d+)?)\]", text)
@@ -137,8 +133,8 @@ def read_verdict(request, text):
 def verdict_of(request, text, alternatives=None):
     """A judgement's value: P(B) of a pair, the rating of a rating; None if unreadable.
 
-    alternatives: {token: log-probability} of the reply's first token, where the endpoint tells them: the value is then that of
-    the likelihoods, as AlpacaEval 2 weights its annotator, if the labels hold most of them.
+    alternatives: {token: log-probability} of the reply's first token, where the endpoint gives them. If A and B have
+    more than half of the probability, P(B) comes from it, as AlpacaEval 2 weights its annotator; else from the text.
     """
     if alternatives and request.direct and request.kind == "pair":
         p = {

@@ -1,19 +1,21 @@
-"""Judgements -> ratings and comparisons of systems."""
+"""Judges a system: ratings of its answers, and their comparison with an opponent's."""
 
 import statistics
 from pathlib import Path
 
-from harness.chat import win_rates
+import utils
+from harness.chat import side_by_side, win_rates
 from harness.chat.judge_prompts import pair_requests, rating_requests
 from harness.results import store
 
 
 def judge(who, requests, file):
-    """{request name: value} of all requests that are judged, None for an unreadable one; those in `file` are not asked again.
+    """{request's name: record of its judgement}; without the requests that failed.
 
-    A failed one is not there. The judgements are appended to the file, a line each, as they come.
+    who: a judge of judges.py. Requests that `file` has are not asked again; new judgements are appended to it as they
+    come. A record is a dict: its value is None where the verdict could not be read.
     """
-    known = {record["key"]: record for record in store.read_records(file) if "key" in record}
+    known = {record["key"]: record for record in store.read_jsonl(file) if "key" in record}
     keys = {request.name: request.key(who.identity) for request in requests}
     todo = {keys[request.name]: request for request in requests if keys[request.name] not in known}
     if len(todo) < len(requests):
@@ -29,7 +31,7 @@ def judge(who, requests, file):
             "value": value,
             **details,
         }
-        store.append_records(file, [record])
+        store.append_jsonl(file, [record])
         known[record["key"]] = record
 
     if todo:
@@ -38,9 +40,11 @@ def judge(who, requests, file):
 
 
 def pairwise(who, questions, opponent, system, file, template=None, both=True):
-    """(AlpacaEval's annotations with the opponent as the first output, [(P(system wins), P(it wins | swapped))], failed).
+    """Compare a system's answers with an opponent's. Returns (annotations, pairs, how many questions are not judged).
 
-    An annotation's preference is 1 + P(system wins), the mean of both orders; None where one cannot be read.
+    annotations: as AlpacaEval writes them, the opponent's answer first; preference = 1 + P(system wins), the mean of
+    both orders, None where one of them is unreadable. pairs: (P(system wins), P(it wins | swapped)) of each question
+    that was judged in both orders. template, both: see judge_prompts.pair_requests.
     """
     requests = [
         request
@@ -49,22 +53,16 @@ def pairwise(who, questions, opponent, system, file, template=None, both=True):
             question, opponent.answers[question.id], system.answers[question.id], template, both
         )
     ]
-    found, annotations, pairs = judge(who, requests, file), [], []
+    judged, annotations, pairs = judge(who, requests, file), [], []
     asked = {request.name for request in requests}
     for question in questions:
-        told = {
-            order: found.get((question.id, order)) for order in ("as_is", "swapped") if (question.id, order) in asked
-        }
-        wins = {
-            order: None
-            if record is None or record["value"] is None
-            else record["value"]
-            if order == "as_is"
-            else 1 - record["value"]
-            for order, record in told.items()
-        }
-        if any(record is None for record in told.values()):
-            continue  # a failed call: not judged
+        orders = [order for order in ("as_is", "swapped") if (question.id, order) in asked]
+        if any((question.id, order) not in judged for order in orders):
+            continue  # a call failed
+        wins = {}  # order -> P(system wins), None if unreadable
+        for order in orders:
+            value = judged[question.id, order]["value"]  # P(the answer shown second wins)
+            wins[order] = value if value is None or order == "as_is" else 1 - value
         value = None if None in wins.values() else 1 + statistics.fmean(wins.values())
         annotations.append(
             {
@@ -86,119 +84,165 @@ def pairwise(who, questions, opponent, system, file, template=None, both=True):
 
 
 def gradings(who, questions, system, prompts, file):
-    """FastChat's single-answer gradings of a system, a dict for each turn, -1 where no rating can be read; and how many calls failed."""
+    """(FastChat's single-answer gradings, a dict for each turn, score -1 if unreadable; how many calls failed).
+
+    prompts: FastChat's judge prompts, None for a direct rating.
+    """
     requests = [
         request for question in questions for request in rating_requests(question, system.answers[question.id], prompts)
     ]
-    found = judge(who, requests, file)
+    judged = judge(who, requests, file)
     rows = []
     for request in requests:
-        if request.name in found:
-            record, (question, turn) = found[request.name], request.name
-            rows.append(
-                {
-                    "question_id": int(question) if question.isdecimal() else question,
-                    "model": system.name,
-                    "judge": [who.name, request.prompt],
-                    "user_prompt": request.messages[-1][1],
-                    "judgment": record.get("text", ""),
-                    "score": -1 if record["value"] is None else record["value"],
-                    "turn": turn,
-                }
-            )
+        if request.name not in judged:
+            continue
+        record, (question, turn) = judged[request.name], request.name
+        rows.append(
+            {
+                "question_id": int(question) if question.isdecimal() else question,
+                "model": system.name,
+                "judge": [who.name, request.prompt],
+                "user_prompt": request.messages[-1][1],
+                "judgment": record.get("text", ""),
+                "score": -1 if record["value"] is None else record["value"],
+                "turn": turn,
+            }
+        )
     return rows, len(requests) - len(rows)
 
 
 def rate(run, judge, benchmark, questions, system, args, file):
-    """MT-Bench's ratings of a system's answers, one for each turn. Returns (how many calls failed, [is a rating unreadable?])."""
+    """Rate each turn as MT-Bench does. Returns (how many calls failed, [True for each unreadable rating])."""
     prompts = benchmark.judge_prompts if args.judge == "endpoint" else None
     if args.judge == "endpoint" and not prompts:
-        run.note("FastChat's judge_prompts.jsonl is not beside the questions: rated by our prompt instead")
+        run.note("FastChat's judge_prompts.jsonl is not beside the questions: rated with our own prompt")
     rows, failed = gradings(judge, questions, system, prompts, file)
     system.graded = rows
     run.write_jsonl(f"model_judgment/{judge.name}_single.jsonl", rows)
     if rows:
-        found = win_rates.mt_bench_scores(rows, {question.id: question.group for question in questions})[system.name]
-        run.write_json("mt_bench.json", found)
-        system.figures.update({f"mean rating, turn {turn}": mean for turn, mean in found["turns"].items()})
-        system.figures["unreadable ratings"] = found["n_unreadable"]
-        run.row["judge_score"] = found["mean"]  # as FastChat's, over all readable ratings
-    readable = {}
+        scores = win_rates.mt_bench_scores(rows, {question.id: question.group for question in questions})[system.name]
+        run.write_json("mt_bench.json", scores)
+        system.figures.update({f"mean rating, turn {turn}": mean for turn, mean in scores["turns"].items()})
+        system.figures["unreadable ratings"] = scores["n_unreadable"]
+        run.row["judge_score"] = scores["mean"]  # as FastChat's, over all readable ratings
+    readable = {}  # question id -> its ratings
     for row in rows:
-        told = "unreadable" if row["score"] == -1 else round(row["score"], 2)
-        system.judgements.setdefault(str(row["question_id"]), {})[f"rating of turn {row['turn']}"] = told
+        question = str(row["question_id"])
+        text = "unreadable" if row["score"] == -1 else round(row["score"], 2)
+        system.judgements.setdefault(question, {})[f"rating of turn {row['turn']}"] = text
         if row["score"] != -1:
-            readable.setdefault(str(row["question_id"]), []).append(row["score"])
-    for question, scores in readable.items():
-        system.scores[question]["judge_score"] = statistics.fmean(scores)
+            readable.setdefault(question, []).append(row["score"])
+    for question, ratings in readable.items():
+        system.scores[question]["judge_score"] = statistics.fmean(ratings)
     return failed, [row["score"] == -1 for row in rows]
 
 
 def compare(run, judge, benchmark, questions, system, opponent, args, file):
-    """The win rate of a system against an opponent. Returns (how many pairs were not judged, [is a pair unreadable?])."""
+    """The win rate against an opponent. Returns (how many questions are not judged, [True for each unreadable one])."""
     template = Path(args.judge_prompt).read_text(encoding="utf-8") if args.judge_prompt else None
     annotations, pairs, unjudged = pairwise(judge, questions, opponent, system, file, template, not args.one_order)
-    found, bias = win_rates.win_rate([row["preference"] for row in annotations]), win_rates.position_bias(pairs)
+    wins, bias = win_rates.win_rate([row["preference"] for row in annotations]), win_rates.position_bias(pairs)
     run.write_json(f"annotations_against_{opponent.name}.json", annotations)
-    run.write_json(f"win_rate_against_{opponent.name}.json", {**found, "position_bias": bias})
+    run.write_json(f"win_rate_against_{opponent.name}.json", {**wins, "position_bias": bias})
     run.row.setdefault("position_bias", bias["rate"])  # of the first opponent, as the win rate
     label = f"against {opponent.name}"
     system.figures.update(
         {
-            f"win rate {label}, %": found["win_rate"],
-            f"its standard error, {label}": found["standard_error"],
-            f"discrete win rate {label}, %": found["discrete_win_rate"],
-            f"unreadable judgements {label}": found["n_unreadable"],
+            f"win rate {label}, %": wins["win_rate"],
+            f"its standard error, {label}": wins["standard_error"],
+            f"discrete win rate {label}, %": wins["discrete_win_rate"],
+            f"unreadable judgements {label}": wins["n_unreadable"],
             f"position bias {label}": bias["rate"],
             f"of which for the first place, {label}": bias["first"],
         }
     )
     run.note(
-        f"win rate {label} {percent(found['win_rate'])} +- {percent(found['standard_error'])} (n = {found['n_total']}, "
-        f"{found['n_unreadable']} unreadable), position bias {percent(bias['rate'] and 100 * bias['rate'])}"
+        f"win rate {label} {percent(wins['win_rate'])} +- {percent(wins['standard_error'])} (n = {wins['n_total']}, "
+        f"{wins['n_unreadable']} unreadable), position bias {percent(bias['rate'] and 100 * bias['rate'])}"
     )
     if bias["rate"] is not None and bias["rate"] > 0.5:
         run.note("this judge goes by the place more than by the answers: its win rate says little")
     if opponent.name == reference_name(questions) and benchmark.name == "alpaca_eval":
-        place = {question.id: question.index for question in questions}
-        known = len(benchmark.questions) == win_rates.INSTRUCTIONS
-        controlled, why = win_rates.length_controlled(
-            annotations, [place[row["question_id"]] for row in annotations] if known else None
-        )
-        run.row["lc_win_rate"] = controlled and controlled[0] / 100
-        run.note(
-            f"length-controlled win rate {controlled[0]:.2f} +- {controlled[1]:.2f} %"
-            if controlled
-            else f"no length-controlled win rate: {why}"
-        )
-        run.note("judged by another prompt than AlpacaEval's own annotators: not to be compared with its leaderboard")
+        length_controlled(run, benchmark, questions, annotations)
     for row in annotations:
         value = win_rates.preference(row["preference"])
         system.scores[row["question_id"]].setdefault("win_rate", None if value is None else value - 1)
-        told = "unreadable" if value is None else f"{value - 1:.3f}"
-        system.judgements.setdefault(row["question_id"], {})[f"wins {label}"] = told
+        text = "unreadable" if value is None else f"{value - 1:.3f}"
+        system.judgements.setdefault(row["question_id"], {})[f"wins {label}"] = text
     return unjudged, [row["preference"] is None for row in annotations]
 
 
-def judge_system(run, judge, benchmark, questions, system, opponents, args, folder):
-    """Judge a system: its scores, figures and files. Returns how many calls failed."""
+def length_controlled(run, benchmark, questions, annotations):
+    """lc_win_rate, or a note why there is none."""
+    index = {question.id: question.index for question in questions}
+    complete = len(benchmark.questions) == win_rates.INSTRUCTIONS
+    places = [index[row["question_id"]] for row in annotations] if complete else None
+    controlled, why = win_rates.length_controlled(annotations, places)
+    run.row["lc_win_rate"] = controlled and controlled[0] / 100
+    run.note(
+        f"length-controlled win rate {controlled[0]:.2f} +- {controlled[1]:.2f} %"
+        if controlled
+        else f"no length-controlled win rate: {why}"
+    )
+    run.note("judged with another prompt than AlpacaEval's own annotators: not comparable with its leaderboard")
+
+
+def judge_system(run, judge, benchmark, questions, system, against, base, args, folder):
+    """Judge a system: its scores, figures and files. Returns how many calls failed.
+
+    against: opponents, "reference" and "base"; base: the System, None where the system is the base itself.
+    """
+    references = side_by_side.System(reference_name(questions), {q.id: list(q.references) for q in questions})
+    opponents = [references if name == "reference" else base for name in against]
     file = folder / "judgements.jsonl"
-    found = [rate(run, judge, benchmark, questions, system, args, file)] if benchmark.kind == "mt_bench" else []
-    found += [compare(run, judge, benchmark, questions, system, opponent, args, file) for opponent in opponents]
-    unreadable = [value for _, some in found for value in some]
+    results = [rate(run, judge, benchmark, questions, system, args, file)] if benchmark.kind == "mt_bench" else []
+    results += [
+        compare(run, judge, benchmark, questions, system, opponent, args, file)
+        for opponent in opponents
+        if opponent is not None
+    ]
+    unreadable = [value for _, values in results for value in values]
     if unreadable:
         run.row["invalid_rate"] = statistics.fmean(unreadable)
         if run.row["invalid_rate"] > 0.5:
             run.row["status"] = "degenerate"
             run.note(f"{sum(unreadable)} of {len(unreadable)} judgements could not be read")
-    return sum(failed for failed, _ in found)
+    if list(against) == ["base"] and base is None:  # as AlpacaEval has it
+        for scores in system.scores.values():
+            scores["win_rate"] = 0.5
+        run.note("the win rate of the base against itself is 0.5 by definition")
+    return sum(failed for failed, _ in results)
+
+
+def opponents(wanted, benchmark, questions, n_systems):
+    """Whom a system's answers are compared with: "reference", "base", both or none. wanted: --opponent.
+
+    Raises UserError for an opponent that is missing.
+    """
+    several = n_systems > 1
+    with_references = all(len(question.references) >= len(question.turns) for question in questions)
+    if wanted in ("reference", "both") and not with_references:
+        raise utils.UserError(
+            "--opponent reference: not every question has a reference answer to each turn; use --opponent base"
+        )
+    if wanted == "base" and not several:
+        raise utils.UserError("--opponent base: there is only one model; give --adapter, or several to --model")
+    auto = ("base",) if several else ("reference",)
+    names = {"auto": auto, "both": ("reference", "base")}.get(wanted, (wanted,))
+    names = [name for name in names if (with_references if name == "reference" else several)]
+    if not names and benchmark.kind != "mt_bench":
+        raise utils.UserError(
+            "--judge has no opponent to compare with; give --adapter, several models, or references to all prompts"
+        )
+    return names
 
 
 def percent(value):
+    """A percentage as text."""
     return "unknown" if value is None else f"{value:.2f} %"
 
 
 def reference_name(questions):
-    """Who wrote the references, where that is one and known."""
+    """The author of the references, where all questions have the same one; else "reference"."""
     authors = {question.author for question in questions}
     return authors.pop() if len(authors) == 1 and "" not in authors else "reference"

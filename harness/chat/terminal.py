@@ -1,4 +1,4 @@
-"""chat_eval.py --mode interactive."""
+"""A conversation at a terminal: chat_eval.py --mode interactive."""
 
 import contextlib
 import json
@@ -13,79 +13,80 @@ from harness.chat import benchmarks
 from harness.evaluation import prompting
 from harness.models import generation, loading, prefix_cache
 
-HELP = "/reset forgets, /system TEXT, /adapter on|off, /retry asks the last again, /save [FILE], /help, /quit; Ctrl-C stops an answer"
+HELP = (
+    "/reset forgets, /system TEXT, /adapter on|off, /retry asks the last turn again, /save [FILE], /help, /quit; "
+    "Ctrl-C stops an answer"
+)
 
 
 class Chat:
-    """One conversation with a model. What the next prompt has in common with the last one stays in a key-value cache."""
+    """One conversation with a model. Turns share a key-value cache of the prompt's common prefix."""
 
     def __init__(self, model, tokenizer, chat, max_new_tokens, temperature, system=None, adapter_name=None):
+        """chat: True if prompts are rendered with the tokenizer's chat template; temperature: 0 is greedy."""
         self.model, self.tokenizer, self.chat = model, tokenizer, chat
         self.max_new_tokens, self.temperature, self.system = max_new_tokens, temperature, system
-        self.adapter, self.adapter_name = hasattr(model, "peft_config"), adapter_name  # is it on?
-        self.turns, self.answers, self.prefix, self.told = [], [], prefix_cache.Prefix(), []
+        self.has_adapter, self.adapter_name = hasattr(model, "peft_config"), adapter_name
+        self.adapter = self.has_adapter  # True while it is on
+        self.stop = prompting.answer_stop(model, tokenizer, "instruction", chat)
+        self.turns, self.answers, self.prefix = [], [], prefix_cache.Prefix()
+        self.log = []  # all answers, also those that a reset or a retry took out of the conversation
 
     def forget_cache(self):
-        """What is cached was computed with other weights, or is only half there."""
+        """Drop a cache that other weights computed, or that an interrupt left incomplete."""
         self.prefix = prefix_cache.Prefix()
 
     def prompt(self, turn):
-        """(text, token ids, how many of the oldest turns it leaves out, so that it fits into the model's context)."""
+        """(text, token ids, how many of the oldest turns were dropped so that it fits into the model's context)."""
         room = loading.context_length(self.model)
-        for left_out in range(len(self.turns) + 1):
-            turns, answers = [*self.turns[left_out:], turn], self.answers[left_out:]
+        for dropped in range(len(self.turns) + 1):
+            turns, answers = [*self.turns[dropped:], turn], self.answers[dropped:]
             text = benchmarks.render(turns, answers, self.tokenizer if self.chat else None, self.system)
             ids = self.tokenizer(text, add_special_tokens=not self.chat, verbose=False).input_ids
             if room is None or len(ids) <= room - self.max_new_tokens:
                 break
-        return text, ids, left_out
+        return text, ids, dropped
 
     def say(self, turn):
-        """Answer a turn, printing the text as it comes. An interrupt leaves the conversation as it was before."""
-        text, ids, left_out = self.prompt(turn)
-        if left_out:
-            print(f"(the context is full: the {left_out} oldest turns are forgotten)")
-        stop = prompting.answer_stop(self.model, self.tokenizer, "instruction", self.chat)
-        options = {"do_sample": True, "temperature": self.temperature} if self.temperature else {}
+        """Answer a turn and print the text as it comes. An interrupt leaves the conversation as it was before."""
+        text, ids, dropped = self.prompt(turn)
+        if dropped:
+            print(f"(the context is full: the {dropped} oldest turns are forgotten)")
         start = time.perf_counter()
-        with (
-            contextlib.nullcontext()
-            if self.adapter or not hasattr(self.model, "peft_config")
-            else self.model.disable_adapter()
-        ):
-            try:
-                if prefix_cache.shares_prefix(self.model, len(ids) + self.max_new_tokens):
-                    prefix_cache.crop(
-                        self.prefix, min(prefix_cache.common_prefix([self.prefix.ids, ids]), len(ids) - 1)
-                    )
-                    if len(ids) - 1 > len(self.prefix.ids):
-                        prefix_cache.extend(self.model, self.prefix, ids[len(self.prefix.ids) : -1])
-                streamer = TextStreamer(self.tokenizer, skip_prompt=True, skip_special_tokens=True)
-                found = generation.generate(
-                    self.model,
-                    self.tokenizer,
-                    [text],
-                    self.max_new_tokens,
-                    1,
-                    stop,
-                    not self.chat,
-                    prefix=self.prefix,
-                    streamer=streamer,
-                    **options,
-                )
-            except BaseException:
-                self.forget_cache()
-                raise
-        self.turns, self.answers = [*self.turns[left_out:], turn], [*self.answers[left_out:], found.texts[0]]
-        self.told.append({"adapter": self.adapter, "prompt": turn, "answer": found.texts[0]})
-        seconds = time.perf_counter() - start
-        print(f"    [{found.new_tokens} tokens, {found.new_tokens / seconds:.1f} tokens/s{self.state()}]", flush=True)
+        switch = contextlib.nullcontext() if self.adapter or not self.has_adapter else self.model.disable_adapter()
+        try:
+            with switch:
+                found = self._generate(text, ids)
+        except BaseException:  # an interrupt too
+            self.forget_cache()
+            raise
+        seconds, answer = time.perf_counter() - start, found.texts[0]
+        self.turns, self.answers = [*self.turns[dropped:], turn], [*self.answers[dropped:], answer]
+        self.log.append({"adapter": self.adapter, "prompt": turn, "answer": answer})
+        state = f", adapter {'on' if self.adapter else 'off'}" if self.has_adapter else ""
+        print(f"    [{found.new_tokens} tokens, {found.new_tokens / seconds:.1f} tokens/s{state}]", flush=True)
 
-    def state(self):
-        """What the line behind an answer says of the adapter."""
-        return f", adapter {'on' if self.adapter else 'off'}" if hasattr(self.model, "peft_config") else ""
+    def _generate(self, text, ids):
+        """The generation.Answers to a prompt, which extend the cache. ids: the prompt's tokens."""
+        if prefix_cache.shares_prefix(self.model, len(ids) + self.max_new_tokens):
+            common = prefix_cache.common_prefix([self.prefix.ids, ids])
+            prefix_cache.crop(self.prefix, min(common, len(ids) - 1))  # the last token is always computed
+            if len(ids) - 1 > len(self.prefix.ids):
+                prefix_cache.extend(self.model, self.prefix, ids[len(self.prefix.ids) : -1])
+        return generation.generate(
+            self.model,
+            self.tokenizer,
+            [text],
+            self.max_new_tokens,
+            1,
+            self.stop,
+            not self.chat,
+            prefix=self.prefix,
+            streamer=TextStreamer(self.tokenizer, skip_prompt=True, skip_special_tokens=True),
+            **({"do_sample": True, "temperature": self.temperature} if self.temperature else {}),
+        )
 
-    # ---------------------------------------------------------------------------------------------------------- commands
+    # ------------------------------------------------------------------------------------------------------ commands
 
     def reset(self, _):
         self.turns, self.answers = [], []
@@ -95,15 +96,16 @@ class Chat:
         self.system = text or None
         print(f"system text: {text}" if text else "no system text")
 
-    def set_adapter(self, what):
-        if not hasattr(self.model, "peft_config"):
+    def set_adapter(self, state):
+        if not self.has_adapter:
             raise utils.UserError("there is no adapter; start with --adapter DIR, without --no_lora")
-        if what not in ("on", "off"):
-            raise utils.UserError(f"/adapter on or /adapter off, not {what!r}; it is {'on' if self.adapter else 'off'}")
-        if (what == "on") != self.adapter:
+        if state not in ("on", "off"):
+            now = "on" if self.adapter else "off"
+            raise utils.UserError(f"/adapter on or /adapter off, not {state!r}; it is {now}")
+        if (state == "on") != self.adapter:
             self.forget_cache()
-        self.adapter = what == "on"
-        print(f"adapter {what}{'' if self.adapter else ': the base model answers'}")
+        self.adapter = state == "on"
+        print(f"adapter {state}{'' if self.adapter else ': the base model answers'}")
 
     def retry(self, _):
         if not self.turns:
@@ -116,9 +118,9 @@ class Chat:
             self.answers.append(answer)
             raise
 
-    def save(self, where):
-        path = Path(where or f"chat-{time.strftime('%Y%m%d-%H%M%S')}.json").expanduser()
-        found = {
+    def save(self, file):
+        path = Path(file or f"chat-{time.strftime('%Y%m%d-%H%M%S')}.json").expanduser()
+        conversation = {
             "model": self.model.config._name_or_path,
             "adapter": self.adapter_name,
             "max_new_tokens": self.max_new_tokens,
@@ -126,9 +128,9 @@ class Chat:
             "system": self.system,
             "turns": self.turns,
             "answers": self.answers,
-            "all": self.told,
+            "all": self.log,
         }
-        path.write_text(json.dumps(found, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        path.write_text(json.dumps(conversation, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         print(f"saved in {path}")
 
     def run(self):

@@ -78,10 +78,10 @@ def test_files_of_judgements_are_known_by_their_columns(tmp_path, text, kind, wa
         ("a.json", "[]", "holds no prompts"),
         ("a.jsonl", '{"question_id": 1, "turns": "one"}\n', "a list of turns"),
         ("a.xml", "x", "unknown file type"),
-        ("a.jsonl", '{"id": 1, "prompt": "x"}\n{"id": 1, "prompt": "y"}\n', "1 questions have an id that another has"),
+        ("a.jsonl", '{"id": 1, "prompt": "x"}\n{"id": 1, "prompt": "y"}\n', "1 questions have an id that another question has"),
         ("a.jsonl", '{"prompt": \n', "cannot be read as jsonl"),
-        ("a.jsonl", '{"prompt": "\\ud800"}\n', "no text that can be encoded"),
-        ("a.jsonl", '{"question_id": 1, "turns": ["a"], "reference": [1, null]}\n', "no text that can be encoded"),
+        ("a.jsonl", '{"prompt": "\\ud800"}\n', "not text that can be encoded"),
+        ("a.jsonl", '{"question_id": 1, "turns": ["a"], "reference": [1, null]}\n', "not text that can be encoded"),
         ("a.jsonl", '{"question_id": 1, "turns": ["a"], "reference": 5}\n', "not as FastChat writes them"),
         (
             "a.jsonl",
@@ -91,7 +91,7 @@ def test_files_of_judgements_are_known_by_their_columns(tmp_path, text, kind, wa
         (
             "a.jsonl",
             '{"prompt": "x", "instruction_id_list": ["punctuation:no_comma"], "kwargs": []}\n',
-            "no lists of one length",
+            "must be lists of the same length",
         ),
         (
             "a.csv",
@@ -140,7 +140,7 @@ def test_files_that_hold_no_prompts_are_one_line(tmp_path, capsys, name, text, w
             "--judge_prices IN",
         ),
         (["--judge", "local", "--judge_model", "m"], "belongs to --benchmark"),
-        (["--benchmark", "x", "--output", "y"], "of --mode batch"),
+        (["--benchmark", "x", "--output", "y"], "needs --mode batch"),
         (["--model", "a", "a"], "named twice"),
         (["--mode", "interactive", "--model", "a", "b"], "talks to one model"),
         (["--benchmark", "x", "--score", "y"], "or else --score"),
