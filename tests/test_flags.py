@@ -29,7 +29,7 @@ import prompt_eval
         ("finetune.py --model BERT --dataset DATA --results BROKEN", "not a results CSV, or one with another header"),
         ("finetune.py --model BERT --dataset DATA --results /nowhere/at/all.csv", "there is no folder"),
         ("finetune.py --model BERT --dataset DATA --latency_runs -1", "must be a whole number of at least 0"),
-        ("prompt_eval.py --model LLAMA --dataset DATA --label_words x,x", "a word stands there twice"),
+        ("prompt_eval.py --model LLAMA --dataset DATA --label_words x,x", "a word is given twice"),
         ("prompt_eval.py --model LLAMA --dataset DATA --label_words bad,", "word 2 is empty"),
         (
             "prompt_eval.py --model LLAMA --dataset DATA --batch_size few",

@@ -7,23 +7,12 @@ import os
 import random
 from pathlib import Path
 
+import datasets
+
 import utils
-from harness import hub
+from harness import flags
 from harness.data import readers
-
-SPLIT_SEED = 13
-
-
-FRACTIONS = (0.8, 0.1, 0.1)  # train, validation, test
-
-
-HUB = {
-    "alpaca": ("tatsu-lab/alpaca",),
-    "dolly": ("databricks/databricks-dolly-15k",),
-    "mnli": ("nyu-mll/glue", "mnli"),
-    "hans": ("jhu-cogsys/hans",),
-}
-
+from harness.results import store
 
 LICENCES = {
     "alpaca": "CC BY-NC 4.0 (Stanford Alpaca's)",
@@ -31,19 +20,15 @@ LICENCES = {
     "hans": "MIT (HANS's)",
 }
 
-
-# what is written -> its column names in the wild, the first that is there
+# column that is written -> its names in the wild, the first match wins
 INSTRUCTION = {"instruction": ("instruction",), "context": ("context", "input"), "response": ("response", "output")}
-
-
 PAIR = {
     "premise": ("premise", "sentence1"),
     "hypothesis": ("hypothesis", "sentence2"),
     "label": ("gold_label", "label"),
 }
 
-
-# set -> its columns, its labels, split -> (file in the local folder, name on the hub); HANS's evaluation set is one file
+# data set -> its columns, its labels, {split: (file in the local folder, split on the hub)}; HANS is one local file
 NLI = {
     "mnli": (
         PAIR,
@@ -58,28 +43,33 @@ NLI = {
 }
 
 
+# -------------------------------------------------------------------------------------------------- reading and writing
+
+
 def sha256(path):
+    """The sha256 of a file, 64 hex digits."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def finish(made, folder, **source):
-    """Write SOURCE.json into the folder `made` and move it to its place in one step; what was there goes beside `made`."""
+def write_splits(folder, splits):
+    """Write {split: rows} as folder/<split>.jsonl; returns {split: number of rows}. Dates become text."""
+    for split, rows in splits.items():
+        store.write_jsonl(folder / f"{split}.jsonl", rows, default=str)
+    return {split: len(rows) for split, rows in splits.items()}
+
+
+def finish(made, folder, **facts):
+    """Write SOURCE.json, the facts and each file's sha256, into the folder `made` and move it to `folder` in one step.
+
+    A folder that was there is moved beside `made`.
+    """
     files = {str(f.relative_to(made)): sha256(f) for f in sorted(made.rglob("*")) if f.is_file()}
-    (made / "SOURCE.json").write_text(json.dumps({**source, "files": files}, indent=2) + "\n")
+    (made / "SOURCE.json").write_text(json.dumps({**facts, "files": files}, indent=2) + "\n")
     folder.parent.mkdir(parents=True, exist_ok=True)
     if folder.exists():
         os.replace(folder, made.with_name(made.name + ".old"))
     os.replace(made, folder)
-
-
-def write_jsonl(path, rows):
-    text = "".join(
-        json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows
-    )  # dates of a parquet file become text
-    path.write_text(
-        text, encoding="utf-8", errors="replace"
-    )  # half an emoji (a lone surrogate) becomes a question mark
 
 
 def read_lines(path):
@@ -94,7 +84,10 @@ def read_lines(path):
 
 
 def read_tsv(path, dropped):
-    """Rows of a TSV with a header line as dicts, quotation marks being ordinary characters; lines with other cells are counted."""
+    """Rows of a TSV with a header line as dicts; quotation marks are ordinary characters.
+
+    Lines with more or fewer cells than the header are left out and counted in dropped["malformed"].
+    """
     header, *lines = [line.split("\t") for line in read_lines(path)]
     rows = [dict(zip(header, cells)) for cells in lines if len(cells) == len(header)]
     dropped["malformed"] += len(lines) - len(rows)
@@ -102,31 +95,36 @@ def read_tsv(path, dropped):
 
 
 def from_hub(name, instead):
-    """({split: rows} of a hub data set, its SOURCE.json part); class numbers become names. UserError where it is not to be had."""
-    hub.check_names({}, {name: HUB[name][0]})  # finds out within seconds that there is no hub
-    from datasets import ClassLabel, load_dataset
+    """({split: rows} of a hub data set, its facts for SOURCE.json); class numbers become names, unlabelled is empty.
 
+    UserError, with `instead` as the way out, where the hub and the cache do not have it.
+    """
+    arguments = flags.HUB_DATA[name]
     try:
-        loaded = load_dataset(*HUB[name])
+        loaded = datasets.load_dataset(*arguments)
     except (OSError, ValueError, RuntimeError) as error:  # no connection and not in the cache
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise utils.UserError(f"{HUB[name][0]} cannot be had from the hub ({reason}); {instead}") from None
+        raise utils.UserError(f"{arguments[0]} cannot be loaded from the hub ({reason}); {instead}") from None
     splits = {split: part.to_list() for split, part in loaded.items()}
     for split, rows in splits.items():
-        names = {column: kind.names for column, kind in loaded[split].features.items() if isinstance(kind, ClassLabel)}
+        kinds = loaded[split].features
+        names = {column: kind.names for column, kind in kinds.items() if isinstance(kind, datasets.ClassLabel)}
         for row in rows:
             row.update({c: "" if row[c] is None or row[c] < 0 else names[c][row[c]] for c in names})  # -1 is unlabelled
-    return splits, {"origin": f"{' '.join(HUB[name])} from the Hugging Face hub"}
+    return splits, {"origin": f"{' '.join(arguments)} from the Hugging Face hub"}
 
 
 def local_origin(path, files):
-    """The SOURCE.json part of a local file or folder."""
+    """The facts for SOURCE.json about local files. path: the file, or the folder that they are in."""
     base = path if path.is_dir() else path.parent
     return {"origin": str(path), "origin_sha256": {str(file.relative_to(base)): sha256(file) for file in files}}
 
 
 def pick_columns(rows, roles, where):
-    """The rows with the columns of `roles` alone, under its names and as text; None and NaN are empty."""
+    """Rows with the columns of `roles` only, as text; None and NaN are empty. roles: {new name: names in the wild}.
+
+    UserError, with `where` as the source's name, for no rows and for a column that is missing.
+    """
     if not rows:
         raise utils.UserError(f"{where} has no rows")
     columns = {role: next((name for name in names if name in rows[0]), None) for role, names in roles.items()}
@@ -137,14 +135,20 @@ def pick_columns(rows, roles, where):
     return [{role: "" if cell is None or cell != cell else str(cell) for role, cell in row.items()} for row in cells]
 
 
+# ------------------------------------------------------------------------------------------------- sampling, splitting
+
+
 def sample(rows, n, seed):
-    """n rows drawn by the seed, in their old order; all of them for n=None or where there are fewer."""
+    """n rows drawn by the seed, in their old order; all rows for n=None or where there are fewer."""
     n = min(n or len(rows), len(rows))
     return [rows[i] for i in sorted(random.Random(seed).sample(range(len(rows)), n))]
 
 
 def split_rows(rows, fractions, args, dropped, key=id):
-    """Train, validation and test: equal rows once, then --num_samples, then shuffled; rows with one key stay in one split."""
+    """{split: rows} of train, validation and test. Rows with the same key stay in one split.
+
+    Equal rows are kept once, then --num_samples are drawn, then they are shuffled. UserError for a split without rows.
+    """
     distinct, groups = {}, {}
     for row in rows:
         distinct.setdefault(json.dumps(row, sort_keys=True, default=str), row)
@@ -163,8 +167,12 @@ def split_rows(rows, fractions, args, dropped, key=id):
     return splits
 
 
+# --------------------------------------------------------------------------------------------------------- the commands
+# each returns {split: rows}, a Counter of the rows that it dropped by reason, and the facts for SOURCE.json
+
+
 def unifiedqa_files(folder):
-    """{split: file} of one UnifiedQA data set; dev is its test split where it has no other."""
+    """{split: file} of one UnifiedQA data set; dev is the test split where there is no test.tsv."""
     names = {"train": "train", "validation": "validation", "dev": "validation", "test": "test"}
     files = {split: folder / f"{name}.tsv" for name, split in names.items() if (folder / f"{name}.tsv").is_file()}
     if "validation" in files and "test" not in files:
@@ -172,38 +180,45 @@ def unifiedqa_files(folder):
     return files
 
 
+def unifiedqa_rows(file, source, dropped):
+    """Rows of one UnifiedQA file; lines that are not a question, one tab and an answer are counted in `dropped`."""
+    rows, lines = [], read_lines(file)
+    for line in lines:
+        cells = [cell.strip().lower() for cell in line.split("\t")]
+        if len(cells) != 2:
+            dropped["malformed"] += 1
+        elif not cells[0].split("\\n")[0] or not cells[1]:
+            dropped["empty"] += 1
+        else:
+            rows.append({"question": cells[0], "answer": [cells[1]], "source": source})
+    if not rows:
+        raise utils.UserError(f"{file}: none of its {len(lines)} lines is a question, one tab and an answer")
+    return rows
+
+
 def unifiedqa(args):
+    """One question-answering set from the folders of UnifiedQA (Khashabi et al. 2020), in lower case as it has them."""
     root, dropped = Path(args.dir).expanduser(), collections.Counter()
     if not root.is_dir():
         raise utils.UserError(f"{root}: no such folder")
     folders = [root] if unifiedqa_files(root) else sorted(root.iterdir())
-    found = {
+    sets = {
         os.path.basename(os.path.abspath(folder)): files for folder in folders if (files := unifiedqa_files(folder))
     }
-    if not found:
+    if not sets:
         raise utils.UserError(f"{root}: neither this folder nor one in it has train.tsv, dev.tsv or test.tsv")
-    splits, sources = {"train": [], "validation": [], "test": []}, {name: {} for name in found}
-    for name, files in found.items():
+    splits, sources = {"train": [], "validation": [], "test": []}, {name: {} for name in sets}
+    for name, files in sets.items():
         for split, file in files.items():
-            rows, lines = [], read_lines(file)
-            for line in lines:
-                cells = [cell.strip().lower() for cell in line.split("\t")]
-                if len(cells) != 2:
-                    dropped["malformed"] += 1
-                elif not cells[0].split("\\n")[0] or not cells[1]:
-                    dropped["empty"] += 1
-                else:
-                    rows.append({"question": cells[0], "answer": [cells[1]], "source": name})
-            if not rows:
-                raise utils.UserError(f"{file}: none of its {len(lines)} lines is a question, one tab and an answer")
-            rows = sample(rows, args.num_samples, args.seed)
+            rows = sample(unifiedqa_rows(file, name, dropped), args.num_samples, args.seed)
             splits[split] += rows
             sources[name][split] = len(rows)
-    source = local_origin(root, [file for files in found.values() for file in files.values()])
+    source = local_origin(root, [file for files in sets.values() for file in files.values()])
     return splits, dropped, {**source, "licence": "see its source", "sources": sources}
 
 
 def instructions(args):
+    """Alpaca or Dolly (args.command), or a file with their columns."""
     dropped = collections.Counter()
     if args.file:
         path = Path(args.file).expanduser()
@@ -215,26 +230,25 @@ def instructions(args):
     rows = pick_columns(rows, {**INSTRUCTION, **category}, source["origin"])
     kept = [row for row in rows if row["instruction"].strip() and row["response"].strip()]
     dropped["empty"] += len(rows) - len(kept)
-    # Dolly asks some questions twice, with two answers: the prompt is the key
-    splits = split_rows(
-        kept, FRACTIONS, args, dropped, lambda row: tuple(f"{row['instruction']} {row['context']}".lower().split())
-    )
+
+    def prompt(row):  # Dolly asks some questions twice, with two answers: both belong into one split
+        return tuple(f"{row['instruction']} {row['context']}".lower().split())
+
+    splits = split_rows(kept, flags.SPLIT_FRACTIONS, args, dropped, prompt)
     return splits, dropped, {**source, "licence": LICENCES[args.command]}
 
 
 def nli(args, name):
-    """MNLI or HANS, labels by name; rows on whose label the annotators did not agree (-) are dropped."""
+    """MNLI or HANS, labels by name; rows whose label the annotators did not agree on (-) are dropped."""
     (roles, labels, places), dropped, splits = NLI[name], collections.Counter(), {}
     if getattr(args, name):
         path = Path(getattr(args, name)).expanduser()
         where = {split: path / file for split, (file, _) in places.items()}
-        tables, source = (
-            {split: read_tsv(file, dropped) for split, file in where.items()},
-            local_origin(path, where.values()),
-        )
+        tables = {split: read_tsv(file, dropped) for split, file in where.items()}
+        source = local_origin(path, where.values())
     else:
         loaded, source = from_hub(name, "give local copies: --mnli DIR --hans FILE")
-        where = {split: f"{HUB[name][0]}, {remote}" for split, (_, remote) in places.items()}
+        where = {split: f"{flags.HUB_DATA[name][0]}, {remote}" for split, (_, remote) in places.items()}
         tables = {split: loaded[remote] for split, (_, remote) in places.items()}
     for split, table in tables.items():
         kept = []
@@ -243,7 +257,7 @@ def nli(args, name):
             if row["label"] in ("-", ""):
                 dropped["no gold label"] += 1
             elif row["label"] not in labels:
-                raise utils.UserError(f"{where[split]}: the label {row['label']!r} is none of {', '.join(labels)}")
+                raise utils.UserError(f"{where[split]}: the label {row['label']!r} is not one of {', '.join(labels)}")
             elif not row["premise"].strip() or not row["hypothesis"].strip():
                 dropped["empty"] += 1
             else:
@@ -255,13 +269,11 @@ def nli(args, name):
 
 
 def split_file(args):
+    """Any data file, cut by --fractions."""
     path, dropped = Path(args.file).expanduser(), collections.Counter()
     rows = readers.read_table(path, [name.strip() for name in args.columns.split(",")] if args.columns else None)
     if not rows:
         raise utils.UserError(f"{path} has no rows")
     splits = split_rows(rows, args.fractions, args, dropped)
-    return (
-        splits,
-        dropped,
-        {**local_origin(path, [path]), "licence": "see its source", "fractions": list(args.fractions)},
-    )
+    facts = {**local_origin(path, [path]), "licence": "see its source", "fractions": list(args.fractions)}
+    return splits, dropped, facts

@@ -10,7 +10,10 @@ import utils
 
 @dataclass(frozen=True)
 class Example:
-    """One example. `label` is an index into Task.labels (classification); `references` are the accepted answers (qa, instruction)."""
+    """One example.
+
+    label: index into Task.labels (classification); references: the accepted answers (qa, instruction).
+    """
 
     id: str
     text: str
@@ -22,25 +25,25 @@ class Example:
     group: str | None = None  # HANS' heuristic, UnifiedQA's source, Dolly's category
 
     def key(self):
-        """What makes two examples the same input, whatever their case and white space."""
+        """Equal for two examples with the same input, apart from case and white space."""
         parts = (self.text, self.text_pair, self.context, *self.options)
         return tuple(None if part is None else " ".join(part.lower().split()) for part in parts)
 
 
 @dataclass
 class Task:
-    """A data set ready for use: `train` is what --data_seed drew, `validation` chooses checkpoints, `evaluation` gives the score."""
+    """A data set ready for use."""
 
     name: str
     subset: str | None
-    kind: str
-    labels: tuple = ()
-    words: tuple = ()
+    kind: str  # classification, qa or instruction
+    labels: tuple = ()  # [L] names of the classes
+    words: tuple = ()  # [L] what a language model reads and says for each label
     instruction: str = ""
     template: str = ""
-    train: list = field(default_factory=list)
-    validation: list = field(default_factory=list)
-    evaluation: list = field(default_factory=list)
+    train: list = field(default_factory=list)  # Examples, drawn by --data_seed
+    validation: list = field(default_factory=list)  # choose the checkpoint
+    evaluation: list = field(default_factory=list)  # give the score
     eval_split: str = "test"
     notes: list = field(default_factory=list)
     passages: list = field(default_factory=list)  # the distinct contexts of all splits
@@ -55,16 +58,18 @@ class Task:
         return hashlib.sha256("\n".join(contents).encode()).hexdigest()[:12]
 
     def target(self, example):
-        """The text that a perfect answer is: the label's word, or the first reference."""
+        """The text of a perfect answer: the label's word, or the first reference."""
         return self.words[example.label] if self.kind == "classification" else example.references[0]
 
     def summary(self):
-        """One line for a person: what was recognised, and which word stands for which label."""
-        sizes = f"{len(self.train)} train, {len(self.validation)} validation, {len(self.evaluation)} evaluation examples ({self.eval_split})"
+        """One line for a person: the kind that was recognised, the sizes, and the word of each label."""
+        sizes = (
+            f"{len(self.train)} train, {len(self.validation)} validation, {len(self.evaluation)} evaluation examples"
+        )
         words = ", ".join(
             name if name == word else f"{name} as {word!r}" for name, word in zip(self.labels, self.words)
         )
-        return f"{self.name}: {self.kind}, {sizes}" + (f"; labels {words}" if words else "")
+        return f"{self.name}: {self.kind}, {sizes} ({self.eval_split})" + (f"; labels {words}" if words else "")
 
     def row(self):
         """The data cells of a results row."""
@@ -82,10 +87,21 @@ class Task:
         return cells
 
 
-def draw(examples, k, seed, balanced=True):
-    """k examples by `seed`, classes in turn so that they are as balanced as the data allow; the whole list for k=None.
+@dataclass
+class OutOfDomain:
+    """Evaluation examples of another data set, and what each label of the task counts as there."""
 
-    balanced: look at the labels for that; where nobody may know them, False.
+    name: str
+    labels: tuple
+    mapping: list  # [labels of the task] -> index into `labels`
+    evaluation: list
+
+
+def draw(examples, k, seed, balanced=True):
+    """k examples drawn by `seed`, the classes in turn, so as balanced as the data allow. k=None: all, in their order.
+
+    balanced: False where labels may not be looked at. UserError where there are fewer than k examples. The first k of a
+    larger draw are the draw of k.
     """
     if k is None:
         return list(examples)
@@ -100,13 +116,3 @@ def draw(examples, k, seed, balanced=True):
         by_label.setdefault(example.label, []).append(example)
     turns = [(turn, example) for group in by_label.values() for turn, example in enumerate(group)]
     return [example for _, example in sorted(turns, key=lambda pair: pair[0])[:k]]
-
-
-@dataclass
-class OutOfDomain:
-    """Evaluation examples of another data set, and what each label of the task counts as there."""
-
-    name: str
-    labels: tuple
-    mapping: list  # [labels of the task] -> index into `labels`
-    evaluation: list

@@ -5,9 +5,9 @@ from dataclasses import replace
 
 import utils
 
-# label names -> (instruction, template, words in the order of the sorted names); words are what a language model reads and says
+# sorted label names -> (instruction, template, words in the same order); words are what a language model reads and says
 TEMPLATES = {
-    # chosen on training examples: SmolLM2-135M is better off with the quotation marks and without an instruction
+    # chosen on training examples: SmolLM2-135M scores higher with the quotation marks and without an instruction
     ("negative", "positive"): ("", 'Review: "{text}"\nSentiment:', ("negative", "positive")),
     ("contradiction", "entailment", "neutral"): (
         "Does the premise imply the hypothesis? Answer yes, no or maybe.",
@@ -48,84 +48,79 @@ TEMPLATES = {
 
 
 QA_INSTRUCTION = "Answer the question with a few words."
-
-
 QA_CONTEXT_INSTRUCTION = "Use the text to answer the question in a few words."
-
-
 QA_TEMPLATE = "Question: {text}\nAnswer:"
+CONTEXT_PART = "### Context:\n{context}\n\n"  # left out where an example has no context
+INSTRUCTION_TEMPLATE = "### Instruction:\n{text}\n\n" + CONTEXT_PART + "### Response:"
 
 
-INSTRUCTION_TEMPLATE = "### Instruction:\n{text}\n\n### Context:\n{context}\n\n### Response:"  # without its middle where there is no context
+def with_prompt(task, label_words=None, instruction=None, template=None):
+    """The task with label words, instruction and template: those given, else those of TEMPLATES, else plain ones.
 
-
-def with_prompt(task, label_words, instruction, template):
-    """Fill in the instruction, the template and the label words: the flags', else those of TEMPLATES, else plain ones."""
+    label_words: in the order of task.labels. UserError for words or a template that do not fit the task.
+    """
+    paired = task.kind == "classification" and any(ex.text_pair is not None for ex in task.evaluation)
+    words, usual = task.words, ("", INSTRUCTION_TEMPLATE)
     if task.kind == "classification":
-        pair = any(ex.text_pair is not None for ex in task.evaluation)
-        order = sorted(range(len(task.labels)), key=lambda i: task.labels[i])
-        names = tuple(task.labels[i] for i in order)
-        words, known = list(task.labels), TEMPLATES.get(names)
-        if label_words and not all(label_words):
-            raise utils.UserError(
-                f"--label_words {','.join(label_words)}: word {label_words.index('') + 1} is empty, which no model can score"
-            )
-        if label_words and len(set(label_words)) < len(label_words):
-            raise utils.UserError(f"--label_words {','.join(label_words)}: a word stands there twice")
-        if known is None and sorted(label_words or ()) == ["negative", "positive"]:
-            known = TEMPLATES["negative", "positive"]
-        if known and (
-            ("{text_pair}" in known[1]) != pair or (known[0] and label_words and set(label_words) != set(known[2]))
-        ):
-            known = None  # a template for other fields, or an instruction that asks for other words
-        if known and not label_words:
-            for position, i in enumerate(order):
-                words[i] = known[2][position]
-        if label_words:
-            words = list(label_words)
-        if len(words) != len(task.labels):
-            raise utils.UserError(
-                f"--label_words names {len(words)} words for the {len(task.labels)} labels {', '.join(task.labels)}"
-            )
-        default = (
-            f"Classify the text. Answer with one of: {', '.join(words)}.",
-            "Text: {text}\nSecond text: {text_pair}\nLabel:" if pair else "Text: {text}\nLabel:",
-        )
-        task.words = tuple(words)
-        task.instruction, task.template = (known or default)[:2]
+        words, *usual = _classification_prompt(task, label_words, paired)
     elif task.kind == "qa":
         has_context = any(ex.context for ex in task.evaluation)
-        task.instruction, task.template = QA_CONTEXT_INSTRUCTION if has_context else QA_INSTRUCTION, QA_TEMPLATE
-    else:
-        task.instruction, task.template = "", INSTRUCTION_TEMPLATE
-    task = replace(
-        task, instruction=task.instruction if instruction is None else instruction, template=template or task.template
-    )
-    paired = task.kind == "classification" and any(ex.text_pair is not None for ex in task.evaluation)
-    if paired != ("{text_pair}" in task.template):
-        which = (
-            "has no {text_pair}, the examples have two texts"
-            if paired
-            else "has {text_pair}, the examples have one text"
-        )
-        raise utils.UserError(f"--template {task.template!r} {which}")
-    if "{text}" not in task.template:
-        raise utils.UserError(f"--template {task.template!r} has no {{text}} in it")
-    return task
+        usual = (QA_CONTEXT_INSTRUCTION if has_context else QA_INSTRUCTION, QA_TEMPLATE)
+    instruction = usual[0] if instruction is None else instruction
+    template = template or usual[1]
+    if paired != ("{text_pair}" in template):
+        problem = "no {text_pair}, the examples have two texts" if paired else "{text_pair}, the examples have one text"
+        raise utils.UserError(f"--template {template!r} has {problem}")
+    if "{text}" not in template:
+        raise utils.UserError(f"--template {template!r} has no {{text}} in it")
+    return replace(task, words=tuple(words), instruction=instruction, template=template)
+
+
+def _classification_prompt(task, label_words, paired):
+    """(words, instruction, template) of a classification task; paired: the examples have two texts."""
+    if label_words:
+        _check_words(label_words, task.labels)
+    order = sorted(range(len(task.labels)), key=lambda i: task.labels[i])
+    known = TEMPLATES.get(tuple(task.labels[i] for i in order))
+    if known is None and sorted(label_words or ()) == ["negative", "positive"]:
+        known = TEMPLATES["negative", "positive"]
+    if known:
+        other_fields = ("{text_pair}" in known[1]) != paired
+        asks_for_other_words = known[0] and label_words and set(label_words) != set(known[2])
+        known = None if other_fields or asks_for_other_words else known
+    words = list(label_words or task.labels)
+    if known and not label_words:
+        for position, i in enumerate(order):
+            words[i] = known[2][position]
+    fields = "Text: {text}\nSecond text: {text_pair}\nLabel:" if paired else "Text: {text}\nLabel:"
+    plain = f"Classify the text. Answer with one of: {', '.join(words)}.", fields
+    return words, *(known or plain)[:2]
+
+
+def _check_words(label_words, labels):
+    """UserError unless there is one word for each label, none of them empty or twice."""
+    given = f"--label_words {','.join(label_words)}"
+    if not all(label_words):
+        raise utils.UserError(f"{given}: word {label_words.index('') + 1} is empty, which no model can score")
+    if len(set(label_words)) < len(label_words):
+        raise utils.UserError(f"{given}: a word is given twice")
+    if len(label_words) != len(labels):
+        names = ", ".join(labels)
+        raise utils.UserError(f"--label_words names {len(label_words)} words for the {len(labels)} labels {names}")
 
 
 def fill(task, example, chat=False):
-    """The example's own part of a prompt: passage and options where there are any, then the template.
+    """The example's own part of a prompt: passage and options if there are any, then the template.
 
-    In a chat an instruction without a template of the person's own stands as it is, its context below it.
+    In a chat an instruction stands as it is, its context below it, unless the template is the person's own.
     """
     if task.kind == "instruction" and chat and task.template == INSTRUCTION_TEMPLATE:
         return "\n\n".join(filter(None, [example.text, example.context]))
     template = task.template
     if "{context}" in template and not example.context:
-        template = template.replace("### Context:\n{context}\n\n", "")
+        template = template.replace(CONTEXT_PART, "")
     parts = {"{text_pair}": example.text_pair or "", "{text}": example.text, "{context}": example.context or ""}
-    body = re.sub(r"\{(?:text_pair|text|context)\}", lambda found: parts[found[0]], template)
+    body = re.sub(r"\{(?:text_pair|text|context)\}", lambda match: parts[match[0]], template)
     if example.options:
         head, _, tail = body.rpartition("\n")
         body = "\n".join(filter(None, [head, *example.options, tail]))
@@ -135,7 +130,7 @@ def fill(task, example, chat=False):
 def render(task, example, demonstrations=(), tokenizer=None):
     """(prompt, separator): the text before the answer, and what stands between it and the answer.
 
-    With a tokenizer the prompt is a chat in the tokenizer's own template, a turn for each demonstration, and the separator
+    With a tokenizer the prompt is a chat in the tokenizer's own template, one turn a demonstration, and the separator
     is empty; without one it is plain text. The instruction and the demonstrations come first and are the same for every
     example, so that their key-value cache can be shared.
     """
@@ -146,18 +141,16 @@ def render(task, example, demonstrations=(), tokenizer=None):
         return "\n\n".join([*blocks, fill(task, example)]), separator
     messages = []
     for demo in demonstrations:
-        messages += [
-            {"role": "user", "content": fill(task, demo, chat=True)},
-            {"role": "assistant", "content": task.target(demo)},
-        ]
+        messages.append({"role": "user", "content": fill(task, demo, chat=True)})
+        messages.append({"role": "assistant", "content": task.target(demo)})
     messages.append({"role": "user", "content": fill(task, example, chat=True)})
-    if task.instruction:
-        messages[0] = {"role": "user", "content": f"{task.instruction}\n\n{messages[0]['content']}"}
+    if task.instruction:  # some chat templates allow no system turn
+        messages[0]["content"] = f"{task.instruction}\n\n{messages[0]['content']}"
     return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True), ""
 
 
 def answer_end(tokenizer, chat):
-    """The text that ends an answer: what the chat template closes the assistant's turn with, or the end-of-sequence token."""
+    """The text that ends an answer: what closes an assistant's turn in a chat, or the end-of-sequence token."""
     mark = "0a1b2c3d"  # in no template
     turns = [{"role": "user", "content": mark}, {"role": "assistant", "content": mark}]
     end = tokenizer.apply_chat_template(turns, tokenize=False).rpartition(mark)[2].strip() if chat else ""
@@ -165,9 +158,6 @@ def answer_end(tokenizer, chat):
 
 
 def with_instruction(task, instruction):
-    """The task with another instruction; its own where a person chose one."""
-    return (
-        task
-        if task.instruction not in ("", QA_INSTRUCTION, QA_CONTEXT_INSTRUCTION)
-        else replace(task, instruction=instruction)
-    )
+    """The task with another instruction, unless a person chose its instruction."""
+    usual = ("", QA_INSTRUCTION, QA_CONTEXT_INSTRUCTION)
+    return replace(task, instruction=instruction) if task.instruction in usual else task

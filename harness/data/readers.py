@@ -4,14 +4,15 @@ import json
 import warnings
 from pathlib import Path
 
+import datasets
 import pandas as pd
 import pyarrow.parquet
 
 import utils
+from harness import flags
+from harness.data.columns import ANSWER, INSTRUCTION, LABEL, QUESTION, TEXT
 
-FORMATS = ("jsonl", "json", "csv", "tsv", "parquet")
-
-
+# word of a file's or hub split's name -> split
 SPLIT_NAMES = {
     "train": "train",
     "validation": "validation",
@@ -22,67 +23,30 @@ SPLIT_NAMES = {
     "validation_matched": "validation",
     "dev_matched": "validation",
 }
-
-
-# column names in the wild, the first match wins
-TEXT = ("sentence", "text", "premise", "sentence1", "question1", "review", "snippet", "content")
-
-
-PAIR = ("hypothesis", "sentence2", "question2")
-
-
-LABEL = ("label", "labels", "gold_label", "sentiment", "class")
-
-
-QUESTION, CONTEXT = ("question", "query"), ("context", "passage", "support", "input")
-
-
-ANSWER, OPTIONS = ("answers", "answer"), ("options", "choices")
-
-
-RESPONSE = ("output", "response", "completion")
-
-
-GROUP = ("heuristic", "source", "category")  # scored apart, besides all together
+HEADER_NAMES = (
+    *TEXT,
+    *LABEL,
+    *QUESTION,
+    *ANSWER,
+    *INSTRUCTION,
+)  # the first line of a TSV with one of these is a header
 
 
 def read_table(path, columns=None, named=()):
-    """Rows of one local file as dicts.
+    """Rows of one local file as dicts. UserError for a missing file, an unknown format and what cannot be read as such.
 
-    TSV is read without quoting, as SST-2, MNLI and UnifiedQA are written, and its first line is a header if it holds a name
-    that this module knows or one of `named`; the first line of a CSV is a header unless `columns` are given.
+    A TSV is read without quoting, as SST-2, MNLI and UnifiedQA are written; its first line is a header if it holds one
+    of HEADER_NAMES or of `named`. The first line of a CSV is a header unless `columns` are given.
     """
     path = Path(path)
     kind = path.suffix.lstrip(".").lower()
-    if kind not in FORMATS:
-        raise utils.UserError(f"{path}: unknown file type; known are {', '.join(FORMATS)}")
+    if kind not in flags.DATA_FORMATS:
+        raise utils.UserError(f"{path}: unknown file type; known are {', '.join(flags.DATA_FORMATS)}")
     if not path.is_file():
         raise utils.UserError(f"{path}: no such file")
     try:
         if kind in ("csv", "tsv"):
-            options = {"sep": "\t", "quoting": 3} if kind == "tsv" else {}
-            header = None if columns or (kind == "tsv" and not _has_header(path, named)) else 0
-            with warnings.catch_warnings():  # a row with too many cells is only a warning to pandas, which cuts it
-                warnings.simplefilter("error", pd.errors.ParserWarning)
-                frame = pd.read_csv(
-                    path,
-                    dtype=str,
-                    keep_default_na=False,
-                    header=header,
-                    encoding="utf-8-sig",
-                    index_col=False,
-                    **options,
-                )
-            if header is None:
-                names = columns or _guess_columns(frame, path)
-                if list(frame.iloc[0]) == list(names):  # --columns repeated the header line that is there
-                    frame = frame.iloc[1:]
-                if len(names) != frame.shape[1]:
-                    raise utils.UserError(
-                        f"{path} has {frame.shape[1]} columns, --columns names {len(names)}: {','.join(names)}"
-                    )
-                frame.columns = names
-            return frame.to_dict("records")
+            return _read_cells(path, kind, columns, named)
         if kind == "parquet":
             return pyarrow.parquet.read_table(path).to_pylist()  # lists stay lists, where pandas would give arrays
         text = path.read_text(encoding="utf-8-sig")
@@ -96,49 +60,73 @@ def read_table(path, columns=None, named=()):
     return rows
 
 
+def _read_cells(path, kind, columns, named):
+    """Rows of a CSV or TSV as dicts of strings."""
+    quoting = {"sep": "\t", "quoting": 3} if kind == "tsv" else {}  # 3: quotation marks are ordinary characters
+    header = None if columns or (kind == "tsv" and not _has_header(path, named)) else 0
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", pd.errors.ParserWarning)  # pandas would cut a row with too many cells
+        frame = pd.read_csv(
+            path, dtype=str, keep_default_na=False, header=header, encoding="utf-8-sig", index_col=False, **quoting
+        )
+    if header is None:
+        names = columns or _guess_columns(frame, path)
+        if list(frame.iloc[0]) == list(names):  # the file has a header line, and --columns repeats it
+            frame = frame.iloc[1:]
+        if len(names) != frame.shape[1]:
+            given = f"--columns names {len(names)}: {','.join(names)}"
+            raise utils.UserError(f"{path} has {frame.shape[1]} columns, {given}")
+        frame.columns = names
+    return frame.to_dict("records")
+
+
 def _has_header(path, named):
-    """Does the first line of a TSV hold a column name that this module knows, or one of `named`?"""
+    """True if the first line of a TSV holds one of HEADER_NAMES, in any case, or one of `named`."""
     with open(path, encoding="utf-8-sig") as file:
         cells = [cell.strip() for cell in file.readline().rstrip("\r\n").split("\t")]
-    return any(cell in named or cell.lower() in (*TEXT, *LABEL, *QUESTION, *ANSWER, "instruction") for cell in cells)
+    return any(cell in named or cell.lower() in HEADER_NAMES for cell in cells)
 
 
 def _guess_columns(frame, path):
-    """Names for a file without a header line: `text, label` where the second column holds whole numbers, else UnifiedQA's pair."""
+    """Names for a file without a header line: text, label if its second column is whole numbers, else UnifiedQA's."""
     if frame.shape[1] == 2:
         return ["text", "label"] if frame[1].str.fullmatch(r"-?\d+").all() else ["question", "answer"]
     raise utils.UserError(
-        f"{path}: no header line with a known column name, and {frame.shape[1]} columns; name them with --columns, or with "
-        "--text_column and --label_column where the first line is a header"
+        f"{path}: no header line with a known column name, and {frame.shape[1]} columns; name them with --columns, or "
+        "with --text_column and --label_column where the first line is a header"
     )
 
 
 def _local_files(folder):
-    """{split: path} of a folder: train|validation|test.*, also as a word of the name (sent_dev.tsv)."""
-    files = [f for f in sorted(folder.iterdir()) if f.suffix.lstrip(".").lower() in FORMATS]
-    found = {}
+    """{split: file} of a folder: train|validation|test.*, also as a word of the name (sent_dev.tsv).
+
+    {"all": file} where the folder has one data file of another name.
+    """
+    files = [f for f in sorted(folder.iterdir()) if f.suffix.lstrip(".").lower() in flags.DATA_FORMATS]
+    splits = {}
     for file in files:
         stem = file.stem.lower()
         words = [stem, *stem.replace("-", "_").replace(".", "_").split("_")]
         split = next((SPLIT_NAMES[word] for word in words if word in SPLIT_NAMES), None)
-        if split and split in found:
-            raise utils.UserError(
-                f"{folder}: both {found[split].name} and {file.name} look like the {split} split; use --{split}_file"
-            )
+        if split and split in splits:
+            both = f"both {splits[split].name} and {file.name} look like the {split} split"
+            raise utils.UserError(f"{folder}: {both}; use --{split}_file")
         if split:
-            found[split] = file
-    if not found and len(files) == 1:
+            splits[split] = file
+    if not splits and len(files) == 1:
         return {"all": files[0]}
-    if not found:
+    if not splits:
         names = ", ".join(f.name for f in files) or "no data files"
-        raise utils.UserError(
-            f"{folder}: no train|validation|test.({'|'.join(FORMATS)}) in this folder, it has {names}"
-        )
-    return found
+        wanted = f"train|validation|test.({'|'.join(flags.DATA_FORMATS)})"
+        raise utils.UserError(f"{folder}: no {wanted} in this folder, it has {names}")
+    return splits
 
 
 def read_splits(dataset, subset, files, columns, named):
-    """{split: rows} and {column: label names} of the hub's ClassLabel columns."""
+    """({split: rows}, {column: label names}) of {split: file}, of a local folder or file, or of a hub data set.
+
+    The label names are those of the hub's ClassLabel columns. columns, named: as for read_table.
+    """
     if files:
         return {split: read_table(path, columns, named) for split, path in files.items()}, {}
     path = Path(dataset).expanduser()
@@ -150,18 +138,14 @@ def read_splits(dataset, subset, files, columns, named):
         return {split: read_table(file, columns, named) for split, file in _local_files(path).items()}, {}
     if path.is_file():
         return {"all": read_table(path, columns, named)}, {}
-
-    from datasets import ClassLabel, load_dataset
-
     try:
-        loaded = load_dataset(dataset, subset)
+        loaded = datasets.load_dataset(dataset, subset)
     except (OSError, ValueError, RuntimeError) as error:  # unknown name or subset, no connection, no cache
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise utils.UserError(
-            f"--dataset {dataset} {subset or ''}: not a local path and not to be had from the hub ({reason}); "
+            f"--dataset {dataset} {subset or ''}: no such local path, and the hub does not give it ({reason}); "
             "give a folder or file, or run `python prepare_data.py demo` for assets/data/movie_reviews"
         ) from None
     features = next(iter(loaded.values())).features
-    names = {name: feature.names for name, feature in features.items() if isinstance(feature, ClassLabel)}
-    splits = {SPLIT_NAMES[split]: rows.to_list() for split, rows in loaded.items() if split in SPLIT_NAMES}
-    return splits, names
+    names = {name: feature.names for name, feature in features.items() if isinstance(feature, datasets.ClassLabel)}
+    return {SPLIT_NAMES[split]: rows.to_list() for split, rows in loaded.items() if split in SPLIT_NAMES}, names

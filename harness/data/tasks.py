@@ -10,42 +10,7 @@ from harness.data.columns import label_names, no_label, recognise, to_examples, 
 from harness.data.examples import OutOfDomain, Task, draw
 from harness.data.prompts import with_prompt
 
-EVAL_SEED = 20240229  # chooses the evaluation examples; a constant, so that every strategy and every --data_seed meets the same ones
-
-
-def _make_splits(found, data_seed):
-    """{split: examples} -> train, validation, evaluation, name of the evaluation split, notes.
-
-    The evaluation examples are the test split, where it has labels, else validation, else a tenth chosen by EVAL_SEED.
-    What is in the evaluation split is taken out of the other two, and what is in validation out of train.
-    """
-    found = {split: examples for split, examples in found.items() if examples}
-    train = found.get("train", found.get("all", []))
-    eval_split = next((split for split in ("test", "validation") if split in found), None)
-    if eval_split is None:
-        shuffled = list(train)
-        random.Random(EVAL_SEED).shuffle(shuffled)
-        n = max(1, len(shuffled) // 10)
-        evaluation, train, eval_split = (
-            shuffled[:n],
-            sorted(shuffled[n:], key=lambda ex: int(ex.id.split("-")[-1])),
-            "held_out",
-        )
-    else:
-        evaluation = found[eval_split]
-    validation = found.get("validation", []) if eval_split == "test" else []
-    if not validation and len(train) > 1:
-        shuffled = list(train)
-        random.Random(data_seed).shuffle(shuffled)
-        n = max(1, min(flags.VALIDATION_CAP, len(shuffled) // 10))
-        validation, train = shuffled[:n], shuffled[n:]
-    seen = {ex.key() for ex in evaluation}
-    kept_validation = [ex for ex in validation if ex.key() not in seen]
-    seen |= {ex.key() for ex in kept_validation}
-    kept_train = [ex for ex in train if ex.key() not in seen]
-    dropped = len(validation) - len(kept_validation) + len(train) - len(kept_train)
-    notes = [f"{dropped} examples left out of training because they are in an evaluation split"] if dropped else []
-    return kept_train, kept_validation, evaluation, eval_split, notes
+EVAL_SEED = 20240229  # chooses the evaluation examples, the same ones for every strategy and every --data_seed
 
 
 def load_task(
@@ -66,11 +31,11 @@ def load_task(
     max_eval_samples=None,
     data_seed=0,
 ):
-    """Read a data set (hub name, folder or file), recognise its kind, make its splits. Raises DataError.
+    """The Task of a data set (hub name, folder or file): read, recognised, split, drawn. UserError where that fails.
 
     files: {split: path} instead of a data set; columns: names for files without a header line.
-    max_train_samples: examples drawn by data_seed, balanced over the classes; max_validation_samples: the most that choose a
-    checkpoint; max_eval_samples: the first of a fixed order.
+    max_train_samples: examples drawn by data_seed, balanced over the classes; max_validation_samples: the most that
+    choose a checkpoint; max_eval_samples: the first of a fixed order.
     """
     named = [name for name in (text_column, text_pair_column, label_column) if name]
     splits, declared = readers.read_splits(dataset, subset, files, columns, named)
@@ -78,27 +43,20 @@ def load_task(
     if not splits:
         raise utils.UserError(f"{dataset or files}: every split is empty")
     first = splits.get("train") or next(iter(splits.values()))
-    kind, roles = recognise(
-        first,
-        {"kind": kind, "text_column": text_column, "text_pair_column": text_pair_column, "label_column": label_column},
-    )
+    forced = {"text_column": text_column, "text_pair_column": text_pair_column, "label_column": label_column}
+    kind, roles = recognise(first, {"kind": kind, **forced})
     if roles.get("boolean"):
         for row in (row for rows in splits.values() for row in rows):
             row[roles["boolean"]] = yes_no(row.get(roles["boolean"]))
-    labels, index = (
-        label_names(splits, roles["label"], declared.get(roles["label"]))
-        if kind == "classification"
-        else ((), {})
-    )
     column = roles["label"]
-    found = {
-        split: to_examples(
-            rows, split, kind, roles, index, no_label(rows, column, declared.get(column)) if index else ()
-        )
-        for split, rows in splits.items()
-    }
-    empty = sum(len(rows) - len(found[split]) for split, rows in splits.items() if found[split])
-    train, validation, evaluation, eval_split, notes = _make_splits(found, data_seed)
+    names = declared.get(column)
+    labels, index = label_names(splits, column, names) if kind == "classification" else ((), {})
+    examples = {}
+    for split, rows in splits.items():
+        unlabelled = no_label(rows, column, names) if index else ()
+        examples[split] = to_examples(rows, split, kind, roles, index, unlabelled)
+    empty = sum(len(rows) - len(examples[split]) for split, rows in splits.items() if examples[split])
+    train, validation, evaluation, eval_split, notes = _make_splits(examples, data_seed)
     if empty:
         notes.append(f"{empty} rows without a text, label or answer left out")
     if not evaluation:
@@ -124,20 +82,49 @@ def load_task(
     return with_prompt(task, label_words, instruction, template)
 
 
-def load_out_of_domain(dataset, task, max_eval_samples=None):
-    """Another data set's evaluation examples for a classification task.
+def _make_splits(examples, data_seed):
+    """{split: Examples} -> train, validation, evaluation, name of the evaluation split, notes.
 
-    dataset: a hub name, a folder, or a file all of whose rows are taken. Its labels are the task's, or entailment and its
-    opposite (HANS, McCoy et al. 2019), where neutral and contradiction both count as non-entailment. DataError otherwise.
+    The evaluation examples are the test split if it has labels, else validation, else a tenth chosen by EVAL_SEED.
+    Examples of the evaluation split are taken out of the other two, and those of validation out of train.
     """
-    path = Path(dataset).expanduser()
-    files = (
-        [path]
-        if path.is_file()
-        else [f for f in path.iterdir() if f.suffix[1:].lower() in readers.FORMATS]
-        if path.is_dir()
-        else []
-    )
+    examples = {split: some for split, some in examples.items() if some}
+    train = examples.get("train", examples.get("all", []))
+    eval_split = next((split for split in ("test", "validation") if split in examples), None)
+    if eval_split is None:
+        eval_split, shuffled = "held_out", list(train)
+        random.Random(EVAL_SEED).shuffle(shuffled)
+        n = max(1, len(shuffled) // 10)
+        evaluation, train = shuffled[:n], sorted(shuffled[n:], key=lambda ex: int(ex.id.split("-")[-1]))
+    else:
+        evaluation = examples[eval_split]
+    validation = examples.get("validation", []) if eval_split == "test" else []
+    if not validation and len(train) > 1:
+        shuffled = list(train)
+        random.Random(data_seed).shuffle(shuffled)
+        n = max(1, min(flags.VALIDATION_CAP, len(shuffled) // 10))
+        validation, train = shuffled[:n], shuffled[n:]
+    seen = {ex.key() for ex in evaluation}
+    kept_validation = [ex for ex in validation if ex.key() not in seen]
+    seen |= {ex.key() for ex in kept_validation}
+    kept_train = [ex for ex in train if ex.key() not in seen]
+    dropped = len(validation) - len(kept_validation) + len(train) - len(kept_train)
+    notes = [f"{dropped} examples left out of training because they are in an evaluation split"] if dropped else []
+    return kept_train, kept_validation, evaluation, eval_split, notes
+
+
+def load_out_of_domain(dataset, task, max_eval_samples=None):
+    """The OutOfDomain examples of another data set for a classification task.
+
+    dataset: a hub name, a folder, or a file, of which all rows are taken. Its labels must be the task's, or entailment
+    and its opposite (HANS, McCoy et al. 2019), where neutral and contradiction both count as non-entailment; else
+    UserError.
+    """
+    path, files = Path(dataset).expanduser(), []
+    if path.is_file():
+        files = [path]
+    elif path.is_dir():
+        files = [file for file in path.iterdir() if file.suffix[1:].lower() in flags.DATA_FORMATS]
     files = {"test": files[0]} if len(files) == 1 else None
     other = load_task(None if files else dataset, files=files, kind="classification", max_eval_samples=max_eval_samples)
     paired = [any(ex.text_pair is not None for ex in some.evaluation) for some in (task, other)]
@@ -184,13 +171,13 @@ def from_args(args):
 
 
 def require_kind(task, kind, what):
-    """DataError where a script cannot use this kind of data."""
+    """UserError where a script cannot use this kind of data. what: the script's feature that needs `kind`."""
     if task.kind != kind:
         raise utils.UserError(f"{what} here is for {kind} data; {task.name} was recognised as {task.kind}")
 
 
 def out_of_domain(args, task):
-    """The tasks.OutOfDomain that --eval_ood names, or None."""
+    """The OutOfDomain examples of --eval_ood, None without it."""
     if not args.eval_ood:
         return None
     require_kind(task, "classification", "--eval_ood")

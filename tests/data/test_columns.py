@@ -98,7 +98,7 @@ def test_boolq_in_its_forms(tmp_path):
 def test_lists_and_brackets_in_answers(tmp_path):
     write_jsonl(tmp_path / "test.jsonl", [{"instruction": "sort", "input": "", "output": "[1, 4, 9]"}])
     assert tasks.load_task(str(tmp_path)).evaluation[0].references == ("[1, 4, 9]",)
-    assert columns._split_unifiedqa("q \\n (a) carbon dioxide (co2) (b) oxygen \\n text (a) more")[1:] == (
+    assert columns.split_unifiedqa("q \\n (a) carbon dioxide (co2) (b) oxygen \\n text (a) more")[1:] == (
         ("carbon dioxide (co2)", "oxygen"),
         "text (a) more",
     )

@@ -88,7 +88,7 @@ def test_wrong_files_are_clear_errors(tmp_path):
 
 
 def test_hub_data_with_declared_labels(monkeypatch):
-    """A DatasetDict as load_dataset returns it for GLUE: the names are the hub's, in the hub's order, and test has no labels."""
+    """A DatasetDict as load_dataset returns it for GLUE: labels in the hub's order, a test split without labels."""
     import datasets
 
     text, label = datasets.Value("string"), datasets.ClassLabel(names=["entailment", "neutral", "contradiction"])

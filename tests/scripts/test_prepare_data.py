@@ -5,7 +5,8 @@ import pytest
 from helpers import manifest_of, read_jsonl, splits_of, write_jsonl
 
 import prepare_data
-from harness.data import convert, tasks
+from harness import flags
+from harness.data import tasks
 
 
 def texts(rows):
@@ -66,7 +67,7 @@ def test_unifiedqa_folders_become_one_set(unified, tmp_path, capsys):
     assert facts["origin_sha256"]["nq/dev.tsv"] == hashlib.sha256((unified / "nq/dev.tsv").read_bytes()).hexdigest()
     assert (
         facts["origin"] == str(unified)
-        and facts["split_seed"] == convert.SPLIT_SEED
+        and facts["split_seed"] == flags.SPLIT_SEED
         and facts["licence"] == "see its source"
     )
     assert capsys.readouterr().out == f"{out}: 8 train, 3 validation, 6 test rows; dropped: 2 malformed, 3 empty\n"
@@ -150,7 +151,7 @@ def table(path, header, rows):
 
 @pytest.fixture
 def inference(tmp_path):
-    """MNLI as in GLUE (among more columns, sentence1 and sentence2) and HANS, small; a quotation mark that is never closed."""
+    """Small MNLI as in GLUE (sentence1, sentence2 among other columns) and HANS; a quotation mark is never closed."""
     labels = ("entailment", "neutral", "contradiction")
     header = ["index", "genre", "sentence1", "sentence2", "label1", "gold_label"]
     rows = [[str(i), "fiction", f'"Premise {i}', f"Hypothesis {i}.", "neutral", labels[i % 3]] for i in range(12)]
@@ -304,7 +305,7 @@ def test_only_folders_made_here_are_replaced(tmp_path, capsys):
     prepare_data.main(list(map(str, argv)))
     prepare_data.main(list(map(str, [*argv, "--num_samples", 10])))
     assert manifest_of(out)["counts"] == {"train": 8, "validation": 1, "test": 1}
-    refused(["split", out / "train.jsonl", "--output", out], "which is to be read", capsys, tmp_path)
+    refused(["split", out / "train.jsonl", "--output", out], "which the command reads", capsys, tmp_path)
     (out / "notes.txt").write_text("mine")
     refused(argv, "holds notes.txt, which this script did not write", capsys, tmp_path)
     (out / "notes.txt").unlink()
@@ -365,7 +366,7 @@ def test_a_folder_that_cannot_be_written_is_one_line(tmp_path, capsys):
             "mnli_hans --mnli mnli --hans headless.tsv",
             "has no column premise or sentence1, hypothesis or sentence2, gold_label or label",
         ),
-        ("mnli_hans --mnli mnli --hans other.tsv", "the label 'neutral' is none of entailment, non-entailment"),
+        ("mnli_hans --mnli mnli --hans other.tsv", "the label 'neutral' is not one of entailment, non-entailment"),
         ("mnli_hans --mnli mnli --hans header.tsv", "header.tsv has no rows"),
         ("mnli_hans --mnli ties --hans hans.tsv", "no row has a premise, a hypothesis and a label"),
         ("everything", "invalid choice: 'everything'"),

@@ -32,12 +32,12 @@ def test_without_a_hub_it_is_one_line_with_the_way_out(argv, tmp_path):
         "dolly": "give a file: python prepare_data.py dolly FILE",
         "mnli_hans": "give local copies: --mnli DIR --hans FILE",
     }[argv[0]]
-    assert "cannot be had from the hub" in done.stderr and done.stderr.endswith(wanted + "\n")
+    assert "cannot be loaded from the hub" in done.stderr and done.stderr.endswith(wanted + "\n")
     assert not (tmp_path / "assets").exists()
 
 
 def test_the_hub_paths_on_local_folders_of_the_same_names(tmp_path):
-    """`datasets` reads a folder that is called as the hub's data set is; the class numbers and the splits are the hub's."""
+    """`datasets` reads a folder with the name of the hub's data set; class numbers and splits are the hub's."""
     from datasets import ClassLabel, Dataset, Features, Value
 
     def pairs(folder, file, names, labels, **more):
