@@ -217,7 +217,7 @@ def test_in_context_learning_out_of_domain(nli, tiny_llama, out, only_row):
     row = only_row()
     model, tokenizer = loaded(tiny_llama)
     task = tasks.load_task(str(nli / "mnli"))
-    other = tasks.out_of_domain(str(nli / "hans"), task)
+    other = tasks.load_out_of_domain(str(nli / "hans"), task)
     demos = draw(task.train, 3, 0)
     texts = [render(task, ex, demos)[0] for ex in other.evaluation]
     best = scoring.score_labels(model, tokenizer, texts, [f" {word}" for word in task.words]).total.argmax(1)
