@@ -150,7 +150,8 @@ def distil(student, teacher, tokenizer, task, examples, args, run, device, chat,
     items = [item for item in items if classes or item["answer"]]
     if len(items) < 12:
         raise utils.RunFailed(
-            f"the teacher answered only {len(items)} of the inputs; try other demonstrations or a longer --max_new_tokens"
+            f"the teacher answered only {len(items)} of the inputs; try other demonstrations or a longer "
+            "--max_new_tokens"
         )
     run.note(f"{len(items)} unlabelled inputs; the teacher was asked for {asking.seconds:.0f} s")
     cap = flags.VALIDATION_CAP if args.max_validation_samples is None else args.max_validation_samples

@@ -1,4 +1,4 @@
-"""Parameter-efficient fine-tuning: LoRA and its kin, (IA)3, prompt and prefix tuning, on an fp32, bf16, int8 or nf4 base.
+"""Parameter-efficient fine-tuning: LoRA and its kin, (IA)3, prompt and prefix tuning; also on an int8 or nf4 base.
 
 The base is frozen and a few new parameters are trained, with the batches, checkpoint choice and clock of finetune.py.
 Classification data train a new head as well, whole; questions and instructions train a language model to answer. The
@@ -111,7 +111,8 @@ def parse_args(argv=None):
     args.quantize = args.quantize or "none"
     if args.method == "adalora" and (args.resume or args.early_stopping):
         parser.error(
-            "--method adalora has neither --resume nor --early_stopping: its importance scores are not in its checkpoints, and "
+            "--method adalora has neither --resume nor --early_stopping: its importance scores are not in its "
+            "checkpoints, and "
             "its schedule of ranks goes over all steps"
         )
     if args.method == "adalora" and (args.init_r or 10**9) < (args.target_r or args.rank):

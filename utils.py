@@ -79,7 +79,7 @@ def synchronize():
 
 def latency_summary(milliseconds):
     """mean, p50, p95, p99 (linear interpolation, as numpy.percentile) of a list of milliseconds."""
-    import numpy as np
+    import numpy as np  # not for --help: see above
 
     values = np.asarray(milliseconds, dtype=float)
     p50, p95, p99 = np.percentile(values, [50, 95, 99])
@@ -124,14 +124,14 @@ def latency_columns(milliseconds, kind=""):
 
 def gpu_memory_used(device=0):
     """Peak GB of this process' tensors on a CUDA device since the last reset of its statistics; 0.0 without CUDA."""
-    import torch
+    import torch  # not for --help: see above
 
     return torch.cuda.max_memory_allocated(device) / GB if torch.cuda.is_available() else 0.0
 
 
 def _card_memory_used():
     """Bytes in use on the whole card by all processes, from NVML (as nvidia-smi shows); None if it cannot be read."""
-    import torch
+    import torch  # not for --help: see above
 
     try:
         return torch.cuda.device_memory_used()
@@ -170,7 +170,7 @@ def measure(interval=0.01):
     turn), because the kernel only keeps the peak since the process began. Blocks must not be nested: CUDA's peak
     counter is reset at the start.
     """
-    import psutil
+    import psutil  # not for --help: see above
 
     cuda = None
     torch = sys.modules.get("torch")
@@ -226,7 +226,7 @@ def over_processes(work, items):
     rank, size = world()
     if size == 1:
         return [work(items)]
-    from accelerate.utils import gather_object
+    from accelerate.utils import gather_object  # only for several processes
 
     cuts = [len(items) * i // size for i in range(size + 1)]
     mine = items[cuts[rank] : cuts[rank + 1]]
@@ -235,8 +235,8 @@ def over_processes(work, items):
 
 def set_seed(seed):
     """Seed Python, numpy and torch."""
-    import numpy as np
-    import torch
+    import numpy as np  # not for --help: see above
+    import torch  # not for --help: see above
 
     random.seed(seed)
     np.random.seed(seed % 2**32)
@@ -245,7 +245,7 @@ def set_seed(seed):
 
 def pick_device(name):
     """'auto', 'cpu' or 'cuda' -> 'cpu' or 'cuda'; UserError for cuda where there is none."""
-    import torch
+    import torch  # not for --help: see above
 
     if name == "cuda" and not torch.cuda.is_available():
         raise UserError("--device cuda: torch sees no CUDA GPU here; use --device cpu or auto")
@@ -255,7 +255,7 @@ def pick_device(name):
 def device_name(device):
     """The GPU's name, or the processor's with the cores this process may use."""
     if device == "cuda":
-        import torch
+        import torch  # not for --help: see above
 
         return torch.cuda.get_device_name()
     name = platform.processor() or platform.machine()
@@ -275,7 +275,7 @@ def load_tokenizer(model_name, trust_remote_code=False):
     """The model's tokenizer, with a padding token (its end-of-sequence token where it brings none) and no length
     warning.
     """
-    from transformers import AutoTokenizer
+    from transformers import AutoTokenizer  # not for --help: see above
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(model_name, trust_remote_code=trust_remote_code)

@@ -8,7 +8,7 @@ answers repeat their context. Without a smaller model of the same family at hand
 every draft is right, and what is lost is what drafting costs.
 
     OMP_NUM_THREADS=2 python benchmarks/bench_decoding.py --readme docs/speed.md       # on two cores about 12 minutes
-    python benchmarks/bench_decoding.py --device cuda --precision bf16 --random_llama 32     # a 7B shape, random weights
+    python benchmarks/bench_decoding.py --device cuda --precision bf16 --random_llama 32   # a 7B shape, random weights
 """
 
 import numpy as np
@@ -128,7 +128,8 @@ def main():
             ]
         )
     text = (
-        f"Greedy decoding of {args.n} requests alone, at most {args.new_tokens} new tokens, {model_name(args)} in {args.precision}, "
+        f"Greedy decoding of {args.n} requests alone, at most {args.new_tokens} new tokens, {model_name(args)} in "
+        f"{args.precision}, "
         f"on {machine(args.device)}. Each way and plain decoding take turns; tokens/s counts from text in to answer "
         f"out.\n\n{markdown(header, table)}"
     )

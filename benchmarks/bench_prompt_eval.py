@@ -8,8 +8,8 @@ time of the whole process, with all that the subject's library does besides, sta
 of memory its batch is halved. Ours may beat the floor where some prompts share more than all do.
 
     pip install -r benchmarks/requirements.txt -c constraints.txt
-    OMP_NUM_THREADS=2 python benchmarks/bench_prompt_eval.py --k_shots 0 8 16 --readme docs/speed.md     # 14 minutes on two cores
-    python benchmarks/bench_prompt_eval.py --device cuda --precision bf16 --random_llama 32     # a 7B shape, random weights
+    OMP_NUM_THREADS=2 python benchmarks/bench_prompt_eval.py --k_shots 0 8 16 --readme docs/speed.md   # 14 minutes
+    python benchmarks/bench_prompt_eval.py --device cuda --precision bf16 --random_llama 32   # a 7B shape, random
 """
 
 import argparse
@@ -254,7 +254,8 @@ def section(args, rows):
     """The README's text."""
     begin = (
         f"Label scoring of {args.n} examples of {Path(args.dataset).name}, {model_name(args)} in {args.precision}, on "
-        f"{machine(args.device, 'lm-eval')}. Seconds from texts to labels (of the whole process), ours and the floor the median of "
+        f"{machine(args.device, 'lm-eval')}. Seconds from texts to labels (of the whole process), ours and the floor "
+        "the median of "
         f"{args.repeats} runs, lm-eval one run."
     )
     header = [

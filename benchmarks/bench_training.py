@@ -7,11 +7,11 @@ by one function over the same examples. What differs is how batches are made and
 
     ours             rows of similar length together, padded to the longest, the head on response positions only
     trainer          every row padded to --max_length, shuffled: what a plain recipe with Trainer does
-    trl              SFTTrainer's defaults (padded to the batch's longest, shuffled, gradient checkpointing), but fp32 like the others
+    trl              SFTTrainer's defaults (padded to the longest row, shuffled, gradient checkpointing), in fp32
     trl_no_ckpt      the same without gradient checkpointing, which costs time and saves memory
 
     pip install -r benchmarks/requirements.txt -c constraints.txt
-    OMP_NUM_THREADS=2 python benchmarks/bench_training.py --steps 6 --repeats 1 --readme docs/speed.md     # eight minutes on two cores
+    OMP_NUM_THREADS=2 python benchmarks/bench_training.py --steps 6 --repeats 1 --readme docs/speed.md   # 8 minutes
 """
 
 import argparse
@@ -221,7 +221,8 @@ def section(args, rows):
     turns = f"Medians of {args.repeats} runs in turns" if args.repeats > 1 else "One run each"
     begin = (
         f"Training {model_name(args)} in {args.precision}, {args.steps} steps of {args.batch_size} examples of "
-        f"{args.dataset.rstrip('/').split('/')[-1]}, at most {args.max_length} tokens, on {machine(args.device, 'trl', 'peft')}. "
+        f"{args.dataset.rstrip('/').split('/')[-1]}, at most {args.max_length} tokens, on "
+        f"{machine(args.device, 'trl', 'peft')}. "
         f"{turns}; loss is that of 64 validation answers, per token, after training."
     )
     table = []

@@ -1,4 +1,4 @@
-"""What the benchmarks share: subjects timed in processes of their own, the machine's description, tables in the README."""
+"""What the benchmarks share: subjects timed in processes of their own, the machine's description, tables in docs/."""
 
 import json
 import os
@@ -117,7 +117,7 @@ def measured_at():
 
 
 def publish(name, text, data, readme):
-    """Print a section, save its numbers as benchmarks/results/NAME.json and put it between NAME's marks in the README."""
+    """Print a section, save its numbers as benchmarks/results/NAME.json and put it between NAME's marks in a page."""
     print(text, flush=True)
     folder = ROOT / "benchmarks" / "results"
     folder.mkdir(exist_ok=True)

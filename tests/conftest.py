@@ -10,7 +10,8 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")  # tests need no hub; read when hug
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 # ruff: noqa: E402
-from helpers import BAD, GOOD, ROOT, THINGS, Faulty, bert_parts, bpe, reviews, save, write_jsonl
+from chat_helpers import Faulty
+from helpers import BAD, GOOD, ROOT, THINGS, bert_parts, bpe, reviews, save, write_jsonl
 
 from harness.results import store
 

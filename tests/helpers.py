@@ -1,40 +1,26 @@
+"""Tiny models, data and checks that more than one test file uses."""
+
 import hashlib
-import http.server
 import json
-import math
 import os
 import random
-import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-import rag_eval
 import utils
-from harness.chat import benchmarks
 from harness.evaluation import metrics
 from harness.models import loading
 from harness.results import stats, store
-from harness.retrieval.documents import Chunk, Document
-from harness.retrieval.retriever import Retriever
 
 ROOT = Path(__file__).resolve().parent.parent
-
-
 GOOD = ["good", "great", "lovely", "fine", "superb"]
-
-
 BAD = ["bad", "awful", "dull", "poor", "weak"]
-
-
 THINGS = ["film", "plot", "cast", "score", "scene", "joke", "story", "ending"]
-
-
 WORDS = [
     *GOOD,
     *BAD,
@@ -60,8 +46,6 @@ WORDS = [
     "no",
     "maybe",
 ]
-
-
 CHAT = (
     "<s>{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}<|end|>{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
@@ -154,151 +138,7 @@ def predictions(row):
     return [json.loads(line) for line in (Path(row["run_dir"]) / "predictions.jsonl").read_text().splitlines()]
 
 
-def result_row(**cells):
-    """A row as a script would append it, for tests of what is made of rows; cells change it."""
-    args = {"seed": cells.get("seed", 0), "data_seed": cells.get("data_seed", 0), **cells.pop("flags", {})}
-    row = {
-        "script": "finetune.py",
-        "strategy": "full_finetuning",
-        "variant": "full",
-        "model": "a/m",
-        "dataset": "data/d",
-        "metric": "accuracy",
-        "n_eval": 100,
-        "eval_id": "e",
-        "status": "ok",
-        "macro_f1": 0.5,
-        "precision": "fp32",
-        "device": "cpu",
-        "device_name": "a processor",
-        "total_params": 20_000_000,
-        "peak_rss_gb": 1.0,
-        "latency_ms_p50": 10,
-        **cells,
-        "args": json.dumps(args),
-    }
-    if row.get("score") is not None:
-        row = {"score_low": row["score"] - 0.05, "score_high": row["score"] + 0.05, **row}
-    return {
-        "run_id": f"{row['strategy']}-{row['variant']}-{row.get('score')}-{args['seed']}-{args['data_seed']}",
-        **row,
-    }
-
-
-def results_csv(path, rows):
-    """A results CSV of such rows; its path."""
-    for row in rows:
-        store.append_result(path, row)
-    return str(path)
-
-
 SHARED = ROOT.parent / "shared" / "data"
-
-
-needs_alpaca = pytest.mark.skipif(not (SHARED / "alpaca_eval").is_dir(), reason="no AlpacaEval data")
-
-
-needs_mt_bench = pytest.mark.skipif(not (SHARED / "mt_bench").is_dir(), reason="no MT-Bench data")
-
-
-def rows_in(tmp_path):
-    return store.read_results(tmp_path / "results.csv")
-
-
-def records_in(tmp_path, name):
-    """The lines of all files of this name in the answers folders."""
-    return [
-        json.loads(line)
-        for file in sorted((tmp_path / "answers").glob(f"*/{name}"))
-        for line in file.read_text().splitlines()
-    ]
-
-
-def question(turns=("what is it",), references=()):
-    return benchmarks.Question("7", tuple(turns), references=tuple(references))
-
-
-class Faulty(http.server.BaseHTTPRequestHandler):
-    """An OpenAI-compatible endpoint that fails as `server.faults` says, one fault a request, and counts what it answered."""
-
-    protocol_version = "HTTP/1.1"
-
-    def log_message(self, *_):
-        pass
-
-    def do_POST(self):
-        asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        with self.server.lock:
-            fault = self.server.faults.pop(0) if self.server.faults else None
-            self.server.bodies.append(asked)
-            self.server.asked.append(
-                ((asked["messages"] or [{"content": ""}])[-1]["content"], self.headers["Authorization"])
-            )
-            text = self.server.content.pop(0) if self.server.content and fault is None else "B"
-        refused = next((name for name in self.server.refuses if name in asked), None)
-        if refused:
-            return self.reply(400, json.dumps({"error": {"message": f"Unsupported parameter: '{refused}'"}}))
-        if fault == "stuck":
-            time.sleep(20)
-        if fault == "drop":
-            self.connection.shutdown(socket.SHUT_RDWR)
-            self.close_connection = True
-            return
-        if fault == "slow":
-            time.sleep(1.5)
-        if isinstance(fault, int):
-            return self.reply(fault, json.dumps({"error": {"message": f"fault {fault}"}}), {"Retry-After": "0"})
-        if fault == "no json":
-            return self.reply(200, "<html>")
-        content = "I cannot decide." if fault == "malformed" else text
-        alternatives = [
-            {"token": token, "logprob": value, "bytes": None} for token, value in self.server.logprobs.items()
-        ]
-        likely = {"content": [{**alternatives[0], "top_logprobs": alternatives}]} if alternatives else None
-        self.reply(
-            200,
-            json.dumps(
-                {
-                    "id": "1",
-                    "object": "chat.completion",
-                    "created": 1,
-                    "model": asked["model"],
-                    "choices": [
-                        {
-                            "index": 0,
-                            "finish_reason": "stop",
-                            "message": {"role": "assistant", "content": content},
-                            "logprobs": likely,
-                        }
-                    ],
-                    "usage": {"prompt_tokens": 100, "completion_tokens": 1, "total_tokens": 101},
-                }
-            ),
-        )
-
-    def reply(self, status, body, headers=()):
-        data = body.encode()
-        try:
-            self.send_response(status)
-            for key, value in {
-                "Content-Type": "application/json",
-                "Content-Length": str(len(data)),
-                **dict(headers),
-            }.items():
-                self.send_header(key, value)
-            self.end_headers()
-            self.wfile.write(data)
-        except OSError:  # the client had no patience
-            self.close_connection = True
-
-
-def judging_of(judge, requests):
-    """What `judge.ask` keeps."""
-    kept = []
-    judge.ask(requests, lambda *found: kept.append(found))
-    return kept
-
-
 LABELS = [" positive", " negative", " not very good", " a", " the film was lovely"]  # one token to several
 
 
@@ -358,116 +198,7 @@ def manifest_of(folder):
 
 
 ASSETS = ROOT / "assets"
-
-
 SMOLLM2, MINILM = str(ASSETS / "models/SmolLM2-135M-Instruct"), str(ASSETS / "models/all-MiniLM-L6-v2")
-
-
-def arguments(embedder, *flags):
-    return rag_eval.parse_args(["--embed_model", embedder, *flags])
-
-
-def retriever_of(embedder, *flags):
-    return Retriever(arguments(embedder, *flags), "cpu")
-
-
-def sentences(n, seed=0):
-    rng = random.Random(seed)
-    return [f"the {rng.choice(GOOD)} {rng.choice(THINGS)} number{i} was {rng.choice(GOOD)} ." for i in range(n)]
-
-
-def clustered(n, dimension=32, seed=0, metric="cosine"):
-    rng = np.random.default_rng(seed)
-    centres = np.random.default_rng(99).normal(size=(20, dimension))
-    vectors = (centres[rng.integers(0, 20, n)] + 0.5 * rng.normal(size=(n, dimension))).astype(np.float32)
-    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True) if metric == "cosine" else vectors
-
-
-def add_vectors(index, names, vectors):
-    index.add([Chunk(name, 0, f"text of {name}") for name in names], [f"digest {name}" for name in names], vectors)
-
-
-def found_by(index, queries, k=10):
-    rows, scores = index.search(queries, k)
-    return [[index.chunk(int(row)).document for row in some] for some in rows], scores
-
-
-# parameters at which approximate kinds find what exact search finds, so that results can be compared
-EXACT_OPTIONS = {
-    "flat": {},
-    "ivf": {"nlist": 10, "nprobe": 10},
-    "hnsw": {"ef_search": 500},
-    "ivfpq": {"nlist": 5, "nprobe": 5, "pq_m": 16},
-    "sq8": {},
-}
-
-
-def filled(embedder, *flags):
-    retriever = retriever_of(embedder, *flags)
-    retriever.add([Document(f"d{i}", "", text) for i, text in enumerate(sentences(60))])
-    return retriever
-
-
-SEEDS = [
-    result_row(score=score, seed=seed, train_seconds=10 + seed, flags={"rank": 8})
-    for seed, score in enumerate((0.70, 0.74, 0.72))
-]
-
-
-def rows_as_read(tmp_path, rows):
-    return store.read_results(results_csv(tmp_path / "r.csv", rows))
-
-
-def log_rows():
-    """Rows of several strategies, seeds, ranks and labels."""
-    found = list(SEEDS)
-    for k, score in ((0, 0.60), (4, 0.65), (8, 0.70)):
-        found.append(
-            result_row(
-                score=score,
-                script="prompt_eval.py",
-                strategy="prompting",
-                variant=f"{k}_shot",
-                k_shots=k,
-                n_train=k,
-                latency_ms_p50=100 + k,
-                flags={"k_shots": k},
-            )
-        )
-    for rank in (4, 8, 16):
-        for seed in (0, 1):
-            found.append(
-                result_row(
-                    score=0.6 + rank / 100,
-                    script="peft_finetune.py",
-                    strategy="peft",
-                    variant=f"lora_r{rank}",
-                    seed=seed,
-                    train_seconds=20,
-                    artifact_mb=0.3,
-                    trainable_params=1000 * rank,
-                    n_train=100,
-                    flags={"rank": rank, "max_train_samples": 100},
-                )
-            )
-    found.append(
-        result_row(
-            score=0.3,
-            strategy="rag",
-            script="rag_eval.py",
-            variant="k4_flat",
-            metric="token_f1",
-            token_f1=0.3,
-            exact_match=0.1,
-            macro_f1=None,
-            eval_id="q",
-            dataset="data/q",
-        )
-    )
-    found.append(result_row(score=None, status="oom", note="CUDA out of memory"))
-    return found
-
-
 FAST = ["--epochs", "6", "--batch_size", "16", "--learning_rate", "2e-3", "--max_train_samples", "128"]
 
 
@@ -499,52 +230,7 @@ def check_classification(row, n):
     return found
 
 
-def made_up_rows(groups=6):
-    """Configurations of made-up data sets: the score grows with labels, latency with parameters, each data set a little apart."""
-    rng, rows = random.Random(0), []
-    for g in range(groups):
-        shift, params = rng.uniform(-0.03, 0.03), 20_000_000 * 2**g
-        data = {"dataset": f"data/d{g}", "eval_id": f"e{g}", "total_params": params, "majority_baseline": 0.5}
-        for labels in (50, 200, 1000):
-            for seed in range(2):
-                rows.append(
-                    result_row(
-                        score=0.6 + shift + 0.06 * math.log10(labels) + rng.gauss(0, 0.005),
-                        n_train=labels,
-                        seed=seed,
-                        **data,
-                        batch_size=16,
-                        latency_ms_p50=params / 4e6 * rng.uniform(0.95, 1.05),
-                        trainable_params=params,
-                        train_seconds=labels / 10,
-                        predicted_gb=params / 1e8,
-                        peak_rss_gb=params / 1e8 * rng.uniform(0.95, 1.05) + 0.3,
-                        flags={"max_train_samples": labels, "epochs": 2},
-                    )
-                )
-        rows.append(
-            result_row(
-                score=0.6 + shift,
-                strategy="prompting",
-                script="prompt_eval.py",
-                variant="0_shot",
-                **data,
-                n_train=0,
-                latency_ms_p50=params / 1e6,
-                predicted_gb=params / 2e8,
-                peak_rss_gb=params / 2e8 + 0.3,
-                prompt_tokens=3000,
-            )
-        )
-    return rows
-
-
-SCIFACT = SHARED / "scifact"
-
-
 needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason="no shared data here")
-
-
 SHORT = ["--max_steps", "3", "--batch_size", "4", "--max_new_tokens", "4", "--latency_runs", "1"]
 
 

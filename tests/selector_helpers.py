@@ -3,7 +3,7 @@
 import json
 import shlex
 
-from helpers import result_row
+from row_helpers import result_row
 
 import adaptive_selector
 from harness.results import commands

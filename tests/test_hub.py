@@ -42,7 +42,8 @@ def test_without_a_hub_a_name_is_one_line(command, tmp_path):
 
 def test_a_hub_data_set_that_cannot_be_had_is_one_line(tiny_bert, tmp_path):
     done = run(
-        f"finetune.py --model {tiny_bert} --dataset glue --subset sst2 --results {tmp_path}/r.csv --runs_dir {tmp_path}/runs",
+        f"finetune.py --model {tiny_bert} --dataset glue --subset sst2 --results {tmp_path}/r.csv "
+        f"--runs_dir {tmp_path}/runs",
         HF_HUB_OFFLINE="1",
         HF_HOME=str(tmp_path),
     )

@@ -31,7 +31,9 @@ def test_measure_latency_passes_its_arguments_on():
 
 
 def test_measure_takes_the_peak_inside_the_block():
-    """300 MB that come and go before the block do not count, 200 MB that come and go inside it do. In a process of its own."""
+    """300 MB that come and go before the block do not count, 200 MB that come and go inside it do. In a process of its
+    own.
+    """
     script = (
         "import time, utils\n"
         "before = bytearray(b'x') * (300 * 2**20)\n"

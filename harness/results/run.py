@@ -17,6 +17,7 @@ OOM_EXIT_CODE = 3
 
 def _agree(value, device):
     """Rank 0's value, in every process of a distributed run; joins the processes where they are not joined yet."""
+    # only for several processes, and accelerate imports torch
     from accelerate import PartialState
     from accelerate.utils import broadcast_object_list
     from tqdm.auto import tqdm

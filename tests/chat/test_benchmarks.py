@@ -1,6 +1,7 @@
 import collections
 
-from helpers import SHARED, needs_alpaca, needs_mt_bench, write_jsonl
+from chat_helpers import needs_alpaca, needs_mt_bench
+from helpers import SHARED, write_jsonl
 
 from harness.chat import benchmarks
 

@@ -1,7 +1,8 @@
 import math
 
 import pytest
-from helpers import SHARED, needs_mt_bench, question
+from chat_helpers import needs_mt_bench, question
+from helpers import SHARED
 
 from harness.chat import benchmarks
 from harness.chat.judge_prompts import Request, pair_requests, rating_requests, read_verdict, verdict_of

@@ -1,7 +1,7 @@
 import json
 
 import pytest
-from helpers import question
+from chat_helpers import question
 
 import utils
 from harness.chat import judgements, judges, side_by_side, win_rates

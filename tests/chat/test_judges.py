@@ -1,7 +1,7 @@
 import math
 
 import pytest
-from helpers import judging_of
+from chat_helpers import judging_of
 
 from harness.chat import judges
 from harness.chat.judge_prompts import Request

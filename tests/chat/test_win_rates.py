@@ -2,7 +2,8 @@ import math
 import statistics
 
 import pytest
-from helpers import SHARED, needs_mt_bench
+from chat_helpers import needs_mt_bench
+from helpers import SHARED
 
 from harness.chat import win_rates
 

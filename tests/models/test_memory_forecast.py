@@ -2,7 +2,7 @@ import argparse
 
 import pytest
 
-from harness.models import loading, memory_forecast
+from harness.models import loading, memory_forecast, meta_device
 
 
 def really_saved(model, **inputs):
@@ -39,16 +39,16 @@ def test_the_meta_device_counts_what_a_real_pass_saves(method, tiny_llama):
     real = loading.load_model(tiny_llama, attention="eager").train()
     real = peft.get_peft_model(real, adapter) if adapter else real
     shape = memory_forecast.Shape(3, 20)
-    meta = memory_forecast.meta_model(config, "causal", peft_config=adapter, attention="eager")
-    saved, largest, logits = memory_forecast.saved_bytes(meta, shape)
+    meta = meta_device.meta_model(config, "causal", peft_config=adapter, attention="eager")
+    saved, largest, logits = meta_device.saved_bytes(meta, shape)
     assert saved == really_saved(real, input_ids=torch.zeros(3, 20, dtype=torch.long))
     assert logits == 3 * 20 * config.vocab_size * 4 and 0 < largest < saved
     assert memory_forecast.weight_bytes(meta, "fp32")[0] == sum(p.numel() * p.element_size() for p in real.parameters())
-    fewer, _, _ = memory_forecast.saved_bytes(meta, shape, checkpointing=True)
+    fewer, _, _ = meta_device.saved_bytes(meta, shape, checkpointing=True)
     assert fewer < saved
     shape = memory_forecast.Shape(3, 96)
     plain, flash = (
-        memory_forecast.saved_bytes(memory_forecast.meta_model(config, "causal", attention=kind), shape)[0]
+        meta_device.saved_bytes(meta_device.meta_model(config, "causal", attention=kind), shape)[0]
         for kind in ("eager", "sdpa")
     )
     mask = torch.ones(3, 96, dtype=torch.long)
@@ -66,7 +66,7 @@ def test_packed_weights_and_the_cache_are_as_large_as_forecast(tiny_llama):
     config = AutoConfig.from_pretrained(tiny_llama)
     for precision in ("fp32", "bf16", "int8", "nf4"):
         model = loading.load_model(tiny_llama, precision=precision)
-        found, _ = memory_forecast.weight_bytes(memory_forecast.meta_model(config, "causal"), precision)
+        found, _ = memory_forecast.weight_bytes(meta_device.meta_model(config, "causal"), precision)
         assert found == pytest.approx(model.get_memory_footprint(), rel=0.12), (
             precision
         )  # packing pads tiny layers to whole blocks

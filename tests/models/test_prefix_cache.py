@@ -9,7 +9,7 @@ import utils
 from harness.data import tasks
 from harness.data.examples import draw
 from harness.data.prompts import render
-from harness.models import batching, generation, loading, prefix_cache, scoring
+from harness.models import batching, generation, loading, packed_attention, prefix_cache, scoring
 
 
 def tokens_seen(model):
@@ -66,7 +66,7 @@ def test_what_only_some_prompts_share_is_computed_once_too(tiny_llama):
 def test_the_size_of_a_pass_changes_nothing(tiny_llama, monkeypatch, tokens):
     """Down to passes so small that every row is one; 40 labels of one prompt are more than a pass takes."""
     monkeypatch.setitem(batching.PACK_TOKENS, "cpu", tokens)
-    monkeypatch.setitem(prefix_cache.QUERY_BLOCK, "cpu", 7)
+    monkeypatch.setitem(packed_attention.QUERY_BLOCK, "cpu", 7)
     model, tokenizer = load_exact(tiny_llama)
     rng = random.Random(1)
     labels = [" " + " ".join(rng.choices(WORDS, k=rng.randint(1, 4))) for _ in range(40)]
@@ -76,7 +76,7 @@ def test_the_size_of_a_pass_changes_nothing(tiny_llama, monkeypatch, tokens):
 
 
 def small(name):
-    """A random model of another architecture, with the vocabulary of tiny_llama, and whether its prefix can be shared."""
+    """A random model of another architecture, with the vocabulary of tiny_llama."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
     sizes = {

@@ -2,7 +2,8 @@ import itertools
 import json
 
 import pytest
-from helpers import ROOT, log_rows, result_row, rows_as_read
+from helpers import ROOT
+from row_helpers import log_rows, result_row, rows_as_read
 
 from harness.results import charts, configurations, plotting, store, study_charts
 

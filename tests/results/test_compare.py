@@ -1,7 +1,8 @@
 import json
 
 import pytest
-from helpers import result_row, write_jsonl
+from helpers import write_jsonl
+from row_helpers import result_row
 
 from harness.results import compare, configurations, schema
 

@@ -2,7 +2,7 @@ import math
 import statistics
 
 import pytest
-from helpers import SEEDS, result_row, rows_as_read
+from row_helpers import SEEDS, result_row, rows_as_read
 
 from harness.results import configurations, schema
 

@@ -1,5 +1,6 @@
 import pytest
-from helpers import ROOT, result_row, rows_as_read
+from helpers import ROOT
+from row_helpers import result_row, rows_as_read
 
 from harness.results import configurations, names, store
 

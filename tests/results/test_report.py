@@ -1,4 +1,4 @@
-from helpers import result_row, rows_as_read
+from row_helpers import result_row, rows_as_read
 
 from harness.results import compare, configurations, report
 

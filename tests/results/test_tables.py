@@ -1,4 +1,4 @@
-from helpers import log_rows, result_row, rows_as_read
+from row_helpers import log_rows, result_row, rows_as_read
 
 from harness.results import configurations, tables
 

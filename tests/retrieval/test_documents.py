@@ -3,7 +3,8 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from helpers import THINGS, retriever_of, write_jsonl
+from helpers import THINGS, write_jsonl
+from retrieval_helpers import retriever_of
 
 import utils
 from harness.retrieval.documents import Document, Skipped, distinct, read_documents, split_into_chunks

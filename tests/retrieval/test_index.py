@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from helpers import EXACT_OPTIONS, add_vectors, clustered, found_by
+from retrieval_helpers import EXACT_OPTIONS, add_vectors, clustered, found_by
 
 from harness.flags import INDEX_KINDS
 from harness.retrieval import index_folder

@@ -6,7 +6,8 @@ import time
 
 import numpy as np
 import pytest
-from helpers import EXACT_OPTIONS, ROOT, add_vectors, clustered, found_by
+from helpers import ROOT
+from retrieval_helpers import EXACT_OPTIONS, add_vectors, clustered, found_by
 
 import utils
 from harness.flags import INDEX_KINDS

@@ -1,5 +1,5 @@
 import pytest
-from helpers import SCIFACT
+from retrieval_helpers import SCIFACT
 
 from harness.retrieval import qrels
 

@@ -1,4 +1,4 @@
-from helpers import arguments, sentences
+from retrieval_helpers import arguments, sentences
 
 from harness.data import tasks
 from harness.retrieval.documents import Chunk

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
-from helpers import ASSETS, MINILM, filled, retriever_of, sentences
+from helpers import ASSETS, MINILM
+from retrieval_helpers import filled, retriever_of, sentences
 
 import rag_eval
 import utils

@@ -3,7 +3,8 @@ import subprocess
 import sys
 
 import pytest
-from helpers import ROOT, result_row, results_csv
+from helpers import ROOT
+from row_helpers import result_row, results_csv
 from selector_helpers import BASIC, decide, parsed
 
 import adaptive_selector

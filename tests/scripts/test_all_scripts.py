@@ -30,7 +30,8 @@ SCRIPTS = [
 def test_help_and_wrong_flags_load_nothing_heavy(script):
     code = (
         f"import sys, {script}\ntry:\n    {script}.main(sys.argv[1:])\n"
-        "finally:\n    heavy = {'torch', 'transformers', 'datasets', 'pandas', 'sklearn', 'matplotlib'} & set(sys.modules)\n"
+        "finally:\n    libraries = {'torch', 'transformers', 'datasets', 'pandas', 'sklearn', 'matplotlib'}\n"
+        "    heavy = libraries & set(sys.modules)\n"
         "    assert not heavy, heavy\n"
     )
     shown = subprocess.run([sys.executable, "-c", code, "--help"], cwd=ROOT, capture_output=True, text=True)
@@ -45,7 +46,7 @@ def test_help_and_wrong_flags_load_nothing_heavy(script):
 
 
 def test_all_strategies_meet_the_same_examples(sentiment, tiny_bert, tiny_llama, tmp_path, out, monkeypatch):
-    """And no evaluation example is trained on or shown as a demonstration: the k examples are the same ones everywhere."""
+    """No evaluation example is trained on or shown as a demonstration; the k examples are the same everywhere."""
     trained, shown = [], []
     prepare, render = collators.classification_data, prompting.render
 

@@ -1,7 +1,4 @@
 import json
-import os
-import pty
-import select
 import signal
 import statistics
 import subprocess
@@ -10,7 +7,8 @@ import time
 from pathlib import Path
 
 import pytest
-from helpers import ROOT, SHARED, needs_alpaca, records_in, rows_in, write_jsonl
+from chat_helpers import needs_alpaca, records_in, rows_in
+from helpers import ROOT, SHARED, write_jsonl
 
 import chat_eval
 import utils
@@ -78,7 +76,7 @@ def test_files_of_judgements_are_known_by_their_columns(tmp_path, text, kind, wa
         ("a.json", "[]", "holds no prompts"),
         ("a.jsonl", '{"question_id": 1, "turns": "one"}\n', "a list of turns"),
         ("a.xml", "x", "unknown file type"),
-        ("a.jsonl", '{"id": 1, "prompt": "x"}\n{"id": 1, "prompt": "y"}\n', "1 questions have an id that another question has"),
+        ("a.jsonl", '{"id": 1, "prompt": "x"}\n{"id": 1, "prompt": "y"}\n', "1 questions have an id that another"),
         ("a.jsonl", '{"prompt": \n', "cannot be read as jsonl"),
         ("a.jsonl", '{"prompt": "\\ud800"}\n', "not text that can be encoded"),
         ("a.jsonl", '{"question_id": 1, "turns": ["a"], "reference": [1, null]}\n', "not text that can be encoded"),
@@ -95,7 +93,8 @@ def test_files_of_judgements_are_known_by_their_columns(tmp_path, text, kind, wa
         ),
         (
             "a.csv",
-            'prompt,instruction_id_list,kwargs\nx,"[""keywords:frequency""]","[{""keyword"": ""a"", ""frequency"": 1, ""relation"": 2}]"',
+            "prompt,instruction_id_list,kwargs\n"
+            'x,"[""keywords:frequency""]","[{""keyword"": ""a"", ""frequency"": 1, ""relation"": 2}]"',
             "KeyError",
         ),
     ],
@@ -113,67 +112,33 @@ def test_files_that_hold_no_prompts_are_one_line(tmp_path, capsys, name, text, w
 @pytest.mark.parametrize(
     ("flags", "wanted"),
     [
-        (["--mode", "evaluate"], "needs --benchmark"),
-        (["--benchmark", "mt_bench", "--mode", "batch"], "belong together"),
-        (["--prompts", "p", "--data", "d"], "--data belongs"),
-        (["--model", "a", "b", "--adapter", "c"], "one --model"),
-        (["--benchmark", "x", "--judge", "local"], "needs --judge_model"),
-        (["--benchmark", "x", "--judge_model", "m"], "need --judge"),
-        (["--benchmark", "x", "--judge", "endpoint", "--judge_model", "m"], "--judge_url belong together"),
-        (
-            ["--benchmark", "x", "--judge", "endpoint", "--judge_model", "m", "--judge_url", "localhost"],
-            "begins with http",
-        ),
-        (
-            [
-                "--benchmark",
-                "x",
-                "--judge",
-                "endpoint",
-                "--judge_model",
-                "m",
-                "--judge_url",
-                "http://x",
-                "--max_cost",
-                "1",
-            ],
-            "--judge_prices IN",
-        ),
-        (["--judge", "local", "--judge_model", "m"], "belongs to --benchmark"),
-        (["--benchmark", "x", "--output", "y"], "needs --mode batch"),
-        (["--model", "a", "a"], "named twice"),
-        (["--mode", "interactive", "--model", "a", "b"], "talks to one model"),
-        (["--benchmark", "x", "--score", "y"], "or else --score"),
-        (["--benchmark", "x", "--one_order"], "need --judge"),
-        (["--benchmark", "x", "--judge_prices", "1", "1"], "belong to --judge endpoint"),
-        (
-            [
-                "--benchmark",
-                "x",
-                "--judge",
-                "endpoint",
-                "--judge_model",
-                "m",
-                "--judge_url",
-                "http://x",
-                "--judge_key",
-                "NO",
-            ],
-            "no such variable",
-        ),
-        (["--prompts", "x", "--output", "no/such/file"], "a folder that is there"),
-        (["--benchmark", "x", "--judge", "local", "--judge_model", "m", "--judge_prompt", "no.txt"], "cannot be read"),
-        (
-            ["--benchmark", "x", "--judge", "local", "--judge_model", "m", "--judge_prompt", str(ROOT / "Makefile")],
-            "has no {question}",
-        ),
-        (["--benchmark", "no/such/file.jsonl"], "no file of prompts"),
-        (["--score", "no.json"], "no such file"),
+        ("--mode evaluate", "needs --benchmark"),
+        ("--benchmark mt_bench --mode batch", "belong together"),
+        ("--prompts p --data d", "--data belongs"),
+        ("--model a b --adapter c", "one --model"),
+        ("--benchmark x --judge local", "needs --judge_model"),
+        ("--benchmark x --judge_model m", "need --judge"),
+        ("--benchmark x --judge endpoint --judge_model m", "--judge_url belong together"),
+        ("--benchmark x --judge endpoint --judge_model m --judge_url localhost", "begins with http"),
+        ("--benchmark x --judge endpoint --judge_model m --judge_url http://x --max_cost 1", "--judge_prices IN"),
+        ("--judge local --judge_model m", "belongs to --benchmark"),
+        ("--benchmark x --output y", "needs --mode batch"),
+        ("--model a a", "named twice"),
+        ("--mode interactive --model a b", "talks to one model"),
+        ("--benchmark x --score y", "or else --score"),
+        ("--benchmark x --one_order", "need --judge"),
+        ("--benchmark x --judge_prices 1 1", "belong to --judge endpoint"),
+        ("--benchmark x --judge endpoint --judge_model m --judge_url http://x --judge_key NO", "no such variable"),
+        ("--prompts x --output no/such/file", "a folder that is there"),
+        ("--benchmark x --judge local --judge_model m --judge_prompt no.txt", "cannot be read"),
+        (f"--benchmark x --judge local --judge_model m --judge_prompt {ROOT}/Makefile", "has no {question}"),
+        ("--benchmark no/such/file.jsonl", "no file of prompts"),
+        ("--score no.json", "no such file"),
     ],
 )
 def test_wrong_flags_are_one_line(flags, wanted, capsys, tiny_llama):
     with pytest.raises(SystemExit) as stop:
-        chat_eval.main(flags if "--model" in flags else [*flags, "--model", tiny_llama])
+        chat_eval.main(flags.split() + ([] if "--model" in flags.split() else ["--model", tiny_llama]))
     error = capsys.readouterr().err
     assert stop.value.code == 2 and wanted in error and error.count("\n") == 1
 
@@ -271,25 +236,11 @@ def test_answers_are_those_of_one_prompt_alone_and_turns_follow_the_answers(tiny
         assert line["choices"][0]["turns"] == said
 
 
-def test_a_killed_run_goes_on_and_repeats_nothing(tiny_llama, chats, tmp_path):
+def test_a_killed_run_goes_on_and_repeats_nothing(tiny_llama, chats, tmp_path, capsys):
     write_jsonl(tmp_path / "many.jsonl", [{"prompt": f"the film {i}"} for i in range(60)])
-    command = [
-        sys.executable,
-        "chat_eval.py",
-        "--benchmark",
-        str(tmp_path / "many.jsonl"),
-        "--model",
-        tiny_llama,
-        *chats,
-        "--batch_size",
-        "1",
-        "--temperature",
-        "0.8",
-        "--max_new_tokens",
-        "40",
-        "--latency_runs",
-        "0",
-    ]
+    flags = ["--benchmark", str(tmp_path / "many.jsonl"), "--model", tiny_llama, *chats, "--batch_size", "1"]
+    flags += ["--temperature", "0.8", "--max_new_tokens", "40", "--latency_runs", "0"]
+    command = [sys.executable, "chat_eval.py", *flags]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
     while len(records_in(tmp_path, "answers.jsonl")) < 5 and time.monotonic() < deadline:
@@ -300,20 +251,17 @@ def test_a_killed_run_goes_on_and_repeats_nothing(tiny_llama, chats, tmp_path):
     before = file.read_text()
     assert 5 <= before.count("\n") < 60 and not (tmp_path / "results.csv").exists()
     file.write_text(before + '{"key": "half a li')  # as a kill within a write leaves it
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert f"{before.count(chr(10))} of 60 questions are answered" in done.stdout
-    after = [line for line in file.read_text().splitlines() if not line.startswith('{"key": "half')]
-    assert "\n".join(after).startswith(before.rstrip("\n")) and len(after) == 60 == len(
-        {json.loads(line)["key"] for line in after}
-    )
+    chat_eval.main(flags)
+    assert f"{before.count(chr(10))} of 60 questions are answered" in capsys.readouterr().out
+    after = file.read_text()
+    keys = [json.loads(line)["key"] for line in after.splitlines()]
+    assert after.startswith(before) and len(keys) == 60 == len(set(keys))
     assert len(rows_in(tmp_path)) == 1
     # the sampled answers are those of a run that nothing cut off
-    subprocess.run([*command, "--answers_dir", str(tmp_path / "again")], cwd=ROOT, capture_output=True, check=True)
+    chat_eval.main([*flags, "--answers_dir", str(tmp_path / "again")])
     (other,) = (tmp_path / "again").glob("*/answers.jsonl")
-    assert [json.loads(line)["turns"] for line in other.read_text().splitlines()] == [
-        json.loads(line)["turns"] for line in after
-    ]
+    cut, whole = ([json.loads(line)["turns"] for line in text.splitlines()] for text in (after, other.read_text()))
+    assert cut == whole
 
 
 def test_other_settings_have_other_answers(prompts, tiny_llama, adapter, chats, tmp_path):
@@ -333,22 +281,8 @@ def test_other_settings_have_other_answers(prompts, tiny_llama, adapter, chats, 
 def test_batch_mode_answers_a_file_of_prompts(tiny_llama, adapter, chats, tmp_path):
     (tmp_path / "p.txt").write_text("the film was good\n\nwhat is the city\n")
     for flags, name in (([], "tuned"), (["--no_lora"], "base")):
-        chat_eval.main(
-            [
-                "--mode",
-                "batch",
-                "--prompts",
-                str(tmp_path / "p.txt"),
-                "--model",
-                tiny_llama,
-                "--adapter",
-                adapter,
-                *flags,
-                "--output",
-                str(tmp_path / name),
-                *chats,
-            ]
-        )
+        command = ["--mode", "batch", "--prompts", str(tmp_path / "p.txt"), "--model", tiny_llama, "--adapter", adapter]
+        chat_eval.main([*command, *flags, "--output", str(tmp_path / name), *chats])
     tuned, base = (
         [json.loads(line) for line in (tmp_path / name).read_text().splitlines()] for name in ("tuned", "base")
     )
@@ -368,69 +302,3 @@ def test_a_model_without_a_chat_template_gets_headings(prompts, tiny_gpt2, tiny_
         benchmarks.render(["a", "b"], ["c"])
         == "### Instruction:\na\n\n### Response:\nc\n\n### Instruction:\nb\n\n### Response:"
     )
-
-
-class Terminal:
-    """A script behind a pseudo-terminal."""
-
-    def __init__(self, command):
-        self.pid, self.fd = pty.fork()
-        if self.pid == 0:
-            os.chdir(ROOT)
-            os.execv(sys.executable, [sys.executable, *command])
-        self.text = b""
-
-    def say(self, line, wanted, seconds=120):
-        """Type a line (bytes, None for nothing) and wait for what is wanted; what came meanwhile."""
-        start, deadline = len(self.text), time.monotonic() + seconds
-        if line is not None:
-            os.write(self.fd, line)
-        while wanted not in self.text[start:]:
-            assert time.monotonic() < deadline, self.text[start:]
-            if select.select([self.fd], [], [], 0.2)[0]:
-                try:
-                    self.text += os.read(self.fd, 65536)
-                except OSError:
-                    assert wanted in self.text[start:], self.text[start:]
-        return self.text[start:].decode(errors="replace")
-
-
-def test_a_chat_at_a_terminal(tiny_llama, adapter, tmp_path):
-    terminal = Terminal(
-        ["chat_eval.py", "--model", tiny_llama, "--adapter", adapter, "--max_new_tokens", "40", "--device", "cpu"]
-    )
-    terminal.say(None, b"> ")
-    assert "adapter on" in terminal.say(b"the film was good\n", b"tokens/s, adapter on]")
-    terminal.say(b"and the cast ?\n", b"tokens/s, adapter on]")
-    terminal.say(b"/adapter off\n", b"the base model answers")
-    terminal.say(b"/retry\n", b"tokens/s, adapter off]")
-    terminal.say(b"/adapter maybe\n", b"that did not work")
-    terminal.say(f"/save {tmp_path / 'saved.json'}\n".encode(), b"saved in")
-    saved = json.loads((tmp_path / "saved.json").read_text())
-    assert saved["turns"] == ["the film was good", "and the cast ?"]
-    assert [each["adapter"] for each in saved["all"]] == [True, True, False] and saved["all"][1]["answer"] != saved[
-        "all"
-    ][2]["answer"]
-    terminal.say(b"/system be brief\n", b"system text: be brief")
-    terminal.say(b"/reset\n", b"forgotten")
-    terminal.say(b"/quit\n", b"/quit")
-    assert os.waitpid(terminal.pid, 0)[1] == 0
-
-
-def test_an_interrupt_during_an_answer_returns_to_the_prompt(tiny_gpt2, tmp_path):
-    terminal = Terminal(
-        ["chat_eval.py", "--model", tiny_gpt2, "--max_new_tokens", "450", "--device", "cpu", "--temperature", "1"]
-    )
-    terminal.say(None, b"> ")
-    for _ in range(20):  # the tiny model may have answered before the interrupt arrives
-        os.write(terminal.fd, b"tell me a story\n")
-        terminal.say(None, b"story")
-        time.sleep(0.1)
-        if "interrupted" in terminal.say(b"\x03", b")"):
-            break
-    else:
-        pytest.fail("no answer was interrupted")
-    assert "tokens" in terminal.say(b"and now\n", b"tokens/s]")
-    terminal.say(b"/save " + str(tmp_path / "s.json").encode() + b"\n", b"saved in")
-    assert "tell me a story" not in json.loads((tmp_path / "s.json").read_text())["turns"][-1]
-    terminal.say(b"/quit\n", b"/quit")

@@ -11,7 +11,8 @@ import time
 from pathlib import Path
 
 import pytest
-from helpers import ROOT, judging_of, records_in, rows_in, write_jsonl
+from chat_helpers import judging_of, records_in, rows_in
+from helpers import ROOT, write_jsonl
 
 import chat_eval
 import utils
@@ -23,19 +24,8 @@ from harness.models import loading
 def test_a_local_judge_goes_by_likelihood_and_averages_both_orders(prompts, tiny_llama, adapter, chats, tmp_path):
     import torch
 
-    command = [
-        "--benchmark",
-        prompts,
-        "--model",
-        tiny_llama,
-        "--adapter",
-        adapter,
-        *chats,
-        "--judge",
-        "local",
-        "--judge_model",
-        tiny_llama,
-    ]
+    command = ["--benchmark", prompts, "--model", tiny_llama, "--adapter", adapter, *chats]
+    command += ["--judge", "local", "--judge_model", tiny_llama]
     chat_eval.main(command)
     base, tuned = rows_in(tmp_path)
     (file,) = Path(tuned["run_dir"]).glob("annotations_against_*.json")
@@ -76,24 +66,9 @@ def test_a_local_judge_goes_by_likelihood_and_averages_both_orders(prompts, tiny
 
 
 def judged_by(server, prompts, tiny_llama, adapter, chats, *flags):
-    return [
-        "--benchmark",
-        prompts,
-        "--model",
-        tiny_llama,
-        "--adapter",
-        adapter,
-        *chats,
-        "--judge",
-        "endpoint",
-        "--judge_model",
-        "m",
-        "--judge_url",
-        f"http://127.0.0.1:{server.server_port}/v1",
-        "--judge_timeout",
-        "1",
-        *flags,
-    ]
+    command = ["--benchmark", prompts, "--model", tiny_llama, "--adapter", adapter, *chats]
+    command += ["--judge", "endpoint", "--judge_model", "m", "--judge_timeout", "1"]
+    return [*command, "--judge_url", f"http://127.0.0.1:{server.server_port}/v1", *flags]
 
 
 def test_an_endpoint_that_fails_in_every_way_loses_nothing(
@@ -101,20 +76,8 @@ def test_an_endpoint_that_fails_in_every_way_loses_nothing(
 ):
     monkeypatch.setenv("MY_KEY", "secret")
     endpoint.faults = [429, 500, "drop", "slow", "malformed", 503, "drop"]
-    command = judged_by(
-        endpoint,
-        prompts,
-        tiny_llama,
-        adapter,
-        chats,
-        "--judge_key",
-        "MY_KEY",
-        "--judge_prices",
-        "1",
-        "2",
-        "--max_cost",
-        "1",
-    )
+    flags = ["--judge_key", "MY_KEY", "--judge_prices", "1", "2", "--max_cost", "1"]
+    command = judged_by(endpoint, prompts, tiny_llama, adapter, chats, *flags)
     chat_eval.main(command)
     assert "8 judgements to ask of m" in capsys.readouterr().out and not endpoint.faults
     found = records_in(tmp_path, "judgements.jsonl")
@@ -157,12 +120,9 @@ def test_a_refused_key_ends_the_run_with_one_line_and_keeps_the_answers(
 
 
 def test_the_price_is_told_before_and_kept_to(endpoint, prompts, tiny_llama, adapter, chats, tmp_path, capsys):
+    flags = ["--judge_prices", "1000", "1000", "--max_cost", "0.01"]
     with pytest.raises(SystemExit) as stop:
-        chat_eval.main(
-            judged_by(
-                endpoint, prompts, tiny_llama, adapter, chats, "--judge_prices", "1000", "1000", "--max_cost", "0.01"
-            )
-        )
+        chat_eval.main(judged_by(endpoint, prompts, tiny_llama, adapter, chats, *flags))
     assert stop.value.code == 2 and "may cost" in capsys.readouterr().err and not endpoint.asked
     url = f"http://127.0.0.1:{endpoint.server_port}/v1"
     request = [Request((str(i),), "pair", (("user", f"{i}" * 40),)) for i in range(8)]  # 10 tokens in, 16 out at most
@@ -185,22 +145,8 @@ def test_where_nothing_answers_is_said_before_answers_are_made(
     for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
         monkeypatch.delenv(name, raising=False)
     with pytest.raises(SystemExit) as stop:
-        chat_eval.main(
-            [
-                "--benchmark",
-                prompts,
-                "--model",
-                tiny_llama,
-                tiny_llama + "/",
-                *chats,
-                "--judge",
-                "endpoint",
-                "--judge_model",
-                "m",
-                "--judge_url",
-                url,
-            ]
-        )
+        command = ["--benchmark", prompts, "--model", tiny_llama, tiny_llama + "/", *chats]
+        chat_eval.main([*command, "--judge", "endpoint", "--judge_model", "m", "--judge_url", url])
     error = capsys.readouterr().err
     assert stop.value.code == 2 and error.count("\n") == 1 and url in error and not (tmp_path / "answers").exists()
 
@@ -226,25 +172,9 @@ def test_mt_bench_ratings_by_an_endpoint(endpoint, tiny_llama, chats, tmp_path):
     )
     endpoint.content = ["Fine. Rating: [[8]]", "no number", "[[3]]"]  # then a call that fails
     endpoint.faults = [None, None, None, 500]
-    command = [
-        "--benchmark",
-        "mt_bench",
-        "--data",
-        str(tmp_path),
-        "--model",
-        tiny_llama,
-        *chats,
-        "--judge",
-        "endpoint",
-        "--judge_model",
-        "m",
-        "--judge_url",
-        f"http://127.0.0.1:{endpoint.server_port}/v1",
-        "--judge_workers",
-        "1",
-        "--judge_retries",
-        "0",
-    ]
+    command = ["--benchmark", "mt_bench", "--data", str(tmp_path), "--model", tiny_llama, *chats]
+    command += ["--judge", "endpoint", "--judge_model", "m", "--judge_workers", "1", "--judge_retries", "0"]
+    command += ["--judge_url", f"http://127.0.0.1:{endpoint.server_port}/v1"]
     chat_eval.main(command)
     (row,) = rows_in(tmp_path)
     graded = win_rates.read_judgements(Path(row["run_dir"], "model_judgment/m_single.jsonl"))[1]
@@ -268,19 +198,8 @@ def test_mt_bench_ratings_by_an_endpoint(endpoint, tiny_llama, chats, tmp_path):
 
 def test_a_run_killed_while_it_is_judged_judges_nothing_twice(endpoint, prompts, tiny_llama, adapter, chats, tmp_path):
     endpoint.faults = [None, None, None, "stuck"]
-    flags = judged_by(
-        endpoint,
-        prompts,
-        tiny_llama,
-        adapter,
-        chats,
-        "--judge_workers",
-        "1",
-        "--judge_timeout",
-        "60",
-        "--latency_runs",
-        "0",
-    )
+    flags = ["--judge_workers", "1", "--judge_timeout", "60", "--latency_runs", "0"]
+    flags = judged_by(endpoint, prompts, tiny_llama, adapter, chats, *flags)
     process = subprocess.Popen(
         [sys.executable, "chat_eval.py", *flags], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
@@ -309,15 +228,8 @@ def served(tiny_llama):
     """`transformers serve` of the tiny model: a real OpenAI-compatible server."""
     pytest.importorskip("fastapi")
     port = free_port()
-    command = [
-        str(Path(sys.executable).parent / "transformers"),
-        "serve",
-        tiny_llama,
-        "--device",
-        "cpu",
-        "--port",
-        str(port),
-    ]
+    command = [str(Path(sys.executable).parent / "transformers"), "serve", tiny_llama]
+    command += ["--device", "cpu", "--port", str(port)]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and process.poll() is None:
@@ -331,25 +243,8 @@ def served(tiny_llama):
 
 
 def test_a_real_server_judges(served, prompts, tiny_llama, adapter, chats, tmp_path):
-    chat_eval.main(
-        [
-            "--benchmark",
-            prompts,
-            "--model",
-            tiny_llama,
-            "--adapter",
-            adapter,
-            *chats,
-            "--num_samples",
-            "2",
-            "--judge",
-            "endpoint",
-            "--judge_model",
-            tiny_llama,
-            "--judge_url",
-            served,
-        ]
-    )
+    command = ["--benchmark", prompts, "--model", tiny_llama, "--adapter", adapter, *chats, "--num_samples", "2"]
+    chat_eval.main([*command, "--judge", "endpoint", "--judge_model", tiny_llama, "--judge_url", served])
     found = records_in(tmp_path, "judgements.jsonl")
     assert len(found) == 4 and all(record["tokens"][0] > 0 and record["text"] for record in found)
     unread = sum(record["value"] is None for record in found)
@@ -368,23 +263,8 @@ def test_the_real_model_answers_and_judges(tmp_path, chats):
         ],
     )
     model = str(ROOT / "assets/models/SmolLM2-135M-Instruct")
-    chat_eval.main(
-        [
-            "--benchmark",
-            str(tmp_path / "p.jsonl"),
-            "--model",
-            model,
-            *chats,
-            "--max_new_tokens",
-            "12",
-            "--latency_runs",
-            "0",
-            "--judge",
-            "local",
-            "--judge_model",
-            model,
-        ]
-    )
+    command = ["--benchmark", str(tmp_path / "p.jsonl"), "--model", model, *chats, "--max_new_tokens", "12"]
+    chat_eval.main([*command, "--latency_runs", "0", "--judge", "local", "--judge_model", model])
     (row,) = rows_in(tmp_path)
     assert (
         "Paris" in records_in(tmp_path, "answers.jsonl")[0]["turns"][0]

@@ -56,7 +56,9 @@ def test_the_student_moves_towards_its_teacher(sentiment, tiny_llama, tmp_path, 
 
 
 def test_label_targets_of_several_tokens_are_those_of_scoring(sentiment, tiny_llama):
-    """The student's scores in training are the log-probabilities that evaluation gives: the loss at its own answers is 0."""
+    """The student's scores in training are the log-probabilities that evaluation gives: the loss at its own answers is
+    0.
+    """
     model, tokenizer = loaded(tiny_llama)
     task = tasks.load_task(sentiment, label_words=["not very good", "lovely"])
     examples = task.evaluation[:7]

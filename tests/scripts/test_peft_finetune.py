@@ -222,7 +222,9 @@ def test_a_run_killed_within_an_epoch_ends_with_the_same_adapter(questions, tiny
 
 
 def test_adalora_keeps_its_last_checkpoint_though_an_earlier_was_better(questions, tiny_llama, out, only_row):
-    """A checkpoint of other ranks cannot be loaded into the adapter (peft); the learning rate makes the validation loss rise."""
+    """A checkpoint of other ranks cannot be loaded into the adapter (peft); the learning rate makes the validation loss
+    rise.
+    """
     peft_finetune.main(
         [
             "--model",

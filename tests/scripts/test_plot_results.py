@@ -3,8 +3,9 @@ import json
 import sqlite3
 
 import pytest
-from helpers import ROOT, log_rows, predictions, result_row, results_csv
+from helpers import ROOT, predictions
 from PIL import Image
+from row_helpers import log_rows, result_row, results_csv
 
 import finetune
 import plot_results

@@ -104,7 +104,7 @@ def tokens_of_forwards(monkeypatch):
 
 
 def test_cached_requests_leave_the_shared_prefix_out(sentiment, tiny_llama, out, only_row, monkeypatch):
-    """By the tokens that the model sees: a batched pass, 2 + 3 requests in full, one prefix, 2 + 3 requests behind it."""
+    """By the tokens that the model sees: a batched pass, 2 + 3 whole requests, one prefix, 2 + 3 requests behind it."""
     seen = tokens_of_forwards(monkeypatch)
     prompt_eval.main(["--model", tiny_llama, "--dataset", sentiment, "--k_shots", "6", *out])
     full, prefix, short = seen[-11:-6], seen[-6], seen[-5:]

@@ -3,7 +3,8 @@ import random
 import numpy as np
 import pandas as pd
 import pytest
-from helpers import MINILM, SCIFACT, filled, predictions, retriever_of, sentences, write_jsonl
+from helpers import MINILM, predictions, write_jsonl
+from retrieval_helpers import SCIFACT, filled, retriever_of, sentences
 
 import rag_eval
 from harness.data import tasks

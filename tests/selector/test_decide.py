@@ -1,7 +1,7 @@
 import json
 
 import pytest
-from helpers import made_up_rows, result_row, results_csv
+from row_helpers import made_up_rows, result_row, results_csv
 from selector_helpers import BASIC, answered, decide, parsed
 
 import adaptive_selector

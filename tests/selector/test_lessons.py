@@ -1,5 +1,5 @@
 import pytest
-from helpers import result_row, results_csv
+from row_helpers import result_row, results_csv
 
 from harness.results import configurations, store
 from harness.selector import lessons

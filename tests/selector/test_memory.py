@@ -1,7 +1,7 @@
 import random
 
 import pytest
-from helpers import result_row, results_csv
+from row_helpers import result_row, results_csv
 
 from harness.results import store
 from harness.selector import memory

@@ -3,7 +3,7 @@ import math
 import random
 
 import pytest
-from helpers import made_up_rows, results_csv
+from row_helpers import made_up_rows, results_csv
 
 from harness.results import configurations, store
 from harness.selector import predictor
