@@ -1,4 +1,4 @@
-"""peft adapters: which layers they adapt, loading, merging, whether they change anything."""
+"""peft adapters: the layers they adapt, loading, merging, whether they change anything."""
 
 import json
 from pathlib import Path
@@ -13,9 +13,7 @@ from transformers.pytorch_utils import Conv1D
 import utils
 
 HEADS = ("classifier", "pre_classifier", "score", "lm_head")  # never quantized: a head is trained, or decides the label
-
-
-# the projections that LoRA (Hu et al. 2022) adapts by default, query and value, under the names that architectures give them
+# the projections that LoRA (Hu et al. 2022) adapts by default, query and value, under the names of the architectures
 ATTENTION_PROJECTIONS = (
     ("q_proj", "v_proj"),
     ("query", "value"),
@@ -31,7 +29,7 @@ ATTENTION_PROJECTIONS = (
 
 
 def adapter_folder(adapter):
-    """The local folder of an adapter, which may be a hub name; UserError where there is none."""
+    """The local folder of an adapter. adapter: a folder or a hub name; UserError where there is no such adapter."""
     path = Path(adapter).expanduser()
     if path.exists():
         return path
@@ -39,12 +37,12 @@ def adapter_folder(adapter):
         return Path(snapshot_download(adapter, allow_patterns=["adapter_*", "labels.json"]))
     except (OSError, ValueError) as error:
         raise utils.UserError(
-            f"--adapter {adapter}: not a folder, and not to be had from the hub ({str(error).splitlines()[0]})"
+            f"--adapter {adapter}: no such folder, and the hub does not give it ({str(error).splitlines()[0]})"
         ) from None
 
 
 def adapter_config(adapter):
-    """The adapter's adapter_config.json as a dict; UserError where there is none."""
+    """The adapter's adapter_config.json as a dict; UserError without one."""
     path = adapter_folder(adapter) / "adapter_config.json"
     if not path.is_file():
         raise utils.UserError(f"--adapter {adapter}: no adapter_config.json there; give the folder that peft saved")
@@ -52,15 +50,15 @@ def adapter_config(adapter):
 
 
 def other_base(adapter, name):
-    """The base that an adapter names, if its last part is another than that of `name`; None otherwise."""
+    """The base model that an adapter names, None if its last part is that of `name`."""
     base = adapter_config(adapter).get("base_model_name_or_path") or name
     return None if Path(base).name == Path(name).name else base
 
 
 def head_labels(name, adapter, labels):
-    """The task's labels in the order of a trained head, that of an adapter (labels.json) or a checkpoint (its configuration).
+    """The task's labels in the order of a trained head: of an adapter (labels.json) or a checkpoint (configuration).
 
-    Heads without names (LABEL_0, ...) are taken to be in the task's order. UserError where the names are others.
+    A head without names (LABEL_0, ...) is taken to be in the task's order. UserError for a head with other names.
     """
     if adapter:
         file = adapter_folder(adapter) / "labels.json"
@@ -68,23 +66,23 @@ def head_labels(name, adapter, labels):
     else:
         by_index = AutoConfig.from_pretrained(name).id2label
         names = [str(by_index[i]) for i in range(len(by_index))]
-        if all(n.startswith("LABEL_") for n in names) and len(names) == len(labels):
+        if all(name.startswith("LABEL_") for name in names) and len(names) == len(labels):
             names = list(labels)
     task_names = {label.lower(): label for label in labels}
-    if sorted(n.lower() for n in names) != sorted(task_names):
+    if sorted(name.lower() for name in names) != sorted(task_names):
         raise utils.UserError(
             f"{adapter or name} was trained for the labels {', '.join(names)}; the data have {', '.join(labels)}"
         )
-    return [task_names[n.lower()] for n in names]
+    return [task_names[name.lower()] for name in names]
 
 
 def load_adapter(model, adapter, trainable=False):
-    """Put a saved peft adapter on a loaded base; UserError unless every weight of the one has its place in the other."""
+    """Put a saved peft adapter on a loaded base. UserError unless each of its weights has its place in the model."""
     adapter, base = adapter_folder(adapter), adapter_config(adapter).get("base_model_name_or_path")
     wrong = f"--adapter {adapter} was made for another base ({base}) than {model.config._name_or_path}"
     if other_base(adapter, model.config._name_or_path):  # the same shapes do not make the same weights
         raise utils.UserError(
-            f"{wrong}; load that base, or correct base_model_name_or_path in adapter_config.json if only its name has changed"
+            f"{wrong}; load that base, or correct base_model_name_or_path in adapter_config.json if it has a new name"
         )
     weights = Path(adapter) / "adapter_model.safetensors"
     if not weights.is_file():
@@ -99,19 +97,18 @@ def load_adapter(model, adapter, trainable=False):
         raise utils.UserError(f"{wrong}: {str(error).splitlines()[0]}") from None
     with safe_open(weights, "pt") as file:
         saved = set(file.keys())
-    wanted = set(get_peft_model_state_dict(adapted))
-    if saved != wanted:
-        raise utils.UserError(
-            f"{wrong}: {len(saved - wanted)} of its weights have no place here, {len(wanted - saved)} are missing"
-        )
+    needed = set(get_peft_model_state_dict(adapted))
+    if saved != needed:
+        counts = f"{len(saved - needed)} of its weights have no place here, {len(needed - saved)} are missing"
+        raise utils.UserError(f"{wrong}: {counts}")
     return adapted
 
 
 def merge_adapter(model, wanted=None):
-    """Fold an adapter's weights into its base, so that it costs no time. Returns (model, a remark for the row).
+    """(model, remark for the row): an adapter's weights folded into its base, so that it costs no time.
 
-    wanted: None merges where that changes no output, that is, not into int8 or nf4 weights, which are rounded again (peft
-    issue 1043); True insists, with a UserError for adapters that have nothing to fold in (learned prompts).
+    wanted: None merges where no output changes, so not into int8 or nf4 weights, which would be rounded again (peft
+    issue 1043); True always merges, with a UserError for a learned prompt, which has nothing to fold in; False never.
     """
     if not hasattr(model, "merge_and_unload"):
         return model, None
@@ -123,62 +120,61 @@ def merge_adapter(model, wanted=None):
     quantized = getattr(model.get_base_model(), "is_quantized", False)
     if wanted is False or not foldable or (quantized and not wanted):
         return model, "timed with the adapter unmerged"
-    return model.merge_and_unload(), "adapter merged before timing" + (
-        " into quantized weights, which rounds them again" if quantized else ""
-    )
+    rounding = " into quantized weights, which rounds them again" if quantized else ""
+    return model.merge_and_unload(), f"adapter merged before timing{rounding}"
 
 
 def linear_names(model):
-    """The last parts of the names of the model's linear layers (Linear, GPT-2's Conv1D, bitsandbytes'), heads left out, sorted."""
-    names = {
-        name.split(".")[-1] for name, module in model.named_modules() if isinstance(module, (torch.nn.Linear, Conv1D))
-    }
-    return sorted(names - set(HEADS))
+    """The last parts of the names of the model's linear layers, sorted, without heads."""
+    return sorted({path.split(".")[-1] for path in _linear_paths(model)} - set(HEADS))
+
+
+def _linear_paths(model):
+    """Full names of the linear layers: Linear and its kin of bitsandbytes, GPT-2's Conv1D."""
+    return [name for name, module in model.named_modules() if isinstance(module, (torch.nn.Linear, Conv1D))]
 
 
 def layer_paths(model, attention):
-    """Full names of the linear layers within attention blocks, or of the others in the model's repeated layers (the MLPs)."""
-    paths = [name for name, module in model.named_modules() if isinstance(module, (torch.nn.Linear, Conv1D))]
-    layers = [
-        path for path in paths if any(part.isdigit() for part in path.split(".")) and path.split(".")[-1] not in HEADS
-    ]
+    """Full names of the linear layers in the repeated layers: those of attention blocks, or all others (the MLPs)."""
+
+    def repeated(path):
+        return any(part.isdigit() for part in path.split(".")) and path.split(".")[-1] not in HEADS
 
     def attends(path):  # T5: block.0.layer.0.SelfAttention.q
         return any("attn" in part.lower() or "attention" in part.lower() for part in path.split(".")[:-1])
 
-    return [path for path in layers if attends(path) == attention]
+    return [path for path in _linear_paths(model) if repeated(path) and attends(path) == attention]
 
 
 def target_modules(model, wanted="auto"):
-    """What an adapter adapts: a list of names of linear layers, or peft's own 'all-linear'.
+    """The layers that an adapter adapts: a list of names of linear layers, or peft's own "all-linear".
 
-    wanted: 'auto' looks for the query and value projections, 'attention' takes all projections of the attention blocks, 'mlp'
-    the layers' other linear ones; else a list of names. UserError, listing the names there are, where a name matches nothing.
+    wanted: auto is the query and value projections (all-linear if there are none of a known name), attention all
+    projections of the attention blocks, mlp the other linear layers, all-linear all of them; else names with commas.
+    UserError, with the names that exist, where a name matches nothing.
     """
     if wanted == "all-linear":
         return wanted
-    there = linear_names(model)
+    existing, architecture = linear_names(model), model.config.model_type
     if wanted == "auto":
-        found = next((names for names in ATTENTION_PROJECTIONS if set(names) <= set(there)), None)
-        return list(found) if found else "all-linear"
+        projections = next((names for names in ATTENTION_PROJECTIONS if set(names) <= set(existing)), None)
+        return list(projections) if projections else "all-linear"
     if wanted in ("attention", "mlp"):
-        found = layer_paths(model, wanted == "attention")
-        if not found:
-            raise utils.UserError(
-                f"--target_modules {wanted}: no such layers found in {model.config.model_type}; name them: {', '.join(there)}"
-            )
-        return found
+        paths = layer_paths(model, wanted == "attention")
+        if not paths:
+            hint = f"no such layers found in {architecture}; name them: {', '.join(existing)}"
+            raise utils.UserError(f"--target_modules {wanted}: {hint}")
+        return paths
     names = [name.strip() for name in wanted.split(",")]
-    lost = [name for name in names if name not in there]
-    if lost:
-        raise utils.UserError(
-            f"--target_modules {','.join(lost)}: no such linear layer; {model.config.model_type} has {', '.join(there)}"
-        )
+    unknown = [name for name in names if name not in existing]
+    if unknown:
+        hint = f"no such linear layer; {architecture} has {', '.join(existing)}"
+        raise utils.UserError(f"--target_modules {','.join(unknown)}: {hint}")
     return names
 
 
 def changes_outputs(model, tokenizer):
-    """Does the adapter of a PeftModel change what its base computes for a text?"""
+    """True if the adapter of a PeftModel changes the hidden states of its base for a text."""
     ids = tokenizer("The quick brown fox jumps over the lazy dog.", return_tensors="pt").input_ids.to(model.device)
     options = {"decoder_input_ids": ids} if model.config.is_encoder_decoder else {}
 

@@ -1,21 +1,22 @@
-"""Batches by a number of rows or a budget of tokens that shrinks where memory runs out."""
+"""Batches of a number of rows, or of a budget of tokens that shrinks when memory runs out."""
 
 import torch
 from tqdm.auto import tqdm
 
 import utils
 
-PADDED_TOKENS = {
-    "cpu": 16_384,
-    "cuda": 65_536,
-}  # of padded rows with the tokens to be generated: bounds the key-value cache
+# tokens of one pass, by device: of padded rows with the tokens to generate, which bounds the key-value cache; of packed
+# rows, enough to keep the matrix products busy
+PADDED_TOKENS = {"cpu": 16_384, "cuda": 65_536}
+PACK_TOKENS = {"cpu": 1024, "cuda": 4096}
 
 
 def in_batches(lengths, batch_size, tokens, work, description=None, alike=False):
-    """Call `work(indices)` for every batch, longest rows first. Returns the most rows of one batch.
+    """Call `work(indices)` for every batch. Returns the most rows of one batch.
 
-    tokens: of a batch with its padding, where batch_size is "auto"; alike: no padding, only rows of one length together. Out of
-    memory shows in the first batches, and the rows of one batch are of about one length.
+    lengths: tokens of each row; tokens: of a batch with its padding, if batch_size is "auto"; alike: only rows of one
+    length together, so no padding. The longest rows come first: memory runs out in the first batches or not at all, and
+    the rows of a batch have about one length.
     """
     order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
     budget, start = Budget(batch_size, tokens), 0
@@ -31,12 +32,12 @@ def in_batches(lengths, batch_size, tokens, work, description=None, alike=False)
 
 
 def progress_bar(n, description):
-    """A progress bar, for long work that has a description."""
+    """A progress bar over n rows; a silent one for short work and without a description."""
     return tqdm(total=n, desc=description, disable=description is None or n < 64, leave=False)
 
 
 def pad_rows(rows, pad_id, device, left=False):
-    """Lists of token ids -> ids [B, T] and attention mask [B, T]."""
+    """Lists of token ids -> ids [B, T] and attention mask [B, T], padded on the right, or on the left."""
     width = max(map(len, rows))
     ids = torch.full((len(rows), width), pad_id, dtype=torch.long)
     mask = torch.zeros_like(ids)
@@ -46,13 +47,10 @@ def pad_rows(rows, pad_id, device, left=False):
     return ids.to(device), mask.to(device)
 
 
-PACK_TOKENS = {"cpu": 1024, "cuda": 4096}  # of one pass of packed rows: enough to keep the matrix products busy
-
-
 class Budget:
-    """How much one pass may take: at most `size` rows or, for "auto", as many as `tokens` allow.
+    """How much one pass may take: at most `size` rows, or for "auto" as many as `tokens` allow.
 
-    largest: the most rows of a pass that went through.
+    largest: the most rows of a pass that succeeded.
     """
 
     def __init__(self, size, tokens):
@@ -61,7 +59,7 @@ class Budget:
         self.tokens, self.largest = tokens, 0
 
     def run(self, work, tokens, rows):
-        """Do one pass, `work()`. Out of memory, where the size is ours to choose, halves the budget and returns False."""
+        """Do one pass, `work()`. Returns False and halves the budget if memory runs out and the size is "auto"."""
         try:
             work()
         except (RuntimeError, MemoryError, OSError) as error:
@@ -71,6 +69,6 @@ class Budget:
         else:
             self.largest = max(self.largest, rows)
             return True
-        if torch.cuda.is_available():  # outside the handler, which holds the failed pass' tensors
+        if torch.cuda.is_available():  # after the handler, which holds the tensors of the failed pass
             torch.cuda.empty_cache()
         return False

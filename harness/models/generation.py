@@ -12,36 +12,8 @@ from transformers import StoppingCriteria, StoppingCriteriaList
 import utils
 from harness.models import batching, loading, prefix_cache, scoring
 
-# plain greedy decoding, whatever a model's own generation_config says (BART: 4 beams, Qwen2.5: a repetition penalty)
+# plain greedy decoding, whatever the model's generation_config says (BART: 4 beams, Qwen2.5: a repetition penalty)
 GREEDY = {"do_sample": False, "num_beams": 1, "repetition_penalty": 1.0, "no_repeat_ngram_size": 0}
-
-
-def joined(parts):
-    """The LabelScores or the Answers of consecutive parts of the examples -> those of all of them."""
-    if len(parts) == 1:
-        return parts[0]
-    whole = {
-        "prompt_tokens": sum(part.prompt_tokens for part in parts),
-        "truncated": sum(part.truncated for part in parts),
-        "longest": max(part.longest for part in parts),
-        "prefix": min((part.prefix for part in parts), key=len),
-        "batch_size": max(part.batch_size for part in parts),
-    }
-    if isinstance(parts[0], Answers):
-        return Answers(
-            [text for part in parts for text in part.texts], [ids for part in parts for ids in part.ids], **whole
-        )
-    width = max(part.total.shape[1] for part in parts)
-    tables = {
-        name: np.concatenate(
-            [
-                np.pad(getattr(part, name), ((0, 0), (0, width - part.total.shape[1])), constant_values=filler)
-                for part in parts
-            ]
-        )
-        for name, filler in (("total", -np.inf), ("mean", -np.inf), ("n_tokens", 0))
-    }
-    return scoring.LabelScores(**tables, **whole)
 
 
 @dataclass
@@ -52,13 +24,13 @@ class Answers:
     ids: list  # [N] the new token ids, with the end-of-sequence token, to the end of the stop string
     prompt_tokens: int  # over all prompts
     truncated: int  # prompts that were cut on the left to fit the model's context
-    longest: int  # tokens of the longest prompt and max_new_tokens
-    prefix: list  # as of LabelScores
+    longest: int  # tokens of the longest prompt, plus max_new_tokens
+    prefix: list  # token ids that all prompts begin with, as in LabelScores
     batch_size: int  # the most prompts of one batch
 
     @property
     def new_tokens(self):
-        """New tokens over all prompts."""
+        """Number of new tokens over all prompts."""
         return sum(map(len, self.ids))
 
 
@@ -75,20 +47,18 @@ def generate(
     prefix=None,
     **options,
 ):
-    """Answers of decoder-only models (padded on the left) and encoder-decoder models (on the right).
+    """The Answers of decoder-only models (padded on the left) and encoder-decoder models (on the right).
 
-    stop: an answer ends before the first of these strings; the end-of-sequence token ends it too. prefix: a Prefix computed
-    before, used where all prompts begin with it; else their common prefix is computed once. options: for `model.generate`;
-    without them the choice is greedy.
+    stop: an answer ends before the first of these strings; the end-of-sequence token ends it too. prefix: a Prefix
+    computed before, used if all prompts begin with it; else their common prefix is computed once. options: for
+    `model.generate`; without them decoding is greedy.
     """
-    # padding on the left would enter a recurrent state, or stand between a learned prompt and the text
+    # no padding on the left, where it would enter a recurrent state or come between a learned prompt and the text
     alike = getattr(loading.base_model(model), "_is_stateful", False) or loading.learns_prompt(model)
     rows, truncated = prompt_ids(model, tokenizer, prompts, max_new_tokens, add_special_tokens)
     texts, new = [None] * len(rows), [None] * len(rows)
     ended = _ids_of(model.generation_config.eos_token_id)
-    shared = min(
-        prefix_cache.common_prefix(rows), min(map(len, rows)) - 1
-    )  # of each prompt a token is left, to predict from
+    shared = min(prefix_cache.common_prefix(rows), min(map(len, rows)) - 1)  # a token is left to predict from
     if prefix is None or rows[0][:shared][: len(prefix.ids)] != prefix.ids:
         worth = len(rows) > 1 and shared >= prefix_cache.MIN_SHARED_PREFIX and "cache_implementation" not in options
         worth = worth and prefix_cache.shares_prefix(model, max(map(len, rows)) + max_new_tokens)
@@ -96,20 +66,18 @@ def generate(
     length, decoder_only = len(prefix.ids), not model.config.is_encoder_decoder
 
     def work(batch):
-        ids, mask = batching.pad_rows(
-            [rows[i][length:] for i in batch], tokenizer.pad_token_id, model.device, left=decoder_only
-        )
+        rest = [rows[i][length:] for i in batch]
+        ids, mask = batching.pad_rows(rest, tokenizer.pad_token_id, model.device, left=decoder_only)
         cached = {}
-        if length:  # prefix, padding, rest of the prompt
+        if length:  # [prefix, padding, rest of the prompt]
             head = torch.tensor([prefix.ids], device=model.device).expand(len(batch), -1)
             ids, mask = torch.cat([head, ids], 1), torch.cat([torch.ones_like(head), mask], 1)
             cached["past_key_values"] = cache = prefix.cache if len(batch) == 1 else copy.deepcopy(prefix.cache)
             if len(batch) > 1:
                 cache.batch_repeat_interleave(len(batch))
+        begin = ids.shape[1] if decoder_only else 1  # of the new tokens in the output
         if stop:
-            options["stopping_criteria"] = StoppingCriteriaList(
-                [_StopAt(tokenizer, stop, ids.shape[1] if decoder_only else 1)]
-            )
+            options["stopping_criteria"] = StoppingCriteriaList([_StopAt(tokenizer, stop, begin)])
         try:
             out = model.generate(
                 input_ids=ids,
@@ -121,25 +89,50 @@ def generate(
             )
         finally:
             prefix_cache.crop(prefix, length)
-        for i, tokens in zip(batch, out[:, ids.shape[1] if decoder_only else 1 :].tolist()):
-            end = next((n for n, token in enumerate(tokens) if token in ended), len(tokens))
-            text, tokens = tokenizer.decode(tokens[:end], skip_special_tokens=True), tokens[: end + 1]
-            if any(mark in text for mark in stop):
-                stopped = bisect.bisect_left(range(end), True, key=lambda n, t=tokens: _holds(tokenizer, t[:n], stop))
-                tokens = tokens[:stopped]
-                for mark in stop:
-                    text = text.split(mark)[0]
-            texts[i], new[i] = text.strip(), tokens
+        for i, tokens in zip(batch, out[:, begin:].tolist()):
+            texts[i], new[i] = _finished(tokenizer, tokens, ended, stop)
 
     lengths = [len(row) + max_new_tokens for row in rows]
     largest = batching.in_batches(lengths, batch_size, batching.PADDED_TOKENS[model.device.type], work, progress, alike)
-    return Answers(
-        texts, new, sum(map(len, rows)), truncated, max(lengths), rows[0][:shared] if decoder_only else [], largest
-    )
+    common = rows[0][:shared] if decoder_only else []
+    return Answers(texts, new, sum(map(len, rows)), truncated, max(lengths), common, largest)
+
+
+def joined(parts):
+    """The LabelScores or the Answers of consecutive parts of the examples -> those of all examples."""
+    if len(parts) == 1:
+        return parts[0]
+    whole = {
+        "prompt_tokens": sum(part.prompt_tokens for part in parts),
+        "truncated": sum(part.truncated for part in parts),
+        "longest": max(part.longest for part in parts),
+        "prefix": min((part.prefix for part in parts), key=len),
+        "batch_size": max(part.batch_size for part in parts),
+    }
+    if isinstance(parts[0], Answers):
+        texts, ids = ([x for part in parts for x in getattr(part, name)] for name in ("texts", "ids"))
+        return Answers(texts, ids, **whole)
+    width, tables = max(part.total.shape[1] for part in parts), {}  # the most labels of a prompt
+    for name, filler in (("total", -np.inf), ("mean", -np.inf), ("n_tokens", 0)):
+        missing = [((0, 0), (0, width - part.total.shape[1])) for part in parts]
+        padded = [np.pad(getattr(part, name), more, constant_values=filler) for part, more in zip(parts, missing)]
+        tables[name] = np.concatenate(padded)
+    return scoring.LabelScores(**tables, **whole)
+
+
+def _finished(tokenizer, tokens, ended, stop):
+    """(text, token ids) of an answer up to its first token of `ended` (end of sequence) or its first stop string."""
+    end = next((n for n, token in enumerate(tokens) if token in ended), len(tokens))
+    text, tokens = tokenizer.decode(tokens[:end], skip_special_tokens=True), tokens[: end + 1]
+    if any(mark in text for mark in stop):
+        tokens = tokens[: bisect.bisect_left(range(end), True, key=lambda n: _holds(tokenizer, tokens[:n], stop))]
+        for mark in stop:
+            text = text.split(mark)[0]
+    return text.strip(), tokens
 
 
 def prompt_ids(model, tokenizer, prompts, max_new_tokens, add_special_tokens):
-    """Token ids of prompts, and how many were cut on the left to leave room for new tokens. UserError where there is no room."""
+    """(token ids of prompts, number of those cut on the left to leave room for new tokens). UserError without room."""
     limit = loading.context_length(model)
     room = None if limit is None else limit if model.config.is_encoder_decoder else limit - max_new_tokens
     if room is not None and room < 1:
@@ -151,20 +144,21 @@ def prompt_ids(model, tokenizer, prompts, max_new_tokens, add_special_tokens):
 
 
 def _ids_of(token):
+    """The token ids of a generation_config entry, which is None, an id or a list, as a set."""
     return set() if token is None else set(token) if isinstance(token, (list, tuple)) else {token}
 
 
 def _holds(tokenizer, tokens, stop):
-    """Does the text of these tokens hold one of the stop strings?"""
+    """True if the text of these tokens contains one of the stop strings."""
     text = tokenizer.decode(tokens, skip_special_tokens=True)
     return any(mark in text for mark in stop)
 
 
 class _StopAt(StoppingCriteria):
-    """Ends a row when its new text holds a stop string.
+    """Ends a row when its new text contains a stop string.
 
-    transformers' own StopStringCriteria looks at the last token alone, and so misses a string within the several tokens that
-    speculative decoding accepts at once; it also prepares the whole vocabulary anew in every call of `generate`.
+    transformers' StopStringCriteria looks only at the last token, and so misses a string inside the several tokens that
+    speculative decoding accepts at once; it also prepares the whole vocabulary again in every call of `generate`.
     """
 
     def __init__(self, tokenizer, stop, start, window=64):
@@ -176,7 +170,7 @@ class _StopAt(StoppingCriteria):
 
 
 class _Clock:
-    """A streamer for `generate` that notes when tokens arrive, the device synchronised."""
+    """A streamer for `generate` that records when tokens arrive, the device synchronised."""
 
     def __init__(self):
         self.times, self.tokens = [], []
@@ -196,15 +190,15 @@ class Timed:
 
     ttft_ms: float  # from text in to the first token; of speculative decoding, to the first accepted tokens
     total_ms: float  # from text in to text out
-    tpot_ms: float  # the time after those over the tokens after those; None where the answer came in one piece
-    arrived: int  # tokens that came, also those behind the end of the answer
+    tpot_ms: float  # the time after those divided by the tokens after those; None for an answer in one piece
+    arrived: int  # tokens that were generated, also those after the end of the answer
     answer: Answers
 
 
 def time_request(model, tokenizer, prompt, max_new_tokens=32, exact=False, **options):
-    """A Timed request. prompt: a text, or a function that makes it within the time measured (from templates, by retrieval).
+    """One Timed request. prompt: a text, or a function that makes it within the measured time (templates, retrieval).
 
-    exact: exactly max_new_tokens are made, whatever would end the answer before. options: of `generate`.
+    exact: exactly max_new_tokens are generated, whatever would end the answer earlier. options: of `generate`.
     """
     clock = _Clock()
     if exact:

@@ -17,24 +17,23 @@ from transformers.utils import logging as hf_logging
 import utils
 from harness.models import adapters
 
-PRECISIONS = ("fp32", "fp16", "bf16", "int8", "nf4")
-
 
 def quiet():
-    """Leave the libraries' warnings that a person cannot act on out of the output (bitsandbytes prints one a call)."""
-    warnings.filterwarnings("ignore", message=".*MatMul8bitLt.*")
-    warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*")  # peft reads the old name
-    warnings.filterwarnings("ignore", message=".*fan_in_fan_out.*")
-    warnings.filterwarnings(
-        "ignore", message="Position ids are not supported.*"
-    )  # with learned prompts, which have their own
+    """Silence the libraries' warnings that a person cannot act on."""
+    for message in (
+        ".*MatMul8bitLt.*",  # bitsandbytes, in every call
+        ".*is_gradient_checkpointing.*",  # peft reads the old name
+        ".*fan_in_fan_out.*",
+        "Position ids are not supported.*",  # learned prompts have their own
+    ):
+        warnings.filterwarnings("ignore", message=message)
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     hf_logging.set_verbosity_error()
     hf_logging.disable_progress_bar()
 
 
 def model_kind(name, trust_remote_code=False):
-    """'causal', 'seq2seq', 'classifier' or 'encoder', from the model's configuration."""
+    """causal, seq2seq, classifier or encoder, from the model's configuration. UserError where there is none."""
     try:
         config = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as error:
@@ -48,9 +47,9 @@ def model_kind(name, trust_remote_code=False):
 
 
 def quantization_config(precision, device, compute_dtype=None, double_quant=True):
-    """The BitsAndBytesConfig of int8 (Dettmers et al. 2022) or nf4 (Dettmers et al. 2023); None for the plain precisions.
+    """The BitsAndBytesConfig of int8 (Dettmers et al. 2022) or nf4 (Dettmers et al. 2023), None for other precisions.
 
-    compute_dtype of nf4: bf16 on a GPU, fp32 on a CPU, since not every processor multiplies bf16 fast, unless given.
+    compute_dtype: of nf4's products; None is bf16 on a GPU and fp32 on a CPU, as not every CPU multiplies bf16 fast.
     """
     if precision not in ("int8", "nf4"):
         return None
@@ -72,7 +71,7 @@ def torch_dtype(precision):
 
 
 def check_precision(precision, device):
-    """UserError for a precision that this device cannot run."""
+    """UserError for a precision that the device cannot run."""
     if precision == "fp16" and device == "cpu":
         raise utils.UserError("fp16 needs a CUDA GPU; on a CPU use fp32 or bf16 (or int8, nf4)")
 
@@ -93,17 +92,17 @@ def load_model(
     trust_remote_code=False,
     attention=None,
 ):
-    """Load a model in eval mode. Returns the model, a PeftModel where there is an adapter.
+    """A model in eval mode on its device, a PeftModel if there is an adapter.
 
-    kind: causal, seq2seq, classifier, or auto (by the configuration); labels: class names of a classification head, which
-    is new where the checkpoint has none; device_map: as accelerate's (auto, cpu, ...), instead of one device; attention: an
-    attn_implementation of transformers.
-    Raises UserError for names that cannot be loaded, precisions that the device lacks, adapters of another base.
+    kind: causal, seq2seq, classifier, or auto (by the configuration); labels: class names of a classification head,
+    which is new if the checkpoint has none; device_map: as accelerate's (auto, cpu, ...), instead of one device;
+    attention: an attn_implementation of transformers. UserError for a name that cannot be loaded, a precision that the
+    device lacks, an adapter of another base.
     """
     quiet()
     check_precision(precision, device)
-    found = model_kind(name, trust_remote_code)
-    kind = found if kind == "auto" else kind
+    kind_of_checkpoint = model_kind(name, trust_remote_code)
+    kind = kind_of_checkpoint if kind == "auto" else kind
     if kind == "classifier" and not labels:
         raise utils.UserError(f"{name} has a classification head; a causal or seq2seq language model is wanted here")
     if kind == "encoder":
@@ -127,9 +126,8 @@ def load_model(
     elif device_map:
         options["device_map"] = device_map
     if kind == "classifier":
-        options.update(
-            num_labels=len(labels), id2label=dict(enumerate(labels)), label2id={n: i for i, n in enumerate(labels)}
-        )
+        label_ids = {label: i for i, label in enumerate(labels)}
+        options.update(num_labels=len(labels), id2label=dict(enumerate(labels)), label2id=label_ids)
     try:
         model = loader.from_pretrained(name, use_safetensors=True, **options)
     except (OSError, ValueError, ImportError) as error:  # ImportError: flash attention is not installed
@@ -150,17 +148,17 @@ def load_model(
 
 
 def is_classifier(name, adapter=None, trust_remote_code=False):
-    """Does this checkpoint, or this adapter, bring a classification head?"""
+    """True if the checkpoint, or the adapter if there is one, has a classification head."""
     if adapter:
         return adapters.adapter_config(adapter).get("task_type") == "SEQ_CLS"
     return model_kind(name, trust_remote_code) == "classifier"
 
 
 def uses_chat(prompt_format, tokenizer, scoring=False):
-    """Shall prompts be written in the tokenizer's chat template? UserError where it is asked for and there is none.
+    """True if prompts are rendered with the tokenizer's chat template. UserError for chat without a template.
 
-    scoring: label words are scored rather than answers generated; there `auto` stays with plain text, which continues into a
-    label word more naturally.
+    prompt_format: plain, chat or auto. scoring: label words are scored, no answers generated; then auto is plain text,
+    which continues into a label word more naturally.
     """
     if prompt_format == "chat" and not tokenizer.chat_template:
         raise utils.UserError("--prompt_format chat: this tokenizer has no chat template; use plain")
@@ -173,9 +171,9 @@ def base_model(model):
 
 
 def size_columns(model, trained=False):
-    """The size cells of a results row; trained: do the parameters that require gradients get trained in this run?
+    """The size cells of a results row. trained: True if this run trains the parameters that require gradients.
 
-    Quantized weights are packed two to a byte and more; bitsandbytes' own count is used.
+    total_params is num_parameters, which counts packed weights (nf4: two in a byte) as bitsandbytes does.
     """
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad) if trained else 0
     return {
@@ -185,25 +183,34 @@ def size_columns(model, trained=False):
     }
 
 
+def text_config(config):
+    """The part of a configuration that describes the language model, where it describes other models too."""
+    return config.get_text_config() if hasattr(config, "get_text_config") else config
+
+
+def context(config):
+    """The most tokens that a configuration allows, None where it sets no limit."""
+    text = text_config(config)
+    return getattr(text, "max_position_embeddings", None) or getattr(text, "n_positions", None)
+
+
 def context_length(model):
-    """The most tokens the model takes at once; None where its configuration sets no limit (T5's relative positions)."""
-    config = model.config.get_text_config() if hasattr(model.config, "get_text_config") else model.config
-    if hasattr(config, "relative_attention_num_buckets"):  # T5's n_positions is what it was trained on, not a limit
-        return None
-    return getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
+    """The most tokens that a model takes at once, None where there is no limit (T5's relative positions)."""
+    if hasattr(text_config(model.config), "relative_attention_num_buckets"):
+        return None  # T5's n_positions is the length that it was trained on, not a limit
+    return context(model.config)
 
 
 def learns_prompt(model):
-    """Does peft put learned tokens before the text (prompt tuning, prefix tuning)?"""
+    """True if peft puts learned tokens before the text (prompt tuning, prefix tuning)."""
     return any(config.is_prompt_learning for config in getattr(model, "peft_config", {}).values())
 
 
 def takes(model, name):
-    """Does the model's forward have an argument of this name?"""
+    """True if the model's forward has an argument of this name."""
     return name in inspect.signature(base_model(model).forward).parameters
 
 
-def context(config):
-    """The most tokens the configuration allows, None where it sets no limit."""
-    text = config.get_text_config() if hasattr(config, "get_text_config") else config
-    return getattr(text, "max_position_embeddings", None) or getattr(text, "n_positions", None)
+def keeps_logits(model):
+    """True if `logits_to_keep` selects positions of the input; learned tokens before it have logits of their own."""
+    return takes(model, "logits_to_keep") and not learns_prompt(model)

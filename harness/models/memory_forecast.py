@@ -1,26 +1,18 @@
-"""The memory that a run will need, counted on PyTorch's meta device from the configuration alone."""
+"""The memory that a run will need, from its configuration alone: weights, gradients, optimizer, activations, cache."""
 
-import copy
 import dataclasses
-import functools
 from dataclasses import dataclass
 
-import peft
 import torch
-from transformers import (
-    AttentionInterface,
-    AutoModelForCausalLM,
-    AutoModelForSeq2SeqLM,
-    AutoModelForSequenceClassification,
-)
-from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.pytorch_utils import Conv1D
 
 import utils
 from harness.models import adapters, batching, loading
+from harness.models.meta_device import Shape, Unknown, counted
 
-# bytes an optimizer keeps for each trained parameter: torch's AdamW two moments of the parameter's own precision (None), bitsandbytes'
-# two of eight or of 32 bits (Dettmers et al. 2021), Adafactor rows and columns only (Shazeer and Stern 2018)
+# bytes that an optimizer keeps for each trained parameter: torch's AdamW two moments of the parameter's own precision
+# (None), bitsandbytes' two of eight or of 32 bits (Dettmers et al. 2021), Adafactor rows and columns only (Shazeer and
+# Stern 2018)
 OPTIMIZER_BYTES = {
     "adamw_torch": None,
     "adamw_torch_fused": None,
@@ -30,25 +22,12 @@ OPTIMIZER_BYTES = {
     "adafactor": 0.1,
     "sgd": 0,
 }
-
-
-ATTENTION_DROPOUT = (
-    "attention_probs_dropout_prob",
-    "attention_dropout",
-    "attn_pdrop",
-    "dropout_rate",
-)  # what configurations call it
-
-
-# a quantized linear layer's bytes a parameter: int8 with a scale a row; nf4 with double-quantized scales, 4.127 bits (Dettmers et al. 2023)
+# what configurations call the dropout of attention
+ATTENTION_DROPOUT = ("attention_probs_dropout_prob", "attention_dropout", "attn_pdrop", "dropout_rate")
+# bytes a parameter of a quantized linear layer: int8 with a scale a row; nf4 with double-quantized scales, 4.127 bits
+# (Dettmers et al. 2023)
 PACKED_BYTES = {"int8": 1.0, "nf4": 4.127 / 8}
-
-
 DTYPE_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
-
-
-class Unknown(utils.UserError):
-    """This architecture cannot be run on the meta device, so that nothing can be said of its activations."""
 
 
 @dataclass(frozen=True)
@@ -65,221 +44,63 @@ class Forecast:
 
     @property
     def gb(self):
-        """GB at the peak: gradients grow while activations are given back, so that only the larger of the two counts."""
+        """GB at the peak: gradients grow while activations are freed, so only the larger of the two counts."""
         moving = max(self.activations + self.transient + self.accumulates * self.gradients, self.gradients)
         return (self.weights + self.optimizer + self.kv_cache + moving) / utils.GB
 
     def parts_gb(self):
         """{part: GB}."""
-        return {
-            field.name: getattr(self, field.name) / utils.GB
-            for field in dataclasses.fields(self)
-            if field.name != "accumulates"
-        }
-
-
-@dataclass(frozen=True)
-class Shape:
-    """What one step holds at once."""
-
-    batch_size: int
-    seq_len: int  # tokens of the longest row, prompt and answer
-    head_tokens: int = 0  # positions of a row that the language-model head projects; 0: all of them
-    cached_tokens: int = 0  # tokens in the key-value cache, over all rows
-
-
-def _saves_no_matrix(module, query, key, value, attention_mask=None, scaling=None, dropout=0.0, **options):
-    """Attention that keeps queries, keys, values and its output for the backward pass, and no matrix of scores (Dao et al. 2022)."""
-
-    class Attend(torch.autograd.Function):
-        @staticmethod
-        def forward(context, q, k, v):
-            out = torch.empty((*q.shape[:-1], v.shape[-1]), dtype=q.dtype, device=q.device)
-            context.save_for_backward(q, k, v, out)
-            return out.transpose(1, 2).contiguous()
-
-        @staticmethod
-        def backward(context, grad):
-            return None, None, None
-
-    groups = query.shape[1] // key.shape[1]
-    return Attend.apply(query, key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)), None
-
-
-@functools.cache
-def _register():
-    AttentionInterface.register("saves_no_matrix", _saves_no_matrix)
-
-
-def meta_model(config, kind, dtype="fp32", peft_config=None, attention="sdpa"):
-    """The model of a configuration on the meta device, with the adapter of a peft configuration. kind: causal, seq2seq, classifier."""
-    loading.quiet()
-    _register()
-    config = copy.deepcopy(config)
-    if hasattr(config, "quantization_config"):
-        del config.quantization_config
-    loader = {
-        "causal": AutoModelForCausalLM,
-        "seq2seq": AutoModelForSeq2SeqLM,
-        "classifier": AutoModelForSequenceClassification,
-    }[kind]
-    name = "eager" if attention == "eager" else "saves_no_matrix"
-    with torch.device("meta"):
-        try:
-            model = loader.from_config(config, dtype=loading.torch_dtype(dtype), attn_implementation=name)
-        except ValueError as error:  # an architecture without attention functions to choose from
-            if "attn_implementation" not in str(error) and "does not support" not in str(error):
-                raise
-            model = loader.from_config(config, dtype=loading.torch_dtype(dtype), attn_implementation="eager")
-        if peft_config is not None:
-            changes = {"inference_mode": False}
-            if getattr(peft_config, "prompt_tuning_init", None):
-                changes["prompt_tuning_init"] = (
-                    peft.PromptTuningInit.RANDOM
-                )  # a text would want the tokenizer and the weights
-            model = peft.get_peft_model(model, dataclasses.replace(copy.deepcopy(peft_config), **changes))
-    return model
-
-
-def counted(config, kind, shape, dtype, peft_config=None, attention="sdpa", checkpointing=False):
-    """(meta model, what `saved_bytes` counts) at the first way in which the architecture runs on the meta device; Unknown for none.
-
-    Some look at the padding of inputs without a mask, which on the meta device nobody can; some have no attention to choose.
-    """
-    tried = []
-    for kind_of_attention in dict.fromkeys((attention, "eager")):
-        for masked in (False, True):
-            try:
-                model = meta_model(config, kind, dtype, peft_config, kind_of_attention)
-                return model, saved_bytes(model, shape, checkpointing, masked)
-            except (
-                RuntimeError,
-                NotImplementedError,
-                KeyError,
-                AttributeError,
-                TypeError,
-                IndexError,
-                ValueError,
-            ) as error:
-                tried.append(f"{type(error).__name__}: {error}")
-    raise Unknown(f"{config.model_type} does not run on the meta device ({tried[0].splitlines()[0][:120]})")
+        names = [field.name for field in dataclasses.fields(self) if field.name != "accumulates"]
+        return {name: getattr(self, name) / utils.GB for name in names}
 
 
 def record(run, forecast, *args, **kwargs):
-    """predicted_gb of a run's row; empty with a note where the architecture is beyond the forecast, which must never end a run."""
+    """Write predicted_gb into a run's row; where the architecture cannot be forecast, a note. Never ends a run."""
     try:
         run.row["predicted_gb"] = forecast(*args, **kwargs).gb
     except Unknown as error:
         run.note(f"no memory forecast: {error}")
 
 
-def saved_bytes(model, shape, checkpointing=False, masked=False):
-    """(bytes that autograd saves in one forward pass, those of the layer that saves most, bytes of the logits).
-
-    checkpointing: of each layer only its input is saved, and the layer computed again in the backward pass (Chen et al. 2016).
-    """
-    owned = {p.untyped_storage()._cdata for p in (*model.parameters(), *model.buffers())}
-    seen, layers, stack = (
-        {},
-        {},
-        [],
-    )  # storage -> (bytes, the layer it belongs to); kept alive, so that no address comes twice
-
-    def pack(tensor):
-        storage = tensor.untyped_storage()
-        if storage._cdata not in owned:
-            seen.setdefault(storage._cdata, (storage, stack[-1] if stack else None))
-        return tensor
-
-    def enter(module, args, kwargs):
-        hidden = next(x for x in (*args, *kwargs.values()) if isinstance(x, torch.Tensor) and x.is_floating_point())
-        layers[id(module)] = hidden.numel() * hidden.element_size()
-        stack.append(id(module))
-
-    def leave(module, args, output):
-        stack.pop()
-
-    hooks = []
-    for module in model.modules():
-        if isinstance(module, GradientCheckpointingLayer):
-            hooks += [module.register_forward_pre_hook(enter, with_kwargs=True), module.register_forward_hook(leave)]
-    model.train()
-    ids = torch.zeros(shape.batch_size, shape.seq_len, dtype=torch.long, device="meta")
-    inputs = {"input_ids": ids}
-    if masked:
-        inputs["attention_mask"] = torch.ones_like(ids)
-    head = _head_width(model)
-    if model.config.is_encoder_decoder:
-        inputs["decoder_input_ids"] = ids[:, : shape.head_tokens or shape.seq_len]
-    elif head and shape.head_tokens and shape.head_tokens < shape.seq_len:
-        inputs["logits_to_keep"] = shape.head_tokens
-    with torch.device("meta"), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        logits = model(**inputs).logits
-    for hook in hooks:
-        hook.remove()
-    by_layer = dict.fromkeys(layers, 0)
-    outside = 0
-    for storage, layer in seen.values():
-        if layer is None:
-            outside += storage.nbytes()
-        else:
-            by_layer[layer] += storage.nbytes()
-    largest = max(by_layer.values(), default=0)
-    inside = sum(layers.values()) + largest if checkpointing else sum(by_layer.values())
-    return outside + inside, largest, logits.numel() * logits.element_size()
-
-
 def kind_of(model):
-    """causal, seq2seq or classifier: how meta_model builds a model again."""
-    name = type(loading.base_model(model)).__name__
-    return (
-        "classifier"
-        if "ForSequenceClassification" in name
-        else "seq2seq"
-        if model.config.is_encoder_decoder
-        else "causal"
-    )
-
-
-def _head_width(model):
-    """Does its forward pass take logits_to_keep, and does no learned prompt stand before the text?"""
-    return loading.takes(model, "logits_to_keep") and not loading.learns_prompt(model)
+    """The kind, causal, seq2seq or classifier, with which `meta_model` builds a loaded model again."""
+    if "ForSequenceClassification" in type(loading.base_model(model)).__name__:
+        return "classifier"
+    return "seq2seq" if model.config.is_encoder_decoder else "causal"
 
 
 def weight_bytes(model, precision, compute="fp32"):
     """(bytes of the weights, bytes of the largest linear layer in the precision that it computes in).
 
-    precision: int8 and nf4 pack the linear layers but for heads and adapters; the rest is as wide as `compute`.
+    precision: int8 and nf4 pack the linear layers except heads and adapters, and keep the rest in `compute`. Adapters
+    are trained in fp32.
     """
-    packed, largest = 0, 0
-    adapted = getattr(model, "peft_config", None) is not None
+    sizes = [0]  # of the linear layers that a quantization packs
     for name, module in model.named_modules():
-        plain = (
-            isinstance(module, (torch.nn.Linear, Conv1D))
-            and name.split(".")[-1] not in adapters.HEADS
-            and "lora_" not in name
-        )
-        if plain and "modules_to_save" not in name:
-            packed += module.weight.numel()
-            largest = max(largest, module.weight.numel())
-    total = sum(p.numel() for p in model.parameters())
+        linear = isinstance(module, (torch.nn.Linear, Conv1D)) and name.split(".")[-1] not in adapters.HEADS
+        if linear and "lora_" not in name and "modules_to_save" not in name:
+            sizes.append(module.weight.numel())
+    total, adapted = sum(p.numel() for p in model.parameters()), getattr(model, "peft_config", None) is not None
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad) if adapted else 0
     if precision not in PACKED_BYTES:
-        return DTYPE_BYTES[precision] * (total - trained) + 4 * trained if adapted else DTYPE_BYTES[
-            precision
-        ] * total, 0
-    width = DTYPE_BYTES[compute]
-    return PACKED_BYTES[precision] * packed + width * (total - packed - trained) + 4 * trained, width * largest
+        return DTYPE_BYTES[precision] * (total - trained) + 4 * trained, 0
+    packed, width = sum(sizes), DTYPE_BYTES[compute]
+    return PACKED_BYTES[precision] * packed + width * (total - packed - trained) + 4 * trained, width * max(sizes)
 
 
 def kv_bytes(config, tokens, width):
-    """Bytes of a key-value cache of so many tokens: keys and values of every layer. width: bytes of a number."""
-    text = config.get_text_config() if hasattr(config, "get_text_config") else config
+    """Bytes of a key-value cache of `tokens` tokens over all rows. width: bytes of a number."""
+    text = loading.text_config(config)
     if not getattr(text, "num_attention_heads", None):  # a recurrent model keeps a state of one size
         return 0
     heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
     size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     return 2 * text.num_hidden_layers * heads * size * tokens * width
+
+
+def compute_dtype(precision, device):
+    """The precision that weights of `precision` compute in: quantized ones in bf16 on a GPU, in fp32 on a CPU."""
+    return ("bf16" if device == "cuda" else "fp32") if precision in PACKED_BYTES else precision
 
 
 def training(
@@ -298,12 +119,13 @@ def training(
 ):
     """Forecast of the peak of training.
 
-    config: a transformers configuration; precision: of the weights in memory (fp32, bf16, int8, nf4); mixed: computes in 16 bits
-    over fp32 weights; attention: sdpa, eager or flash_attention_2; accumulation: batches of one step; device: cpu or cuda. Unknown for an
-    architecture that does not run on the meta device.
+    config: a transformers configuration; kind: causal, seq2seq or classifier; precision: of the weights (fp32, bf16,
+    int8, nf4); mixed: 16-bit computation over fp32 weights; attention: sdpa, eager or flash_attention_2;
+    accumulation: batches of one step; device: cpu or cuda. Unknown for an architecture that does not run on the meta
+    device.
     """
-    compute = ("bf16" if device == "cuda" else "fp32") if precision in PACKED_BYTES else precision
-    text = config.get_text_config() if hasattr(config, "get_text_config") else config
+    compute = compute_dtype(precision, device)
+    text = loading.text_config(config)
     drops = any(getattr(text, name, 0) for name in ATTENTION_DROPOUT)
     if device == "cpu" and attention == "sdpa" and drops:
         attention = "eager"  # torch's CPU kernel takes no dropout: the matrices are written out
@@ -316,19 +138,19 @@ def training(
         activations += 2 * sum(p.numel() for p in model.parameters())
     states = OPTIMIZER_BYTES[optimizer]
     return Forecast(
-        weights,
-        width * trained,
-        (2 * width if states is None else states) * trained,
-        activations,
-        0.0,
-        2 * logits * (4 / DTYPE_BYTES[dtype]) + 2 * unpacked,
-        accumulation > 1,
+        weights=weights,
+        gradients=width * trained,
+        optimizer=(2 * width if states is None else states) * trained,
+        activations=activations,
+        kv_cache=0.0,
+        transient=2 * logits * (4 / DTYPE_BYTES[dtype]) + 2 * unpacked,  # the loss takes the logits in fp32
+        accumulates=accumulation > 1,
     )
 
 
 def inference(config, kind, shape, *, precision="fp32", peft_config=None, device="cpu"):
     """Forecast of the peak of scoring or generating: weights, the cache, what one layer holds, and the logits."""
-    compute = ("bf16" if device == "cuda" else "fp32") if precision in PACKED_BYTES else precision
+    compute = compute_dtype(precision, device)
     model, (_, layer, logits) = counted(config, kind, shape, compute, peft_config)
     weights, unpacked = weight_bytes(model, precision, compute)
     cache = kv_bytes(config, shape.cached_tokens, DTYPE_BYTES[compute]) if shape.cached_tokens else 0.0

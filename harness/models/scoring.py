@@ -1,7 +1,7 @@
-"""Log-probabilities of labels after prompts, classification heads, perplexity.
+"""Log-probabilities of labels after prompts and of classification heads; perplexity.
 
-Exact: in fp32 a result does not depend on the batch size, on the order of the examples or on padding.
-Results come back in the order of the input.
+In fp32 a result does not depend on the batch size, the order of the examples or padding. Results come in the order of
+the input. Shapes: N prompts, L labels, K wanted positions, V vocabulary, T tokens.
 """
 
 import itertools
@@ -17,7 +17,7 @@ from harness.models import batching, loading, prefix_cache
 
 @dataclass
 class LabelScores:
-    """Natural log-probabilities of every label after every prompt; -inf where a prompt has fewer labels than another."""
+    """Natural log-probabilities of each label after each prompt; -inf where a prompt has fewer labels than another."""
 
     total: np.ndarray  # [N, L] summed over the label's tokens
     mean: np.ndarray  # [N, L] per token, for labels of different lengths
@@ -25,8 +25,10 @@ class LabelScores:
     prompt_tokens: int  # over all prompts
     truncated: int  # prompts that were cut on the left to fit the model's context
     longest: int  # tokens of the longest row, prompt and continuation
-    prefix: list  # the token ids that all prompts begin with, a token short of the shortest at most; [] for encoder-decoders
-    batch_size: int  # the most examples of one pass; where rows cannot be packed, of examples with one label each
+    prefix: (
+        list  # token ids that all prompts begin with, at least one fewer than the shortest has; [] for encoder-decoders
+    )
+    batch_size: int  # the most examples of one pass; of examples with one label each where rows cannot be packed
 
 
 @torch.inference_mode()
@@ -37,9 +39,9 @@ def _padded_logits(model, rows, wanted):
     """
     kept = sorted({t for _, t in wanted})
     ids, _ = batching.pad_rows(rows, 0, model.device)
-    if loading.takes(model, "logits_to_keep") and not loading.learns_prompt(model):
+    if loading.keeps_logits(model):
         logits = model(ids, use_cache=False, logits_to_keep=kept).logits
-    else:  # learned tokens before the text have logits of their own
+    else:
         logits = model(ids, use_cache=False).logits[:, -ids.shape[1] :][:, kept]
     index = {t: k for k, t in enumerate(kept)}
     return logits.flatten(0, 1)[[b * len(kept) + index[t] for b, t in wanted]]
@@ -48,13 +50,12 @@ def _padded_logits(model, rows, wanted):
 def score_labels(
     model, tokenizer, prompts, labels, batch_size="auto", add_special_tokens=True, progress=None, prefix=None
 ):
-    """Log-probability of each label text (its separator included, such as " positive") after each prompt.
+    """The LabelScores of each label text (its separator included, such as " positive") after each prompt.
 
-    labels: the same for all prompts [L], or lists of their own for each of them [N][L], of one length or not.
-    Prompt and label are tokenized together, and what the labels' token sequences have in common counts as the prompt, so
-    no token boundary is guessed. Causal models compute what prompts have in common once, also where only some of them do
-    (questions over one passage). prefix: a Prefix computed before, used where all prompts begin with it.
-    UserError for an empty label.
+    labels: [L] for all prompts, or [N][L], a list for each prompt, of any length. Prompt and label are tokenized
+    together, and the tokens that all labels of a prompt begin with count as prompt, so no token boundary is guessed.
+    Causal models compute common beginnings once, also where only some prompts share them (questions over one passage).
+    prefix: a Prefix computed before, used if all prompts begin with it. UserError for an empty label.
     """
     sets = [labels] * len(prompts) if isinstance(labels[0], str) else labels
     empty = next((list(some).index("") for some in sets if "" in some), None)
@@ -65,15 +66,11 @@ def score_labels(
     contexts, continuations, truncated = encode(model, tokenizer, prompts, sets, add_special_tokens)
     # a row for each example and label: the context and all but the last token of the label
     rows = [context + end[:-1] for context, ends in zip(contexts, continuations) for end in ends]
-    first = [
-        len(context) - 1 for context, some in zip(contexts, sets) for _ in some
-    ]  # where a row's first label token is read
+    first = [len(context) - 1 for context, some in zip(contexts, sets) for _ in some]  # predicts the first label token
     ends = [end for group in continuations for end in group]
     wanted = [range(at, at + len(end)) for at, end in zip(first, ends)]
     total = np.zeros(len(rows))
-    shared = min(
-        prefix_cache.common_prefix(contexts), min(map(len, contexts)) - 1
-    )  # of each context a token is left, to predict from
+    shared = min(prefix_cache.common_prefix(contexts), min(map(len, contexts)) - 1)  # a token is left to predict from
 
     def read(some, logits, places):  # row indices, logits [K, V], the places in K of their label tokens
         log_probs = logits.float().log_softmax(-1)
@@ -89,7 +86,7 @@ def score_labels(
         with batching.progress_bar(len(rows), progress) as bar:
             largest = prefix_cache.PrefixTree(model, rows, first, wanted, read, size, prefix, bar).score() // most
     else:
-        same = {}  # labels that differ in their last token have one row
+        same = {}  # row -> its indices: labels that differ only in their last token have the same row
         for r, row in enumerate(rows):
             same.setdefault(tuple(row), []).append(r)
         distinct = list(same)
@@ -100,29 +97,25 @@ def score_labels(
             place = itertools.count()
             read([r for _, r in some], logits, [[next(place) for _ in wanted[r]] for _, r in some])
 
-        largest = batching.in_batches(
-            [len(row) for row in distinct], batch_size, 2 * batching.PACK_TOKENS[model.device.type], work, progress
-        )
-    return LabelScores(
-        *_table(total, continuations),
-        sum(map(len, contexts)),
-        truncated,
-        longest,
-        contexts[0][:shared],
-        max(1, largest),
-    )
+        budget = 2 * batching.PACK_TOKENS[model.device.type]
+        largest = batching.in_batches(list(map(len, distinct)), batch_size, budget, work, progress)
+    sizes = sum(map(len, contexts)), truncated, longest, contexts[0][:shared], max(1, largest)
+    return LabelScores(*_table(total, continuations), *sizes)
 
 
 def continuation_log_probs(model, contexts, ends, keep, progress=None):
-    """`keep(log-probabilities [T, V])` of the T tokens of each end behind its context, both lists of token ids; [N]."""
+    """[N] results of `keep(log-probabilities [T, V])`, called with those of the T tokens of each end.
+
+    contexts, ends: [N] lists of token ids, a context and what follows it.
+    """
     rows = [list(context) + list(end[:-1]) for context, end in zip(contexts, ends)]
     first = [len(context) - 1 for context in contexts]
     wanted = [range(at, at + len(end)) for at, end in zip(first, ends)]
-    found = [None] * len(rows)
+    kept = [None] * len(rows)
 
     def read(some, logits, places):
         for r, row in zip(some, places):
-            found[r] = keep(logits[row].float().log_softmax(-1).cpu())
+            kept[r] = keep(logits[row].float().log_softmax(-1).cpu())
 
     with batching.progress_bar(len(rows), progress) as bar:
         if prefix_cache.shares_prefix(model, max(map(len, rows))):
@@ -131,11 +124,11 @@ def continuation_log_probs(model, contexts, ends, keep, progress=None):
             for r, row in enumerate(rows):
                 read([r], _padded_logits(model, [row], [(0, t) for t in wanted[r]]), [range(len(wanted[r]))])
                 bar.update()
-    return found
+    return kept
 
 
 def _table(values, ends):
-    """Log-probabilities of all labels in a row -> total, mean and n_tokens [N, L]; ends: [N][L] token ids of the labels."""
+    """Log-probabilities of all labels, one after the other -> total, mean, n_tokens [N, L]. ends: [N][L] token ids."""
     there = np.array([[i < len(some) for i in range(max(map(len, ends)))] for some in ends])
     total, n_tokens = np.full(there.shape, -np.inf), np.zeros(there.shape, dtype=int)
     total[there], n_tokens[there] = values, [len(end) for some in ends for end in some]
@@ -143,7 +136,7 @@ def _table(values, ends):
 
 
 def encode(model, tokenizer, prompts, sets, add_special_tokens):
-    """Token ids of the contexts [N] and of the labels behind them [N][L], and how many contexts were cut on the left."""
+    """(token ids of the contexts [N], those of the labels behind them [N][L], number of contexts cut on the left)."""
     limit, truncated = loading.context_length(model), 0
     texts = [prompt + label for prompt, labels in zip(prompts, sets) for label in ("", *labels)]
     encoded = iter(tokenizer(texts, add_special_tokens=add_special_tokens, verbose=False).input_ids)
@@ -154,9 +147,7 @@ def encode(model, tokenizer, prompts, sets, add_special_tokens):
         context, ends = whole[0][:cut], [ids[cut:] for ids in whole]
         if not context:  # an empty prompt: the model needs one token to predict from
             context = [tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id]
-        if (
-            limit and len(context) + max(map(len, ends)) > limit
-        ):  # a token of the context stays, and as much of a label as then fits
+        if limit and len(context) + max(map(len, ends)) > limit:  # at least one token of the context stays
             ends = [end[: limit - 1] for end in ends]
             context, truncated = context[max(map(len, ends)) - limit :], truncated + 1
         contexts.append(context)
@@ -179,13 +170,11 @@ def _score_labels_seq2seq(model, tokenizer, prompts, sets, batch_size, progress)
         ids, mask = batching.pad_rows([rows[i] for i in batch], tokenizer.pad_token_id, model.device)
         states = model.get_encoder()(input_ids=ids, attention_mask=mask).last_hidden_state  # [B, S, H]
         counts = torch.tensor([len(ends[i]) for i in batch], device=model.device)
-        states, mask = (
-            states.repeat_interleave(counts, 0),
-            mask.repeat_interleave(counts, 0),
-        )  # [all labels of the batch, S, H]
+        states, mask = (x.repeat_interleave(counts, 0) for x in (states, mask))  # [labels of the batch, S, H]
+        labels = [end for i in batch for end in ends[i]]
         target, target_mask = batching.pad_rows(
-            [end for i in batch for end in ends[i]], tokenizer.pad_token_id, model.device
-        )  # [.., T]
+            labels, tokenizer.pad_token_id, model.device
+        )  # [labels of the batch, T]
         start = torch.full((len(target), 1), model.config.decoder_start_token_id, device=model.device)
         out = model(
             encoder_outputs=BaseModelOutput(last_hidden_state=states),
@@ -194,19 +183,18 @@ def _score_labels_seq2seq(model, tokenizer, prompts, sets, batch_size, progress)
             use_cache=False,
         )
         picked = out.logits.float().log_softmax(-1).gather(-1, target[..., None])[..., 0] * target_mask
-        for i, found in zip(batch, picked.sum(-1).double().cpu().split(counts.tolist())):
-            scores[i] = found.numpy()
+        for i, some in zip(batch, picked.sum(-1).double().cpu().split(counts.tolist())):
+            scores[i] = some.numpy()
 
     budget = batching.PADDED_TOKENS[model.device.type] // max(map(len, ends))
-    largest = batching.in_batches([len(row) for row in rows], batch_size, budget, work, progress)
-    return LabelScores(
-        *_table(np.concatenate(scores), ends), sum(map(len, rows)), truncated, max(map(len, rows)), [], largest
-    )
+    lengths = list(map(len, rows))
+    largest = batching.in_batches(lengths, batch_size, budget, work, progress)
+    return LabelScores(*_table(np.concatenate(scores), ends), sum(lengths), truncated, max(lengths), [], largest)
 
 
 @torch.inference_mode()
 def classify(model, tokenizer, texts, pairs=None, batch_size="auto", max_length=None, progress=None):
-    """Log-probabilities [N, C] of a sequence classification head."""
+    """Log-probabilities [N, C] of a classification head. texts, pairs: [N]; max_length: see classifier_length."""
     rows = tokenizer(texts, pairs, truncation=True, max_length=classifier_length(model, tokenizer, max_length))
     names = [name for name in ("input_ids", "token_type_ids") if name in rows]
     result = np.zeros((len(texts), model.config.num_labels))
@@ -215,26 +203,24 @@ def classify(model, tokenizer, texts, pairs=None, batch_size="auto", max_length=
         inputs = {}
         for name in names:
             pad = tokenizer.pad_token_id if name == "input_ids" else 0
-            inputs[name], inputs["attention_mask"] = batching.pad_rows(
-                [rows[name][i] for i in batch], pad, model.device
-            )
+            some = [rows[name][i] for i in batch]
+            inputs[name], inputs["attention_mask"] = batching.pad_rows(some, pad, model.device)
         result[batch] = model(**inputs).logits.float().log_softmax(-1).double().cpu().numpy()
 
-    batching.in_batches(
-        [len(ids) for ids in rows["input_ids"]], batch_size, batching.PACK_TOKENS[model.device.type] * 2, work, progress
-    )
+    budget = 2 * batching.PACK_TOKENS[model.device.type]
+    batching.in_batches(list(map(len, rows["input_ids"])), batch_size, budget, work, progress)
     return result
 
 
 def classifier_length(model, tokenizer, wanted=None):
-    """The token limit of a classifier's input: `wanted`, or 512, but no more than the tokenizer and the model take."""
+    """The token limit of a classifier's input: `wanted` or 512, and no more than tokenizer and model take."""
     wanted = wanted or 512
     return min(tokenizer.model_max_length, loading.context_length(model) or wanted, wanted)
 
 
 @torch.inference_mode()
 def perplexity(model, tokenizer, texts, max_length=512, batch_size="auto"):
-    """(sum of the negative log-likelihoods of all tokens but each text's first, number of those tokens); causal models only."""
+    """(negative log-likelihood of all tokens except each text's first, number of those tokens); causal models only."""
     max_length = min(max_length, loading.context_length(model) or max_length)
     rows = [tokenizer(text, truncation=True, max_length=max_length).input_ids for text in texts]
     nll = np.zeros(len(rows))

@@ -13,7 +13,7 @@ from scipy.optimize import lsq_linear
 from transformers import AutoConfig
 
 import utils
-from harness.models import adapters, loading, memory_forecast
+from harness.models import adapters, loading, memory_forecast, meta_device
 from harness.results import configurations, store
 
 MIN_ROWS = 5  # measured rows that a calibration needs
@@ -82,7 +82,7 @@ def configuration(model, task, n_labels, trust_remote_code=False):
 
 def lora(config, kind, rank, target_modules="auto"):
     """The peft configuration of LoRA on the layers that peft_finetune.py takes."""
-    bare = memory_forecast.meta_model(config, kind, attention="eager")  # for the names of its layers
+    bare = meta_device.meta_model(config, kind, attention="eager")  # for the names of its layers
     task = {"causal": "CAUSAL_LM", "seq2seq": "SEQ_2_SEQ_LM", "classifier": "SEQ_CLS"}[kind]
     return peft.LoraConfig(task_type=task, r=rank, target_modules=adapters.target_modules(bare, target_modules))
 
