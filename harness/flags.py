@@ -1,4 +1,7 @@
-"""The flags that scripts share: data, training, run; and the types of their values. Imports nothing heavy."""
+"""The flags that scripts share: data, training, run; the types of their values. Imports nothing heavy.
+
+Choices of flags that belong to one script stand here too if heavy modules need them as well.
+"""
 
 import argparse
 import contextlib
@@ -13,13 +16,14 @@ OPTIMIZERS = (
     "paged_adamw_8bit",
     "paged_adamw_32bit",
 )
+PRECISIONS = ("fp32", "fp16", "bf16", "int8", "nf4")  # of a model's weights
+DATA_FORMATS = ("jsonl", "json", "csv", "tsv", "parquet")  # of a local data set
+VALIDATION_CAP = 1000  # examples that choose the best checkpoint; more only costs time
 # of rag_eval.py: FAISS indexes, and the languages that have both bm25s' stop words and a Snowball stemmer
 INDEX_KINDS = ("flat", "ivf", "hnsw", "ivfpq", "sq8")
 BM25_LANGUAGES = ("english", "german", "french", "spanish", "italian", "portuguese", "dutch", "swedish", "norwegian")
 BM25_LANGUAGES += ("russian", "turkish", "none")
-PRECISIONS = ("fp32", "fp16", "bf16", "int8", "nf4")  # of a model's weights
 BENCHMARKS = {"alpaca_eval": "tatsu-lab/alpaca_eval", "mt_bench": "lmsys/mt-bench"}  # name -> repository on the hub
-DATA_FORMATS = ("jsonl", "json", "csv", "tsv", "parquet")  # of a local data set
 # of prepare_data.py: what it converts -> the arguments of load_dataset, and how it splits
 HUB_DATA = {
     "alpaca": ("tatsu-lab/alpaca",),
@@ -28,198 +32,6 @@ HUB_DATA = {
     "hans": ("jhu-cogsys/hans",),
 }
 SPLIT_SEED, SPLIT_FRACTIONS = 13, (0.8, 0.1, 0.1)  # train, validation, test
-
-
-def add_training_args(parser, resume=True, padding_free=True):
-    """The flags of every training script; resume, padding_free: those that not every one has."""
-    group = parser.add_argument_group("training")
-    group.add_argument(
-        "--epochs", type=positive, default=3, help="passes over the training examples (default: %(default)s)"
-    )
-    group.add_argument("--max_steps", type=positive_int, help="stop after so many optimizer steps, instead of --epochs")
-    group.add_argument(
-        "--learning_rate", type=positive, help="peak learning rate (default: by method and data, see above)"
-    )
-    group.add_argument(
-        "--warmup", type=fraction, default=0.06, help="share of the steps that warm up (default: %(default)s)"
-    )
-    group.add_argument(
-        "--lr_scheduler",
-        choices=("linear", "cosine", "constant_with_warmup"),
-        default="linear",
-        help="(default: linear)",
-    )
-    group.add_argument(
-        "--weight_decay", type=non_negative, default=0.01, help="of the optimizer (default: %(default)s)"
-    )
-    group.add_argument(
-        "--optim", choices=OPTIMIZERS, default="adamw_torch", help="8bit and paged ones are bitsandbytes', on CUDA only"
-    )
-    group.add_argument(
-        "--gradient_accumulation", type=positive_int, default=1, metavar="N", help="batches of one optimizer step"
-    )
-    group.add_argument(
-        "--gradient_checkpointing",
-        action="store_true",
-        help="compute activations again in the backward pass: less memory",
-    )
-    group.add_argument(
-        "--early_stopping", type=positive_int, metavar="N", help="stop after N checkpoints that were no better"
-    )
-    group.add_argument(
-        "--save_steps", type=positive_int, metavar="N", help="a checkpoint each N steps, instead of each epoch"
-    )
-    group.add_argument(
-        "--max_length",
-        type=number_type(int, "a whole number of at least 8", lambda value: value >= 8),
-        help="tokens an example is cut to (default: 512, or what the model takes)",
-    )
-    mixed = group.add_mutually_exclusive_group()
-    mixed.add_argument("--fp16", action="store_true", help="mixed precision with float16 (CUDA only)")
-    mixed.add_argument(
-        "--bf16", action="store_true", help="mixed precision with bfloat16: computes in it, the weights stay --weights"
-    )
-    group.add_argument(
-        "--weights",
-        choices=("fp32", "bf16"),
-        default="fp32",
-        help="of the model in memory, 4 or 2 bytes a parameter; AdamW adds 12 or 6 for each trained one "
-        "(default: %(default)s)",
-    )
-    group.add_argument(
-        "--attn_implementation", choices=("sdpa", "eager", "flash_attention_2"), help="(default: the model's own)"
-    )
-    if resume:
-        group.add_argument(
-            "--resume",
-            nargs="?",
-            const="auto",
-            metavar="RUN_DIR",
-            help="go on from a cut-off run's last checkpoint: the newest run with these flags, or RUN_DIR",
-        )
-    group = parser.add_argument_group("answers (question answering and instructions)")
-    group.add_argument(
-        "--prompt_format",
-        choices=("plain", "chat", "auto"),
-        default="auto",
-        help="chat uses the tokenizer's template, auto does where there is one (default: %(default)s)",
-    )
-    group.add_argument(
-        "--max_new_tokens", type=positive_int, help="of an evaluation answer (default: 32, 256 for instructions)"
-    )
-    if padding_free:
-        group.add_argument(
-            "--padding_free",
-            action="store_true",
-            help="a batch is one row without padding; for causal models, fast with flash_attention_2",
-        )
-    group = parser.add_argument_group("study")
-    group.add_argument(
-        "--repeats",
-        type=positive_int,
-        default=1,
-        metavar="N",
-        help="runs over N data seeds from --data_seed on, a row each (default: 1)",
-    )
-    group.add_argument(
-        "--eval_ood", metavar="DATASET", help="score out of domain too: a data set of the same labels, or HANS for MNLI"
-    )
-
-
-def check_training_args(parser, args):
-    """Cross-checks that need no library. Returns args."""
-    if args.repeats > 1 and getattr(args, "resume", None):
-        parser.error("--resume goes on with one run; leave out --repeats")
-    if args.max_steps and args.epochs != parser.get_default("epochs"):
-        parser.error("--max_steps stands instead of --epochs; give one of them")
-    if args.fp16 and args.weights == "bf16":
-        parser.error("--fp16 scales gradients of fp32 weights; with --weights bf16 take --bf16 or neither")
-    return args
-
-
-def repeats(args):
-    """The arguments of each of --repeats runs: data seeds that follow each other."""
-    for i in range(args.repeats):
-        yield argparse.Namespace(**{**vars(args), "data_seed": args.data_seed + i})
-
-
-VALIDATION_CAP = 1000  # examples that choose the best checkpoint; more only costs time
-
-
-def add_data_args(parser, dataset="assets/data/movie_reviews"):
-    """The data flags that every script shares."""
-    group = parser.add_argument_group("data")
-    parser.set_defaults(default_dataset=dataset)
-    group.add_argument(
-        "--dataset", help=f"hub name, folder with train|validation|test files, or one file (default: {dataset})"
-    )
-    group.add_argument("--subset", help="hub configuration or subfolder, such as sst2")
-    for split in ("train", "validation", "test"):
-        group.add_argument(f"--{split}_file", metavar="FILE", help=f"the {split} split, instead of --dataset")
-    group.add_argument(
-        "--columns", type=comma_list, metavar="A,B,..", help="column names of a CSV or TSV without a header line"
-    )
-    group.add_argument(
-        "--kind",
-        choices=("auto", "classification", "qa", "instruction"),
-        default="auto",
-        help="recognised from the columns unless forced",
-    )
-    for role in ("text", "text_pair", "label"):
-        group.add_argument(f"--{role}_column", metavar="NAME", help=f"the column with the {role.replace('_', ' ')}")
-    group.add_argument("--label_words", type=comma_list, metavar="A,B,..", help="a word for each label, in label order")
-    group.add_argument("--instruction", help="the line that opens the prompt")
-    group.add_argument("--template", help="the prompt of one example, with {text} and {text_pair}; \\n is a line break")
-    group.add_argument(
-        "--max_train_samples", type=count, metavar="K", help="training examples, drawn by --data_seed (default: all)"
-    )
-    group.add_argument(
-        "--max_validation_samples",
-        type=count_or_0,
-        metavar="N",
-        help="labelled examples that choose the checkpoint; 0: none, as a few-shot study wants it, and the last one is "
-        f"kept (default: at most {VALIDATION_CAP})",
-    )
-    group.add_argument(
-        "--max_eval_samples",
-        "--n_examples",
-        type=count,
-        metavar="N",
-        help="evaluation examples, the first N of a fixed order (default: all)",
-    )
-    group.add_argument(
-        "--data_seed", type=int, default=0, help="draws training examples and demonstrations (default: %(default)s)"
-    )
-
-
-def comma_list(text):
-    return [part.strip() for part in text.split(",")]
-
-
-def count(text, least=1):
-    if not text.isdigit() or int(text) < least:
-        raise argparse.ArgumentTypeError(f"must be a whole number of at least {least}, not {text}")
-    return int(text)
-
-
-def count_or_0(text):
-    return count(text, 0)
-
-
-def check_data_args(parser, args):
-    """Fill in the default data set, where neither --dataset nor files were given; refuse both. Returns args."""
-    if source(args) is None and args.dataset:
-        parser.error(
-            "--dataset and --train_file, --validation_file, --test_file exclude each other; name all splits by files"
-        )
-    args.dataset = args.dataset or args.default_dataset
-    del args.default_dataset
-    return args
-
-
-def source(args):
-    """The data set's name where the hub may be asked for it, None where files are named by flags."""
-    return None if args.train_file or args.validation_file or args.test_file else args.dataset
 
 
 class ArgumentParser(argparse.ArgumentParser):
@@ -261,9 +73,220 @@ class ArgumentParser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: error: {' '.join(message.split())} (--help lists the flags)\n")
 
 
+def number_type(kind, wanted, allowed):
+    """An argparse type: `kind` (int or float) of the text; an error that says what is `wanted` unless `allowed`."""
+
+    def convert(text):
+        with contextlib.suppress(ValueError, OverflowError):
+            value = kind(text)
+            if allowed(value):
+                return value
+        raise argparse.ArgumentTypeError(f"must be {wanted}, not {text}")
+
+    return convert
+
+
+positive_int = number_type(int, "a whole number of at least 1", lambda value: value >= 1)
+size_or_auto = number_type(
+    lambda text: text if text == "auto" else int(text),
+    "a whole number of at least 1, or auto",
+    lambda value: value == "auto" or value >= 1,
+)
+whole_number = number_type(int, "a whole number of at least 0", lambda value: value >= 0)
+fraction = number_type(float, "a number from 0 up to, but not including, 1", lambda value: 0 <= value < 1)
+positive = number_type(float, "a number above 0", lambda value: 0 < value < math.inf)
+non_negative = number_type(float, "a number of at least 0", lambda value: 0 <= value < math.inf)
+share = number_type(float, "a number from 0 to 1", lambda value: 0 <= value <= 1)
+
+
+def comma_list(text):
+    return [part.strip() for part in text.split(",")]
+
+
+def add_data_args(parser, dataset="assets/data/movie_reviews"):
+    """The data flags that every script shares."""
+    group = parser.add_argument_group("data")
+    parser.set_defaults(default_dataset=dataset)
+    group.add_argument(
+        "--dataset", help=f"hub name, folder with train|validation|test files, or one file (default: {dataset})"
+    )
+    group.add_argument("--subset", help="hub configuration or subfolder, such as sst2")
+    for split in ("train", "validation", "test"):
+        group.add_argument(f"--{split}_file", metavar="FILE", help=f"the {split} split, instead of --dataset")
+    group.add_argument(
+        "--columns", type=comma_list, metavar="A,B,..", help="column names of a CSV or TSV without a header line"
+    )
+    group.add_argument(
+        "--kind",
+        choices=("auto", "classification", "qa", "instruction"),
+        default="auto",
+        help="recognised from the columns unless forced",
+    )
+    for role in ("text", "text_pair", "label"):
+        group.add_argument(f"--{role}_column", metavar="NAME", help=f"the column with the {role.replace('_', ' ')}")
+    group.add_argument("--label_words", type=comma_list, metavar="A,B,..", help="a word for each label, in label order")
+    group.add_argument("--instruction", help="the line that opens the prompt")
+    group.add_argument("--template", help="the prompt of one example, with {text} and {text_pair}; \\n is a line break")
+    group.add_argument(
+        "--max_train_samples",
+        type=positive_int,
+        metavar="K",
+        help="training examples, drawn by --data_seed (default: all)",
+    )
+    group.add_argument(
+        "--max_validation_samples",
+        type=whole_number,
+        metavar="N",
+        help="labelled examples that choose the checkpoint; 0: none, for few-shot studies, and the last one is kept "
+        f"(default: at most {VALIDATION_CAP})",
+    )
+    group.add_argument(
+        "--max_eval_samples",
+        "--n_examples",
+        type=positive_int,
+        metavar="N",
+        help="evaluation examples, the first N of a fixed order (default: all)",
+    )
+    group.add_argument(
+        "--data_seed", type=int, default=0, help="draws training examples and demonstrations (default: %(default)s)"
+    )
+
+
+def check_data_args(parser, args):
+    """Fill in the default data set if neither --dataset nor files were given; refuse both. Returns args."""
+    if source(args) is None and args.dataset:
+        parser.error(
+            "--dataset and --train_file, --validation_file, --test_file exclude each other; name all splits by files"
+        )
+    args.dataset = args.dataset or args.default_dataset
+    del args.default_dataset
+    return args
+
+
+def source(args):
+    """The data set's name, which may be on the hub; None if files are named by flags."""
+    return None if args.train_file or args.validation_file or args.test_file else args.dataset
+
+
+def add_training_args(parser, resume=True, padding_free=True):
+    """The flags of every training script; resume, padding_free: those that not every one has."""
+    group = parser.add_argument_group("training")
+    group.add_argument(
+        "--epochs", type=positive, default=3, help="passes over the training examples (default: %(default)s)"
+    )
+    group.add_argument("--max_steps", type=positive_int, help="optimizer steps to train for, instead of --epochs")
+    group.add_argument(
+        "--learning_rate", type=positive, help="peak learning rate (default: by method and data, see above)"
+    )
+    group.add_argument(
+        "--warmup", type=fraction, default=0.06, help="share of the steps that warm up (default: %(default)s)"
+    )
+    group.add_argument(
+        "--lr_scheduler",
+        choices=("linear", "cosine", "constant_with_warmup"),
+        default="linear",
+        help="(default: linear)",
+    )
+    group.add_argument(
+        "--weight_decay", type=non_negative, default=0.01, help="of the optimizer (default: %(default)s)"
+    )
+    group.add_argument(
+        "--optim", choices=OPTIMIZERS, default="adamw_torch", help="8bit and paged ones are bitsandbytes', on CUDA only"
+    )
+    group.add_argument(
+        "--gradient_accumulation", type=positive_int, default=1, metavar="N", help="batches of one optimizer step"
+    )
+    group.add_argument(
+        "--gradient_checkpointing",
+        action="store_true",
+        help="compute activations again in the backward pass: less memory",
+    )
+    group.add_argument(
+        "--early_stopping", type=positive_int, metavar="N", help="stop after N checkpoints without a better one"
+    )
+    group.add_argument(
+        "--save_steps", type=positive_int, metavar="N", help="a checkpoint each N steps, instead of each epoch"
+    )
+    group.add_argument(
+        "--max_length",
+        type=number_type(int, "a whole number of at least 8", lambda value: value >= 8),
+        help="tokens an example is cut to (default: 512, or what the model takes)",
+    )
+    mixed = group.add_mutually_exclusive_group()
+    mixed.add_argument("--fp16", action="store_true", help="mixed precision with float16 (CUDA only)")
+    mixed.add_argument(
+        "--bf16", action="store_true", help="mixed precision with bfloat16: computes in it, the weights stay --weights"
+    )
+    group.add_argument(
+        "--weights",
+        choices=("fp32", "bf16"),
+        default="fp32",
+        help="of the model in memory, 4 or 2 bytes a parameter; AdamW adds 12 or 6 for each trained one "
+        "(default: %(default)s)",
+    )
+    group.add_argument(
+        "--attn_implementation", choices=("sdpa", "eager", "flash_attention_2"), help="(default: the model's own)"
+    )
+    if resume:
+        group.add_argument(
+            "--resume",
+            nargs="?",
+            const="auto",
+            metavar="RUN_DIR",
+            help="continue an interrupted run from its last checkpoint: the newest run with these flags, or RUN_DIR",
+        )
+    group = parser.add_argument_group("answers (question answering and instructions)")
+    group.add_argument(
+        "--prompt_format",
+        choices=("plain", "chat", "auto"),
+        default="auto",
+        help="chat: the tokenizer's chat template; auto: chat if there is a template (default: %(default)s)",
+    )
+    group.add_argument(
+        "--max_new_tokens", type=positive_int, help="of an evaluation answer (default: 32, 256 for instructions)"
+    )
+    if padding_free:
+        group.add_argument(
+            "--padding_free",
+            action="store_true",
+            help="a batch is one row without padding; for causal models, fast only with flash_attention_2",
+        )
+    group = parser.add_argument_group("study")
+    group.add_argument(
+        "--repeats",
+        type=positive_int,
+        default=1,
+        metavar="N",
+        help="runs over N data seeds from --data_seed on, a row each (default: 1)",
+    )
+    group.add_argument(
+        "--eval_ood",
+        metavar="DATASET",
+        help="also score out of domain: a data set with the same labels, or HANS for MNLI",
+    )
+
+
+def check_training_args(parser, args):
+    """Cross-checks that need no library. Returns args."""
+    if args.repeats > 1 and getattr(args, "resume", None):
+        parser.error("--resume goes on with one run; leave out --repeats")
+    if args.max_steps and args.epochs != parser.get_default("epochs"):
+        parser.error("--max_steps replaces --epochs; give one of them")
+    if args.fp16 and args.weights == "bf16":
+        parser.error("--fp16 scales gradients of fp32 weights; with --weights bf16 take --bf16 or neither")
+    return args
+
+
+def repeats(args):
+    """The arguments of each of --repeats runs: data seeds that follow each other."""
+    for i in range(args.repeats):
+        yield argparse.Namespace(**{**vars(args), "data_seed": args.data_seed + i})
+
+
 def add_common_args(parser, auto_batch=False):
-    """The flags that every measuring script shares; call last, after the strategy's own. auto_batch: for inference
-    alone.
+    """The flags that every measuring script shares; call it last, after the strategy's own.
+
+    auto_batch: --batch_size may be auto, for scripts that do not train.
     """
     group = parser.add_argument_group("run")
     if auto_batch:
@@ -272,8 +295,8 @@ def add_common_args(parser, auto_batch=False):
             type=size_or_auto,
             default="auto",
             metavar="N|auto",
-            help="most examples of one pass; auto: as many as a budget of tokens takes, halved where memory runs "
-            "out (default: %(default)s)",
+            help="most examples in one pass; auto: as many as a token budget allows, halved if memory runs out "
+            " (default: %(default)s)",
         )
     else:
         group.add_argument(
@@ -299,43 +322,3 @@ def add_common_args(parser, auto_batch=False):
         "--results", default="results.csv", help="the CSV that gets this run's row (default: %(default)s)"
     )
     group.add_argument("--runs_dir", default="runs", help="where the run's folder is made (default: %(default)s)")
-
-
-def number_type(kind, wanted, allowed):
-    """An argparse type: `kind` (int or float) of what was typed, if `allowed(value)`; else an error that says what is
-    wanted.
-    """
-
-    def convert(text):
-        with contextlib.suppress(ValueError, OverflowError):
-            value = kind(text)
-            if allowed(value):
-                return value
-        raise argparse.ArgumentTypeError(f"must be {wanted}, not {text}")
-
-    return convert
-
-
-positive_int = number_type(int, "a whole number of at least 1", lambda value: value >= 1)
-
-
-size_or_auto = number_type(
-    lambda text: text if text == "auto" else int(text),
-    "a whole number of at least 1, or auto",
-    lambda value: value == "auto" or value >= 1,
-)
-
-
-whole_number = number_type(int, "a whole number of at least 0", lambda value: value >= 0)
-
-
-fraction = number_type(float, "a number from 0 up to, but not including, 1", lambda value: 0 <= value < 1)
-
-
-positive = number_type(float, "a number above 0", lambda value: 0 < value < math.inf)
-
-
-non_negative = number_type(float, "a number of at least 0", lambda value: 0 <= value < math.inf)
-
-
-share = number_type(float, "a number from 0 to 1", lambda value: 0 <= value <= 1)
