@@ -7,9 +7,12 @@ from pathlib import Path
 
 import utils
 
+FILE_TYPES = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".txt", ".md")  # a name with such an ending is a file
+DEMO_MODELS = "assets/models/SmolLM2-135M-Instruct or assets/models/all-MiniLM-L6-v2"
+
 
 def hub_answers(seconds=5.0):
-    """Does the hub's endpoint answer at all? Asked from a thread, since a name look-up cannot be given a time limit."""
+    """True if the hub's endpoint answers. Asked in a thread, since the look-up of a host name has no time limit."""
     answered, done = [], threading.Event()
 
     def ask():
@@ -18,7 +21,7 @@ def hub_answers(seconds=5.0):
             urllib.request.urlopen(request, timeout=seconds)
             answered.append(True)
         except urllib.error.HTTPError as error:
-            if error.code not in (403, 407, 502, 503, 504):  # a proxy's refusal is no answer
+            if error.code not in (403, 407, 502, 503, 504):  # these come from a proxy that refuses
                 answered.append(True)
         except (OSError, ValueError):
             pass
@@ -30,17 +33,17 @@ def hub_answers(seconds=5.0):
 
 
 def check_names(models=None, datasets=None):
-    """Check, before anything heavy is imported, that each name is a local path, is cached, or that the hub can be reached.
+    """UserError, with the offline way out, unless each name is a local path, cached, or the hub can be reached.
 
-    models, datasets: {flag: name or path}; None values are passed over. Where the hub does not answer, the Hugging Face
-    libraries are put in offline mode, so that what is cached loads at once. Raises UserError with the offline way out.
+    models, datasets: {flag: name or path}; None values are skipped. To be called before anything heavy is imported: if
+    the hub does not answer, the Hugging Face libraries are put in offline mode, so that what is cached loads at once.
     """
     remote = []
     for flag, name in {**(models or {}), **(datasets or {})}.items():
         if name is None or Path(name).expanduser().exists():
             continue
         local = name.startswith((".", "/", "~", "assets/")) or name.count("/") > 1 or not name.strip()
-        if local or Path(name).suffix in (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".txt", ".md"):
+        if local or Path(name).suffix in FILE_TYPES:
             hint = (
                 f" in {Path.cwd()}; run `python prepare_data.py demo` there first" if name.startswith("assets/") else ""
             )
@@ -51,23 +54,27 @@ def check_names(models=None, datasets=None):
     if os.environ.get("HF_HUB_OFFLINE", "0").upper() not in ("1", "TRUE", "YES", "ON"):
         if hub_answers():
             return
-        os.environ["HF_HUB_OFFLINE"] = "1"  # the libraries read it when they are imported, that is, later
+        os.environ["HF_HUB_OFFLINE"] = "1"  # the libraries read it when they are imported, which is later
     os.environ["HF_DATASETS_OFFLINE"] = "1"
+    for flag in remote:
+        if (models or {}).get(flag) is not None:  # the datasets library answers for its own cache
+            _check_cache(flag, models[flag])
+
+
+def _check_cache(flag, name):
+    """UserError unless the model or adapter is in the cache of the hub."""
+    # huggingface_hub reads HF_HUB_OFFLINE when it is imported
     from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError
 
-    for flag in remote:
-        name = (models or {}).get(flag)
-        if name is None:
-            continue  # the datasets library answers for its own cache
-        aliases = (name,) if "/" in name else (name, f"sentence-transformers/{name}")
-        file = "adapter_config.json" if flag == "--adapter" else "config.json"
-        try:
-            cached = any(isinstance(try_to_load_from_cache(alias, file), str) for alias in aliases)
-        except HFValidationError:
-            raise utils.UserError(f"{flag} {name}: no such folder, and not a name that the hub allows") from None
-        if not cached:
-            raise utils.UserError(
-                f"{flag} {name}: the hub cannot be reached and this name is not in the cache; give a local folder, or run "
-                "`python prepare_data.py demo` and use assets/models/SmolLM2-135M-Instruct or assets/models/all-MiniLM-L6-v2"
-            )
+    aliases = (name,) if "/" in name else (name, f"sentence-transformers/{name}")
+    file = "adapter_config.json" if flag == "--adapter" else "config.json"
+    try:
+        cached = any(isinstance(try_to_load_from_cache(alias, file), str) for alias in aliases)
+    except HFValidationError:
+        raise utils.UserError(f"{flag} {name}: no such folder, and not a name that the hub allows") from None
+    if not cached:
+        raise utils.UserError(
+            f"{flag} {name}: the hub cannot be reached and this name is not in the cache; give a local folder, or run "
+            f"`python prepare_data.py demo` and use {DEMO_MODELS}"
+        )

@@ -52,24 +52,16 @@ def test_unifiedqa_folders_become_one_set(unified, tmp_path, capsys):
     out = tmp_path / "out"
     prepare_data.main(["unifiedqa", str(unified), "--output", str(out)])
     made, facts = splits_of(out), manifest_of(out)
-    assert facts["counts"] == {"train": 8, "validation": 3, "test": 6} and facts["dropped"] == {
-        "malformed": 2,
-        "empty": 3,
-    }
+    assert facts["counts"] == {"train": 8, "validation": 3, "test": 6}
+    assert facts["dropped"] == {"malformed": 2, "empty": 3}
     assert made["train"][3] == {"question": "what is 3? \\n (a) a3 (b) b3", "answer": ["a3"], "source": "arc"}
-    assert made["test"][0] == {
-        "question": '"quoted?  \\n a passage\u2028of two lines',
-        "answer": ["rome"],
-        "source": "arc",
-    }
+    question = '"quoted?  \\n a passage\u2028of two lines'
+    assert made["test"][0] == {"question": question, "answer": ["rome"], "source": "arc"}
     assert {row["source"] for row in made["test"][1:]} == {"nq"} and {row["source"] for row in made["train"]} == {"arc"}
     assert facts["sources"] == {"arc": {"train": 8, "validation": 3, "test": 1}, "nq": {"test": 5}}
     assert facts["origin_sha256"]["nq/dev.tsv"] == hashlib.sha256((unified / "nq/dev.tsv").read_bytes()).hexdigest()
-    assert (
-        facts["origin"] == str(unified)
-        and facts["split_seed"] == flags.SPLIT_SEED
-        and facts["licence"] == "see its source"
-    )
+    assert facts["origin"] == str(unified) and facts["licence"] == "see its source"
+    assert facts["split_seed"] == flags.SPLIT_SEED
     assert capsys.readouterr().out == f"{out}: 8 train, 3 validation, 6 test rows; dropped: 2 malformed, 3 empty\n"
     task = tasks.load_task(str(out))
     assert (task.kind, len(task.train), len(task.validation), len(task.evaluation)) == ("qa", 8, 3, 6)
@@ -104,10 +96,8 @@ def test_instruction_data(command, context, response, tmp_path, capsys):
     for name, seed in (("a", "13"), ("b", "13"), ("c", "14")):
         prepare_data.main([command, str(tmp_path / "in.json"), "--seed", seed, "--output", str(tmp_path / name)])
     made, facts = splits_of(tmp_path / "a"), manifest_of(tmp_path / "a")
-    assert facts["counts"] == {"train": 80, "validation": 10, "test": 10} and facts["dropped"] == {
-        "empty": 3,
-        "duplicate": 1,
-    }
+    assert facts["counts"] == {"train": 80, "validation": 10, "test": 10}
+    assert facts["dropped"] == {"empty": 3, "duplicate": 1}
     assert facts["origin_sha256"] == {"in.json": hashlib.sha256((tmp_path / "in.json").read_bytes()).hexdigest()}
     assert facts["licence"].startswith("CC BY-")
     assert "80 train, 10 validation, 10 test rows; dropped: 3 empty, 1 duplicate" in capsys.readouterr().out
@@ -193,31 +183,16 @@ def test_mnli_and_hans(inference, tmp_path, capsys):
     prepare_data.main(inference)
     mnli, hans = splits_of(tmp_path / "out/mnli"), splits_of(tmp_path / "out/hans")
     assert list(mnli) == ["test", "train"] and list(hans) == ["test"]
-    assert (
-        mnli["train"][1] == {"premise": '"Premise 1', "hypothesis": "Hypothesis 1.", "label": "neutral"}
-        and len(mnli["train"]) == 12
-    )
+    assert mnli["train"][1] == {"premise": '"Premise 1', "hypothesis": "Hypothesis 1.", "label": "neutral"}
+    assert len(mnli["train"]) == 12 and len(hans["test"]) == 6
     assert [row["label"] for row in mnli["test"]] == ["entailment", "neutral", "contradiction"]
-    assert (
-        hans["test"][1]
-        == {
-            "premise": "The 1 ran .",
-            "hypothesis": "He ran .",
-            "label": "non-entailment",
-            "heuristic": "constituent",
-            "subcase": "c1",
-        }
-        and len(hans["test"]) == 6
-    )
+    pair = {"premise": "The 1 ran .", "hypothesis": "He ran .", "label": "non-entailment"}
+    assert hans["test"][1] == {**pair, "heuristic": "constituent", "subcase": "c1"}
     facts = manifest_of(tmp_path / "out/mnli")
-    assert facts["dropped"] == {"malformed": 1, "no gold label": 2, "empty": 1} and sorted(facts["origin_sha256"]) == [
-        "dev_matched.tsv",
-        "train.tsv",
-    ]
-    assert (
-        manifest_of(tmp_path / "out/hans")["licence"].startswith("MIT")
-        and manifest_of(tmp_path / "out/hans")["dropped"] == {}
-    )
+    assert facts["dropped"] == {"malformed": 1, "no gold label": 2, "empty": 1}
+    assert sorted(facts["origin_sha256"]) == ["dev_matched.tsv", "train.tsv"]
+    facts = manifest_of(tmp_path / "out/hans")
+    assert facts["licence"].startswith("MIT") and facts["dropped"] == {}
     assert "mnli: 12 train, 3 test rows; dropped: 1 malformed, 2 no gold label, 1 empty\n" in capsys.readouterr().out
     task = tasks.load_task(str(tmp_path / "out/mnli"))
     assert (task.kind, task.words, len(task.evaluation)) == ("classification", ("no", "yes", "maybe"), 3)
@@ -229,12 +204,10 @@ def test_a_sample_of_mnli_and_hans_replaces_the_whole(inference, tmp_path):
     prepare_data.main(inference)
     before = splits_of(tmp_path / "out/mnli")["train"]
     prepare_data.main([*inference, "--num_samples", "4"])
-    assert manifest_of(tmp_path / "out/mnli")["counts"] == {"train": 4, "test": 3} and manifest_of(
-        tmp_path / "out/hans"
-    )["counts"] == {"test": 4}
-    assert [row for row in before if row in splits_of(tmp_path / "out/mnli")["train"]] == splits_of(
-        tmp_path / "out/mnli"
-    )["train"]
+    assert manifest_of(tmp_path / "out/mnli")["counts"] == {"train": 4, "test": 3}
+    assert manifest_of(tmp_path / "out/hans")["counts"] == {"test": 4}
+    kept = splits_of(tmp_path / "out/mnli")["train"]
+    assert [row for row in before if row in kept] == kept
     assert sorted(f.name for f in (tmp_path / "out").iterdir()) == ["hans", "mnli"]
 
 
