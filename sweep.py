@@ -141,7 +141,7 @@ def make_cells(suite, args):
     for label, script, settings in settings_of_cells:
         if not (ROOT / script).is_file() or Path(script).name != script:
             raise utils.UserError(f"{suite}, {label}: there is no script {script} here")
-        argv = [*commands.to_argv(settings), "--results", args.results, "--runs_dir", args.runs_dir]
+        argv = [*commands.to_argv(settings, script), "--results", args.results, "--runs_dir", args.runs_dir]
         message = io.StringIO()
         try:
             with contextlib.redirect_stderr(message):

@@ -1,5 +1,6 @@
-"""Flags <-> argv: the command that made a row, the argv of a suite's cell."""
+"""Flags <-> argv: the command that made a row, the argv of a suite's cell. The only module that imports scripts."""
 
+import argparse
 import functools
 import importlib
 import shlex
@@ -9,32 +10,7 @@ from harness import flags
 from harness.results import configurations, provenance
 
 ROOT = Path(__file__).resolve().parents[2]
-
-
-@functools.cache
-def defaults(script):
-    if Path(script).name != script or not (ROOT / script).is_file():  # a row of another checkout's script
-        return {}
-    return vars(parse(script, []))
-
-
-def parse(script, argv):
-    """The arguments as the script itself reads them; SystemExit with its message on stderr where it refuses them."""
-    return importlib.import_module(Path(script).stem).parse_args(argv)
-
-
-def command(row, **changes):
-    """The command that made a row: its script and the flags that are not the script's defaults. changes: flags to take instead."""
-    words, usual = ["python", row["script"]], defaults(row["script"])
-    for name, found in {**configurations.flags(row), **changes}.items():
-        if name in configurations.NO_CONFIGURATION or found is None or found == usual.get(name, False):
-            continue
-        if isinstance(found, bool):
-            words.append(f"--{name}" if found else f"--no-{name}")
-        else:
-            words += [f"--{name}", *(map(str, found) if isinstance(found, list) else [str(found)])]
-    return shlex.join(words)
-
+NAMED = ("model", "gen_model", "embed_model", "dataset")  # flags that a command names although they are the defaults
 
 # what other suites of LoRA studies call our flags
 OTHER_KEYS = {
@@ -46,26 +22,104 @@ OTHER_KEYS = {
     "num_epochs": "epochs",
     "quantization": "quantize",
 }
-
-
 QUANTIZATIONS = {"4bit": "nf4", "8bit": "int8", "None": "none"}
 
 
-def to_argv(settings):
-    """{flag: value} -> argv: true is the flag alone, false its --no- form or nothing, null nothing, a list its values with commas."""
+def parse(script, argv):
+    """The arguments as the script itself reads them; SystemExit with its message on stderr where it refuses them."""
+    return importlib.import_module(Path(script).stem).parse_args(argv)
+
+
+@functools.cache
+def defaults(script):
+    """{flag: value} of the script without any flag; {} for a script that this checkout does not have."""
+    return vars(parse(script, [])) if is_here(script) else {}
+
+
+def is_here(script):
+    return Path(script).name == script and (ROOT / script).is_file()
+
+
+class _Parsing(Exception):
+    """Raised with a script's parser at the moment it begins to parse."""
+
+
+@functools.cache
+def actions(script):
+    """{flag: argparse.Action} of the script's own parser; {} for a script that this checkout does not have."""
+
+    def stop(parser, *_):
+        raise _Parsing(parser)
+
+    if not is_here(script):
+        return {}
+    flags.ArgumentParser.parse_args = stop  # the parser is local to the script's parse_args, so it is caught at work
+    try:
+        parse(script, [])
+    except _Parsing as caught:
+        (parser,) = caught.args
+    finally:
+        del flags.ArgumentParser.parse_args  # argparse's own is found again
+    return {name[2:]: action for action in parser._actions for name in action.option_strings if name.startswith("--")}
+
+
+def words(name, value, action=None):
+    """A flag with its value as argv; [] for None, and for False where the flag has no --no- form.
+
+    action: the flag's argparse.Action, None if it is not known. A list becomes several words where the action takes
+    several (nargs), else one word with commas. A whole float is written as an int, as a person would type it.
+    """
+    if value is None or value == []:
+        return []
+    if isinstance(value, bool):
+        negated = [f"--no-{name}"] if isinstance(action, argparse.BooleanOptionalAction) else []
+        return [f"--{name}"] if value else negated
+    if isinstance(value, list) and action is not None and action.nargs is not None:
+        return [f"--{name}", *map(_text, value)]
+    text = ",".join(map(_text, value)) if isinstance(value, list) else _text(value)
+    # after a blank, argparse takes a word that begins with a dash for another flag
+    return [f"--{name}={text}"] if text.startswith("-") else [f"--{name}", text]
+
+
+def _text(value):
+    return str(value).removesuffix(".0") if isinstance(value, float) else str(value)
+
+
+def command(row, always=(), **changes):
+    """The command that makes a row again: its script and the flags that are not the script's defaults.
+
+    always: flags that are written even if they are the defaults, for instance NAMED. changes: {flag: value} to take
+    instead of the row's; None leaves a flag out. Flags that only say where a run writes are left out, and so are flags
+    that the script does not have any more.
+    """
+    script = row["script"]
+    usual, known = defaults(script), actions(script)
+    settings = {**configurations.flags(row), **changes}
+    left_out = set(configurations.NO_CONFIGURATION)
+    if settings.get("mmap") or settings.get("prune"):
+        left_out.remove("index_dir")  # these two flags are refused without it
+    if any(settings.get(f"{split}_file") for split in ("train", "validation", "test")):
+        left_out.add("dataset")  # the files are given instead
+    argv = []
+    for name, value in settings.items():
+        if name in left_out or (known and name not in known):
+            continue
+        if name in always or value != usual.get(name):
+            argv += words(name, value, known.get(name))
+    return shlex.join(["python", script, *argv])
+
+
+def to_argv(settings, script=""):
+    """{flag: value} of a suite -> argv, see `words`. script: whose flags they are; without it lists get commas."""
     argv = []
     for key, value in settings.items():
-        key = OTHER_KEYS.get(str(key), str(key))
-        if key == "quantize":
+        name = OTHER_KEYS.get(str(key), str(key))
+        if name == "quantize":
             value = QUANTIZATIONS.get(str(value), value)
-        if value is True:
-            argv.append(f"--{key}")
-        elif isinstance(value, list):
-            argv += [f"--{key}", ",".join(map(str, value))]
-        elif value is not None and value is not False:
-            argv += [f"--{key}", str(value)]
+        argv += words(name, value, actions(script).get(name))
     return argv
 
 
 def what_counts(settings):
+    """The flags that make a run what it is: all but those that only say where it writes."""
     return {key: value for key, value in settings.items() if key not in provenance.OUTPUT_FLAGS}

@@ -123,7 +123,7 @@ def from_rows(rows, args):
     choice, ties, within = candidates.choose(members, limits, args.prefer)
 
     def again(configuration):
-        return commands.command(configuration.rows[0])
+        return commands.command(configuration.rows[0], always=commands.NAMED)
 
     if choice:
         return recommended(decision, args, choice, ties, [c for c in within if c is not choice], again)

@@ -103,4 +103,4 @@ def command_for(configuration, rows, args):
     changes |= {**flags_of_data(rows, args), "dataset": args.dataset or rules.YOUR_DATA}
     if args.model or args.params_b:
         changes[model] = args.model or rules.YOUR_MODEL
-    return commands.command(row, **changes)
+    return commands.command(row, always=commands.NAMED, **changes)
