@@ -62,16 +62,27 @@ def test_what_only_some_prompts_share_is_computed_once_too(tiny_llama):
     )
 
 
-@pytest.mark.parametrize("tokens", [8, 60, 200])
-def test_the_size_of_a_pass_changes_nothing(tiny_llama, monkeypatch, tokens):
-    """Down to passes so small that every row is one; 40 labels of one prompt are more than a pass takes."""
-    monkeypatch.setitem(batching.PACK_TOKENS, "cpu", tokens)
-    monkeypatch.setitem(packed_attention.QUERY_BLOCK, "cpu", 7)
+@pytest.fixture(scope="module")
+def forty_labels(tiny_llama):
+    """Model, tokenizer, 40 labels of 1 to 4 words, and [(prompts, their scores by plain forwards [N, 40])]."""
     model, tokenizer = load_exact(tiny_llama)
     rng = random.Random(1)
     labels = [" " + " ".join(rng.choices(WORDS, k=rng.randint(1, 4))) for _ in range(40)]
-    for texts in (review_prompts(1), review_prompts(4), review_prompts(2, shared=False) + review_prompts(2)):
-        expected = np.array([[plain_scores(model, tokenizer, text, label) for label in labels] for text in texts])
+    sets = (review_prompts(1), review_prompts(4), review_prompts(2, shared=False) + review_prompts(2))
+
+    def plainly(text):
+        return [plain_scores(model, tokenizer, text, label) for label in labels]
+
+    return model, tokenizer, labels, [(texts, np.array([plainly(text) for text in texts])) for texts in sets]
+
+
+@pytest.mark.parametrize("tokens", [8, 60, 200])
+def test_the_size_of_a_pass_changes_nothing(forty_labels, monkeypatch, tokens):
+    """Down to passes so small that every row is one; 40 labels of one prompt are more than a pass takes."""
+    monkeypatch.setitem(batching.PACK_TOKENS, "cpu", tokens)
+    monkeypatch.setitem(packed_attention.QUERY_BLOCK, "cpu", 7)
+    model, tokenizer, labels, sets = forty_labels
+    for texts, expected in sets:
         assert np.abs(scoring.score_labels(model, tokenizer, texts, labels).total - expected).max() < 1e-4
 
 
