@@ -40,14 +40,10 @@ HUB_FILES = {
         },
     ),
 }
+ALPACA_FILES = ("alpaca_eval_gpt4_baseline.json", "gpt4_1106_preview_outputs.json", "alpaca_eval.json")
 # file names in a local folder; the first that exists is read
 LOCAL_FILES = {
-    "questions": (
-        "question.jsonl",
-        "alpaca_eval_gpt4_baseline.json",
-        "gpt4_1106_preview_outputs.json",
-        "alpaca_eval.json",
-    ),
+    "questions": ("question.jsonl", *ALPACA_FILES),
     "references": ("reference_answers.jsonl", "reference_answer/gpt-4.jsonl"),
     "judge_prompts": ("judge_prompts.jsonl", "../judge_prompts.jsonl"),
 }
@@ -123,9 +119,8 @@ def _check_questions(questions, file):
         raise utils.UserError(f"{file}: {repeated} questions have an id that another question has")
     for question in questions:
         if not all(map(_is_text, (*question.turns, *question.references))):
-            raise utils.UserError(
-                f"{file}, question {question.id}: a turn or a reference is not text that can be encoded"
-            )
+            where = f"{file}, question {question.id}"
+            raise utils.UserError(f"{where}: a turn or a reference is not text that can be encoded")
 
 
 def _from_disk(name, flag):
@@ -136,8 +131,7 @@ def _from_disk(name, flag):
         what: next((folder / file for file in names if (folder / file).is_file()), None)
         for what, names in LOCAL_FILES.items()
     }
-    if place.is_file():
-        files["questions"] = place
+    files["questions"] = place if place.is_file() else files["questions"]
     if not place.exists() or files["questions"] is None:
         raise utils.UserError(
             f"{flag} {place}: no file of prompts there; give alpaca_eval, mt_bench, a file "
@@ -192,9 +186,8 @@ def _mt_question(row, index, file, references):
     try:
         answers = known["choices"][0]["turns"] if known else [own] if isinstance(own, str) else list(own)
     except (TypeError, KeyError, IndexError):
-        raise utils.UserError(
-            f"the reference answers to question {row['question_id']} are not as FastChat writes them"
-        ) from None
+        where = f"{file}, question {index + 1}"
+        raise utils.UserError(f"{where}: its reference answers are not as FastChat writes them") from None
     return Question(
         str(row["question_id"]),
         tuple(turns),

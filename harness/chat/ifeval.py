@@ -4,10 +4,8 @@ import inspect
 import json
 import re
 
-NUMBERS = {
-    word: i
-    for i, word in enumerate("one two three four five six seven eight nine ten eleven twelve".split(), start=1)  # noqa: SIM905
-}
+NUMBER_WORDS = ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve")
+NUMBERS = {word: i for i, word in enumerate(NUMBER_WORDS, start=1)}
 NUMBER = rf"(\d+|{'|'.join(NUMBERS)}|a single)"
 
 

@@ -62,7 +62,8 @@ def length_controlled(annotations, places):
         return None, f"the annotations have no {', '.join(missing)}" if missing else (
             f"which of AlpacaEval's {INSTRUCTIONS} instructions these {len(annotations)} are is not known"
         )
-    try:  # an optional package
+    try:
+        # an optional package
         from alpaca_eval.metrics import get_length_controlled_winrate
     except ImportError as error:  # 0.6.6 needs pkg_resources, which setuptools dropped in version 81
         missing = "is not installed" if error.name == "alpaca_eval" else f"cannot be imported ({error})"
