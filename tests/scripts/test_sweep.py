@@ -175,6 +175,7 @@ def test_a_suite_runs_once_and_what_changed_runs_again(sentiment, tiny_bert, tmp
     assert wanted(path, "--ignore_code") == [True, True]
 
 
+@pytest.mark.slow
 def test_a_suite_killed_in_the_middle_goes_on(sentiment, tiny_bert, tmp_path):
     flags = f"{{model: {tiny_bert}, dataset: {sentiment}, max_steps: 1, latency_runs: 0}}"
     text = f"script: finetune.py\nflags: {flags}\ngrid: {{seed: [0, 1, 2]}}\n"
@@ -202,6 +203,7 @@ def test_a_suite_killed_in_the_middle_goes_on(sentiment, tiny_bert, tmp_path):
     assert sorted(json.loads(row["args"])["seed"] for row in store.read_results(tmp_path / "r.csv")) == [0, 1, 2]
 
 
+@pytest.mark.slow
 def test_a_run_that_outlives_its_sweep_is_waited_for(sentiment, tiny_bert, tmp_path):
     text = f"script: finetune.py\nflags: {{model: {tiny_bert}, dataset: {sentiment}, max_steps: 4, latency_runs: 0}}\n"
     path, out = (
@@ -224,6 +226,7 @@ def test_a_run_that_outlives_its_sweep_is_waited_for(sentiment, tiny_bert, tmp_p
     assert len(store.read_results(tmp_path / "r.csv")) == 1
 
 
+@pytest.mark.slow
 def test_a_cell_that_fails_stops_the_suite_or_does_not(tiny_bert, sentiment, tmp_path):
     write_jsonl(tmp_path / "bad.jsonl", [{"text": "x"}])
     flags, data = f"{{model: {tiny_bert}, max_steps: 1, latency_runs: 0}}", f"[{tmp_path}/bad.jsonl, {sentiment}]"
