@@ -2,6 +2,7 @@ import json
 import os
 import pty
 import select
+import signal
 import sys
 import time
 
@@ -51,6 +52,7 @@ class Terminal:
     def __init__(self, command):
         self.pid, self.fd = pty.fork()
         if self.pid == 0:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)  # a shell ignores it for jobs in the background
             os.chdir(ROOT)
             os.execv(sys.executable, [sys.executable, *command])
         self.text = b""

@@ -62,6 +62,7 @@ while True:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["flat", "sq8"])
 def test_killed_at_random_moments_it_opens_as_last_saved(kind, tmp_path):
     def block(n):

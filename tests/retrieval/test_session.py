@@ -79,6 +79,7 @@ class Terminal:
 
         self.pid, self.end = pty.fork()
         if not self.pid:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)  # a shell ignores it for jobs in the background
             os.chdir(ROOT)
             os.execv(command[0], command)
         self.seen = ""

@@ -1,8 +1,4 @@
-import subprocess
-import sys
-
-import pytest
-from helpers import ROOT, predictions
+from helpers import predictions
 
 import finetune
 import peft_finetune
@@ -12,37 +8,6 @@ from harness.data import tasks
 from harness.evaluation import prompting
 from harness.results import store
 from harness.training import collators
-
-SCRIPTS = [
-    "finetune",
-    "peft_finetune",
-    "context_distill",
-    "prompt_eval",
-    "rag_eval",
-    "quantize_and_parallel",
-    "adaptive_selector",
-    "plot_results",
-    "prepare_data",
-]
-
-
-@pytest.mark.parametrize("script", SCRIPTS)
-def test_help_and_wrong_flags_load_nothing_heavy(script):
-    code = (
-        f"import sys, {script}\ntry:\n    {script}.main(sys.argv[1:])\n"
-        "finally:\n    libraries = {'torch', 'transformers', 'datasets', 'pandas', 'sklearn', 'matplotlib'}\n"
-        "    heavy = libraries & set(sys.modules)\n"
-        "    assert not heavy, heavy\n"
-    )
-    shown = subprocess.run([sys.executable, "-c", code, "--help"], cwd=ROOT, capture_output=True, text=True)
-    assert (
-        shown.returncode == 0
-        and "usage:" in shown.stdout
-        and f"python {script}.py" in shown.stdout
-        and shown.stderr == ""
-    )
-    wrong = subprocess.run([sys.executable, "-c", code, "--no_such_flag"], cwd=ROOT, capture_output=True, text=True)
-    assert wrong.returncode == 2 and wrong.stderr.count("\n") == 1 and wrong.stdout == ""
 
 
 def test_all_strategies_meet_the_same_examples(sentiment, tiny_bert, tiny_llama, tmp_path, out, monkeypatch):

@@ -84,6 +84,7 @@ def test_three_labels_are_scored_against_two_out_of_domain(script, nli, tiny_ber
     assert groups["lexical_overlap"]["accuracy"] == pytest.approx(np.mean(some))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("script", [finetune, peft_finetune])
 def test_two_processes_train_as_one(script, questions, tiny_llama, tmp_path, out, only_row):
     """Each step sees all 16 examples, in one batch or in two halves: the same gradients, so the same model."""
