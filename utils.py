@@ -6,7 +6,6 @@ and wrong flags answer at once.
 """
 
 import contextlib
-import csv
 import functools
 import logging
 import os
@@ -20,7 +19,6 @@ from pathlib import Path
 
 GB, MB = 2**30, 2**20
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # its import warns of an optional kernel, in every run
-csv.field_size_limit(2**31 - 1)  # a cell may be longer than the csv module's 128 kB
 
 
 class UserError(ValueError):

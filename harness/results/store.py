@@ -14,6 +14,8 @@ from filelock import FileLock
 import utils
 from harness.results import schema
 
+csv.field_size_limit(2**31 - 1)  # a cell may be longer than the csv module's 128 kB
+
 
 def read_jsonl(path):
     """The records (dicts) of a JSON-lines file, [] where there is no file; blank lines do not count.
@@ -74,9 +76,6 @@ def _json_object(line):
     except ValueError:  # UnicodeDecodeError is one
         return None
     return record if isinstance(record, dict) else None
-
-
-read_records, append_records = read_jsonl, append_jsonl  # until every caller uses the new names
 
 
 def to_cell(value):
