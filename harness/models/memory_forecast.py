@@ -160,7 +160,8 @@ def inference(config, kind, shape, *, precision="fp32", peft_config=None, device
 def predict_inference(run, model, batch_size, longest, kind, shared=0):
     """predicted_gb of a run that trains nothing, from its configuration and its longest batch.
 
-    longest: tokens of the longest row; kind: packed (label words scored behind a shared prefix), generated or classified.
+    longest: tokens of the longest row; kind: packed (label words behind a shared prefix), generated or classified;
+    shared: tokens of the shared prefix.
     """
     if run.row.get("train_seconds") is not None:
         return
