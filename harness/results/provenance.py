@@ -1,4 +1,4 @@
-"""What a row was measured with: code, inputs, versions."""
+"""What a row was measured with: code, input files, versions."""
 
 import ast
 import contextlib
@@ -12,61 +12,44 @@ from pathlib import Path
 
 import utils
 
+ROOT = Path(__file__).resolve().parents[2]
+# packages whose versions can change a score or a time
+PACKAGES = ("torch", "transformers", "peft", "datasets", "accelerate", "bitsandbytes", "sentence-transformers")
+PACKAGES += ("faiss-cpu", "bm25s")
+# flags that say where a run writes and change nothing of what it measures
+OUTPUT_FLAGS = ("results", "runs_dir", "resume", "save_run", "index_dir", "answers_dir", "output")
+LARGE = 8 * utils.MB  # of a larger file only the first and the last MB enter its fingerprint
+
 
 def of_checkout():
-    """git_commit, git_dirty and versions (JSON) of this checkout and environment; empty where unknown."""
-
-    def git(*command):
-        try:
-            done = subprocess.run(
-                ("git", *command), cwd=Path(__file__).resolve().parents[2], capture_output=True, text=True, timeout=10
-            )
-        except (OSError, subprocess.TimeoutExpired):
-            return None
-        return done.stdout.strip() if done.returncode == 0 else None
-
+    """The cells git_commit, git_dirty and versions (JSON) of this checkout and environment; None where unknown."""
     versions = {"python": platform.python_version()}
-    for name in (
-        "torch",
-        "transformers",
-        "peft",
-        "datasets",
-        "accelerate",
-        "bitsandbytes",
-        "sentence-transformers",
-        "faiss-cpu",
-        "bm25s",
-    ):
+    for name in PACKAGES:
         with contextlib.suppress(metadata.PackageNotFoundError):
             versions[name] = metadata.version(name)
-    status = git("status", "--porcelain", "--untracked-files=no")
+    status = _git("status", "--porcelain", "--untracked-files=no")
     return {
-        "git_commit": git("rev-parse", "HEAD"),
+        "git_commit": _git("rev-parse", "HEAD"),
         "git_dirty": None if status is None else bool(status),
         "versions": json.dumps(versions),
     }
 
 
-OUTPUT_FLAGS = (
-    "results",
-    "runs_dir",
-    "resume",
-    "save_run",
-    "index_dir",
-    "answers_dir",
-    "output",
-)  # that change where a run writes and nothing of what it measures
-
-
-LARGE = 8 * utils.MB  # of a larger file only the first and last MB enter its fingerprint
+def _git(*command):
+    """What a git command prints in the checkout, None where it fails."""
+    try:
+        done = subprocess.run(("git", *command), cwd=ROOT, capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
 
 
 def fingerprint(path):
-    """sha256 of a file's or folder's names, sizes and contents; hidden files do not count."""
+    """sha256 over a file's contents and size, or over names, sizes and contents of a folder's files but hidden ones."""
     path, digest = Path(path), hashlib.sha256()
-    files = (
-        sorted(p for p in path.rglob("*") if p.is_file() and not p.name.startswith(".")) if path.is_dir() else [path]
-    )
+    files = [path]
+    if path.is_dir():
+        files = sorted(file for file in path.rglob("*") if file.is_file() and not file.name.startswith("."))
     for file in files:
         size = file.stat().st_size
         digest.update(f"{file.relative_to(path) if path.is_dir() else ''}\0{size}\0".encode())
@@ -81,17 +64,23 @@ def fingerprint(path):
 
 
 def input_id(args):
-    """Hash of the local files and folders that the flags name, models and data; None where they name none. args: a dict."""
-    found = {}
+    """Hash (16 hex digits) of the local files and folders that flags name: models and data. None if they name none.
+
+    args: {flag: value}. Only the contents count, not the paths.
+    """
+    prints = {}
     for flag, value in args.items():
         for item in value if isinstance(value, list) else [value]:
             if flag not in OUTPUT_FLAGS and isinstance(item, str) and item and os.path.exists(item):
-                found[flag, item] = fingerprint(item)
-    return hashlib.sha256(repr(sorted(found.values())).encode()).hexdigest()[:16] if found else None
+                prints[flag, item] = fingerprint(item)
+    return hashlib.sha256(repr(sorted(prints.values())).encode()).hexdigest()[:16] if prints else None
 
 
 def code_id(script):
-    """Hash of a script and of all it imports from its own folder, packages included; comments and docstrings left out."""
+    """Hash (16 hex digits) of a script and of all that it imports from its own folder, packages included.
+
+    Comments, docstrings and formatting do not count: what is hashed is the syntax tree.
+    """
     script = Path(script).resolve()
     folder, todo, dumps = script.parent, [script], {}
     while todo:
@@ -101,13 +90,9 @@ def code_id(script):
         tree = ast.parse(file.read_text(encoding="utf-8"))
         for node in ast.walk(tree):
             body = getattr(node, "body", None)
-            if (
-                isinstance(body, list)
-                and body
-                and isinstance(body[0], ast.Expr)
-                and isinstance(body[0].value, ast.Constant)
-            ):
-                body[0].value = ast.Constant("")
+            first = body[0] if isinstance(body, list) and body else None
+            if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant):
+                first.value = ast.Constant("")  # the docstring
         dumps[file] = ast.dump(tree)
         todo += _imported_files(tree, file, folder)
     named = sorted((file.relative_to(folder).as_posix(), dump) for file, dump in dumps.items())
@@ -115,7 +100,10 @@ def code_id(script):
 
 
 def _imported_files(tree, file, folder):
-    """Files under `folder` that the module `file` imports: modules, the packages they are in, and `from package import module`."""
+    """The files under `folder` that the module `file` imports: modules, their packages, `from package import module`.
+
+    tree: the module's ast.
+    """
     names = []
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
@@ -124,12 +112,11 @@ def _imported_files(tree, file, folder):
             package = file.relative_to(folder).parts[: -node.level] if node.level else ()
             module = ".".join([*package, *filter(None, [node.module])])
             names += [module, *(f"{module}.{alias.name}" for alias in node.names)]
-    found = set()
+    files = set()
     for name in filter(None, names):
         parts = name.split(".")
         for i in range(1, len(parts) + 1):  # `import a.b.c` runs a and a.b too
             place = folder.joinpath(*parts[:i])
-            found.update(
-                path for path in (place.with_name(f"{place.name}.py"), place / "__init__.py") if path.is_file()
-            )
-    return sorted(found)
+            candidates = (place.with_name(f"{place.name}.py"), place / "__init__.py")
+            files.update(path for path in candidates if path.is_file())
+    return sorted(files)

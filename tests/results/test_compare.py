@@ -4,6 +4,7 @@ import pytest
 from helpers import write_jsonl
 from row_helpers import result_row
 
+import utils
 from harness.results import compare, configurations, schema
 
 
@@ -60,7 +61,7 @@ def test_seeds_of_one_configuration_are_not_different_and_a_better_one_is(tmp_pa
     )
 
 
-def test_seeds_that_happen_to_differ_are_not_called_another_way(tmp_path, capsys):
+def test_seeds_that_happen_to_differ_are_not_called_another_configuration(tmp_path, capsys):
     """McNemar alone would call these two seeds different; they are one configuration."""
     made = []
     for seed, share in ((0, 0.6), (1, 0.75)):
@@ -71,7 +72,7 @@ def test_seeds_that_happen_to_differ_are_not_called_another_way(tmp_path, capsys
     compare.compare_runs(*made)
     said = capsys.readouterr().out
     assert (
-        "no difference between ways: the two are runs of one configuration with other seeds" in said
+        "no difference between configurations: the two are runs of one configuration with other seeds" in said
         and "is better" not in said
     )
     write_run(
@@ -79,3 +80,20 @@ def test_seeds_that_happen_to_differ_are_not_called_another_way(tmp_path, capsys
     )
     compare.compare_runs(*made)
     assert "the second is better" in capsys.readouterr().out
+
+
+def test_a_folder_that_cannot_be_compared_is_named(tmp_path):
+    with pytest.raises(utils.UserError, match=r"is no run folder: it has no row.json and no predictions.jsonl"):
+        compare.run_scores(tmp_path)
+    row = result_row(score=0.5, n_eval=2)
+    write_run(tmp_path, row, [True, False])
+    assert compare.run_scores(tmp_path)[0] == {0: 1.0, 1: 0.0}
+    (tmp_path / "predictions.jsonl").write_text('{"id": 0\n{}\n')
+    with pytest.raises(utils.UserError, match=r"predictions.jsonl, line 1: not a JSON object"):
+        compare.run_scores(tmp_path)
+    (tmp_path / "predictions.jsonl").write_text("")
+    with pytest.raises(utils.UserError, match="so there is nothing to compare"):
+        compare.run_scores(tmp_path)
+    (tmp_path / "row.json").write_text("{")
+    with pytest.raises(utils.UserError, match="is no run folder: row.json cannot be read"):
+        compare.run_scores(tmp_path)

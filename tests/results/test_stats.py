@@ -74,6 +74,22 @@ def test_degrees_of_freedom_are_welchs():
     assert found == pytest.approx(ttest_ind(a, b, equal_var=False).df)
 
 
+def test_a_sum_of_variances_is_welchs_t_test():
+    from scipy.stats import ttest_ind
+
+    rng = np.random.default_rng(0)
+    a, b = rng.normal(size=6), rng.normal(0.5, 3, size=9)
+    mean, parts = b.mean() - a.mean(), [(a.var(ddof=1) / 6, 5), (b.var(ddof=1) / 9, 8)]
+    welch = ttest_ind(b, a, equal_var=False)
+    for examples, seeds in ((parts, []), (parts[:1], parts[1:])):
+        test = stats.from_variances(mean, examples, seeds, 15, "a test")
+        assert test.p == pytest.approx(welch.pvalue) and test.delta == mean and test.n == 15
+        assert (test.low, test.high) == pytest.approx(tuple(welch.confidence_interval(0.95)))
+    assert test.wants_seeds and test.needed is None and "more seeds" in test.settle()
+    assert stats.from_variances(mean, parts, [], 15, "a test").needed > 15
+    assert stats.from_variances(0.0, [(0.0, 1)], [], 2, "a test").p == 1.0
+
+
 def test_many_p_values_are_adjusted_as_statsmodels_does(tmp_path):
     found = [stats.Difference(0.1, 0, 1, p, "t", 10) for p in (0.001, 0.02, 0.04, 0.3)]
     multitest = pytest.importorskip("statsmodels.stats.multitest")
