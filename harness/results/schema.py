@@ -38,7 +38,7 @@ STATUSES = {
     "oom": "it ran out of memory, which is a result: the note has the message, the exit code is 3",
     "failed": "it ended with an error, whose traceback was printed, or with a loss that is not a number",
     "degenerate": "it ended, but its outputs are of no use: one class only, most answers unreadable, or an adapter "
-    "that changes nothing; it still counts in means and spreads",
+    "that changes nothing; charts and the report leave the row out and say so",
 }
 
 # fmt: off
