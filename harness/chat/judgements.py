@@ -124,7 +124,7 @@ def rate(run, judge, benchmark, questions, system, args, file):
         run.write_json("mt_bench.json", scores)
         system.figures.update({f"mean rating, turn {turn}": mean for turn, mean in scores["turns"].items()})
         system.figures["unreadable ratings"] = scores["n_unreadable"]
-        run.row["judge_score"] = scores["mean"]  # as FastChat's, over all readable ratings
+        system.cells["judge_score"] = scores["mean"]  # as FastChat's, over all readable ratings
     readable = {}  # question id -> its ratings
     for row in rows:
         question = str(row["question_id"])
@@ -144,7 +144,7 @@ def compare(run, judge, benchmark, questions, system, opponent, args, file):
     wins, bias = win_rates.win_rate([row["preference"] for row in annotations]), win_rates.position_bias(pairs)
     run.write_json(f"annotations_against_{opponent.name}.json", annotations)
     run.write_json(f"win_rate_against_{opponent.name}.json", {**wins, "position_bias": bias})
-    run.row.setdefault("position_bias", bias["rate"])  # of the first opponent, as the win rate
+    system.cells.setdefault("position_bias", bias["rate"])  # of the first opponent, as the win rate
     label = f"against {opponent.name}"
     system.figures.update(
         {
@@ -163,7 +163,7 @@ def compare(run, judge, benchmark, questions, system, opponent, args, file):
     if bias["rate"] is not None and bias["rate"] > 0.5:
         run.note("this judge goes by the place more than by the answers: its win rate says little")
     if opponent.name == reference_name(questions) and benchmark.name == "alpaca_eval":
-        length_controlled(run, benchmark, questions, annotations)
+        length_controlled(run, system, benchmark, questions, annotations)
     for row in annotations:
         value = win_rates.preference(row["preference"])
         system.scores[row["question_id"]].setdefault("win_rate", None if value is None else value - 1)
@@ -172,13 +172,13 @@ def compare(run, judge, benchmark, questions, system, opponent, args, file):
     return unjudged, [row["preference"] is None for row in annotations]
 
 
-def length_controlled(run, benchmark, questions, annotations):
+def length_controlled(run, system, benchmark, questions, annotations):
     """lc_win_rate, or a note why there is none."""
     index = {question.id: question.index for question in questions}
     complete = len(benchmark.questions) == win_rates.INSTRUCTIONS
     places = [index[row["question_id"]] for row in annotations] if complete else None
     controlled, why = win_rates.length_controlled(annotations, places)
-    run.row["lc_win_rate"] = controlled and controlled[0] / 100
+    system.cells["lc_win_rate"] = controlled and controlled[0] / 100
     run.note(
         f"length-controlled win rate {controlled[0]:.2f} +- {controlled[1]:.2f} %"
         if controlled
@@ -203,9 +203,8 @@ def judge_system(run, judge, benchmark, questions, system, against, base, args, 
     ]
     unreadable = [value for _, values in results for value in values]
     if unreadable:
-        run.row["invalid_rate"] = statistics.fmean(unreadable)
-        if run.row["invalid_rate"] > 0.5:
-            run.row["status"] = "degenerate"
+        system.cells["invalid_rate"] = statistics.fmean(unreadable)
+        if system.cells["invalid_rate"] > 0.5:  # record.quality marks the row
             run.note(f"{sum(unreadable)} of {len(unreadable)} judgements could not be read")
     if list(against) == ["base"] and base is None:  # as AlpacaEval has it
         for scores in system.scores.values():

@@ -56,6 +56,9 @@ def quality(run, questions, system, metric, n_failed, base):
     metric: of metric_of; n_failed: judgements that failed; base: the first System where this is another one, else None.
     """
     means = side_by_side.means(system.scores.values())
+    run.row.update(system.cells)
+    if (system.cells.get("invalid_rate") or 0) > 0.5:
+        run.row["status"] = "degenerate"
     for name in QUALITY:
         run.row.setdefault(name, means.get(name))  # a judge's figure over all readable judgements stays
     if metric in means:

@@ -39,6 +39,7 @@ class System:
     scores: dict = field(default_factory=dict)  # {measure: number}
     judgements: dict = field(default_factory=dict)  # {label: text}, for comparison.md
     graded: list = field(default_factory=list)  # FastChat's gradings
+    cells: dict = field(default_factory=dict)  # of the row, that judging gave
     figures: dict = field(default_factory=dict)  # {label: number} of the whole system: tokens/s, perplexity, win rates
 
 
