@@ -26,7 +26,7 @@ import prompt_eval
         ("finetune.py --model BERT --dataset DATA --resume", "no unfinished run with these flags"),
         ("finetune.py --model BERT --dataset QUESTIONS", "an encoder without a language-model head"),
         ("finetune.py --model BERT --test_file DATA/nowhere.tsv", "no such file"),
-        ("finetune.py --model BERT --dataset DATA --results BROKEN", "not a results CSV, or one with another header"),
+        ("finetune.py --model BERT --dataset DATA --results BROKEN", "is not a results CSV"),
         ("finetune.py --model BERT --dataset DATA --results /nowhere/at/all.csv", "there is no folder"),
         ("finetune.py --model BERT --dataset DATA --latency_runs -1", "must be a whole number of at least 0"),
         ("prompt_eval.py --model LLAMA --dataset DATA --label_words x,x", "a word is given twice"),

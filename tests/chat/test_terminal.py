@@ -72,6 +72,7 @@ class Terminal:
         return self.text[start:].decode(errors="replace")
 
 
+@pytest.mark.slow
 def test_a_chat_at_a_terminal(tiny_llama, adapter, tmp_path):
     terminal = Terminal(
         ["chat_eval.py", "--model", tiny_llama, "--adapter", adapter, "--max_new_tokens", "40", "--device", "cpu"]

@@ -69,6 +69,7 @@ def append_forever(path, worker, ready):
         store.append_result(path, {"run_id": f"{worker}-{i}", "note": "y" * 200_000})
 
 
+@pytest.mark.slow
 def test_a_process_killed_while_appending_leaves_whole_rows(tmp_path):
     """50 kills at spread-out moments; every read in between finds the rows of before, and the next append works."""
     path = tmp_path / "results.csv"

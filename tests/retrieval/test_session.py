@@ -5,6 +5,7 @@ import signal
 import sys
 import time
 
+import pytest
 from helpers import ROOT
 
 import rag_eval
@@ -103,6 +104,7 @@ class Terminal:
         os.close(self.end)
 
 
+@pytest.mark.slow
 def test_a_session_at_a_terminal(tiny_llama, tiny_embedder):
     ended = 0
     terminal = Terminal(

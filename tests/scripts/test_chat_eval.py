@@ -230,6 +230,7 @@ def test_answers_are_those_of_one_prompt_alone_and_turns_follow_the_answers(tiny
         assert line["choices"][0]["turns"] == said
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_and_repeats_nothing(tiny_llama, chats, tmp_path, capsys):
     write_jsonl(tmp_path / "many.jsonl", [{"prompt": f"the film {i}"} for i in range(60)])
     flags = ["--benchmark", str(tmp_path / "many.jsonl"), "--model", tiny_llama, *chats, "--batch_size", "1"]

@@ -196,6 +196,7 @@ def test_mt_bench_ratings_by_an_endpoint(endpoint, tiny_llama, chats, tmp_path):
     assert len(endpoint.asked) == 5 and float(rows_in(tmp_path)[1]["judge_score"]) == pytest.approx(16 / 3, abs=1e-4)
 
 
+@pytest.mark.slow
 def test_a_run_killed_while_it_is_judged_judges_nothing_twice(endpoint, prompts, tiny_llama, adapter, chats, tmp_path):
     endpoint.faults = [None, None, None, "stuck"]
     flags = ["--judge_workers", "1", "--judge_timeout", "60", "--latency_runs", "0"]
@@ -242,6 +243,7 @@ def served(tiny_llama):
     process.wait()
 
 
+@pytest.mark.slow
 def test_a_real_server_judges(served, prompts, tiny_llama, adapter, chats, tmp_path):
     command = ["--benchmark", prompts, "--model", tiny_llama, "--adapter", adapter, *chats, "--num_samples", "2"]
     chat_eval.main([*command, "--judge", "endpoint", "--judge_model", tiny_llama, "--judge_url", served])
@@ -253,6 +255,7 @@ def test_a_real_server_judges(served, prompts, tiny_llama, adapter, chats, tmp_p
     assert unread and "unreadable" in rows_in(tmp_path)[1]["note"]  # a model of random weights says neither A nor B
 
 
+@pytest.mark.slow
 @pytest.mark.real
 def test_the_real_model_answers_and_judges(tmp_path, chats):
     write_jsonl(

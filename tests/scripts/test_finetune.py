@@ -138,6 +138,7 @@ def test_a_degenerate_run_is_marked(sentiment, tiny_bert, out, only_row):
     assert one_class and row["status"] == "degenerate" and "predictions are class" in row["note"]
 
 
+@pytest.mark.slow
 def test_resume_goes_on_from_the_last_checkpoint(sentiment, tiny_bert, tmp_path, out, only_row):
     """Killed with SIGKILL after its second checkpoint; resumed, it ends with the weights of an uninterrupted run."""
     from safetensors.torch import load_file

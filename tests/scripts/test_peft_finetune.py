@@ -177,6 +177,7 @@ def test_target_modules(wanted, per_layer, questions, tiny_llama, out, only_row)
         assert len([name for name in file.keys() if "lora_A" in name]) == 2 * per_layer  # noqa: SIM118
 
 
+@pytest.mark.slow
 def test_a_run_killed_within_an_epoch_ends_with_the_same_adapter(questions, tiny_llama, tmp_path, out, only_row):
     """Dropout, accumulation and the order of the batches go on where they were."""
     from safetensors.torch import load_file

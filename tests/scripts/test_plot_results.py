@@ -87,6 +87,7 @@ def check_chart(figure, name):
                     assert not box.x0 <= x <= box.x1, name
 
 
+@pytest.mark.slow
 def test_the_sample_log_is_drawn_and_reported(tmp_path, capsys, monkeypatch):
     """The rows that the project ships: a few readable PNGs of README size for each data set."""
     save, checked = plotting.save, []

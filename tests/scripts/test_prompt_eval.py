@@ -313,6 +313,7 @@ def test_the_perplexity_of_targets(questions, tiny_llama, out, only_row):
     assert float(only_row()["perplexity"]) == pytest.approx(np.exp(nll / n), rel=1e-4)
 
 
+@pytest.mark.slow
 def test_two_processes_prompt_as_one(sentiment, tiny_llama, tmp_path, out, only_row):
     flags = ["--model", tiny_llama, "--dataset", sentiment, "--k_shots", "3", "--max_eval_samples", "31"]
     row = launch(2, "prompt_eval.py", flags, tmp_path / "two")

@@ -139,6 +139,7 @@ def test_an_assistant_with_another_vocabulary(questions, tiny_llama, tiny_gpt2, 
     assert row["greedy_agreement"] == "1" and row["variant"] == "fp32_assisted" and float(row["accepted_length"]) >= 1
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile wants a C++ compiler on a CPU")
 def test_compiled_decoding_has_its_compile_time_apart(questions, tiny_llama, out, only_row, monkeypatch):
     compiled, load = [], loading.load_model
@@ -196,6 +197,7 @@ def test_perplexity_in_the_row_is_that_of_the_evaluation_texts(sentiment, tiny_l
     assert float(only_row()["perplexity"]) == pytest.approx(np.exp(nll / n), rel=1e-4)
 
 
+@pytest.mark.slow
 def test_a_device_map_and_an_encoder_decoder(sentiment, tiny_t5, out, only_row):
     quantize_and_parallel.main(
         ["--model", tiny_t5, "--dataset", sentiment, "--device_map", "cpu", "--max_eval_samples", "10", *out]

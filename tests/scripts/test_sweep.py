@@ -138,6 +138,7 @@ def test_a_wrong_suite_is_one_line(text, message, tmp_path, capsys):
     )
 
 
+@pytest.mark.slow
 def test_a_suite_runs_once_and_what_changed_runs_again(sentiment, tiny_bert, tmp_path):
     folder = tmp_path / "data"
     folder.mkdir()
