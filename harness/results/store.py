@@ -37,7 +37,9 @@ def read_jsonl(path):
         if record is not None:
             records.append(record)
         elif i < len(lines):
-            raise utils.UserError(f"{path}, line {i}: not a JSON object: {line[:60].decode('utf-8', 'replace')!r}")
+            raise utils.UserError(
+                f"{path}, line {i}: not a JSON object: {line[:50].decode('utf-8', 'replace')!r}; mend or delete it"
+            )
     return records
 
 
