@@ -290,7 +290,7 @@ def run_once(args):
         common = {"batch_size": args.batch_size, "latency_runs": args.latency_runs, "chat": chat}
         if classes:
             outcome = evaluate.by_likelihood(model, tokenizer, task, **common)
-            outcome.scores["perplexity"] = measure_perplexity(model, tokenizer, task)
+            outcome.perplexity = lambda: measure_perplexity(model, tokenizer, task)
         else:
             if args.compile:  # prompts of many lengths would be compiled again and again: their latency stays empty
                 common["latency_runs"] = 0

@@ -20,8 +20,6 @@ import os
 from pathlib import Path
 from types import SimpleNamespace
 
-import numpy as np
-
 import utils
 from harness import flags, hub
 from harness.results.run import Run
@@ -285,7 +283,7 @@ def run_once(args, mode, shared):
         # 6. evaluate
         outcome = evaluate(args, mode, task, retriever, reader, relevant)
 
-        # 7. row
+        # 7. row and report: the row is written by leaving the block
         if mode == "retrieved":
             record.ranking(run, args, task, retriever, outcome)
         if reader:
@@ -295,7 +293,6 @@ def run_once(args, mode, shared):
         record.stages(run, outcome.requests, generates=reader is not None)
         if retriever:  # the generator's forecast, if there is a generator, and what retrieval holds besides
             run.row["predicted_gb"] = (run.row.get("predicted_gb") or 0.0) + retriever.gb()
-        # 8. report: printed when the block is left
 
 
 @utils.clean_exit
@@ -312,7 +309,9 @@ def main(argv=None):
     hub.check_names(models, {"--dataset": flags.source(args) if measures else None})
 
     # heavy modules, now that the arguments are checked
-    global Chunk, Hit, RagOutcome, Reader, Request, Retriever, Skipped, corpus, loading, qrels, record
+    global Chunk, Hit, RagOutcome, Reader, Request, Retriever, Skipped, corpus, loading, np, qrels, record
+    import numpy as np
+
     from harness.models import loading
     from harness.retrieval import corpus, qrels, record, session
     from harness.retrieval.documents import Chunk, Skipped

@@ -62,9 +62,6 @@ def is_out_of_memory(error):
     return isinstance(error, (RuntimeError, OSError)) and any(mark in text for mark in marks)
 
 
-# ------------------------------------------------------------------------------------------------------ the results CSV
-
-
 # -------------------------------------------------------------------------------------------------------- clock, memory
 
 
@@ -209,7 +206,7 @@ def measure(interval=0.01):
             result.gpu_used_gb = None if peaks["card"] is None else peaks["card"] / GB
 
 
-# ------------------------------------------------------------------------------------- flags, seeds, device, provenance
+# -------------------------------------------------------------------------------------------- processes, seeds, device
 
 
 def world():
@@ -284,6 +281,3 @@ def load_tokenizer(model_name, trust_remote_code=False):
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
-
-
-# ---------------------------------------------------------------------------------------------------------------- a run

@@ -57,12 +57,12 @@ def parse_args():
 
 
 class Folder:
-    """As much of a utils.Run as training.fit uses: a folder and a row."""
+    """As much of a results.run.Run as trainer.fit uses: a folder and a row."""
 
     main, resumed, id = True, False, "benchmark"
 
     def __init__(self, folder):
-        self.dir, self.row = folder, {}
+        self.dir, self.row = folder, {"precision": "fp32"}
 
     def path(self, name):
         return Path(self.dir, name)

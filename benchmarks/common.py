@@ -16,10 +16,11 @@ sys.path.insert(0, str(ROOT))  # a benchmark is started by its path, so the proj
 import utils  # noqa: E402
 from harness import flags  # noqa: E402
 from harness.models import loading  # noqa: E402
-from harness.results import provenance, tables  # noqa: E402
+from harness.results import markdown as markdown_table  # noqa: E402
+from harness.results import provenance  # noqa: E402
 from harness.results.run import OOM_EXIT_CODE  # noqa: E402
 
-markdown = tables.markdown  # of the sections that `publish` writes
+markdown = markdown_table.table  # of the sections that `publish` writes
 
 
 def add_model_args(parser):

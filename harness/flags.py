@@ -5,6 +5,7 @@ Choices of flags that belong to one script stand here too if heavy modules need 
 
 import argparse
 import contextlib
+import gc
 import math
 
 OPTIMIZERS = (
@@ -280,6 +281,7 @@ def check_training_args(parser, args):
 def repeats(args):
     """The arguments of each of --repeats runs: data seeds that follow each other."""
     for i in range(args.repeats):
+        gc.collect()  # what the run before held in reference cycles: its model, its optimizer
         yield argparse.Namespace(**{**vars(args), "data_seed": args.data_seed + i})
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from harness.chat import ifeval
 from harness.evaluation import metrics
-from harness.results import stats, tables
+from harness.results import markdown, stats
 
 # measures of one answer: name -> (label, decimals)
 MEASURES = {
@@ -133,7 +133,7 @@ def table(systems):
         values = [system.figures.get(name) for system in systems]
         if any(value is not None for value in values):
             rows.append([name, *map(_figure, values), *[""] * len(others)])
-    return tables.markdown(header, rows)
+    return markdown.table(header, rows)
 
 
 def _figure(value):

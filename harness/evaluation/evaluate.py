@@ -3,6 +3,7 @@
 Everything here computes and returns an Outcome; record.py writes it.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -28,7 +29,9 @@ class Outcome:
     notes: list = field(default_factory=list)
     warnings: list = field(default_factory=list)  # notes that are printed as well
     workload: dict | None = None  # the arguments of memory_forecast.predict_inference
-    out_of_domain: list | None = None  # class indices for the examples of --eval_ood
+    # computed only after the row has the rest, so that a run that then has no memory left keeps its score
+    perplexity: Callable | None = None  # () -> perplexity of the references or texts
+    out_of_domain: Callable | None = None  # () -> [M] class indices for the examples of --eval_ood
     group_metric: str = "accuracy"  # that the note tells for each group of examples
 
 
@@ -59,7 +62,7 @@ def by_head(model, tokenizer, task, batch_size, latency_runs, max_length=None, o
     outcome = _classified(task, _argmax(log_probs), log_probs, spent, latencies)
     outcome.cells["batch_size"] = batch_size
     outcome.workload = {"batch_size": min(batch_size, len(task.evaluation)), "longest": longest, "kind": "classified"}
-    outcome.out_of_domain = _argmax(classify_all(other.evaluation)) if other else None
+    outcome.out_of_domain = lambda: _argmax(classify_all(other.evaluation))
     return outcome
 
 
@@ -98,9 +101,12 @@ def by_likelihood(
     ]
     outcome.cells.update(utils.latency_columns(cached, "cached_"))
     outcome.notes += notes
-    if other:
-        elsewhere, _ = _over_processes(lambda part: score(part, progress="scoring"), other.evaluation)
-        outcome.out_of_domain = _argmax(calibrated(normalised(elsewhere))[0])
+
+    def elsewhere():
+        found, _ = _over_processes(lambda part: score(part, progress="scoring"), other.evaluation)
+        return _argmax(calibrated(normalised(found))[0])
+
+    outcome.out_of_domain = elsewhere
     return _scored(outcome, found, lost, room)
 
 
@@ -174,7 +180,7 @@ def by_generation(
         outcome.extras = [{"answer": text} for text in found.texts]
     else:
         outcome = answered(task, found.texts, spent, latencies)
-        outcome.scores["perplexity"] = target_perplexity(model, tokenizer, task, prompts_of, batch_size, chat)
+        outcome.perplexity = lambda: target_perplexity(model, tokenizer, task, prompts_of, batch_size, chat)
     outcome.cells.update(
         utils.latency_columns([t.total_ms for t in cached], "cached_"),
         ttft_ms=metrics.median([t.ttft_ms for t in timed]),

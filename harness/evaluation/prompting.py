@@ -12,7 +12,7 @@ def fit_prompts(task, examples, demonstrations, tokenizer, chat, room):
     """Render the examples' prompts, each with as many of the last demonstrations as leave it at most `room` tokens.
 
     room: None for no limit. Returns ([N] prompts, the separator before an answer, prompts that lost demonstrations, the
-    demonstrations they lost). A prompt that is too long with none of them is left as it is, for inference.py to cut.
+    demonstrations they lost). A prompt that is too long with none of them is left as it is, to be cut later.
     """
     prompts, shortened, lost = [], 0, 0
 

@@ -21,13 +21,15 @@ def outcome(run, task, found, model=None, other=None):
     files(run, task, found)
     degenerate(run, found.predictions, len(task.labels) or None)
     run.row.update(found.cells)
+    if found.perplexity:
+        run.row["perplexity"] = found.perplexity()
     if found.workload and run.row.get("train_seconds") is None:
         memory_forecast.predict_inference(run, model, **found.workload)
     for text in found.warnings:
         print(text)
         run.note(text)
     if other:
-        run.row["score_ood"], told = out_of_domain(run, task, other, found.out_of_domain)
+        run.row["score_ood"], told = out_of_domain(run, task, other, found.out_of_domain())
         run.note(told)
 
 
@@ -37,8 +39,10 @@ def side(run, task, found, name, other=None):
     """
     files(run, task, found, f"{name}_")
     cells = {**found.scores, **found.cells, **utils.latency_columns(found.latencies)}
+    if found.perplexity:
+        cells["perplexity"] = found.perplexity()
     if other:
-        cells["score_ood"], _ = out_of_domain(run, task, other, found.out_of_domain, f"{name}_")
+        cells["score_ood"], _ = out_of_domain(run, task, other, found.out_of_domain(), f"{name}_")
     for text in found.warnings:
         print(f"{name}: {text}")
     return cells

@@ -258,23 +258,3 @@ def loss_chart(panel, members, folder):
     axis.tick_params(labelsize=8)
     axis.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     return figure
-
-
-def training_curves(history, path, title):
-    """One run's training loss, validation loss and validation accuracy over the steps, as a PNG.
-
-    history: the log of transformers' Trainer, [{"step": n, "loss" | "eval_loss" | "eval_accuracy": value, ..}].
-    """
-    figure, (axis,) = plotting.new_figure(4.6)
-    for key, label in (
-        ("loss", "training loss"),
-        ("eval_loss", "validation loss"),
-        ("eval_accuracy", "validation accuracy"),
-    ):
-        points = [(entry["step"], entry[key]) for entry in history if key in entry]
-        if points:
-            axis.plot(*zip(*points), marker="o" if len(points) < 20 else None, label=label)
-    axis.set(xlabel="optimizer step", title=title)
-    if axis.lines:
-        axis.legend()
-    plotting.save(figure, path)

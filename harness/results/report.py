@@ -5,7 +5,7 @@ import re
 import textwrap
 from pathlib import Path
 
-from harness.results import commands, compare, configurations, names, stats, tables
+from harness.results import commands, compare, configurations, markdown, names, stats, tables
 
 COLUMNS = (
     "configuration",
@@ -73,7 +73,7 @@ def section(panel, members, numbered, folder):
         "",
         *findings(panel, found, folder),
         "",
-        tables.markdown(COLUMNS, table),
+        markdown.table(COLUMNS, table),
     ]
 
 

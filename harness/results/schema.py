@@ -5,6 +5,8 @@ python -m harness.results.schema > docs/results_csv.md     # after a change to t
 
 from dataclasses import dataclass
 
+from harness.results import markdown
+
 
 @dataclass(frozen=True)
 class Column:
@@ -202,8 +204,6 @@ Each run appends one row to `--results` (default `results.csv`). This page is ma
   this version does not know are refused by name.
 - `python plot_results.py --export results.db` (or `.json`) writes the rows with the types below; unknown is null.
 
-| `status` | meaning |
-| --- | --- |
 {statuses}
 
 ## The run folder
@@ -216,15 +216,15 @@ timed decoding. A run that was cut off goes on with `--resume`.
 
 def page():
     """docs/results_csv.md: the page's text, then one table for each group."""
-    parts = [PAGE.format(statuses="\n".join(f"| `{name}` | {about} |" for name, about in STATUSES.items()))]
+    parts = [
+        PAGE.format(
+            statuses=markdown.table(("`status`", "meaning"), [(f"`{name}`", about) for name, about in STATUSES.items()])
+        )
+    ]
     for group, about in GROUPS.items():
-        lines = ["| column | type | unit | better | meaning |", "| --- | --- | --- | --- | --- |"]
-        lines += [
-            f"| `{c.name}` | {c.type} | {c.unit} | {BETTER[c.direction]} | {c.about} |"
-            for c in COLUMNS
-            if c.group == group
-        ]
-        parts.append("\n".join([f"## {group.capitalize()}", "", about, "", *lines, ""]))
+        rows = [(f"`{c.name}`", c.type, c.unit, BETTER[c.direction], c.about) for c in COLUMNS if c.group == group]
+        table = markdown.table(("column", "type", "unit", "better", "meaning"), rows)
+        parts.append("\n".join([f"## {group.capitalize()}", "", about, "", table, ""]))
     lines = [f"- `{c.name}`{c.unit and f' ({c.unit})'}: {c.about}" for c in DERIVED]
     parts.append(
         "\n".join(["## Derived", "", "Charts and tables also compare quantities that are no columns:", "", *lines, ""])

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from harness.results import configurations
+from harness.results import configurations, markdown
 
 # the columns of the printed table; one that is empty in all rows of a panel is left out there
 COLUMNS = (
@@ -33,19 +33,6 @@ COLUMNS = (
     "peak_gpu_gb",
     "peak_rss_gb",
 )
-
-
-def markdown(header, rows):
-    """A Markdown table as text, without a line break at its end. Cells become text; None is empty.
-
-    header: [columns] of names. rows: a list of [columns] of cells.
-    """
-
-    def line(cells):
-        texts = ["" if cell is None else " ".join(str(cell).split()).replace("|", "\\|") for cell in cells]
-        return "| " + " | ".join(texts) + " |"
-
-    return "\n".join([line(header), line(["---"] * len(header)), *map(line, rows)])
 
 
 def number(value, digits=3):
@@ -106,7 +93,7 @@ def print_markdown(rows):
     columns = (
         "strategy, variant, model, data and n, score [95 % interval], ms a request (p50), training s, peak GB, hardware"
     )
-    print(markdown(columns.split(", "), lines))
+    print(markdown.table(columns.split(", "), lines))
 
 
 def print_best(rows):
@@ -133,4 +120,4 @@ def print_best(rows):
     columns = (
         "data and n, strategy, configuration, runs, score [95 % interval], ms a request (p50), peak GB, training s"
     )
-    print(markdown(columns.split(", "), lines))
+    print(markdown.table(columns.split(", "), lines))

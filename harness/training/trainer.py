@@ -16,8 +16,7 @@ from transformers.trainer_pt_utils import LengthGroupedSampler
 import utils
 from harness.evaluation import metrics
 from harness.models import loading, memory_forecast, scoring
-from harness.results import charts
-from harness.training import collators, resume
+from harness.training import collators, curves, resume
 
 
 def check_device(args, device):
@@ -275,4 +274,4 @@ def save_history(run, history):
     """training_history.json and training_curves.png: training loss, validation loss and accuracy over the steps."""
     if run.main:
         run.write_json("training_history.json", history)
-        charts.training_curves(history, run.path("training_curves.png"), run.id)
+        curves.training_curves(history, run.path("training_curves.png"), run.id)

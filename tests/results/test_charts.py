@@ -6,6 +6,7 @@ from helpers import ROOT
 from row_helpers import log_rows, result_row, rows_as_read
 
 from harness.results import charts, configurations, plotting, store, study_charts
+from harness.training import curves
 
 
 def grouped(rows):
@@ -101,7 +102,7 @@ def test_loss_curves_of_the_runs_whose_folders_are_there(tmp_path, capsys):
 
 @pytest.mark.parametrize("history", [[{"step": 1, "loss": 0.5}, {"step": 2, "loss": 0.4, "eval_accuracy": 0.9}], []])
 def test_training_curves_are_a_png(tmp_path, history):
-    charts.training_curves(history, tmp_path / "curves.png", "a run")
+    curves.training_curves(history, tmp_path / "curves.png", "a run")
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
 
 

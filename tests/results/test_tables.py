@@ -1,12 +1,12 @@
 from row_helpers import log_rows, result_row, rows_as_read
 
-from harness.results import configurations, tables
+from harness.results import configurations, markdown, tables
 
 
 def test_a_markdown_table_keeps_its_columns():
-    text = tables.markdown(("a", "b"), [[1, None], ["x|y", "two\nlines"]])
+    text = markdown.table(("a", "b"), [[1, None], ["x|y", "two\nlines"]])
     assert text == "| a | b |\n| --- | --- |\n| 1 |  |\n| x\\|y | two lines |"
-    assert tables.markdown(["a"], []) == "| a |\n| --- |"
+    assert markdown.table(["a"], []) == "| a |\n| --- |"
 
 
 def test_the_printed_table_leaves_out_empty_columns(tmp_path, capsys):

@@ -1,0 +1,53 @@
+import pytest
+
+import prompt_eval
+import utils
+from harness.evaluation import evaluate, record
+from harness.results import store
+from harness.results.run import OOM_EXIT_CODE
+
+
+def test_memory_that_runs_out_after_the_answers_keeps_their_scores(questions, tiny_llama, tmp_path, out, monkeypatch):
+    def no_memory(*_):
+        raise MemoryError("out of memory")
+
+    monkeypatch.setattr(evaluate, "target_perplexity", no_memory)
+    with pytest.raises(SystemExit) as ended:
+        prompt_eval.main(["--model", tiny_llama, "--dataset", questions, "--max_new_tokens", "4", *out])
+    (row,) = store.read_results(tmp_path / "results.csv")
+    assert ended.value.code == OOM_EXIT_CODE and row["status"] == "oom"
+    assert row["token_f1"] and row["score"] and row["latency_ms_p50"] and row["peak_rss_gb"] and not row["perplexity"]
+    assert len((tmp_path / "runs" / row["run_id"] / "predictions.jsonl").read_text().splitlines()) == 20
+
+
+class Rows:
+    """As much of a Run as record's writers of files use."""
+
+    def __init__(self):
+        self.row, self.files, self.notes = {}, {}, []
+
+    def write_json(self, name, value):
+        self.files[name] = value
+
+    write_jsonl = write_json
+
+    def note(self, text):
+        self.notes.append(text)
+
+
+def test_another_side_writes_its_own_files_and_no_cell(sentiment):
+    from harness.data import tasks
+
+    task = tasks.load_task(sentiment, max_eval_samples=4)
+    labels = [ex.label for ex in task.evaluation]
+    wrong = [1 - labels[0], *labels[1:]]
+    scores = {"metric": "accuracy", "score": 0.75}
+    each = [{"accuracy": float(p == label)} for p, label in zip(wrong, labels)]
+    outcome = evaluate.Outcome(wrong, scores, utils.Measurement(seconds=1.0), [10.0, 30.0], each)
+    run = Rows()
+    cells = record.side(run, task, outcome, "teacher")
+    assert run.row == {} and list(run.files) == ["teacher_predictions.jsonl"]
+    assert cells["score"] == 0.75 and cells["latency_ms_p50"] == 20.0
+    records = run.files["teacher_predictions.jsonl"]
+    assert [record["target"] == record["prediction"] for record in records] == [False, True, True, True]
+    assert [record["latency_ms"] for record in records] == [10.0, 30.0, None, None]
