@@ -1,4 +1,4 @@
-"""The report that plot_results.py writes from the rows: docs/RESULTS.md."""
+"""The report that plot_results.py writes from the rows: docs/report.md."""
 
 import math
 import re

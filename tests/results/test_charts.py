@@ -43,13 +43,13 @@ def test_the_bars_are_the_means_and_the_points_the_rows(tmp_path):
 def test_the_best_of_each_strategy_has_a_bar_and_the_rest_a_line():
     groups = grouped(store.read_results(ROOT / "sample_results.csv"))
     panel, members = next(pair for pair in groups.items() if pair[0].data == "movie_reviews")
-    bars, note = plotting.bars_of(members, ", see RESULTS.md")
+    bars, note = plotting.bars_of(members, ", see report.md")
     for strategy in {c["strategy"] for c in members}:
         assert max((c for c in members if c["strategy"] == strategy), key=lambda c: c.mean()) in bars
     others = [c.mean() for c in members if c not in bars]
     assert len(bars) == 12 and len(others) == 23
-    assert note == f"23 more with scores from {min(others):.3f} to {max(others):.3f}, see RESULTS.md"
-    assert note in charts.score_chart(panel, members, ", see RESULTS.md").axes[0].get_xlabel()
+    assert note == f"23 more with scores from {min(others):.3f} to {max(others):.3f}, see report.md"
+    assert note in charts.score_chart(panel, members, ", see report.md").axes[0].get_xlabel()
 
 
 def test_two_panels_of_one_data_set_get_two_files(tmp_path):
