@@ -81,7 +81,7 @@ def parse_args(argv=None):
     add("--batch_size", type=flags.positive_int, default=8, help="(default: %(default)s)")
     add("--seq_len", type=flags.positive_int, default=512, help="tokens of the longest example (default: %(default)s)")
     add("--new_tokens", type=flags.whole_number, default=32, help="inference: generated tokens (default: %(default)s)")
-    add("--rank", type=flags.positive_int, default=8, help="of LoRA (default: %(default)s)")
+    add("--rank", type=flags.small_count, default=8, help="of LoRA (default: %(default)s)")
     add("--target_modules", default="auto", help="of LoRA, as in peft_finetune.py (default: %(default)s)")
     add(
         "--weights",

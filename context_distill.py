@@ -76,7 +76,7 @@ def parse_args(argv=None):
         default="none",
         help="the frozen weights of teacher and LoRA student",
     )
-    group.add_argument("--rank", type=flags.positive_int, default=8, help="of LoRA (default: %(default)s)")
+    group.add_argument("--rank", type=flags.small_count, default=8, help="of LoRA (default: %(default)s)")
     group.add_argument(
         "--alpha", type=flags.positive_int, help="updates are scaled by alpha / rank (default: twice the rank)"
     )

@@ -65,7 +65,7 @@ def parse_args(argv=None):
         "--quantize", choices=("none", "int8", "nf4"), help="the frozen base's weights (default: none, nf4 for qlora)"
     )
     group.add_argument(
-        "--rank", type=flags.positive_int, default=8, help="of the update matrices (default: %(default)s)"
+        "--rank", type=flags.small_count, default=8, help="of the update matrices (default: %(default)s)"
     )
     group.add_argument(
         "--alpha", type=flags.positive_int, help="updates are scaled by alpha / rank (default: twice the rank)"
@@ -83,9 +83,9 @@ def parse_args(argv=None):
         help="the linear layers to adapt; auto: query and value projections (default: %(default)s)",
     )
     group.add_argument(
-        "--init_r", type=flags.positive_int, help="adalora: rank at the start (default: 1.5 times target_r)"
+        "--init_r", type=flags.small_count, help="adalora: rank at the start (default: 1.5 times target_r)"
     )
-    group.add_argument("--target_r", type=flags.positive_int, help="adalora: mean rank at the end (default: --rank)")
+    group.add_argument("--target_r", type=flags.small_count, help="adalora: mean rank at the end (default: --rank)")
     group.add_argument(
         "--tinit", type=flags.whole_number, help="adalora: steps before ranks shrink (default: a tenth of all)"
     )
@@ -93,7 +93,7 @@ def parse_args(argv=None):
         "--tfinal", type=flags.whole_number, help="adalora: steps with the final ranks (default: three tenths)"
     )
     group.add_argument(
-        "--num_virtual_tokens", type=flags.positive_int, default=20, help="of a learned prompt (default: %(default)s)"
+        "--num_virtual_tokens", type=flags.small_count, default=20, help="of a learned prompt (default: %(default)s)"
     )
     group.add_argument(
         "--init_text", help="a learned prompt begins as this text (default: the task's instruction, or random)"

@@ -45,7 +45,7 @@ def parse_args(argv=None):
         seed = "of the sample and the splits (default: %(default)s)"
         command.add_argument("--output", metavar="DIR", help=f"the folder to make (default: {where})")
         command.add_argument("--num_samples", type=flags.positive_int, metavar="N", help=rows)
-        command.add_argument("--seed", type=flags.whole_number, default=flags.SPLIT_SEED, help=seed)
+        command.add_argument("--seed", type=flags.seed, default=flags.SPLIT_SEED, help=seed)
         return command
 
     unifiedqa = add(

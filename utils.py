@@ -1,4 +1,4 @@
-"""What makes rows comparable: the clock, the memory meter, device, seeds; and the two error classes.
+"""What makes rows comparable: the clock, the memory meter, device, seeds; and the names of errors and inputs.
 
 Units everywhere: seconds for long spans, milliseconds for latencies, GB = 2**30 bytes, MB = 2**20 bytes.
 Every script imports this module first, so torch and numpy are imported inside the functions that need them: `--help`
@@ -6,7 +6,6 @@ and wrong flags answer at once.
 """
 
 import contextlib
-import functools
 import logging
 import os
 import platform
@@ -17,49 +16,15 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+# what every module calls utils.UserError, utils.clean_exit, utils.check_file, ...
+from harness.errors import RunFailed, UserError, clean_exit, is_out_of_memory, system_message
+from harness.inputs import check_file, exists, expand_path, read_json
+
+__all__ = ["RunFailed", "UserError", "check_file", "clean_exit", "exists", "expand_path", "is_out_of_memory"]
+__all__ += ["read_json", "system_message"]
+
 GB, MB = 2**30, 2**20
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # its import warns of an optional kernel, in every run
-
-
-class UserError(ValueError):
-    """Something the person can put right: one line on stderr and exit code 2, never a traceback."""
-
-
-class RunFailed(RuntimeError):
-    """The run cannot go on, for a reason that is no bug: a row with status failed, one line on stderr, exit code 1."""
-
-
-# --------------------------------------------------------------------------------------------------------------- errors
-
-
-def clean_exit(main):
-    """Decorate a script's `main`: a user error becomes one line on stderr and exit code 2."""
-
-    @functools.wraps(main)
-    def wrapper(argv=None):
-        try:
-            return main(argv)
-        except UserError as error:
-            message = " ".join(str(error).split())
-        except KeyboardInterrupt:
-            print(f"{Path(main.__code__.co_filename).name}: interrupted", file=sys.stderr)
-            raise SystemExit(130) from None
-        except BrokenPipeError:  # the reader of a pipe has gone, as in `script | head`
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            raise SystemExit(1) from None
-        print(f"{Path(main.__code__.co_filename).name}: error: {message}", file=sys.stderr)
-        raise SystemExit(2)
-
-    return wrapper
-
-
-def is_out_of_memory(error):
-    """True for CUDA's OutOfMemoryError and for failed CPU allocations (MemoryError, bad_alloc, mmap)."""
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-        return True
-    text = str(error).lower()
-    marks = ("out of memory", "can't allocate memory", "cannot allocate memory", "bad_alloc", "failed to allocate")
-    return isinstance(error, (RuntimeError, OSError)) and any(mark in text for mark in marks)
 
 
 # -------------------------------------------------------------------------------------------------------- clock, memory
@@ -132,6 +97,10 @@ def _card_memory_used():
         return torch.cuda.device_memory_used()
     except (ImportError, RuntimeError):  # no nvidia-ml-py, or a driver without NVML
         return None
+    except Exception as error:  # pynvml's own errors are plain Exceptions: no library in a container, no permission
+        if any(kind.__name__ == "NVMLError" for kind in type(error).__mro__):
+            return None
+        raise
 
 
 @dataclass

@@ -1,13 +1,34 @@
-"""The flags that scripts share: data, training, run; the types of their values. Imports nothing heavy.
+"""The flags that scripts share: data, training, run. Imports nothing heavy.
 
 Choices of flags that belong to one script stand here too if heavy modules need them as well.
 """
 
 import argparse
-import contextlib
 import gc
-import math
 
+from harness.arguments import (
+    ArgumentParser,
+    batch_count,
+    comma_list,
+    data_seed,
+    epochs,
+    fraction,
+    non_negative,
+    number_type,
+    positive,
+    positive_int,
+    repeat_count,
+    seed,
+    share,
+    size_or_auto,
+    small_count,
+    step_count,
+    token_count,
+    whole_number,
+)
+
+__all__ = ["ArgumentParser", "comma_list", "fraction", "non_negative", "number_type", "positive", "positive_int"]
+__all__ += ["seed", "share", "small_count", "whole_number"]  # scripts know these as flags.positive_int and so on
 OPTIMIZERS = (
     "adamw_torch",
     "adamw_torch_fused",
@@ -33,75 +54,6 @@ HUB_DATA = {
     "hans": ("jhu-cogsys/hans",),
 }
 SPLIT_SEED, SPLIT_FRACTIONS = 13, (0.8, 0.1, 0.1)  # train, validation, test
-
-
-class ArgumentParser(argparse.ArgumentParser):
-    """argparse's parser with the script's docstring as its manual page, and one line for a wrong flag."""
-
-    # what people type who come from the Hugging Face examples and lm-evaluation-harness
-    OTHER_NAMES = {
-        "--lr": "--learning_rate",
-        "--num_train_epochs": "--epochs",
-        "--per_device_train_batch_size": "--batch_size",
-        "--model_name_or_path": "--model",
-        "--dataset_name": "--dataset",
-        "--dataset_config_name": "--subset",
-        "--max_seq_length": "--max_length",
-        "--output_dir": "--runs_dir",
-        "--lora_r": "--rank",
-        "--lora_alpha": "--alpha",
-        "--lora_dropout": "--dropout",
-        "--load_in_8bit": "--quantize int8 or --int8",
-        "--load_in_4bit": "--quantize nf4 or --nf4",
-        "--num_fewshot": "--k_shots",
-        "--limit": "--max_eval_samples",
-        "--resume_from_checkpoint": "--resume",
-        "--warmup_ratio": "--warmup",
-        "--warmup_steps": "--warmup, a share of the steps",
-        "--lr_scheduler_type": "--lr_scheduler",
-        "--gradient_accumulation_steps": "--gradient_accumulation",
-        "--peft_type": "--method",
-    }
-
-    def __init__(self, description, **kwargs):
-        formatter = argparse.RawDescriptionHelpFormatter
-        super().__init__(description=description, formatter_class=formatter, allow_abbrev=False, **kwargs)
-
-    def error(self, message):
-        if message.startswith("unrecognized arguments"):
-            known = [self.OTHER_NAMES[word] for word in message.replace("=", " ").split() if word in self.OTHER_NAMES]
-            message += f"; here it is called {', '.join(known)}" if known else ""
-        self.exit(2, f"{self.prog}: error: {' '.join(message.split())} (--help lists the flags)\n")
-
-
-def number_type(kind, wanted, allowed):
-    """An argparse type: `kind` (int or float) of the text; an error that says what is `wanted` unless `allowed`."""
-
-    def convert(text):
-        with contextlib.suppress(ValueError, OverflowError):
-            value = kind(text)
-            if allowed(value):
-                return value
-        raise argparse.ArgumentTypeError(f"must be {wanted}, not {text}")
-
-    return convert
-
-
-positive_int = number_type(int, "a whole number of at least 1", lambda value: value >= 1)
-size_or_auto = number_type(
-    lambda text: text if text == "auto" else int(text),
-    "a whole number of at least 1, or auto",
-    lambda value: value == "auto" or value >= 1,
-)
-whole_number = number_type(int, "a whole number of at least 0", lambda value: value >= 0)
-fraction = number_type(float, "a number from 0 up to, but not including, 1", lambda value: 0 <= value < 1)
-positive = number_type(float, "a number above 0", lambda value: 0 < value < math.inf)
-non_negative = number_type(float, "a number of at least 0", lambda value: 0 <= value < math.inf)
-share = number_type(float, "a number from 0 to 1", lambda value: 0 <= value <= 1)
-
-
-def comma_list(text):
-    return [part.strip() for part in text.split(",")]
 
 
 def add_data_args(parser, dataset="assets/data/movie_reviews"):
@@ -149,7 +101,10 @@ def add_data_args(parser, dataset="assets/data/movie_reviews"):
         help="evaluation examples, the first N of a fixed order (default: all)",
     )
     group.add_argument(
-        "--data_seed", type=int, default=0, help="draws training examples and demonstrations (default: %(default)s)"
+        "--data_seed",
+        type=data_seed,
+        default=0,
+        help="draws training examples and demonstrations (default: %(default)s)",
     )
 
 
@@ -173,9 +128,9 @@ def add_training_args(parser, resume=True, padding_free=True):
     """The flags of every training script; resume, padding_free: those that not every one has."""
     group = parser.add_argument_group("training")
     group.add_argument(
-        "--epochs", type=positive, default=3, help="passes over the training examples (default: %(default)s)"
+        "--epochs", type=epochs, default=3, help="passes over the training examples (default: %(default)s)"
     )
-    group.add_argument("--max_steps", type=positive_int, help="optimizer steps to train for, instead of --epochs")
+    group.add_argument("--max_steps", type=step_count, help="optimizer steps to train for, instead of --epochs")
     group.add_argument(
         "--learning_rate", type=positive, help="peak learning rate (default: by method and data, see above)"
     )
@@ -209,9 +164,7 @@ def add_training_args(parser, resume=True, padding_free=True):
         "--save_steps", type=positive_int, metavar="N", help="a checkpoint each N steps, instead of each epoch"
     )
     group.add_argument(
-        "--max_length",
-        type=number_type(int, "a whole number of at least 8", lambda value: value >= 8),
-        help="tokens an example is cut to (default: 512, or what the model takes)",
+        "--max_length", type=token_count, help="tokens an example is cut to (default: 512, or what the model takes)"
     )
     mixed = group.add_mutually_exclusive_group()
     mixed.add_argument("--fp16", action="store_true", help="mixed precision with float16 (CUDA only)")
@@ -255,7 +208,7 @@ def add_training_args(parser, resume=True, padding_free=True):
     group = parser.add_argument_group("study")
     group.add_argument(
         "--repeats",
-        type=positive_int,
+        type=repeat_count,
         default=1,
         metavar="N",
         help="runs over N data seeds from --data_seed on, a row each (default: 1)",
@@ -302,14 +255,12 @@ def add_common_args(parser, auto_batch=False):
         )
     else:
         group.add_argument(
-            "--batch_size", type=positive_int, default=16, help="examples per batch and process (default: %(default)s)"
+            "--batch_size", type=batch_count, default=16, help="examples per batch and process (default: %(default)s)"
         )
     group.add_argument(
         "--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto takes a CUDA GPU where there is one"
     )
-    group.add_argument(
-        "--seed", type=whole_number, default=0, help="initialisation and shuffling (default: %(default)s)"
-    )
+    group.add_argument("--seed", type=seed, default=0, help="initialisation and shuffling (default: %(default)s)")
     group.add_argument(
         "--latency_runs",
         type=whole_number,

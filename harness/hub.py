@@ -40,7 +40,7 @@ def check_names(models=None, datasets=None):
     """
     remote = []
     for flag, name in {**(models or {}), **(datasets or {})}.items():
-        if name is None or Path(name).expanduser().exists():
+        if name is None or utils.exists(name):
             continue
         local = name.startswith((".", "/", "~", "assets/")) or name.count("/") > 1 or not name.strip()
         if local or Path(name).suffix in FILE_TYPES:

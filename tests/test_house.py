@@ -16,7 +16,10 @@ ALL_FILES = FILES + [
 
 # a module imports from its own room and from lower levels
 LEVELS = [
+    {"errors"},
+    {"inputs"},
     {"utils"},
+    {"arguments"},
     {"flags", "hub", "terminal"},
     {"models"},
     {"data", "results"},

@@ -62,6 +62,28 @@ def test_without_cuda_the_gpu_figures_are_unknown():
     assert spent.peak_gpu_gb is None and spent.gpu_used_gb is None
 
 
+@pytest.mark.parametrize("kind", ["NVMLError", "NVMLError_LibraryNotFound"])
+def test_a_card_without_nvml_is_measured_without_it(kind, monkeypatch):
+    """pynvml's errors are plain Exceptions, as they are here."""
+    import torch
+
+    base = type("NVMLError", (Exception,), {})
+    error = {"NVMLError": base, "NVMLError_LibraryNotFound": type(kind, (base,), {})}[kind]
+
+    def device_memory_used():
+        raise error("NVML Shared Library Not Found")
+
+    monkeypatch.setattr(torch.cuda, "device_memory_used", device_memory_used)
+    assert utils._card_memory_used() is None
+
+    def bug():
+        raise KeyError("x")
+
+    monkeypatch.setattr(torch.cuda, "device_memory_used", bug)
+    with pytest.raises(KeyError):
+        utils._card_memory_used()
+
+
 def test_clean_exit_is_one_line_and_code_2(capsys):
     @utils.clean_exit
     def main(argv=None):

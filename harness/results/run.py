@@ -1,5 +1,6 @@
 """One run: its id, its folder and exactly one row."""
 
+import contextlib
 import functools
 import json
 import os
@@ -110,6 +111,9 @@ class Run:
             if self.dir.exists() and not self.resumed:
                 shutil.rmtree(self.dir)
             return
+        of_the_system = error is not None and utils.system_message(error)
+        if of_the_system and not self.dir.exists():  # a file that cannot be read, or no place for the run: as above
+            return
         if error is not None:
             self.row["status"] = "oom" if utils.is_out_of_memory(error) else "failed"
             text = str(error).splitlines()[0] if str(error) else ""
@@ -117,7 +121,8 @@ class Run:
         if self.args.get("repeats", 1) > 1:  # of several runs in one process none knows the memory before its model
             self.row["start_rss_gb"] = None
         self.row.setdefault("status", "ok")
-        self.path("row.json").write_text(json.dumps(self.row, indent=2) + "\n")
+        with contextlib.suppress(OSError) if of_the_system else contextlib.nullcontext():  # the disk may be full
+            self.path("row.json").write_text(json.dumps(self.row, indent=2) + "\n")
         store.append_result(self.results, self.row)
         if self.row["status"] == "oom":
             print(

@@ -1,4 +1,5 @@
 import argparse
+import errno
 import os
 import subprocess
 import sys
@@ -67,6 +68,17 @@ def test_a_user_error_writes_nothing(tmp_path):
     with pytest.raises(utils.UserError):
         raise_in_run(tmp_path, utils.UserError("no"))
     assert not (tmp_path / "results.csv").exists() and not any((tmp_path / "runs").glob("*"))
+
+
+def test_an_error_of_the_system_is_a_row_only_once_the_run_has_written(tmp_path):
+    error = PermissionError(errno.EACCES, "Permission denied", "data.csv")
+    with pytest.raises(PermissionError), Run(run_args(tmp_path), "some_script.py", "prompting"):
+        raise error
+    assert not any(tmp_path.iterdir())
+    with pytest.raises(PermissionError):
+        raise_in_run(tmp_path, error)
+    (row,) = store.read_results(tmp_path / "results.csv")
+    assert row["status"] == "failed" and "data.csv" in row["note"]
 
 
 def test_a_row_has_its_provenance(tmp_path):

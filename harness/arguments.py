@@ -1,0 +1,120 @@
+"""The parser of every script and the types of its flags' values. Imports nothing heavy."""
+
+import argparse
+import contextlib
+import math
+import os
+
+import utils
+from harness.errors import short
+
+INT32 = 2**31 - 1  # what the libraries behind take for a size
+MOST_IN_A_BATCH = 2**20
+
+
+class ArgumentParser(argparse.ArgumentParser):
+    """argparse's parser with the script's docstring as its manual page, and one line for a wrong flag."""
+
+    # what people type who come from the Hugging Face examples and lm-evaluation-harness
+    OTHER_NAMES = {
+        "--lr": "--learning_rate",
+        "--num_train_epochs": "--epochs",
+        "--per_device_train_batch_size": "--batch_size",
+        "--model_name_or_path": "--model",
+        "--dataset_name": "--dataset",
+        "--dataset_config_name": "--subset",
+        "--max_seq_length": "--max_length",
+        "--output_dir": "--runs_dir",
+        "--lora_r": "--rank",
+        "--lora_alpha": "--alpha",
+        "--lora_dropout": "--dropout",
+        "--load_in_8bit": "--quantize int8 or --int8",
+        "--load_in_4bit": "--quantize nf4 or --nf4",
+        "--num_fewshot": "--k_shots",
+        "--limit": "--max_eval_samples",
+        "--resume_from_checkpoint": "--resume",
+        "--warmup_ratio": "--warmup",
+        "--warmup_steps": "--warmup, a share of the steps",
+        "--lr_scheduler_type": "--lr_scheduler",
+        "--gradient_accumulation_steps": "--gradient_accumulation",
+        "--peft_type": "--method",
+    }
+
+    def __init__(self, description, **kwargs):
+        formatter = argparse.RawDescriptionHelpFormatter
+        super().__init__(description=description, formatter_class=formatter, allow_abbrev=False, **kwargs)
+
+    def parse_known_args(self, args=None, namespace=None):
+        """As argparse's own, which parse_args calls; and no value may name what can be no input and no output."""
+        known, others = super().parse_known_args(args, namespace)
+        for name, value in vars(known).items():
+            for item in value if isinstance(value, list) else [value]:
+                if isinstance(item, str):
+                    flag = f"--{name}"
+                    self._check_text(flag if flag in self._option_string_actions else name, item)
+        return known, others
+
+    def _check_text(self, flag, text):
+        """End with one line for a pipe or a device, and for text that no file's name and no command can hold."""
+        try:
+            os.fsencode(text)
+        except UnicodeEncodeError:
+            self.error(f"{flag}: the value holds half of a character (a lone surrogate)")
+        if "\0" in text:
+            self.error(f"{flag}: the value holds a NUL character")
+        try:
+            utils.check_file(text, flag)
+        except utils.UserError as error:
+            self.error(str(error))
+
+    def error(self, message):
+        if message.startswith("unrecognized arguments"):
+            known = [self.OTHER_NAMES[word] for word in message.replace("=", " ").split() if word in self.OTHER_NAMES]
+            message += f"; here it is called {', '.join(known)}" if known else ""
+        self.exit(2, f"{self.prog}: error: {' '.join(message.split())} (--help lists the flags)\n")
+
+
+def number_type(kind, wanted, allowed, most=math.inf):
+    """An argparse type: `kind` (int or float) of the text; an error that says what is `wanted` unless `allowed`.
+
+    most: the largest value, inf for no limit.
+    """
+
+    def convert(text):
+        with contextlib.suppress(ValueError, OverflowError):
+            value = kind(text)
+            if value != "auto" and value > most:
+                raise argparse.ArgumentTypeError(f"must be at most {most:,}, not {short(text, 40)}")
+            if allowed(value):
+                return value
+        raise argparse.ArgumentTypeError(f"must be {wanted}, not {short(text, 40)}")
+
+    return convert
+
+
+def at_least(least, most=INT32):
+    """A type of whole numbers from `least` to `most`."""
+    return number_type(int, f"a whole number of at least {least}", lambda value: value >= least, most)
+
+
+# The limits are far above what anybody measures; they end typing errors at once that would overflow or run for years.
+positive_int, whole_number, token_count = at_least(1), at_least(0), at_least(8)
+batch_count, step_count, repeat_count = at_least(1, MOST_IN_A_BATCH), at_least(1, 10_000_000), at_least(1, 10_000)
+small_count = at_least(1, 65_536)  # ranks, virtual tokens, processes
+size_or_auto = number_type(
+    lambda text: text if text == "auto" else int(text),
+    "a whole number of at least 1, or auto",
+    lambda value: value == "auto" or value >= 1,
+    MOST_IN_A_BATCH,
+)
+seed = at_least(0, 2**32 - 1)  # numpy's range
+data_seed = number_type(int, "a whole number of at least -4,294,967,295", lambda value: value > -(2**32), 2**32 - 1)
+fraction = number_type(float, "a number from 0 up to, but not including, 1", lambda value: 0 <= value < 1)
+positive = number_type(float, "a number above 0", lambda value: 0 < value < math.inf)
+epochs = number_type(float, "a number above 0", lambda value: value > 0, 10_000)
+non_negative = number_type(float, "a number of at least 0", lambda value: 0 <= value < math.inf)
+share = number_type(float, "a number from 0 to 1", lambda value: 0 <= value <= 1)
+
+
+def comma_list(text):
+    return [part.strip() for part in text.split(",")]
