@@ -165,9 +165,7 @@ def rank_schedule(n_examples, args):
         "tinit": tinit,
         "tfinal": tfinal,
         "total_step": steps,
-        "orth_reg_weight": 0.5
-        / args.gradient_accumulation
-        / utils.world()[1],  # peft adds it to the loss of each batch
+        "orth_reg_weight": 0.5,
     }
 
 

@@ -216,16 +216,53 @@ class EpochSampler(LengthGroupedSampler):
 class Trainer(transformers.Trainer):
     """transformers' Trainer, stopped when the loss is no longer a number, with the same batches after a restart.
 
-    own_loss: None for the model's loss, or a function of (model, batch) that returns a mean over the batch.
+    The loss of an optimizer step is the mean over all its targets (labels of a head, tokens of answers), however they
+    are split into batches and over processes. transformers leaves that to the model's loss, and takes it for done with
+    every model whose forward has **kwargs; heads and encoder-decoders have them and average each batch nonetheless. So
+    here every loss is a mean over its batch, and is weighted by the batch's share of the step's targets.
+
+    own_loss: None for the model's loss, or a function of (model, batch) that returns a mean over the rows of "labels".
     """
 
     def __init__(self, *args, own_loss=None, **kwargs):
         super().__init__(*args, **kwargs)
         self.own_loss = own_loss
-        if own_loss:
-            self.model_accepts_loss_kwargs = (
-                False  # a mean over its batch: the Trainer divides by gradient accumulation
-            )
+        self.model_accepts_loss_kwargs = False  # the model averages its batch
+        self.loss_is_scaled_for_ga = True  # in compute_loss
+
+    def n_targets(self, inputs):
+        """How many targets the loss of a batch is the mean of. The first token of a row is never a target."""
+        return len(inputs["labels"]) if self.own_loss else int((inputs["labels"] != -100).sum())
+
+    def _get_num_items_in_batch(self, batch_samples, device):
+        """The targets [] of batches that belong together, those of all processes."""
+        mine = torch.tensor(sum(self.n_targets(batch) for batch in batch_samples), device=device)
+        return self.accelerator.gather(mine.view(1)).sum() if self.accelerator.num_processes > 1 else mine
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        mine = self.n_targets(inputs)
+        if self.own_loss:
+            loss, outputs = self.own_loss(model, inputs), {}
+        else:
+            loss, outputs = super().compute_loss(model, inputs, return_outputs=True)
+        if mine == 0:  # nothing but padding, whose mean is not a number
+            loss = 0 * outputs["logits"].sum()
+        elif num_items_in_batch is not None:  # gradients are averaged over the processes, so each counts as often
+            loss = loss * (self.accelerator.num_processes * mine / num_items_in_batch)
+        return (loss, outputs) if return_outputs else loss
+
+    def prediction_step(self, model, inputs, *args, **kwargs):
+        """The loss of a batch over all processes; examples that only fill up the last one do not count."""
+        state, size = self.accelerator.gradient_state, len(inputs["input_ids"])
+        if self.accelerator.num_processes > 1 and state.end_of_dataloader and state.remainder > 0 and not self.own_loss:
+            real = max(0, state.remainder - size * self.accelerator.process_index)
+            for name in {"labels", "shift_labels"} & set(inputs):
+                inputs[name] = inputs[name].clone()
+                inputs[name][real:] = -100
+        loss, logits, labels = super().prediction_step(model, inputs, *args, **kwargs)
+        if self.accelerator.num_processes > 1:
+            loss = self.accelerator.reduce(loss, "mean")
+        return loss, logits, labels
 
     def _get_train_sampler(self, train_dataset=None):
         batch = self.args.train_batch_size * self.args.gradient_accumulation_steps
@@ -252,12 +289,6 @@ class Trainer(transformers.Trainer):
                 "--learning_rate, or --bf16 instead of --fp16"
             )
         return loss
-
-    def compute_loss(self, model, inputs, return_outputs=False, **kwargs):
-        if self.own_loss is None:
-            return super().compute_loss(model, inputs, return_outputs=return_outputs, **kwargs)
-        loss = self.own_loss(model, inputs)
-        return (loss, {}) if return_outputs else loss
 
 
 class AllocateRanks(transformers.TrainerCallback):

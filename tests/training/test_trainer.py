@@ -1,0 +1,71 @@
+"""The step that the optimizer sees does not depend on how its examples are split into batches and over processes."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from helpers import launch, reviews, write_jsonl
+
+import finetune
+import peft_finetune
+
+NO_DROPOUT = ("hidden_dropout_prob", "attention_probs_dropout_prob", "dropout_rate", "attention_dropout")
+
+
+@pytest.fixture(params=["tiny_bert", "tiny_t5", "tiny_llama"], ids=["head", "seq2seq", "causal"])
+def one_step(request, tmp_path):
+    """The flags of one step over 32 examples. Answers have 1 to 15 words: a mean over batches is none over tokens."""
+    base, data = tmp_path / "base", tmp_path / "data"
+    shutil.copytree(request.getfixturevalue(request.param), base)
+    config = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps({**config, **dict.fromkeys(NO_DROPOUT, 0.0)}))
+    data.mkdir()
+    n_validation = 40 if request.param == "tiny_bert" else 7  # heads: more than a batch; answers: fewer than one
+    rows = reviews(3, 32 + n_validation + 4)
+    if request.param != "tiny_bert":
+        rows = [{"question": row["text"], "answer": ["paris " * (i % 15) + "rome"]} for i, row in enumerate(rows)]
+    write_jsonl(data / "train.jsonl", rows[:32])
+    write_jsonl(data / "validation.jsonl", rows[32:-4])
+    write_jsonl(data / "test.jsonl", rows[-4:])
+    flags = ["--model", str(base), "--dataset", str(data), "--max_steps", "1", "--optim", "sgd", "--warmup", "0"]
+    return [*flags, "--learning_rate", "1e-9", "--prompt_format", "plain", "--max_new_tokens", "2", "--device", "cpu"]
+
+
+def first_step(folder):
+    """(loss, norm of the gradient, validation loss) of the only run in a folder."""
+    (run,) = Path(folder, "runs").iterdir()
+    history = json.loads((run / "training_history.json").read_text())
+    return tuple(next(e[name] for e in history if name in e) for name in ("loss", "grad_norm", "eval_loss"))
+
+
+def run_here(script, flags, folder):
+    folder.mkdir()
+    script.main([*flags, "--results", f"{folder}/results.csv", "--runs_dir", f"{folder}/runs", "--latency_runs", "0"])
+    return first_step(folder)
+
+
+@pytest.mark.parametrize("script", [finetune, peft_finetune], ids=["full", "lora"])
+def test_accumulated_batches_are_one_batch(script, one_step, tmp_path):
+    flags = one_step if script is finetune else [*one_step, "--dropout", "0"]
+    whole = run_here(script, [*flags, "--batch_size", "32"], tmp_path / "whole")
+    parts = run_here(script, [*flags, "--batch_size", "8", "--gradient_accumulation", "4"], tmp_path / "parts")
+    assert whole[0] > 0.1 and whole[1] > 0.01
+    assert parts == pytest.approx(whole, rel=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("script", [finetune, peft_finetune], ids=["full", "lora"])
+def test_two_processes_are_one(script, one_step, tmp_path):
+    flags = one_step if script is finetune else [*one_step, "--dropout", "0"]
+    whole = run_here(script, [*flags, "--batch_size", "32"], tmp_path / "whole")
+    launch(2, f"{script.__name__}.py", [*flags, "--batch_size", "16"], tmp_path / "two")
+    assert first_step(tmp_path / "two") == pytest.approx(whole, rel=1e-4)
+
+
+@pytest.mark.slow
+def test_two_processes_with_two_batches_each_are_one(one_step, tmp_path):
+    whole = run_here(finetune, [*one_step, "--batch_size", "32"], tmp_path / "whole")
+    split = ["--batch_size", "8", "--gradient_accumulation", "2"]
+    launch(2, "finetune.py", [*one_step, *split], tmp_path / "split")
+    assert first_step(tmp_path / "split") == pytest.approx(whole, rel=1e-4)
