@@ -16,7 +16,7 @@ from pathlib import Path
 
 import utils
 from harness import flags
-from harness.results import store
+from harness.results import outputs, store
 
 
 def parse_args(argv=None):
@@ -49,15 +49,6 @@ def parse_args(argv=None):
         parser.error(f"--export {args.export}: the file must end in .db or .sqlite (SQLite) or in .json (JSON)")
     args.results = args.results or ("results.csv" if Path("results.csv").is_file() else "sample_results.csv")
     return args
-
-
-def check_writable(path, flag):
-    """UserError where no file can be written at this path."""
-    path = Path(path)
-    if path.is_dir():
-        raise utils.UserError(f"{flag} {path} is a folder; give a file name")
-    if not path.parent.is_dir():
-        raise utils.UserError(f"{flag} {path}: there is no folder {path.parent}")
 
 
 def make_folder(path):
@@ -94,9 +85,10 @@ def draw(args, rows):
 @utils.clean_exit
 def main(argv=None):
     args = parse_args(argv)
-    for flag in ("report", "export"):
-        if getattr(args, flag):
-            check_writable(getattr(args, flag), f"--{flag}")
+    if args.report:
+        outputs.check(args.report, "report", "--report")
+    if args.export:
+        outputs.check(args.export, "json" if args.export.endswith(".json") else "database", "--export")
     global charts, compare, configurations, export, report, tables  # heavy: after the arguments were checked
     from harness.results import charts, compare, configurations, export, report, tables
 

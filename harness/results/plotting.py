@@ -6,7 +6,7 @@ import matplotlib
 import matplotlib.pyplot as plt
 import matplotlib.ticker as ticker
 
-from harness.results import configurations, names, schema
+from harness.results import configurations, names, outputs, schema
 
 matplotlib.use("Agg")  # PNGs only, so no display is needed
 
@@ -19,7 +19,10 @@ NAME_WIDTH = 38  # characters of a name in one line
 
 
 def save(figure, path):
-    figure.savefig(path)
+    """Write a PNG and close its figure; UserError where the file at `path` is no chart of this project."""
+    outputs.check(path, "chart", "--output_dir")
+    with outputs.new_file(path, "--output_dir") as temporary:
+        figure.savefig(temporary, format="png", metadata={"Software": f"{outputs.PNG_SOFTWARE}, Matplotlib"})
     plt.close(figure)
 
 

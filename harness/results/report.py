@@ -5,7 +5,7 @@ import re
 import textwrap
 from pathlib import Path
 
-from harness.results import commands, compare, configurations, markdown, names, stats, tables
+from harness.results import commands, compare, configurations, markdown, names, outputs, stats, tables
 
 COLUMNS = (
     "configuration",
@@ -55,7 +55,7 @@ def write(path, all_rows, kept, skipped, charts, source, command):
         lines += ["", "## Left out", "", *(f"- {line}" for line in left_out(skipped))]
     lines += ["", "## Rows and their commands", ""]
     lines += [f"{i}. `{row['run_id']}`: `{commands.command(row)}`" for i, row in enumerate(kept, start=1)]
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    outputs.write(path, "\n".join(lines) + "\n", "report", "--report")
 
 
 def section(panel, members, numbered, folder):

@@ -1,20 +1,25 @@
 """The results CSV (read, append) and JSON-lines files. Imports nothing heavy: every script imports it."""
 
+import contextlib
 import csv
 import filecmp
 import io
 import json
 import math
 import os
+import re
 import shutil
+import stat
 from pathlib import Path
 
 from filelock import FileLock
 
 import utils
-from harness.results import schema
+from harness.results import outputs, schema
 
 csv.field_size_limit(2**31 - 1)  # a cell may be longer than the csv module's 128 kB
+# a spreadsheet takes a text that begins so for a formula; an apostrophe before it makes it a text
+FORMULA, ESCAPED = re.compile(r"'*[=+\-@\t\r]"), re.compile(r"'+[=+\-@\t\r]")
 
 
 def read_jsonl(path):
@@ -81,12 +86,22 @@ def _json_object(line):
 
 
 def to_cell(value):
-    """One CSV cell: unknown (None, NaN) is empty; line breaks become spaces, so that a row is a line."""
+    """One CSV cell: unknown (None, NaN) is empty; line breaks become spaces, so that a row is a line.
+
+    A text that a spreadsheet would run as a formula gets an apostrophe in front, which `read_results` takes off again.
+    """
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return ""
     if isinstance(value, float):
         return f"{value:.6g}"
-    return " ".join(str(value).splitlines())
+    text = " ".join(str(value).splitlines())
+    return f"'{text}" if FORMULA.match(text) and not _is_number(text) else text
+
+
+def _is_number(text):
+    with contextlib.suppress(ValueError):
+        return float(text) is not None
+    return False
 
 
 def read_header(path):
@@ -94,10 +109,37 @@ def read_header(path):
 
     UserError for a file that is no results CSV, and for columns that this version does not know.
     """
-    with open(path, newline="", encoding="utf-8") as file:
-        header = next(csv.reader(file), [])
+    with _reader(path) as reader:
+        return _header(path, reader)
+
+
+@contextlib.contextmanager
+def _reader(path):
+    """A csv.reader of a file, with or without the byte order mark of `CSV UTF-8`; UserError where it cannot be read."""
+    try:
+        with open(path, newline="", encoding="utf-8-sig") as file:
+            yield csv.reader(file, strict=True)
+    except OSError as error:
+        raise utils.UserError(f"{path} cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise utils.UserError(
+            f"{path} cannot be read as a results CSV: it is not UTF-8 ({error.reason}); save it as CSV UTF-8"
+        ) from None
+    except csv.Error as error:
+        raise utils.UserError(f"{path} cannot be read as a results CSV: {error}") from None
+
+
+def _header(path, reader):
+    header = next(reader, [])
+    for separator, name in ((";", "semicolons"), ("\t", "tabs")):
+        names = header[0].split(separator) if header else []
+        if len(names) > 1 and outputs.known_columns(names):
+            raise utils.UserError(
+                f"{path} is separated by {name}, as some spreadsheets save it: save it as CSV UTF-8 with commas and "
+                "decimal points, and check its numbers"
+            )
     unknown = [name for name in header if name not in schema.TYPES]
-    if "run_id" not in header or len(unknown) > len(header) // 2:
+    if not outputs.known_columns(header):
         raise utils.UserError(f"{path} is not a results CSV: it begins with {','.join(header)[:60]!r}")
     if unknown:
         raise utils.UserError(
@@ -112,15 +154,8 @@ def read_header(path):
 
 def check_results_file(path):
     """Raise UserError now, before hours of work, if a row could not be appended to `path` later."""
-    path = Path(path)
-    if path.is_dir():
-        raise utils.UserError(f"--results {path} is a folder; give a CSV file")
-    if not path.parent.is_dir():
-        raise utils.UserError(f"--results {path}: there is no folder {path.parent}")
-    # the folder must be writable too: an append replaces the file by a new one
-    if not os.access(path.parent, os.W_OK) or (path.exists() and not os.access(path, os.W_OK)):
-        raise utils.UserError(f"--results {path} cannot be written")
-    if path.exists() and path.stat().st_size:
+    found = outputs.check_place(path, "--results")
+    if found and found.st_size:
         read_results(path)
 
 
@@ -130,35 +165,43 @@ def append_result(path, row):
     A process killed at any moment leaves the old file or the new one, never half a row. A file of an earlier version
     gets the columns that it lacks, and is kept as it was beside the new one.
     row: dict with keys from RESULT_COLUMNS; what is missing or None becomes an empty cell.
-    Raises UserError where the file is no results CSV, ValueError for an unknown column.
+    Raises UserError where the file is no results CSV or cannot be written, ValueError for an unknown column.
     """
     unknown = [name for name in row if name not in schema.TYPES]
     if unknown:
         raise ValueError(f"not in RESULT_COLUMNS: {unknown}")
+    outputs.check_place(path, "--results")
     path = Path(os.path.realpath(path))
-    line = csv_lines([[to_cell(row.get(name)) for name in schema.RESULT_COLUMNS]])
-    with FileLock(f"{path}.lock"):
-        temporary, widened = path.with_name(path.name + ".tmp"), False
-        if not path.exists() or not path.stat().st_size:
-            temporary.write_bytes(csv_lines([schema.RESULT_COLUMNS]))
-        elif read_header(path) == schema.RESULT_COLUMNS:
-            shutil.copy(path, temporary)
+    try:
+        with FileLock(f"{path}.lock"):
+            outputs.remove_stale(path)
+            _append(path, row)
+    except OSError as error:
+        raise utils.UserError(f"--results {path} cannot be written: {error.strerror or error}") from None
+
+
+def _append(path, row):
+    """The work of append_result, under its lock. path: without links."""
+    header, rows = schema.RESULT_COLUMNS, None
+    if path.exists() and path.stat().st_size:
+        header = read_header(path)
+        if set(header) < set(schema.RESULT_COLUMNS):
+            header, rows = schema.RESULT_COLUMNS, read_results(path)
+    with outputs.new_file(path, "--results") as temporary:
+        if rows is not None:
+            cells = ([to_cell(cell) for cell in each.values()] for each in rows)
+            temporary.write_bytes(csv_lines([header, *cells]))
+        elif path.exists() and path.stat().st_size:
+            shutil.copyfile(path, temporary)
         else:
-            rows, widened = read_results(path), True
-            temporary.write_bytes(csv_lines([schema.RESULT_COLUMNS, *(each.values() for each in rows)]))
-            shutil.copymode(path, temporary)
+            temporary.write_bytes(csv_lines([header]))
         with open(temporary, "rb+") as file:
-            file.seek(0, os.SEEK_END)
-            if file.tell():  # a file edited by hand may lack its last line break
-                file.seek(-1, os.SEEK_END)
-                if file.read(1) not in (b"\n", b"\r"):
-                    file.write(b"\r\n")
-            file.write(line)
-            file.flush()
-            os.fsync(file.fileno())
-        if widened:
+            file.seek(-1, os.SEEK_END)
+            if file.read(1) not in (b"\n", b"\r"):  # a file edited by hand may lack its last line break
+                file.write(b"\r\n")
+            file.write(csv_lines([[to_cell(row.get(name)) for name in header]]))
+        if rows is not None:
             print(f"{path} has new columns now; the file as it was is {keep_copy(path)}")
-        os.replace(temporary, path)
 
 
 def csv_lines(rows):
@@ -178,9 +221,8 @@ def keep_copy(path):
         n += 1
         kept = path.with_name(f"{path.name}.before-new-columns-{n}")
     if not kept.exists():
-        temporary = path.with_name(path.name + ".copy.tmp")
-        shutil.copy2(path, temporary)
-        os.replace(temporary, kept)  # so that a killed process leaves no half copy under this name
+        with outputs.new_file(kept) as temporary:  # a killed process leaves no half copy under this name
+            shutil.copy2(path, temporary)
     return kept
 
 
@@ -191,27 +233,34 @@ def read_results(path):
     file.
     """
     path = Path(path)
-    if path.is_dir():
-        raise utils.UserError(f"{path} is a folder; give a results CSV")
-    if not path.is_file():
-        raise utils.UserError(f"there is no results file {path}; run a script first, or pass --results")
-    if path.stat().st_size == 0:
-        raise utils.UserError(f"{path} is empty; delete it and run a script to begin a new one")
+    _check_there(path)
+    rows = []
+    with _reader(path) as reader:
+        header = _header(path, reader)
+        for cells in reader:
+            if not any(cells) or cells == header:  # a row that was cleared by hand; files that were joined
+                continue
+            if len(cells) != len(header):
+                raise utils.UserError(f"{path}, line {reader.line_num}: {len(cells)} cells where {len(header)} belong")
+            cells = [cell[1:] if cell[:1] == "'" and ESCAPED.match(cell) else cell for cell in cells]
+            rows.append({**dict.fromkeys(schema.RESULT_COLUMNS, ""), **dict(zip(header, cells))})
+    return rows
+
+
+def _check_there(path):
+    """UserError where there is no ordinary file with something in it."""
     try:
-        header = read_header(path)
-        with open(path, newline="", encoding="utf-8") as file:
-            reader = csv.reader(file, strict=True)
-            next(reader)
-            rows = []
-            for cells in reader:
-                if len(cells) != len(header):
-                    raise utils.UserError(
-                        f"{path}, line {reader.line_num}: {len(cells)} cells where {len(header)} belong"
-                    )
-                rows.append({**dict.fromkeys(schema.RESULT_COLUMNS, ""), **dict(zip(header, cells))})
-            return rows
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise utils.UserError(f"{path} cannot be read as a results CSV: {error}") from None
+        found = path.stat()
+    except FileNotFoundError:
+        raise utils.UserError(f"there is no results file {path}; run a script first, or pass --results") from None
+    except (OSError, ValueError) as error:
+        raise utils.UserError(f"{path} cannot be read: {getattr(error, 'strerror', error)}") from None
+    if stat.S_ISDIR(found.st_mode):
+        raise utils.UserError(f"{path} is a folder; give a results CSV")
+    if not stat.S_ISREG(found.st_mode):  # a pipe would be waited for
+        raise utils.UserError(f"{path} is a pipe or a device; give a results CSV")
+    if found.st_size == 0:
+        raise utils.UserError(f"{path} is empty; delete it and run a script to begin a new one")
 
 
 def number(cell):
@@ -219,4 +268,5 @@ def number(cell):
     try:
         return float(cell) if cell else None
     except ValueError:
-        raise utils.UserError(f"the results CSV holds {cell!r} where a number belongs") from None
+        comma = "; write numbers with a decimal point" if re.fullmatch(r"[+-]?\d+,\d+", cell.strip()) else ""
+        raise utils.UserError(f"the results CSV holds {cell!r} where a number belongs{comma}") from None

@@ -46,7 +46,7 @@ def test_odd_cells_and_other_files(tmp_path):
         with pytest.raises(utils.UserError, match=message):
             export.export(tmp_path / "r.json", [blank(**cells)])
     (tmp_path / "r.db").write_text("this is a text and no database, long enough to be read as one " * 20)
-    with pytest.raises(utils.UserError, match="not a database"):
+    with pytest.raises(utils.UserError, match="is no SQLite export"):
         export.export(tmp_path / "r.db", rows)
     export.export(tmp_path / "empty.json", [])
     assert json.loads((tmp_path / "empty.json").read_text()) == []
