@@ -86,7 +86,7 @@ class Cell:
 
     @property
     def command(self):
-        return shlex.join(["python", self.script, *self.argv])
+        return shlex.join(["python", self.script, *utils.without_credentials(self.argv)])
 
 
 def load_suite(path):
@@ -151,7 +151,8 @@ def make_cells(suite, args):
         if parsed.get("repeats", 1) > 1:
             advice = "instead of repeats give data_seed a list in the grid, so that each run can be resumed"
             raise utils.UserError(f"{suite}, {label}: {advice}")
-        cell = Cell(label, script, tuple(argv), json.loads(json.dumps(parsed)))  # as a row's args cell has them
+        parsed = utils.without_credentials(json.loads(json.dumps(parsed)))  # as a row's args cell has them
+        cell = Cell(utils.without_credentials(label), script, tuple(argv), parsed)
         key = script, json.dumps(commands.what_counts(cell.args), sort_keys=True)
         if key in seen:
             raise utils.UserError(f"{suite}: {label} and {seen[key]} are the same run")

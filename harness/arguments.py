@@ -71,7 +71,8 @@ class ArgumentParser(argparse.ArgumentParser):
         if message.startswith("unrecognized arguments"):
             known = [self.OTHER_NAMES[word] for word in message.replace("=", " ").split() if word in self.OTHER_NAMES]
             message += f"; here it is called {', '.join(known)}" if known else ""
-        self.exit(2, f"{self.prog}: error: {' '.join(message.split())} (--help lists the flags)\n")
+        message = utils.without_credentials(" ".join(message.split()))
+        self.exit(2, f"{self.prog}: error: {message} (--help lists the flags)\n")
 
 
 def number_type(kind, wanted, allowed, most=math.inf):

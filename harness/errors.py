@@ -78,6 +78,20 @@ def short(text, most=160):
     return text if len(text) <= most else f"{text[: most // 2]}...{text[-most // 4 :]}"
 
 
+def without_credentials(value):
+    """Texts, also of lists and dicts, whose addresses have no user, password or parameters: any may be a secret."""
+    if isinstance(value, dict):
+        return {key: without_credentials(each) for key, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [without_credentials(each) for each in value]
+    if not isinstance(value, str):
+        return value
+    # a password may hold / and ?, which a port does not, and quotation marks where the address is all there is
+    secret = r"^[^/?#@:]*:(?!\d+[/?#])[^@/?#]*[/?#].*@|^[^/?#]*@|\?.*|#.*=.*"
+    address = r"://(\S+)" if re.fullmatch(r"\s*[\w+.-]+://\S+\s*", value) else r"://([^\s\"'<>]+)"
+    return re.sub(address, lambda match: f"://{re.sub(secret, '', match[1])}", value)
+
+
 def system_message(error):
     """One line for an error of the operating system (or of a library that only passes one on), None for any other.
 
@@ -206,7 +220,7 @@ def clean_exit(main):
         finally:
             for stream in filter(None, (sys.stdout, sys.stderr)):
                 stream.flush()
-        print(f"{script}: {message}", file=sys.stderr)
+        print(f"{script}: {without_credentials(message)}", file=sys.stderr)
         raise SystemExit(code)
 
     return wrapper

@@ -24,6 +24,25 @@ def test_latency_gives_the_percentiles_of_what_it_timed():
         utils.measure_latency(print, n_runs=0)
 
 
+@pytest.mark.parametrize(
+    ("text", "public"),
+    [
+        ("http://me:s3cret@host:8000/v1", "http://host:8000/v1"),
+        ("https://s3cret@host/v1/", "https://host/v1/"),
+        ("https://me:s3/cr?et@host/v1", "https://host/v1"),
+        ("https://host/v1?api-key=s3cret&api-version=2024-06-01", "https://host/v1"),
+        ("https://host/v1?x=s3cret#y=s3cret", "https://host/v1"),
+        ("'http://me:s3cret@host' and https://host/?key=s3cret failed", "'http://host' and https://host/ failed"),
+        ('{"url": "http://me:s3cret@[::1]/v1", "n": 1}', '{"url": "http://[::1]/v1", "n": 1}'),
+        ("https://host:80/@page", "https://host:80/@page"),
+        ("12:30, me@host, hf://datasets/name", "12:30, me@host, hf://datasets/name"),
+    ],
+)
+def test_addresses_are_told_without_credentials(text, public):
+    assert utils.without_credentials(text) == public
+    assert utils.without_credentials({"a": [text, 1, None]}) == {"a": [public, 1, None]}
+
+
 def test_measure_latency_passes_its_arguments_on():
     seen = []
     utils.measure_latency(lambda *args, **kwargs: seen.append((args, kwargs)), 1, 2, n_runs=3, word="x")

@@ -51,7 +51,7 @@ class Run:
         if n_processes > 1:
             self.id = _agree(self.id, args.device)
         self.dir = Path(folder) if folder else Path(args.runs_dir) / self.id
-        self.args = vars(args).copy()
+        self.args = utils.without_credentials(vars(args))
         self.results = args.results
         self.headline = ""  # the strategy's own words in the summary line
         self.row = {
@@ -121,17 +121,17 @@ class Run:
         if self.args.get("repeats", 1) > 1:  # of several runs in one process none knows the memory before its model
             self.row["start_rss_gb"] = None
         self.row.setdefault("status", "ok")
+        self.row.update(utils.without_credentials(self.row))  # a note may quote an address
         with contextlib.suppress(OSError) if of_the_system else contextlib.nullcontext():  # the disk may be full
             self.path("row.json").write_text(json.dumps(self.row, indent=2) + "\n")
         store.append_result(self.results, self.row)
         if self.row["status"] == "oom":
-            print(
-                f"{self.row['script']}: out of memory, recorded in {self.results}: {error}".splitlines()[0],
-                file=sys.stderr,
-            )
+            text = f"{self.row['script']}: out of memory, recorded in {self.results}: {error}".splitlines()[0]
+            print(utils.without_credentials(text), file=sys.stderr)
             raise SystemExit(OOM_EXIT_CODE)
         if isinstance(error, utils.RunFailed):
-            print(f"{self.row['script']}: failed, recorded in {self.results}: {error}", file=sys.stderr)
+            text = f"{self.row['script']}: failed, recorded in {self.results}: {error}"
+            print(utils.without_credentials(text), file=sys.stderr)
             raise SystemExit(1)
         if error is None:
             self.report()

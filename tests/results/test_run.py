@@ -43,6 +43,17 @@ def test_out_of_memory_is_a_row_and_a_non_zero_exit(tmp_path, capsys, name):
     assert capsys.readouterr().err.count("\n") == 1
 
 
+def test_no_credentials_of_an_address_are_written_or_printed(tmp_path, capsys):
+    args = argparse.Namespace(**vars(run_args(tmp_path)), some_url="http://me:s3cret@host/v1?key=s3cret")
+    with pytest.raises(SystemExit), Run(args, "some_script.py", "prompting") as run:
+        run.row.update(model="https://s3cret@host/model")
+        raise utils.RunFailed("nothing answers at http://me:s3cret@host/v1?key=s3cret")
+    written = [path.read_text() for path in tmp_path.rglob("*") if path.is_file()]
+    assert len(written) >= 3 and "s3cret" not in "".join([*written, *capsys.readouterr()])
+    (row,) = store.read_results(tmp_path / "results.csv")
+    assert (row["model"], row["note"]) == ("https://host/model", "nothing answers at http://host/v1")
+
+
 def test_memory_that_really_runs_out_is_an_oom_row(tmp_path):
     """The process gets a limit of its own, and a matrix that does not fit into it."""
     script = (
