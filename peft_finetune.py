@@ -291,7 +291,7 @@ def run_once(args):
             device,
             learning_rate,
             chat,
-            callbacks=[trainer.AllocateRanks(model)] if adalora else [],
+            callbacks=[loop.AllocateRanks(model)] if adalora else [],
             reload=functools.partial(load_adapted, args, task, tokenizer, device, precision),
             keep_last=adalora,  # peft cannot load an earlier checkpoint, of other ranks, into the model
         )
@@ -316,14 +316,14 @@ def run_once(args):
 
 def import_heavy():
     """Import what takes seconds, once the arguments are known to be right: --help and a wrong flag answer at once."""
-    global adapters, evaluate, initialize_kv_prefix_from_text, loading, peft, record, tasks, trainer
+    global adapters, evaluate, initialize_kv_prefix_from_text, loading, loop, peft, record, tasks, trainer
     import peft
     from peft.tuners.cartridge.utils import initialize_kv_prefix_from_text
 
     from harness.data import tasks
     from harness.evaluation import evaluate, record
     from harness.models import adapters, loading
-    from harness.training import trainer
+    from harness.training import loop, trainer
 
 
 @utils.clean_exit

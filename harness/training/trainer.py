@@ -9,14 +9,12 @@ two.
 
 import math
 
-import torch
 import transformers
-from transformers.trainer_pt_utils import LengthGroupedSampler
 
 import utils
 from harness.evaluation import metrics
 from harness.models import loading, memory_forecast, scoring
-from harness.training import collators, curves, resume
+from harness.training import collators, curves, loop, resume
 
 
 def check_device(args, device):
@@ -113,7 +111,7 @@ def fit(
     if args.gradient_checkpointing and hasattr(model, "enable_input_require_grads"):
         model.enable_input_require_grads()  # a frozen base's embeddings have no gradient to go on from (peft)
     stopping = [transformers.EarlyStoppingCallback(args.early_stopping)] if args.early_stopping else []
-    trainer = Trainer(
+    trainer = loop.Trainer(
         model=model,
         args=training_arguments(args, run, data, device, learning_rate, None if keep_last else best, compute_metrics),
         processing_class=tokenizer,
@@ -196,109 +194,6 @@ def training_arguments(args, run, data, device, learning_rate, best, compute_met
         label_names=["labels"],
         **options,
     )
-
-
-class EpochSampler(LengthGroupedSampler):
-    """Rows of similar length together, in an order that depends on seed and epoch alone, as a resumed run needs it."""
-
-    def __init__(self, batch_size, dataset, seed):
-        super().__init__(batch_size, lengths=[len(row["input_ids"]) for row in dataset], generator=torch.Generator())
-        self.seed, self.epoch = seed, 0
-
-    def set_epoch(self, epoch):
-        self.epoch = epoch
-
-    def __iter__(self):
-        self.generator.manual_seed(self.seed + self.epoch)
-        return super().__iter__()
-
-
-class Trainer(transformers.Trainer):
-    """transformers' Trainer, stopped when the loss is no longer a number, with the same batches after a restart.
-
-    The loss of an optimizer step is the mean over all its targets (labels of a head, tokens of answers), however they
-    are split into batches and over processes. transformers leaves that to the model's loss, and takes it for done with
-    every model whose forward has **kwargs; heads and encoder-decoders have them and average each batch nonetheless. So
-    here every loss is a mean over its batch, and is weighted by the batch's share of the step's targets.
-
-    own_loss: None for the model's loss, or a function of (model, batch) that returns a mean over the rows of "labels".
-    """
-
-    def __init__(self, *args, own_loss=None, **kwargs):
-        super().__init__(*args, **kwargs)
-        self.own_loss = own_loss
-        self.model_accepts_loss_kwargs = False  # the model averages its batch
-        self.loss_is_scaled_for_ga = True  # in compute_loss
-
-    def n_targets(self, inputs):
-        """How many targets the loss of a batch is the mean of. The first token of a row is never a target."""
-        return len(inputs["labels"]) if self.own_loss else int((inputs["labels"] != -100).sum())
-
-    def _get_num_items_in_batch(self, batch_samples, device):
-        """The targets [] of batches that belong together, those of all processes."""
-        mine = torch.tensor(sum(self.n_targets(batch) for batch in batch_samples), device=device)
-        return self.accelerator.gather(mine.view(1)).sum() if self.accelerator.num_processes > 1 else mine
-
-    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        mine = self.n_targets(inputs)
-        if self.own_loss:
-            loss, outputs = self.own_loss(model, inputs), {}
-        else:
-            loss, outputs = super().compute_loss(model, inputs, return_outputs=True)
-        if mine == 0:  # nothing but padding, whose mean is not a number
-            loss = 0 * outputs["logits"].sum()
-        elif num_items_in_batch is not None:  # gradients are averaged over the processes, so each counts as often
-            loss = loss * (self.accelerator.num_processes * mine / num_items_in_batch)
-        return (loss, outputs) if return_outputs else loss
-
-    def prediction_step(self, model, inputs, *args, **kwargs):
-        """The loss of a batch over all processes; examples that only fill up the last one do not count."""
-        state, size = self.accelerator.gradient_state, len(inputs["input_ids"])
-        if self.accelerator.num_processes > 1 and state.end_of_dataloader and state.remainder > 0 and not self.own_loss:
-            real = max(0, state.remainder - size * self.accelerator.process_index)
-            for name in {"labels", "shift_labels"} & set(inputs):
-                inputs[name] = inputs[name].clone()
-                inputs[name][real:] = -100
-        loss, logits, labels = super().prediction_step(model, inputs, *args, **kwargs)
-        if self.accelerator.num_processes > 1:
-            loss = self.accelerator.reduce(loss, "mean")
-        return loss, logits, labels
-
-    def _get_train_sampler(self, train_dataset=None):
-        batch = self.args.train_batch_size * self.args.gradient_accumulation_steps
-        return EpochSampler(batch, train_dataset or self.train_dataset, self.args.seed)
-
-    def evaluate(self, *args, **kwargs):
-        """Without AdaLoRA's regulariser, which peft adds to every loss."""
-        configs = getattr(self.model, "peft_config", {}).values()
-        regularised = [config for config in configs if hasattr(config, "orth_reg_weight")]
-        weights = [config.orth_reg_weight for config in regularised]
-        for config in regularised:
-            config.orth_reg_weight = 0.0
-        scores = super().evaluate(*args, **kwargs)
-        for config, weight in zip(regularised, weights):
-            config.orth_reg_weight = weight
-        return scores
-
-    def training_step(self, *args, **kwargs):
-        loss = super().training_step(*args, **kwargs)
-        everywhere = self.accelerator.gather(loss.detach().view(1)) if self.accelerator.num_processes > 1 else loss
-        if not torch.isfinite(everywhere).all():  # all processes stop together
-            raise utils.RunFailed(
-                f"the training loss is {loss.item()} at step {self.state.global_step + 1}; try a lower "
-                "--learning_rate, or --bf16 instead of --fp16"
-            )
-        return loss
-
-
-class AllocateRanks(transformers.TrainerCallback):
-    """Lets AdaLoRA move its ranks after every optimizer step; nothing else does (peft issue 1801)."""
-
-    def __init__(self, model):
-        self.model = model
-
-    def on_optimizer_step(self, args, state, control, **kwargs):  # before the gradients, which it reads, are cleared
-        self.model.base_model.update_and_allocate(state.global_step + 1)
 
 
 def save_history(run, history):
