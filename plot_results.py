@@ -53,10 +53,8 @@ def parse_args(argv=None):
 
 def make_folder(path):
     """The folder of the charts, made where it is not there."""
-    try:
-        Path(path).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise utils.UserError(f"--output_dir {path}: {error.strerror}") from None
+    outputs.check_folder(path, "--output_dir")
+    Path(path).mkdir(parents=True, exist_ok=True)
     return Path(path)
 
 

@@ -21,6 +21,7 @@ PNG_SOFTWARE = "plot_results.py"  # begins the PNG's text chunk Software
 SQLITE_ID = int.from_bytes(b"harn")  # the database's application_id
 RUN_TAG = "rag_eval:"  # begins the last column of a TREC run
 REPORT = re.compile(rb"# Results\r?\n\r?\nFrom \d+ of \d+ rows of `")
+NAME_BYTES = 255  # of a file's name, on all usual file systems
 UMASK = os.umask(0)
 os.umask(UMASK)
 
@@ -116,6 +117,19 @@ def check_place(path, flag):
     if not os.access(folder, os.W_OK | os.X_OK) or (found and not os.access(target, os.W_OK)):
         raise utils.UserError(f"{name} cannot be written: no permission")
     return found
+
+
+def check_folder(path, flag):
+    """UserError unless `path` is a folder that can be written to, or one that can be made with all above it."""
+    name, place = f"{flag} {path}".strip(), Path(os.path.abspath(path))
+    if any(len(os.fsencode(part)) > NAME_BYTES for part in place.parts):
+        raise utils.UserError(f"{name}: a name of more than {NAME_BYTES} bytes; give a shorter one")
+    while not os.path.lexists(place):
+        place = place.parent
+    if not place.is_dir():
+        raise utils.UserError(f"{name}: {place} is a file; give a folder")
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise utils.UserError(f"{name} cannot be written: no permission for {place}")
 
 
 def check(path, kind, flag=""):

@@ -2,6 +2,8 @@
 
 import ast
 import contextlib
+import functools
+import glob
 import hashlib
 import json
 import os
@@ -16,9 +18,9 @@ ROOT = Path(__file__).resolve().parents[2]
 # packages whose versions can change a score or a time
 PACKAGES = ("torch", "transformers", "peft", "datasets", "accelerate", "bitsandbytes", "sentence-transformers")
 PACKAGES += ("faiss-cpu", "bm25s")
+GLOB_FLAGS = ("docs",)  # flags whose values may be globs
 # flags that say where a run writes and change nothing of what it measures
 OUTPUT_FLAGS = ("results", "runs_dir", "resume", "save_run", "index_dir", "answers_dir", "output")
-LARGE = 8 * utils.MB  # of a larger file only the first and the last MB enter its fingerprint
 
 
 def of_checkout():
@@ -45,35 +47,60 @@ def _git(*command):
 
 
 def fingerprint(path):
-    """sha256 over a file's contents and size, or over names, sizes and contents of a folder's files but hidden ones."""
-    path, digest = Path(path), hashlib.sha256()
+    """sha256 over a file's contents and size, or over names, sizes and contents of a folder's files but hidden ones.
+
+    Whole files are read: half a second for a GB. Within a process nothing is read twice that has kept its size and
+    time. Pipes and devices are passed over.
+    """
+    path = Path(path)
     files = [path]
     if path.is_dir():
-        files = sorted(file for file in path.rglob("*") if file.is_file() and not file.name.startswith("."))
-    for file in files:
-        size = file.stat().st_size
-        digest.update(f"{file.relative_to(path) if path.is_dir() else ''}\0{size}\0".encode())
+        files = sorted(file for file in path.rglob("*") if not file.name.startswith("."))
+    known = [(file, os.stat(file)) for file in files if file.is_file()]
+    places = tuple(
+        (str(file), str(file.relative_to(path)) if path.is_dir() else "", found.st_size, found.st_mtime_ns)
+        for file, found in known
+    )
+    return _fingerprint(places)
+
+
+@functools.lru_cache(maxsize=1000)
+def _fingerprint(places):
+    """places: (file, name that counts, bytes, time of the last change in ns) of each file."""
+    digest = hashlib.sha256()
+    for file, name, size, _ in places:
+        digest.update(f"{name}\0{size}\0".encode("utf-8", "surrogateescape"))
         with open(file, "rb") as opened:
-            if size <= LARGE:
-                digest.update(opened.read())
-            else:
-                digest.update(opened.read(utils.MB))
-                opened.seek(-utils.MB, os.SEEK_END)
-                digest.update(opened.read())
+            while part := opened.read(utils.MB):
+                digest.update(part)
     return digest.hexdigest()
 
 
 def input_id(args):
     """Hash (16 hex digits) of the local files and folders that flags name: models and data. None if they name none.
 
-    args: {flag: value}. Only the contents count, not the paths.
+    args: {flag: value}; ~ and globs are expanded as the scripts do. Only the contents count, not the paths.
+    UserError for a file that cannot be read.
     """
     prints = {}
     for flag, value in args.items():
         for item in value if isinstance(value, list) else [value]:
-            if flag not in OUTPUT_FLAGS and isinstance(item, str) and item and os.path.exists(item):
-                prints[flag, item] = fingerprint(item)
+            if flag in OUTPUT_FLAGS or not isinstance(item, str) or not item:
+                continue
+            for place in _places(item, flag in GLOB_FLAGS):
+                try:
+                    prints[flag, place] = fingerprint(place)
+                except OSError as error:
+                    raise utils.UserError(f"--{flag} {place} cannot be read: {error.strerror}") from None
     return hashlib.sha256(repr(sorted(prints.values())).encode()).hexdigest()[:16] if prints else None
+
+
+def _places(item, is_glob):
+    """The file or folder that a flag's value names, or the files that match where it may be a glob."""
+    item = os.path.expanduser(item)
+    if os.path.exists(item):  # False for what can be no path
+        return [item]
+    return [place for place in glob.glob(item, recursive=True) if os.path.isfile(place)] if is_glob else []
 
 
 def code_id(script):

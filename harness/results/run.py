@@ -1,6 +1,5 @@
 """One run: its id, its folder and exactly one row."""
 
-import contextlib
 import functools
 import json
 import os
@@ -11,7 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import utils
-from harness.results import provenance, store
+from harness.results import outputs, provenance, store
 
 OOM_EXIT_CODE = 3
 
@@ -71,8 +70,7 @@ class Run:
         if not self.main:
             return
         store.check_results_file(self.results)
-        if Path(args.runs_dir).exists() and not Path(args.runs_dir).is_dir():
-            raise utils.UserError(f"--runs_dir {args.runs_dir} is a file; give a folder")
+        outputs.check_folder(args.runs_dir, "--runs_dir")
 
     def path(self, name):
         """A path in the run folder, which is made here with its args.json."""
@@ -122,9 +120,7 @@ class Run:
             self.row["start_rss_gb"] = None
         self.row.setdefault("status", "ok")
         self.row.update(utils.without_credentials(self.row))  # a note may quote an address
-        with contextlib.suppress(OSError) if of_the_system else contextlib.nullcontext():  # the disk may be full
-            self.path("row.json").write_text(json.dumps(self.row, indent=2) + "\n")
-        store.append_result(self.results, self.row)
+        self._record(error, is_bug=self.row["status"] == "failed" and not (of_the_system or kind is utils.RunFailed))
         if self.row["status"] == "oom":
             text = f"{self.row['script']}: out of memory, recorded in {self.results}: {error}".splitlines()[0]
             print(utils.without_credentials(text), file=sys.stderr)
@@ -135,6 +131,28 @@ class Run:
             raise SystemExit(1)
         if error is None:
             self.report()
+
+    def _record(self, error, is_bug):
+        """Write row.json and append the row: each even where the other cannot be written, a full disk for example.
+
+        error: what ended the run, None if nothing did; a bug goes on with its traceback. UserError where the row could
+        not be appended, and where a good run has no row.json.
+        """
+        missing = None
+        try:
+            with outputs.new_file(self.path("row.json")) as file:
+                file.write_text(json.dumps(self.row, indent=2) + "\n")
+        except (OSError, utils.UserError) as failure:  # the folder, its args.json; row.json
+            missing = f"the run folder {self.dir} cannot be written ({failure}); the row is in {self.results}"
+        try:
+            store.append_result(self.results, self.row)
+        except utils.UserError as failure:
+            kept = f"; the row is in {self.dir / 'row.json'}" if missing is None else f", nor can {self.dir}"
+            if not is_bug:
+                raise utils.UserError(f"{failure}{kept}") from None
+            print(f"{self.row['script']}: {failure}{kept}", file=sys.stderr)
+        if missing and error is None:
+            raise utils.UserError(missing)
 
     def report(self):
         """The last lines printed: score with interval, latency, memory; then the two paths."""

@@ -1,3 +1,6 @@
+import builtins
+import os
+
 import pytest
 
 import utils
@@ -69,7 +72,35 @@ def test_inputs_are_the_contents_of_what_the_flags_name(tmp_path):
     assert provenance.input_id(args) == first and provenance.input_id({"model": "a/hub-name", "k": 3}) is None
     (data / "train.jsonl").write_text("{ }\n")
     assert provenance.input_id(args) != first
-    (data / "large.bin").write_bytes(b"\0" * (9 * utils.MB))
-    large = provenance.input_id(args)
-    (data / "large.bin").write_bytes(b"\0" * (9 * utils.MB - 1) + b"\1")
-    assert provenance.input_id(args) != large
+    large = bytearray(9 * utils.MB)
+    seen = set()
+    for i in (0, len(large) // 2, len(large) - 1):  # wherever a file changes, also in the middle of a large one
+        large[i] += 1
+        (data / "large.bin").write_bytes(large)
+        seen.add(provenance.input_id(args))
+    assert len(seen) == 3
+
+
+def test_inputs_are_found_as_the_scripts_find_them(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "a.txt").write_text("a")
+    (tmp_path / "b.txt").write_text("b")
+    os.mkfifo(tmp_path / "pipe")
+    both = provenance.input_id({"docs": [str(tmp_path / "a.txt"), str(tmp_path / "b.txt")]})
+    assert provenance.input_id({"docs": [str(tmp_path / "*.txt")]}) == both
+    assert provenance.input_id({"docs": ["~/[ab].txt"]}) == both
+    assert provenance.input_id({"dataset": "~/a.txt"}) == provenance.input_id({"dataset": str(tmp_path / "a.txt")})
+    for value in ("~nobody/x", "a\0b", "x" * 5000, "*", ".*"):
+        assert provenance.input_id({"model": value}) is None
+    assert provenance.input_id({"docs": [str(tmp_path / "pipe")]})  # nobody waits for a pipe
+
+
+def test_a_file_is_read_once_for_as_long_as_it_stays(tmp_path, monkeypatch):
+    (tmp_path / "a").write_bytes(b"a" * 100)
+    first = provenance.fingerprint(tmp_path / "a")
+    monkeypatch.setattr(builtins, "open", None)
+    assert provenance.fingerprint(tmp_path / "a") == first
+    monkeypatch.undo()
+    (tmp_path / "a").write_bytes(b"b" * 100)
+    os.utime(tmp_path / "a", ns=(1, 1))
+    assert provenance.fingerprint(tmp_path / "a") != first

@@ -1,6 +1,8 @@
 import argparse
 import errno
+import json
 import os
+import resource
 import subprocess
 import sys
 
@@ -100,3 +102,53 @@ def test_a_row_has_its_provenance(tmp_path):
     commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout.strip()
     assert row["git_commit"] == commit
     assert os.path.isdir(row["run_dir"])
+
+
+@pytest.fixture
+def small_disk():
+    """No file may have more than 2,000 bytes: a write fails with an OSError, as on a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_row_that_does_not_fit_the_csv_is_in_the_run_folder(tmp_path, monkeypatch):
+    store.append_result(tmp_path / "results.csv", {"run_id": "before"})
+
+    def full(path, row):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(store, "_append", full)
+    run = Run(run_args(tmp_path), "some_script.py", "prompting")
+    with pytest.raises(utils.UserError, match="No space left on device; the row is in .*row.json"), run:
+        run.row.update(model="m")
+    assert json.loads(run.path("row.json").read_text())["model"] == "m"
+    with pytest.raises(ZeroDivisionError):  # a bug stays a bug
+        raise_in_run(tmp_path, ZeroDivisionError("division by zero"))
+    assert [row["run_id"] for row in store.read_results(tmp_path / "results.csv")] == ["before"]
+
+
+def test_a_full_disk_of_the_run_folder_does_not_cost_the_row(tmp_path, monkeypatch, capsys):
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    run = Run(run_args(tmp_path), "some_script.py", "prompting")
+    with pytest.raises(utils.UserError, match="the run folder .* cannot be written .*; the row is in"), run:
+        monkeypatch.setattr(run, "path", full)
+    (row,) = store.read_results(tmp_path / "results.csv")
+    assert row["status"] == "ok"
+
+
+def test_a_file_that_grows_too_large_is_one_line(tmp_path, small_disk):
+    with pytest.raises(utils.UserError, match="cannot be written: File too large"):
+        store.append_result(tmp_path / "results.csv", {"run_id": "a", "note": "x" * 3000})
+    assert os.listdir(tmp_path) == ["results.csv.lock"]
+
+
+@pytest.mark.parametrize("place", ["file/runs", "file", "x" * 256, "runs/" + "y" * 300])
+def test_a_place_where_no_run_folder_can_be_is_said_at_once(place, tmp_path):
+    (tmp_path / "file").write_text("x")
+    args = argparse.Namespace(**{**vars(run_args(tmp_path)), "runs_dir": str(tmp_path / place)})
+    with pytest.raises(utils.UserError, match="--runs_dir .*(is a file; give a folder|more than 255 bytes)"):
+        Run(args, "some_script.py", "prompting")
