@@ -45,6 +45,7 @@ def parse_args(argv=None):
         seed = "of the sample and the splits (default: %(default)s)"
         command.add_argument("--output", metavar="DIR", help=f"the folder to make (default: {where})")
         command.add_argument("--num_samples", type=flags.positive_int, metavar="N", help=rows)
+        command.add_argument("--encoding", type=flags.encoding, help="of files that are not UTF-8, such as cp1252")
         command.add_argument("--seed", type=flags.seed, default=flags.SPLIT_SEED, help=seed)
         return command
 
@@ -55,13 +56,13 @@ def parse_args(argv=None):
     for name in ("alpaca", "dolly"):
         command = add(name, f"instruction, context, response from {flags.HUB_DATA[name][0]} or a file like it")
         columns = "JSON or JSONL with instruction, input or context, output or response"
-        command.add_argument("file", nargs="?", metavar="FILE", help=columns)
+        command.add_argument("file", nargs="?", type=flags.user_path, metavar="FILE", help=columns)
     nli = add("mnli_hans", "MNLI, and HANS to test it on word overlap; --num_samples counts per set and split")
     mnli = "a folder with train.tsv and dev_matched.tsv, as GLUE has it (default: from the hub)"
     nli.add_argument("--mnli", metavar="DIR", help=mnli)
     nli.add_argument("--hans", metavar="FILE", help="heuristics_evaluation_set.txt (default: from the hub)")
     split = add("split", "train, validation and test splits of one data file; equal rows are kept once")
-    split.add_argument("file", metavar="FILE", help=f"one file, {', '.join(flags.DATA_FORMATS)}")
+    split.add_argument("file", type=flags.user_path, metavar="FILE", help=f"one file, {', '.join(flags.DATA_FORMATS)}")
     split.add_argument("--columns", metavar="A,B,..", help="column names of a CSV or TSV without a header line")
     split.add_argument(
         "--fractions",

@@ -56,7 +56,6 @@ def parse_args(argv=None):
         default=files.MAX_FILE_MB,
         help="skip larger files, not tables",
     )
-    add("--encoding", help="of text files that are not UTF-8, latin-1 for example (default: they are skipped)")
     add("--chunk_tokens", **count, help="most tokens of a chunk (default: as many as the embedder takes, at most 512)")
     add(
         "--chunk_overlap",
@@ -147,10 +146,6 @@ def check_args(parser, args):
         parser.error(f"--k {args.k} is above --rerank_depth {args.rerank_depth}")
     if args.hnsw_m == 1:
         parser.error("--hnsw_m must be at least 2")
-    try:
-        "".encode(args.encoding or "utf-8")
-    except LookupError:
-        parser.error(f"--encoding {args.encoding}: no such encoding")
     return args
 
 

@@ -119,3 +119,19 @@ share = number_type(float, "a number from 0 to 1", lambda value: 0 <= value <= 1
 
 def comma_list(text):
     return [part.strip() for part in text.split(",")]
+
+
+def user_path(text):
+    """A path whose ~ or ~name is the home folder, as in a shell; any other text, such as a hub name, as it is."""
+    path = os.path.expanduser(text)
+    if path.startswith("~") and not os.path.lexists(path):
+        raise argparse.ArgumentTypeError(f"{text}: there is no home folder of that name")
+    return path
+
+
+def encoding(text):
+    """The name of an encoding."""
+    with contextlib.suppress(LookupError, ValueError):
+        "".encode(text)
+        return text
+    raise argparse.ArgumentTypeError(f"{text}: no such encoding of text")

@@ -11,6 +11,7 @@ from harness.arguments import (
     batch_count,
     comma_list,
     data_seed,
+    encoding,
     epochs,
     fraction,
     non_negative,
@@ -24,11 +25,13 @@ from harness.arguments import (
     small_count,
     step_count,
     token_count,
+    user_path,
     whole_number,
 )
 
 __all__ = ["ArgumentParser", "comma_list", "fraction", "non_negative", "number_type", "positive", "positive_int"]
-__all__ += ["seed", "share", "small_count", "whole_number"]  # scripts know these as flags.positive_int and so on
+# scripts know these as flags.positive_int and so on
+__all__ += ["encoding", "seed", "share", "small_count", "user_path", "whole_number"]
 OPTIMIZERS = (
     "adamw_torch",
     "adamw_torch_fused",
@@ -61,11 +64,15 @@ def add_data_args(parser, dataset="assets/data/movie_reviews"):
     group = parser.add_argument_group("data")
     parser.set_defaults(default_dataset=dataset)
     group.add_argument(
-        "--dataset", help=f"hub name, folder with train|validation|test files, or one file (default: {dataset})"
+        "--dataset",
+        type=user_path,
+        help=f"hub name, folder with train|validation|test files, or one file (default: {dataset})",
     )
     group.add_argument("--subset", help="hub configuration or subfolder, such as sst2")
     for split in ("train", "validation", "test"):
-        group.add_argument(f"--{split}_file", metavar="FILE", help=f"the {split} split, instead of --dataset")
+        group.add_argument(
+            f"--{split}_file", type=user_path, metavar="FILE", help=f"the {split} split, instead of --dataset"
+        )
     group.add_argument(
         "--columns", type=comma_list, metavar="A,B,..", help="column names of a CSV or TSV without a header line"
     )
@@ -75,8 +82,13 @@ def add_data_args(parser, dataset="assets/data/movie_reviews"):
         default="auto",
         help="recognised from the columns unless forced",
     )
-    for role in ("text", "text_pair", "label"):
-        group.add_argument(f"--{role}_column", metavar="NAME", help=f"the column with the {role.replace('_', ' ')}")
+    roles = {"text": "text", "text_pair": "text pair", "label": "label", "question": "question, or the instruction"}
+    roles |= {"context": "passage of a question, or what an instruction is about", "options": "options to choose from"}
+    for role, what in {**roles, "answer": "answer, or the response"}.items():
+        group.add_argument(f"--{role}_column", metavar="NAME", help=f"the column with the {what}")
+    group.add_argument(
+        "--encoding", type=encoding, help="of data files and documents that are not UTF-8, such as cp1252"
+    )
     group.add_argument("--label_words", type=comma_list, metavar="A,B,..", help="a word for each label, in label order")
     group.add_argument("--instruction", help="the line that opens the prompt")
     group.add_argument("--template", help="the prompt of one example, with {text} and {text_pair}; \\n is a line break")
@@ -215,6 +227,7 @@ def add_training_args(parser, resume=True, padding_free=True):
     )
     group.add_argument(
         "--eval_ood",
+        type=user_path,
         metavar="DATASET",
         help="also score out of domain: a data set with the same labels, or HANS for MNLI",
     )

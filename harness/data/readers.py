@@ -1,151 +1,147 @@
-"""Files of the formats that people bring -> rows; hub data sets through `datasets`."""
+"""Files of the formats that people bring -> rows. Every file of data is read here, whatever room asks for it."""
 
-import json
-import warnings
+import os
+import stat
 from pathlib import Path
 
-import datasets
-import pandas as pd
+import pyarrow
 import pyarrow.parquet
 
 import utils
 from harness import flags
+from harness.data import delimited, json_rows
 from harness.data.columns import ANSWER, INSTRUCTION, LABEL, QUESTION, TEXT
 
-# word of a file's or hub split's name -> split
-SPLIT_NAMES = {
-    "train": "train",
-    "validation": "validation",
-    "valid": "validation",
-    "val": "validation",
-    "dev": "validation",
-    "test": "test",
-    "validation_matched": "validation",
-    "dev_matched": "validation",
+# a first line with one of these is a header
+HEADER_NAMES = frozenset((*TEXT, *LABEL, *QUESTION, *ANSWER, *INSTRUCTION))
+MARKS = {  # a byte order mark -> encoding, the longer ones first
+    b"\xff\xfe\0\0": "utf-32",
+    b"\0\0\xfe\xff": "utf-32",
+    b"\xff\xfe": "utf-16",
+    b"\xfe\xff": "utf-16",
+    b"\xef\xbb\xbf": "utf-8-sig",
 }
-HEADER_NAMES = (
-    *TEXT,
-    *LABEL,
-    *QUESTION,
-    *ANSWER,
-    *INSTRUCTION,
-)  # the first line of a TSV with one of these is a header
 
 
-def read_table(path, columns=None, named=()):
+def look(path):
+    """What stands at a path: "file", "folder", or None for nothing. A ~ at its start is the home folder.
+
+    UserError for a FIFO, a device or a socket, which would wait or never end, and for what the system does not show.
+    """
+    shown = str(path) if len(str(path)) <= 100 else f"{str(path)[:97]}..."
+    try:
+        mode = os.stat(os.path.expanduser(path)).st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (OSError, ValueError) as error:  # no permission, a name too long, a zero byte in it
+        raise utils.UserError(f"{shown}: {getattr(error, 'strerror', None) or error}") from None
+    if stat.S_ISREG(mode) or stat.S_ISDIR(mode):
+        return "file" if stat.S_ISREG(mode) else "folder"
+    raise utils.UserError(f"{shown} is no regular file (a pipe, a device or a socket); write what it gives into a file")
+
+
+def read_bytes(path):
+    """The bytes of a regular file; UserError where there is none or it cannot be read."""
+    if look(path) != "file":
+        raise utils.UserError(f"{path}: {'a folder, a file is wanted' if look(path) else 'no such file'}")
+    try:
+        return Path(os.path.expanduser(path)).read_bytes()
+    except OSError as error:
+        raise utils.UserError(f"{path} cannot be read: {error.strerror}") from None
+
+
+def decode(data, path, encoding=None, kind="text"):
+    """The bytes of a file as text: by its byte order mark, else UTF-8, else `encoding`. UserError where none fits."""
+    marked = next((name for mark, name in MARKS.items() if data.startswith(mark)), None)
+    if not marked and not encoding and b"\0" in data:
+        raise utils.UserError(
+            f"{path} cannot be read as {kind}: it holds zero bytes; if it is UTF-16 give --encoding utf-16-le, else it "
+            "is no text"
+        )
+    tried = [marked] if marked else [encoding] if b"\0" in data else ["utf-8", *([encoding] if encoding else [])]
+    for name in tried:
+        try:
+            return data.decode(name)
+        except UnicodeDecodeError as error:
+            line = data.count(b"\n", 0, error.start) + 1
+            where = f"byte {data[error.start]:#04x} in line {line}"
+    ways = f"neither UTF-8 nor {encoding}" if len(tried) > 1 else f"not {tried[0].upper()}"
+    hint = "" if encoding else "; name its encoding, such as --encoding cp1252"
+    raise utils.UserError(f"{path} cannot be read as {kind}: {where} is {ways}{hint}")
+
+
+def read_text(path, encoding=None, kind="text"):
+    """The text of a file, as `decode` reads it."""
+    return decode(read_bytes(path), path, encoding, kind)
+
+
+def read_json(path):
+    """The JSON value of a file of one value (settings, a manifest). UserError, with the line, where there is none."""
+    return json_rows.one_value(read_text(path, kind="json"), path)
+
+
+def read_table(path, columns=None, named=(), encoding=None, notes=None):
     """Rows of one local file as dicts. UserError for a missing file, an unknown format and what cannot be read as such.
 
-    A TSV is read without quoting, as SST-2, MNLI and UnifiedQA are written; its first line is a header if it holds one
-    of HEADER_NAMES or of `named`. The first line of a CSV is a header unless `columns` are given.
+    columns: names for a CSV or TSV without a header line; named: column names that a person has named; encoding: of a
+    text that is not UTF-8; notes: a list that gets what a person has to know of how the file was read.
     """
-    path = Path(path)
-    kind = path.suffix.lstrip(".").lower()
-    if kind not in flags.DATA_FORMATS:
-        raise utils.UserError(f"{path}: unknown file type; known are {', '.join(flags.DATA_FORMATS)}")
-    if not path.is_file():
-        raise utils.UserError(f"{path}: no such file")
-    try:
-        if kind in ("csv", "tsv"):
-            return _read_cells(path, kind, columns, named)
-        if kind == "parquet":
-            return pyarrow.parquet.read_table(path).to_pylist()  # lists stay lists, where pandas would give arrays
-        text = path.read_text(encoding="utf-8-sig")
-        rows = json.loads(text) if kind == "json" else [json.loads(line) for line in text.split("\n") if line.strip()]
-    except (ValueError, OSError, pd.errors.ParserWarning) as error:  # pandas' parser errors and json's are ValueErrors
-        if isinstance(error, utils.UserError):
-            raise
-        raise utils.UserError(f"{path} cannot be read as {kind}: {str(error).splitlines()[0]}") from None
-    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-        raise utils.UserError(f"{path}: a list of JSON objects is wanted")
+    rows = read_parts(path, columns, named, encoding, notes)
+    if isinstance(rows, dict):
+        if len(rows) > 1:
+            raise utils.UserError(
+                f"{path} holds the splits {', '.join(rows)}; a file of one list of rows is wanted here"
+            )
+        (rows,) = rows.values()
     return rows
 
 
-def _read_cells(path, kind, columns, named):
-    """Rows of a CSV or TSV as dicts of strings."""
-    quoting = {"sep": "\t", "quoting": 3} if kind == "tsv" else {}  # 3: quotation marks are ordinary characters
-    header = None if columns or (kind == "tsv" and not _has_header(path, named)) else 0
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", pd.errors.ParserWarning)  # pandas would cut a row with too many cells
-        frame = pd.read_csv(
-            path, dtype=str, keep_default_na=False, header=header, encoding="utf-8-sig", index_col=False, **quoting
-        )
-    if header is None:
-        names = columns or _guess_columns(frame, path)
-        if list(frame.iloc[0]) == list(names):  # the file has a header line, and --columns repeats it
-            frame = frame.iloc[1:]
-        if len(names) != frame.shape[1]:
-            given = f"--columns names {len(names)}: {','.join(names)}"
-            raise utils.UserError(f"{path} has {frame.shape[1]} columns, {given}")
-        frame.columns = names
-    return frame.to_dict("records")
+def read_parts(path, columns=None, named=(), encoding=None, notes=None):
+    """As `read_table`, but {split: rows} of a JSON file whose one object holds the splits."""
+    kind = file_kind(path)
+    if kind is None:
+        raise utils.UserError(f"{path}: unknown file type; known are {', '.join(flags.DATA_FORMATS)}")
+    if columns and kind not in ("csv", "tsv"):
+        raise utils.UserError(f"--columns names the columns of a CSV or TSV without a header line, {path} has its own")
+    if kind == "parquet":
+        return _read_parquet(path)[0]
+    text = read_text(path, encoding, kind)
+    if kind in ("csv", "tsv"):
+        return delimited.read(text, path, kind, columns, {*HEADER_NAMES, *named}, notes)
+    return json_rows.read(text, path, kind)
 
 
-def _has_header(path, named):
-    """True if the first line of a TSV holds one of HEADER_NAMES, in any case, or one of `named`."""
-    with open(path, encoding="utf-8-sig") as file:
-        cells = [cell.strip() for cell in file.readline().rstrip("\r\n").split("\t")]
-    return any(cell in named or cell.lower() in HEADER_NAMES for cell in cells)
+def file_kind(path):
+    """The data format of a file by its name: one of flags.DATA_FORMATS, else None."""
+    kind = Path(path).suffix.lstrip(".").lower()
+    return kind if kind in flags.DATA_FORMATS else None
 
 
-def _guess_columns(frame, path):
-    """Names for a file without a header line: text, label if its second column is whole numbers, else UnifiedQA's."""
-    if frame.shape[1] == 2:
-        return ["text", "label"] if frame[1].str.fullmatch(r"-?\d+").all() else ["question", "answer"]
-    raise utils.UserError(
-        f"{path}: no header line with a known column name, and {frame.shape[1]} columns; name them with --columns, or "
-        "with --text_column and --label_column where the first line is a header"
-    )
+def class_names(path):
+    """{column: label names} that a parquet file of `datasets` declares; {} for any other file."""
+    return _read_parquet(path, schema_only=True)[1] if file_kind(path) == "parquet" else {}
 
 
-def _local_files(folder):
-    """{split: file} of a folder: train|validation|test.*, also as a word of the name (sent_dev.tsv).
-
-    {"all": file} where the folder has one data file of another name.
-    """
-    files = [f for f in sorted(folder.iterdir()) if f.suffix.lstrip(".").lower() in flags.DATA_FORMATS]
-    splits = {}
-    for file in files:
-        stem = file.stem.lower()
-        words = [stem, *stem.replace("-", "_").replace(".", "_").split("_")]
-        split = next((SPLIT_NAMES[word] for word in words if word in SPLIT_NAMES), None)
-        if split and split in splits:
-            both = f"both {splits[split].name} and {file.name} look like the {split} split"
-            raise utils.UserError(f"{folder}: {both}; use --{split}_file")
-        if split:
-            splits[split] = file
-    if not splits and len(files) == 1:
-        return {"all": files[0]}
-    if not splits:
-        names = ", ".join(f.name for f in files) or "no data files"
-        wanted = f"train|validation|test.({'|'.join(flags.DATA_FORMATS)})"
-        raise utils.UserError(f"{folder}: no {wanted} in this folder, it has {names}")
-    return splits
-
-
-def read_splits(dataset, subset, files, columns, named):
-    """({split: rows}, {column: label names}) of {split: file}, of a local folder or file, or of a hub data set.
-
-    The label names are those of the hub's ClassLabel columns. columns, named: as for read_table.
-    """
-    if files:
-        return {split: read_table(path, columns, named) for split, path in files.items()}, {}
-    path = Path(dataset).expanduser()
-    if path.exists() and subset:
-        path = path / subset
-        if not path.is_dir():
-            raise utils.UserError(f"--subset {subset}: {dataset} is a local path and has no such subfolder")
-    if path.is_dir():
-        return {split: read_table(file, columns, named) for split, file in _local_files(path).items()}, {}
-    if path.is_file():
-        return {"all": read_table(path, columns, named)}, {}
+def _read_parquet(path, schema_only=False):
+    """(rows, {column: label names}) of a parquet file."""
+    if look(path) != "file":
+        raise utils.UserError(f"{path}: {'a folder, a file is wanted' if look(path) else 'no such file'}")
+    place = os.path.expanduser(path)
     try:
-        loaded = datasets.load_dataset(dataset, subset)
-    except (OSError, ValueError, RuntimeError) as error:  # unknown name or subset, no connection, no cache
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise utils.UserError(
-            f"--dataset {dataset} {subset or ''}: no such local path, and the hub does not give it ({reason}); "
-            "give a folder or file, or run `python prepare_data.py demo` for assets/data/movie_reviews"
-        ) from None
-    features = next(iter(loaded.values())).features
-    names = {name: feature.names for name, feature in features.items() if isinstance(feature, datasets.ClassLabel)}
-    return {SPLIT_NAMES[split]: rows.to_list() for split, rows in loaded.items() if split in SPLIT_NAMES}, names
+        declared = _declared(pyarrow.parquet.read_schema(place))
+        # lists stay lists, where pandas would give arrays
+        return [] if schema_only else pyarrow.parquet.ParquetFile(place).read().to_pylist(), declared
+    except (OSError, ValueError, pyarrow.ArrowException) as error:  # Arrow's ArrowInvalid is a ValueError
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise utils.UserError(f"{path} cannot be read as parquet: {reason}") from None
+
+
+def _declared(schema):
+    """{column: label names} of the ClassLabel columns in the metadata that `datasets` writes."""
+    try:
+        features = json_rows.one_value((schema.metadata or {}).get(b"huggingface", b"{}").decode(), "metadata")
+        features = features.get("info", {}).get("features", {})
+        named = {name: kind["names"] for name, kind in features.items() if kind.get("_type") == "ClassLabel"}
+    except (utils.UserError, UnicodeDecodeError, AttributeError, KeyError):
+        return {}
+    return {name: list(map(str, names)) for name, names in named.items() if isinstance(names, list) and names}

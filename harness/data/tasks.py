@@ -5,8 +5,8 @@ from pathlib import Path
 
 import utils
 from harness import flags
-from harness.data import readers
-from harness.data.columns import label_names, no_label, recognise, to_examples, yes_no
+from harness.data import choices, conversations, labels, sources
+from harness.data.columns import FORCED, column_names, recognise, to_examples, yes_no
 from harness.data.examples import OutOfDomain, Task, draw
 from harness.data.prompts import with_prompt
 
@@ -23,6 +23,11 @@ def load_task(
     text_column=None,
     text_pair_column=None,
     label_column=None,
+    question_column=None,
+    context_column=None,
+    options_column=None,
+    answer_column=None,
+    encoding=None,
     label_words=None,
     instruction=None,
     template=None,
@@ -33,30 +38,29 @@ def load_task(
 ):
     """The Task of a data set (hub name, folder or file): read, recognised, split, drawn. UserError where that fails.
 
-    files: {split: path} instead of a data set; columns: names for files without a header line.
+    files: {split: path} instead of a data set; columns: names for files without a header line; encoding: of texts that
+    are not UTF-8.
     max_train_samples: examples drawn by data_seed, balanced over the classes; max_validation_samples: the most that
     choose a checkpoint; max_eval_samples: the first of a fixed order.
     """
-    named = [name for name in (text_column, text_pair_column, label_column) if name]
-    splits, declared = readers.read_splits(dataset, subset, files, columns, named)
+    given = (
+        text_column,
+        text_pair_column,
+        label_column,
+        question_column,
+        context_column,
+        options_column,
+        answer_column,
+    )
+    named = [name for name in given if name]
+    splits, declared, told = sources.read_splits(dataset, subset, files, columns, named, encoding)
     splits = {split: rows for split, rows in splits.items() if rows}
     if not splits:
         raise utils.UserError(f"{dataset or files}: every split is empty")
-    first = splits.get("train") or next(iter(splits.values()))
-    forced = {"text_column": text_column, "text_pair_column": text_pair_column, "label_column": label_column}
-    kind, roles = recognise(first, {"kind": kind, **forced})
-    if roles.get("boolean"):
-        for row in (row for rows in splits.values() for row in rows):
-            row[roles["boolean"]] = yes_no(row.get(roles["boolean"]))
-    column = roles["label"]
-    names = declared.get(column)
-    labels, index = label_names(splits, column, names) if kind == "classification" else ((), {})
-    examples = {}
-    for split, rows in splits.items():
-        unlabelled = no_label(rows, column, names) if index else ()
-        examples[split] = to_examples(rows, split, kind, roles, index, unlabelled)
-    empty = sum(len(rows) - len(examples[split]) for split, rows in splits.items() if examples[split])
+    roles_given = {f"{role}_column": name for role, name in zip(FORCED, given)}
+    names, examples, kind, empty, more = _examples(splits, declared, kind, roles_given)
     train, validation, evaluation, eval_split, notes = _make_splits(examples, data_seed)
+    notes += [*told, *more]
     if empty:
         notes.append(f"{empty} rows without a text, label or answer left out")
     if not evaluation:
@@ -71,7 +75,7 @@ def load_task(
         name,
         subset,
         kind,
-        tuple(labels),
+        tuple(names),
         train=draw(train, max_train_samples, data_seed),
         validation=validation,
         evaluation=shuffled[:max_eval_samples],
@@ -80,6 +84,53 @@ def load_task(
         notes=notes,
     )
     return with_prompt(task, label_words, instruction, template)
+
+
+def _examples(splits, declared, kind, given):
+    """(label names, {split: Examples}, kind, number of rows left out, notes) of {split: rows}.
+
+    declared: {column: label names}; given: {role_column: what its flag names}.
+    """
+    splits, roles, kind, notes = _recognise(splits, kind, given)
+    rows = [row for part in splits.values() for row in part]
+    if roles.get("boolean"):
+        for row in rows:
+            row[roles["boolean"]] = yes_no(row.get(roles["boolean"]))
+    names, index, chosen = (), {}, None
+    column = roles["label"]
+    if kind == "classification":
+        labels.tidy(splits, column)
+        names, index = labels.label_names(splits, column, declared.get(column))
+    elif kind == "qa" and roles["options"]:
+        chosen = choices.rule(rows, roles["answer"], roles["options"])
+        if chosen:
+            notes.append(f"answers read as {choices.MEANT[chosen[0]]}")
+    examples = {}
+    for split, part in splits.items():
+        unlabelled = labels.no_label(part, column, declared.get(column)) if index else ()
+        examples[split] = to_examples(part, split, kind, roles, index, unlabelled, chosen)
+    empty = sum(len(part) - len(examples[split]) for split, part in splits.items() if examples[split])
+    return names, examples, kind, empty, notes
+
+
+def _recognise(splits, kind, given):
+    """(splits, roles, kind, notes): chats, preference pairs and prompts as instructions, unless they are other data."""
+    names = column_names(row for rows in splits.values() for row in rows)
+    options = {"kind": kind, **given}
+    found = conversations.shape(names) if kind in ("auto", "instruction") and not any(given.values()) else None
+    if found != "completion":
+        try:
+            kind, roles = recognise(splits, options)
+            return splits, roles, kind, []
+        except utils.UserError:
+            if found is None:
+                raise
+    made, notes = {}, {}
+    for split, part in splits.items():
+        made[split], said = conversations.as_instructions(part, names)
+        notes.update(dict.fromkeys(said))
+    kind, roles = recognise(made, options)
+    return made, roles, kind, list(notes)
 
 
 def _make_splits(examples, data_seed):
@@ -113,20 +164,16 @@ def _make_splits(examples, data_seed):
     return kept_train, kept_validation, evaluation, eval_split, notes
 
 
-def load_out_of_domain(dataset, task, max_eval_samples=None):
+def load_out_of_domain(dataset, task, max_eval_samples=None, encoding=None):
     """The OutOfDomain examples of another data set for a classification task.
 
     dataset: a hub name, a folder, or a file, of which all rows are taken. Its labels must be the task's, or entailment
     and its opposite (HANS, McCoy et al. 2019), where neutral and contradiction both count as non-entailment; else
     UserError.
     """
-    path, files = Path(dataset).expanduser(), []
-    if path.is_file():
-        files = [path]
-    elif path.is_dir():
-        files = [file for file in path.iterdir() if file.suffix[1:].lower() in flags.DATA_FORMATS]
-    files = {"test": files[0]} if len(files) == 1 else None
-    other = load_task(None if files else dataset, files=files, kind="classification", max_eval_samples=max_eval_samples)
+    options = {"kind": "classification", "max_eval_samples": max_eval_samples, "encoding": encoding}
+    file = sources.only_file(dataset)
+    other = load_task(None, files={"test": file}, **options) if file else load_task(dataset, **options)
     paired = [any(ex.text_pair is not None for ex in some.evaluation) for some in (task, other)]
     if paired[0] != paired[1]:
         raise utils.UserError(
@@ -157,6 +204,11 @@ def from_args(args):
         text_column=args.text_column,
         text_pair_column=args.text_pair_column,
         label_column=args.label_column,
+        question_column=args.question_column,
+        context_column=args.context_column,
+        options_column=args.options_column,
+        answer_column=args.answer_column,
+        encoding=args.encoding,
         label_words=args.label_words,
         instruction=args.instruction,
         template=template,
@@ -181,4 +233,4 @@ def out_of_domain(args, task):
     if not args.eval_ood:
         return None
     require_kind(task, "classification", "--eval_ood")
-    return load_out_of_domain(args.eval_ood, task, args.max_eval_samples)
+    return load_out_of_domain(args.eval_ood, task, args.max_eval_samples, args.encoding)
