@@ -34,12 +34,15 @@ def split_of(name, whole=False):
 def assign(names):
     """({split: [names]}, [names without a split]) of the names in their order.
 
-    eval is the test split, or the validation split beside a test split.
+    eval is the test split, or the validation split beside a test split; alone it is a name like any other (HANS has
+    one file, heuristics_evaluation_set).
     """
-    found, others = {}, []
+    found, others, names = {}, [], list(names)
     for name in names:
         split = split_of(name)
         (others if split is None else found.setdefault(split, [])).append(name)
+    if list(found) == ["eval"]:
+        return {}, names
     if "eval" in found:
         split = "validation" if "test" in found else "test"
         found.setdefault(split, []).extend(found.pop("eval"))
