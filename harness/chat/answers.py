@@ -107,8 +107,9 @@ def answer(model, tokenizer, benchmark, questions, file, args, chat, device_name
     """(records of all N questions, generation.Answers of this run's passes). What `file` lacks is appended to it.
 
     A record is a dict: key, id, device; turns [T] texts, each answered after the model's own answers to the turns
-    before; new_tokens [T], cut [T] bools (stopped by --max_new_tokens); prompt_tokens, truncated and seconds, the
-    question's share of those of its passes.
+    before; generated [T] texts, with a thinking model's thoughts, which turns are without; new_tokens [T], cut [T]
+    bools (stopped by --max_new_tokens); prompt_tokens, truncated and seconds, the question's share of those of its
+    passes.
     """
     keys = {question.id: key_of(benchmark, question, args) for question in questions}
     records, passes = {record["key"]: record for record in store.read_jsonl(file) if "key" in record}, []
@@ -151,7 +152,7 @@ def _converse(questions, generate, limit, prompt_of, passes):
     prompt_of: (question, its answers so far) -> prompt.
     """
     records = [
-        {"turns": [], "new_tokens": [], "cut": [], "prompt_tokens": 0, "truncated": 0, "seconds": 0.0}
+        {"turns": [], "generated": [], "new_tokens": [], "cut": [], "prompt_tokens": 0, "truncated": 0, "seconds": 0.0}
         for _ in questions
     ]
     for turn in range(max(len(question.turns) for question in questions)):
@@ -159,8 +160,9 @@ def _converse(questions, generate, limit, prompt_of, passes):
         prompts = [prompt_of(question, record["turns"]) for question, record in asked]
         milliseconds = utils.milliseconds(lambda prompts=prompts: passes.append(generate(prompts)))
         answers = passes[-1]
-        for (_, record), text, ids in zip(asked, answers.texts, answers.ids):
-            record["turns"].append(text)
+        for (_, record), text, answer, ids in zip(asked, answers.texts, answers.answers, answers.ids):
+            record["turns"].append(answer)
+            record["generated"].append(text)  # a thinking model's thoughts included
             record["new_tokens"].append(len(ids))
             record["cut"].append(len(ids) >= limit)
             record["prompt_tokens"] += answers.prompt_tokens / len(asked)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from harness.chat import ifeval
 from harness.evaluation import metrics
+from harness.models import thoughts
 from harness.results import markdown, stats
 
 # measures of one answer: name -> (label, decimals)
@@ -35,7 +36,8 @@ class System:
     """A model, with or without an adapter, that is compared: its answers and their scores. Dicts by question id."""
 
     name: str
-    answers: dict  # [T] texts
+    answers: dict  # [T] texts, without a thinking model's thoughts
+    generated: dict = field(default_factory=dict)  # [T] texts, with them
     scores: dict = field(default_factory=dict)  # {measure: number}
     judgements: dict = field(default_factory=dict)  # {label: text}, for comparison.md
     graded: list = field(default_factory=list)  # FastChat's gradings
@@ -45,8 +47,11 @@ class System:
 
 def system_of(name, questions, records, row):
     """The System of a model's answers. records: [N] of answers.answer; row: the run's, with times and perplexity."""
-    system = System(name, {question.id: record["turns"] for question, record in zip(questions, records)})
-    system.scores = {q.id: measures(q, record["turns"], record["cut"]) for q, record in zip(questions, records)}
+    # records of earlier versions hold the thoughts too
+    turns = [list(map(thoughts.answer_of, record["turns"])) for record in records]
+    system = System(name, {question.id: texts for question, texts in zip(questions, turns)})
+    system.generated = {q.id: record.get("generated", record["turns"]) for q, record in zip(questions, records)}
+    system.scores = {q.id: measures(q, own, record["cut"]) for q, own, record in zip(questions, turns, records)}
     checked = sum(scores.get("n_checks", 0) for scores in system.scores.values())
     followed = sum(scores.get("n_followed", 0) for scores in system.scores.values())
     system.figures = {

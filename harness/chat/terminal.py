@@ -60,7 +60,7 @@ class Chat:
         except BaseException:  # an interrupt too
             self.forget_cache()
             raise
-        seconds, answer = time.perf_counter() - start, found.texts[0]
+        seconds, answer = time.perf_counter() - start, found.answers[0]
         self.turns, self.answers = [*self.turns[dropped:], turn], [*self.answers[dropped:], answer]
         self.log.append({"adapter": self.adapter, "prompt": turn, "answer": answer})
         state = f", adapter {'on' if self.adapter else 'off'}" if self.has_adapter else ""

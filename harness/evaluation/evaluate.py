@@ -176,10 +176,11 @@ def by_generation(
     cached, notes = ([], []) if decoding else _cached_requests(model, found.prefix, request, examples)
     latencies = [t.total_ms for t in timed]
     if task.kind == "classification":
-        outcome = _classified(task, [read(text, task.words) for text in found.texts], None, spent, latencies)
+        outcome = _classified(task, [read(text, task.words) for text in found.answers], None, spent, latencies)
         outcome.extras = [{"answer": text} for text in found.texts]
     else:
-        outcome = answered(task, found.texts, spent, latencies)
+        outcome = answered(task, found.answers, spent, latencies)
+        outcome.extras = with_thoughts(found.texts, found.answers)
         outcome.perplexity = lambda: target_perplexity(model, tokenizer, task, prompts_of, batch_size, chat)
     outcome.cells.update(
         utils.latency_columns([t.total_ms for t in cached], "cached_"),
@@ -190,7 +191,7 @@ def by_generation(
     )
     outcome.notes += notes
     outcome.workload = workload(found, "generated")
-    outcome.warnings += truncation(room, *lost, found.truncated)
+    outcome.warnings += truncation(room, *lost, found.truncated) + unfinished(found.unfinished, len(found.texts))
     return outcome
 
 
@@ -250,6 +251,18 @@ def truncation(room, shortened, lost, cut):
     )
     cut_left = f"{cut} prompts were cut on the left to fit the model's context"
     return [text for text, n in ((dropped, shortened), (cut_left, cut)) if n]
+
+
+def with_thoughts(generated, answers):
+    """[N] dicts for predictions.jsonl: what was generated, thoughts included, where it is more than the answer."""
+    pairs = zip(generated, answers, strict=True)
+    return [{} if text in (None, answer) else {"generated": text} for text, answer in pairs]
+
+
+def unfinished(n, n_texts):
+    """[a sentence on n of n_texts outputs that end within a thought]; [] without any."""
+    cause = "a thinking model needs a larger --max_new_tokens"
+    return [f"{n} of {n_texts} outputs end within a thought, so they are no answers: {cause}"] if n else []
 
 
 def _argmax(log_probs):

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from transformers import StoppingCriteria, StoppingCriteriaList
+from transformers import LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
 
 import utils
-from harness.models import batching, loading, prefix_cache, scoring
+from harness.models import batching, loading, prefix_cache, scoring, thoughts
 
 # plain greedy decoding, whatever the model's generation_config says (BART: 4 beams, Qwen2.5: a repetition penalty)
 GREEDY = {"do_sample": False, "num_beams": 1, "repetition_penalty": 1.0, "no_repeat_ngram_size": 0}
@@ -20,7 +20,9 @@ GREEDY = {"do_sample": False, "num_beams": 1, "repetition_penalty": 1.0, "no_rep
 class Answers:
     """Generated texts, in the order of the prompts."""
 
-    texts: list  # [N]
+    texts: list  # [N] as generated, a thinking model's thoughts included
+    answers: list  # [N] the texts without thoughts: what is scored; "" where a thought was not finished
+    unfinished: int  # texts that end within a thought
     ids: list  # [N] the new token ids, with the end-of-sequence token, to the end of the stop string
     prompt_tokens: int  # over all prompts
     truncated: int  # prompts that were cut on the left to fit the model's context
@@ -56,7 +58,8 @@ def generate(
     # no padding on the left, where it would enter a recurrent state or come between a learned prompt and the text
     alike = getattr(loading.base_model(model), "_is_stateful", False) or loading.learns_prompt(model)
     rows, truncated = prompt_ids(model, tokenizer, prompts, max_new_tokens, add_special_tokens)
-    texts, new = [None] * len(rows), [None] * len(rows)
+    texts, new, read = [None] * len(rows), [None] * len(rows), thoughts.decoder(tokenizer)
+    opened = list(map(thoughts.opens, prompts))  # the chat template has begun a thought
     ended = _ids_of(model.generation_config.eos_token_id)
     shared = min(prefix_cache.common_prefix(rows), min(map(len, rows)) - 1)  # a token is left to predict from
     if prefix is None or rows[0][:shared][: len(prefix.ids)] != prefix.ids:
@@ -77,25 +80,29 @@ def generate(
                 cache.batch_repeat_interleave(len(batch))
         begin = ids.shape[1] if decoder_only else 1  # of the new tokens in the output
         if stop:
-            options["stopping_criteria"] = StoppingCriteriaList([_StopAt(tokenizer, stop, begin)])
+            within = [opened[i] for i in batch]
+            options["stopping_criteria"] = StoppingCriteriaList([_StopAt(read, stop, begin, within)])
         try:
             out = model.generate(
                 input_ids=ids,
                 attention_mask=mask,
                 max_new_tokens=max_new_tokens,
                 pad_token_id=tokenizer.pad_token_id,
+                logits_processor=LogitsProcessorList([_Finite()]),
                 **{**GREEDY, **options},
                 **cached,
             )
         finally:
             prefix_cache.crop(prefix, length)
         for i, tokens in zip(batch, out[:, begin:].tolist()):
-            texts[i], new[i] = _finished(tokenizer, tokens, ended, stop)
+            texts[i], new[i] = _finished(read, tokens, ended, stop, opened[i])
 
     lengths = [len(row) + max_new_tokens for row in rows]
     largest = batching.in_batches(lengths, batch_size, batching.PADDED_TOKENS[model.device.type], work, progress, alike)
     common = rows[0][:shared] if decoder_only else []
-    return Answers(texts, new, sum(map(len, rows)), truncated, max(lengths), common, largest)
+    answers, unfinished, _ = zip(*map(thoughts.split, texts, opened))
+    sizes = sum(map(len, rows)), truncated, max(lengths), common, largest
+    return Answers(texts, list(answers), sum(unfinished), new, *sizes)
 
 
 def joined(parts):
@@ -110,8 +117,8 @@ def joined(parts):
         "batch_size": max(part.batch_size for part in parts),
     }
     if isinstance(parts[0], Answers):
-        texts, ids = ([x for part in parts for x in getattr(part, name)] for name in ("texts", "ids"))
-        return Answers(texts, ids, **whole)
+        lists = {name: [x for part in parts for x in getattr(part, name)] for name in ("texts", "answers", "ids")}
+        return Answers(**lists, unfinished=sum(part.unfinished for part in parts), **whole)
     width, tables = max(part.total.shape[1] for part in parts), {}  # the most labels of a prompt
     for name, filler in (("total", -np.inf), ("mean", -np.inf), ("n_tokens", 0)):
         missing = [((0, 0), (0, width - part.total.shape[1])) for part in parts]
@@ -120,14 +127,18 @@ def joined(parts):
     return scoring.LabelScores(**tables, **whole)
 
 
-def _finished(tokenizer, tokens, ended, stop):
-    """(text, token ids) of an answer up to its first token of `ended` (end of sequence) or its first stop string."""
+def _finished(read, tokens, ended, stop, opened):
+    """(text, token ids) of an answer up to its first token of `ended` (end of sequence) or its first stop string.
+
+    read: token ids -> text; opened: as thoughts.split takes it. A stop string within a thought stops nothing.
+    """
     end = next((n for n, token in enumerate(tokens) if token in ended), len(tokens))
-    text, tokens = tokenizer.decode(tokens[:end], skip_special_tokens=True), tokens[: end + 1]
-    if any(mark in text for mark in stop):
-        tokens = tokens[: bisect.bisect_left(range(end), True, key=lambda n: _holds(tokenizer, tokens[:n], stop))]
-        for mark in stop:
-            text = text.split(mark)[0]
+    text, tokens = read(tokens[:end]), tokens[: end + 1]
+    if _holds(text, stop, opened):
+        whole = tokens
+        tokens = tokens[: bisect.bisect_left(range(end), True, key=lambda n: _holds(read(whole[:n]), stop, opened))]
+        start = thoughts.split(text, opened)[2]
+        text = text[: min(at for mark in stop if (at := text.find(mark, start)) >= 0)]
     return text.strip(), tokens
 
 
@@ -148,10 +159,17 @@ def _ids_of(token):
     return set() if token is None else set(token) if isinstance(token, (list, tuple)) else {token}
 
 
-def _holds(tokenizer, tokens, stop):
-    """True if the text of these tokens contains one of the stop strings."""
-    text = tokenizer.decode(tokens, skip_special_tokens=True)
-    return any(mark in text for mark in stop)
+def _holds(text, stop, opened):
+    """True if a generated text contains one of the stop strings behind its thoughts."""
+    return any(mark in text for mark in stop) and any(mark in text[thoughts.split(text, opened)[2] :] for mark in stop)
+
+
+class _Finite(LogitsProcessor):
+    """RunFailed where logits are no numbers: their largest would be token 0, again and again, without a word."""
+
+    def __call__(self, input_ids, scores):
+        scoring.check_finite(scores.max().item())
+        return scores
 
 
 class _StopAt(StoppingCriteria):
@@ -159,14 +177,18 @@ class _StopAt(StoppingCriteria):
 
     transformers' StopStringCriteria looks only at the last token, and so misses a string inside the several tokens that
     speculative decoding accepts at once; it also prepares the whole vocabulary again in every call of `generate`.
+    read: token ids -> text; opened: [B] bools, the prompt has begun a thought.
     """
 
-    def __init__(self, tokenizer, stop, start, window=64):
-        self.tokenizer, self.stop, self.start, self.window = tokenizer, stop, start, window
+    def __init__(self, read, stop, start, opened, window=64):
+        self.read, self.stop, self.start, self.opened, self.window = read, stop, start, opened, window
 
     def __call__(self, input_ids, scores, **kwargs):
-        recent = input_ids[:, max(self.start, input_ids.shape[1] - self.window) :].tolist()
-        return torch.tensor([_holds(self.tokenizer, row, self.stop) for row in recent], device=input_ids.device)
+        new = input_ids[:, self.start :].tolist()
+        # the last tokens are enough to see a stop string; whether a thought surrounds it is seen in the whole text
+        seen = [any(mark in self.read(row[-self.window :]) for mark in self.stop) for row in new]
+        done = [hit and _holds(self.read(row), self.stop, opened) for row, hit, opened in zip(new, seen, self.opened)]
+        return torch.tensor(done, device=input_ids.device)
 
 
 class _Clock:

@@ -31,6 +31,15 @@ class LabelScores:
     batch_size: int  # the most examples of one pass; of examples with one label each where rows cannot be packed
 
 
+def check_finite(values):
+    """RunFailed where scores (a number or an array) are NaN or infinite: no answer can be read from them."""
+    if not np.isfinite(values).all():
+        raise utils.RunFailed(
+            "the model gives NaN or infinite scores: its weights or its adapter are damaged, or the precision is too "
+            "narrow for it (fp16 overflows where bf16 and fp32 do not)"
+        )
+
+
 @torch.inference_mode()
 def _padded_logits(model, rows, wanted):
     """Logits [K, V] of rows that cannot be packed, at the K wanted (row, position).
@@ -129,6 +138,7 @@ def continuation_log_probs(model, contexts, ends, keep, progress=None):
 
 def _table(values, ends):
     """Log-probabilities of all labels, one after the other -> total, mean, n_tokens [N, L]. ends: [N][L] token ids."""
+    check_finite(values)
     there = np.array([[i < len(some) for i in range(max(map(len, ends)))] for some in ends])
     total, n_tokens = np.full(there.shape, -np.inf), np.zeros(there.shape, dtype=int)
     total[there], n_tokens[there] = values, [len(end) for some in ends for end in some]
@@ -209,6 +219,7 @@ def classify(model, tokenizer, texts, pairs=None, batch_size="auto", max_length=
 
     budget = 2 * batching.PACK_TOKENS[model.device.type]
     batching.in_batches(list(map(len, rows["input_ids"])), batch_size, budget, work, progress)
+    check_finite(result)
     return result
 
 
@@ -232,4 +243,5 @@ def perplexity(model, tokenizer, texts, max_length=512, batch_size="auto"):
         nll[batch] = each.sum(1).double().cpu().numpy()
 
     batching.in_batches([len(row) for row in rows], batch_size, batching.PACK_TOKENS[model.device.type], work)
+    check_finite(nll)
     return nll.sum(), sum(len(row) - 1 for row in rows if row)

@@ -74,7 +74,7 @@ class Reader:
                 progress=progress,
                 **self.options,
             )
-            for i, text in zip(asked, answers.texts):
+            for i, text in zip(asked, answers.answers):
                 texts[i] = text
         return texts, answers, [left_out for _, left_out in prompts]
 

@@ -146,6 +146,10 @@ def answers(run, args, task, mode, reader, outcome):
         }
         found.workload = evaluate.workload(answers, "generated")
         found.warnings = evaluate.truncation(reader.room, 0, 0, answers.truncated)
+        found.warnings += evaluate.unfinished(answers.unfinished, len(answers.texts))
+        asked = [extra for extra, hits in zip(extras, outcome.passages) if hits or mode == "none"]
+        for extra, thought in zip(asked, evaluate.with_thoughts(answers.texts, answers.answers), strict=True):
+            extra.update(thought)
     record.outcome(run, task, found, reader.model)
     if mode != "none":
         run.row["answer_in_context"] = _answer_in_context(task, outcome.used())

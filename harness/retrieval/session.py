@@ -81,7 +81,7 @@ class Session:
         hits = self.retriever.search([question], self.k)[0] if self.k else []
         required = bool(self.k and len(self.retriever.index))
         (answer,), _, (left_out,) = self.reader.answer([question], [hits], required)
-        print(answer)
+        print(answer or "(no answer; a thinking model needs a larger --max_new_tokens)")
         for n, hit in enumerate(hits, start=1):
             used = "" if n <= len(hits) - left_out else "  (did not fit)"
             print(f"    [{n}] {hit.score:.3f}  {hit.chunk.document}  {' '.join(hit.chunk.full.split())[:80]}{used}")
