@@ -13,7 +13,7 @@ compared with the tuned one.
     # talk to it, with the adapter on or off
     python chat_eval.py --mode interactive --model assets/models/SmolLM2-135M-Instruct --adapter runs/RUN_ID/adapter
     python chat_eval.py --mode batch --prompts prompts.txt --output answers.jsonl
-    # on a GPU, from the hub, judged by an endpoint (key in OPENAI_API_KEY)
+    # on a GPU, from the hub, judged by OpenAI (key in OPENAI_API_KEY; others: --judge_key_env)
     python chat_eval.py --benchmark mt_bench --model Qwen/Qwen2.5-7B-Instruct --precision bf16 --judge endpoint \\
         --judge_url https://api.openai.com/v1 --judge_model gpt-4o --judge_prices 2.5 10 --max_cost 5
     # figures of existing judgements: AlpacaEval's annotations.json, MT-Bench's gradings
@@ -61,8 +61,9 @@ def parse_args(argv=None):
     add("--judge", choices=("none", "local", "endpoint"), default="none", help="(default: %(default)s)")
     add("--judge_model", metavar="NAME", help="a hub name or folder, or the name of the endpoint's model")
     add("--judge_url", metavar="URL", help="an OpenAI-compatible endpoint, with its /v1")
-    key = "environment variable with the endpoint's key (default: %(default)s)"
-    add("--judge_key", default="OPENAI_API_KEY", metavar="VARIABLE", help=key)
+    key = "environment variable with the endpoint's key (default: OPENAI_API_KEY for openai.com, else no key is sent)"
+    add("--judge_key_env", "--judge_key", dest="judge_key", metavar="NAME", help=key)
+    add("--judge_plain_http", action="store_true", help="allow http:// to another machine, which anybody can read")
     auto = (
         "whom to compare with, reference answers or first model; auto: first model if there are several, else reference"
     )
@@ -104,7 +105,7 @@ def check_args(parser, args):
     judged, by_endpoint, output = args.judge != "none", args.judge == "endpoint", Path(args.output or "")
     judging = args.judge_model or args.judge_url or args.judge_prompt or args.one_order or args.opponent != "auto"
     paid = args.judge_prices or args.max_cost is not None
-    no_key = args.judge_key != parser.get_default("judge_key") and args.judge_key not in os.environ
+    no_key = args.judge_key is not None and not os.environ.get(args.judge_key)
     address = (args.judge_url or "http://").startswith(("http://", "https://"))
     benchmark = "--benchmark alpaca_eval, mt_bench or a file of prompts, or else --score FILE"
     judge_flags = "--judge_model, --judge_url, --judge_prompt, --one_order and --opponent"
@@ -124,9 +125,10 @@ def check_args(parser, args):
         (judged and (args.mode != "evaluate" or args.score), "--judge belongs to --benchmark"),
         (judged and not args.judge_model, f"--judge {args.judge} needs --judge_model"),
         (by_endpoint != bool(args.judge_url), "--judge endpoint and --judge_url belong together"),
-        (not address, f"--judge_url {args.judge_url}: needs an address that begins with http:// or https://"),
+        (not address, "--judge_url: needs an address that begins with http:// or https://"),  # it may hold a password
         (paid and not by_endpoint, "--judge_prices and --max_cost belong to --judge endpoint"),
-        (by_endpoint and no_key, f"--judge_key {args.judge_key}: there is no such variable in the environment"),
+        # the name is not repeated: it may be the key itself
+        (by_endpoint and no_key, "--judge_key_env: there is no such variable in the environment, or it is empty"),
         (args.max_cost is not None and not args.judge_prices, "--max_cost needs --judge_prices IN OUT"),
     ):
         if wrong:

@@ -1,5 +1,6 @@
 """A faulty OpenAI-compatible endpoint, and what tests of chats read back."""
 
+import contextlib
 import http.server
 import json
 import socket
@@ -32,6 +33,12 @@ def question(turns=("what is it",), references=()):
     return benchmarks.Question("7", tuple(turns), references=tuple(references))
 
 
+def completion(content, logprobs=None, finish="stop", **more):
+    """The body of a reply as an OpenAI-compatible endpoint sends it."""
+    choice = {"index": 0, "finish_reason": finish, "message": {"role": "assistant", "content": content}}
+    return {"choices": [{**choice, "logprobs": logprobs}], **more}
+
+
 class Faulty(http.server.BaseHTTPRequestHandler):
     """An OpenAI-compatible endpoint that fails as `server.faults` says, one fault a request, and counts what it
     answered.
@@ -51,9 +58,15 @@ class Faulty(http.server.BaseHTTPRequestHandler):
                 ((asked["messages"] or [{"content": ""}])[-1]["content"], self.headers["Authorization"])
             )
             text = self.server.content.pop(0) if self.server.content and fault is None else "B"
+            sent = {name.lower(): value for name, value in self.headers.items()}
+            self.server.headers.append({**sent, "path": self.path})
+        if self.server.answer:  # the test's own function: body of the request -> (status, body, headers)
+            return self.reply(*self.server.answer(asked))
         refused = next((name for name in self.server.refuses if name in asked), None)
         if refused:
             return self.reply(400, json.dumps({"error": {"message": f"Unsupported parameter: '{refused}'"}}))
+        if fault == "drip":
+            return self.drip()
         if fault == "stuck":
             time.sleep(20)
         if fault == "drop":
@@ -91,6 +104,15 @@ class Faulty(http.server.BaseHTTPRequestHandler):
                 }
             ),
         )
+
+    def drip(self):
+        """A reply whose bytes come one by one, without end."""
+        self.close_connection = True
+        with contextlib.suppress(OSError):
+            self.wfile.write(b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 9999\r\n\r\n")
+            while True:
+                self.wfile.write(b" ")
+                time.sleep(0.1)
 
     def reply(self, status, body, headers=()):
         data = body.encode()

@@ -236,7 +236,8 @@ def endpoint():
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Faulty)
     server.lock, server.faults, server.asked, server.bodies = threading.Lock(), [], [], []
     server.content, server.refuses, server.logprobs, server.daemon_threads = [], [], {}, True
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    server.headers, server.answer = [], None
+    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
     yield server
     server.shutdown()
     server.server_close()
