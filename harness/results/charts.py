@@ -47,21 +47,33 @@ def draw(groups, folder, source, left_out=None, report=None):
         ("questions", "Question answering: token F1 and exact match", question_chart, (more,), "no row has a token F1"),
         ("loss_curves", "Loss by training step", loss_chart, (Path(source).parent,), "no run folders of trained rows"),
     ]
-    # every kind over all panels, so that a kind without any chart is said once
-    drawn, data_names = {panel: {} for panel in groups}, file_names(groups)
-    titles = headings(groups, left_out or {})
-    for kind, caption, chart, options, otherwise in kinds:
-        figures = {panel: chart(panel, members, *options) for panel, members in groups.items()}
-        for panel, figure in figures.items():
+    panels = most_measured(groups)
+    drawn, data_names = {panel: {} for panel in groups}, file_names(panels)
+    titles = headings(panels, left_out or {})
+    for kind, caption, chart, options, otherwise in kinds:  # so that a kind without any chart is said once
+        found = False
+        for panel in panels:
+            figure = chart(panel, groups[panel], *options)
             if figure is not None:
-                file = Path(folder) / f"{kind}_{data_names[panel]}.png"
+                file, found = Path(folder) / f"{kind}_{data_names[panel]}.png", True
                 figure.suptitle(titles[panel], x=0.01, ha="left", fontsize=10)
                 plotting.save(figure, file)
                 drawn[panel][file] = f"{caption}, {panel.data}"
                 print(f"saved {file}")
-        if not any(figures.values()):
+        if not found:
             print(f"no {kind} chart: {otherwise}")
+    if len(panels) < len(groups):
+        print(
+            f"no charts of {len(groups) - len(panels)} more data sets or machines, those with the fewest "
+            f"configurations{more}; at most {plotting.MOST_PANELS} are drawn"
+        )
     return drawn
+
+
+def most_measured(groups):
+    """The panels that are drawn: at most MOST_PANELS, those with the most configurations, in the order of the rows."""
+    best = sorted(groups, key=lambda panel: -len(groups[panel]))[: plotting.MOST_PANELS]
+    return [panel for panel in groups if panel in set(best)]
 
 
 def study(what):

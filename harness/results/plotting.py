@@ -9,12 +9,15 @@ import matplotlib.ticker as ticker
 from harness.results import configurations, names, outputs, schema
 
 matplotlib.use("Agg")  # PNGs only, so no display is needed
+matplotlib.rcParams["text.parse_math"] = False  # names are drawn as they are: a $ in one begins no formula
 
 COLOURS = {strategy: f"C{i}" for i, strategy in enumerate(names.STRATEGIES)}
 DPI = 120
 WIDTH = 1000 / DPI  # inches; a README shows 1000 pixels at about 800
 MOST_BARS = 12
 MOST_LINES = 8
+MOST_PANELS = 12  # that get charts of their own: up to ten PNGs each
+MOST_TICKS = 60  # that are tried; about a dozen fit beside each other
 NAME_WIDTH = 38  # characters of a name in one line
 
 
@@ -130,6 +133,7 @@ def log_ticks(figure, axis):
 def place_ticks(figure, axis, ticks):
     """Label the x ticks, the first of them first, each only where its label overlaps none before it."""
     ticks = list(dict.fromkeys(ticks))
+    ticks = ticks[:: -(-len(ticks) // MOST_TICKS)]
     axis.xaxis.set_minor_locator(ticker.NullLocator())
     axis.set_xticks(ticks, [number(tick) for tick in ticks], fontsize=8)
     figure.draw_without_rendering()

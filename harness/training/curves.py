@@ -3,6 +3,7 @@
 import matplotlib
 
 matplotlib.use("Agg")
+matplotlib.rcParams["text.parse_math"] = False  # a $ in a name begins no formula
 import matplotlib.pyplot as plt  # noqa: E402
 
 

@@ -1,6 +1,7 @@
 import itertools
 import json
 
+import matplotlib.pyplot as plt
 import pytest
 from helpers import ROOT
 from row_helpers import log_rows, result_row, rows_as_read
@@ -127,3 +128,16 @@ def test_long_names_do_not_overlap(tmp_path):
         len({label.get_text() for label in labels}) == 12
         and "2 more with scores from 0.500 to 0.510" in axis.get_xlabel()
     )
+
+
+def test_names_are_drawn_as_they_are_and_large_logs_get_a_readable_number_of_charts(tmp_path, capsys):
+    rows = [
+        result_row(score=0.5 + i / 100, dataset=f"data/$d_{i}^{{", eval_id=str(i), model="a/$\\frac_m$ and $")
+        for i in range(plotting.MOST_PANELS + 3)
+    ]
+    groups = grouped(rows_as_read(tmp_path, rows))
+    drawn = charts.draw(groups, tmp_path, tmp_path / "r.csv")
+    said = capsys.readouterr().out
+    assert len(list(tmp_path.glob("scores_*.png"))) == plotting.MOST_PANELS and list(drawn) == list(groups)
+    assert "no charts of 3 more data sets" in said
+    assert not plt.get_fignums()  # no figure is kept while others are drawn

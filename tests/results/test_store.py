@@ -152,3 +152,75 @@ def test_a_last_line_without_line_break_is_not_glued(tmp_path):
 def test_the_sample_rows_have_this_versions_header():
     rows = store.read_results(ROOT / "sample_results.csv")
     assert len(rows) >= 10 and all(row["git_commit"] and row["git_dirty"] == "False" for row in rows)
+
+
+def saved_as(path, change):
+    """A results CSV of two rows, its bytes changed as a spreadsheet or an editor would."""
+    for name, score in (("a", 0.75), ("b", 0.5)):
+        store.append_result(path, {"run_id": name, "status": "ok", "score": score})
+    path.write_bytes(change(path.read_bytes()))
+    return path
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda data: b"\xef\xbb\xbf" + data,  # CSV UTF-8 of a spreadsheet
+        lambda data: data.replace(b"\r\n", b"\n") + b"\n\n",
+        lambda data: data + b"," * (len(schema.RESULT_COLUMNS) - 1) + b"\r\n",  # a cleared row
+        lambda data: data + data.splitlines(keepends=True)[0],  # two files joined
+    ],
+    ids=["byte order mark", "line feeds and gaps", "cleared row", "second header"],
+)
+def test_a_csv_that_other_programs_saved_is_read_and_appended_to(change, tmp_path):
+    path = saved_as(tmp_path / "r.csv", change)
+    store.check_results_file(path)
+    store.append_result(path, {"run_id": "c"})
+    assert [row["run_id"] for row in store.read_results(path)] == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (lambda data: data.replace(b",", b";"), "separated by semicolons"),
+        (lambda data: data.replace(b",", b"\t"), "separated by tabs"),
+        (lambda data: data.decode().encode("utf-16"), "not UTF-8"),
+        (lambda data: data.replace(b"ok", "ök".encode("cp1252")), "not UTF-8"),
+    ],
+)
+def test_a_csv_that_must_be_saved_again_is_named(change, message, tmp_path):
+    path = saved_as(tmp_path / "r.csv", change)
+    before = path.read_bytes()
+    for use in (store.read_results, store.check_results_file, lambda p: store.append_result(p, {"run_id": "c"})):
+        if use is store.read_results or "UTF-8" not in message:
+            with pytest.raises(utils.UserError, match=message):
+                use(path)
+    assert path.read_bytes() == before
+    with pytest.raises(utils.UserError, match="'0,75' where a number belongs; write numbers with a decimal point"):
+        store.number("0,75")
+
+
+def test_cells_that_a_spreadsheet_would_run_are_texts_and_numbers_stay_numbers(tmp_path):
+    path = tmp_path / "r.csv"
+    texts = ["=1+1", "+cmd", "-x", "@SUM(A1)", "\tx", "'=1", "''@a", "'quoted'", "a=b", "-1.5"]
+    for text in texts:
+        store.append_result(path, {"run_id": text, "score": -0.5, "dataset": text})
+    with open(path, newline="", encoding="utf-8") as file:
+        lines = list(csv.DictReader(file))
+    for text, line in zip(texts, lines):
+        assert line["score"] == "-0.5"
+        assert line["dataset"][0] not in "=+-@\t" or text == "-1.5"
+    assert [row["dataset"] for row in store.read_results(path)] == texts
+    # and once more, where the file gets the columns that it lacks
+    path.write_bytes(b"\r\n".join(b",".join(line.split(b",")[:9]) for line in path.read_bytes().splitlines()))
+    store.append_result(path, {"run_id": "last"})
+    assert [row["run_id"] for row in store.read_results(path)] == [*texts, "last"]
+
+
+def test_columns_in_another_order_are_no_new_columns(tmp_path, capsys):
+    path = tmp_path / "r.csv"
+    path.write_bytes(store.csv_lines([schema.RESULT_COLUMNS[::-1]]))
+    store.append_result(path, {"run_id": "a", "score": 0.5})
+    (row,) = store.read_results(path)
+    assert (row["run_id"], row["score"], capsys.readouterr().out) == ("a", "0.5", "")
+    assert not list(tmp_path.glob("*.before-new-columns"))
