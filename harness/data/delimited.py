@@ -81,7 +81,7 @@ def _delimiter(text, columns, known):
     wide = [delimiter for delimiter, rows in cells.items() if rows and len(rows[0]) > 1]
     if columns:
         fit = {d: sum(len(row) == len(columns) for row in cells[d]) for d in wide}
-        return max(fit, key=fit.get, default=",")
+        return max(fit, key=lambda d: (fit[d], d == "\t"), default=",")  # texts hold commas, and seldom tabs
     for delimiter in wide:
         if any(name.strip() in known or name.strip().lower() in known for name in cells[delimiter][0]):
             return delimiter

@@ -62,14 +62,15 @@ class Task:
         return self.words[example.label] if self.kind == "classification" else example.references[0]
 
     def summary(self):
-        """One line for a person: the kind that was recognised, the sizes, and the word of each label."""
+        """For a person: the kind that was recognised, the sizes and the word of each label, a line; then the notes."""
         sizes = (
             f"{len(self.train)} train, {len(self.validation)} validation, {len(self.evaluation)} evaluation examples"
         )
         words = ", ".join(
             name if name == word else f"{name} as {word!r}" for name, word in zip(self.labels, self.words)
         )
-        return f"{self.name}: {self.kind}, {sizes} ({self.eval_split})" + (f"; labels {words}" if words else "")
+        line = f"{self.name}: {self.kind}, {sizes} ({self.eval_split})" + (f"; labels {words}" if words else "")
+        return "\n".join([line, *(f"  note: {note}" for note in self.notes)])
 
     def row(self):
         """The data cells of a results row."""
