@@ -163,17 +163,18 @@ def passages_of(mode, retriever, task, ranked, args):
     return [hits[: args.k] for hits in ranked]  # of mode none: empty
 
 
-def evaluate(args, mode, task, retriever, reader, relevant):
+def evaluate(args, mode, task, retriever, reader, relevant, own):
     """Retrieve and answer all questions, then some of them one at a time: an RagOutcome.
 
-    reader: None measures the retrieval alone; relevant: [Q] {document id: grade}, {} where it is not known.
+    reader: None measures the retrieval alone; relevant: [Q] {document id: grade}, {} where it is not known; own: [Q] id
+    of the document that a question must not find, or None.
     """
     questions = [ex.text for ex in task.evaluation]
     texts = answers = left_out = None
     with utils.measure() as spent:
         ranked = [[] for _ in questions]  # [Q] lists of hits, best first
         if mode == "retrieved":
-            ranked = retriever.search(questions, max(retriever.depth, args.k))
+            ranked = retriever.search(questions, max(retriever.depth, args.k), own)
         passages = passages_of(mode, retriever, task, ranked, args)
         if reader:
             required = mode != "none"  # a question without a passage is not given to the model
@@ -181,18 +182,18 @@ def evaluate(args, mode, task, retriever, reader, relevant):
                 questions, passages, required, args.batch_size, f"answering, {mode}"
             )
     scores = [qrels.retrieval_scores(hits, known, args.k) if known else {} for hits, known in zip(ranked, relevant)]
-    requests = time_requests(args, mode, task, retriever, reader, passages)
+    requests = time_requests(args, mode, task, retriever, reader, passages, own)
     return RagOutcome(questions, ranked, passages, scores, texts, answers, left_out, spent, requests)
 
 
-def time_requests(args, mode, task, retriever, reader, passages):
+def time_requests(args, mode, task, retriever, reader, passages, own):
     """A Request for each of the first --latency_runs questions, alone and after warm-up: retrieve, then answer."""
 
     def retrieve(i):
         if mode != "retrieved":
             return passages[i]
         retriever.spent = {}
-        return retriever.search([task.evaluation[i].text], args.k)[0]
+        return retriever.search([task.evaluation[i].text], args.k, own[i : i + 1])[0]
 
     def request(i):
         if reader is None or (mode != "none" and not passages[i]):  # the generator is not asked
@@ -260,7 +261,7 @@ def run_once(args, mode, shared):
             run.row.update(loading.size_columns(reader.model))
 
         # 5. adapt: build the index, or update the one that was opened
-        relevant = [{} for _ in task.evaluation]
+        relevant, own = [{} for _ in task.evaluation], [None for _ in task.evaluation]
         if searches:
             if shared.building is None:
                 with utils.measure() as shared.building:
@@ -273,10 +274,13 @@ def run_once(args, mode, shared):
             relevant = qrels.relevant_documents(task, shared.documents, retriever.index.documents)
             if beir:
                 relevant = [shared.judgements[ex.id] for ex in task.evaluation]
+                own = qrels.own_documents(task.evaluation, shared.judgements, retriever.index.documents)
+                if any(own):
+                    run.note(f"{len(own) - own.count(None)} queries are documents, too, and do not find themselves")
         run.row["variant"] = variant(mode, args, retriever, retrieval_only)
 
         # 6. evaluate
-        outcome = evaluate(args, mode, task, retriever, reader, relevant)
+        outcome = evaluate(args, mode, task, retriever, reader, relevant, own)
 
         # 7. row and report: the row is written by leaving the block
         if mode == "retrieved":
@@ -309,7 +313,8 @@ def main(argv=None):
 
     from harness.models import loading
     from harness.retrieval import corpus, qrels, record, session
-    from harness.retrieval.documents import Chunk, Skipped
+    from harness.retrieval.chunking import Chunk
+    from harness.retrieval.documents import Skipped
     from harness.retrieval.reader import Reader
     from harness.retrieval.record import RagOutcome, Request
     from harness.retrieval.retriever import Hit, Retriever

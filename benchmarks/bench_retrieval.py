@@ -27,7 +27,8 @@ from common import machine, markdown, measured_at, publish, run_child, saved
 import utils
 from harness import flags
 from harness.data import tasks
-from harness.retrieval.documents import Chunk, read_documents, split_into_chunks
+from harness.retrieval.chunking import Chunk, split_into_chunks
+from harness.retrieval.documents import read_documents
 from harness.retrieval.index import Index
 
 SUBJECTS = ("flat", "ivf", "hnsw", "ivfpq", "sq8", "hnswlib", "matrix product")

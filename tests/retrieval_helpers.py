@@ -6,7 +6,8 @@ import numpy as np
 from helpers import GOOD, SHARED, THINGS
 
 import rag_eval
-from harness.retrieval.documents import Chunk, Document
+from harness.retrieval.chunking import Chunk
+from harness.retrieval.documents import Document
 from harness.retrieval.retriever import Retriever
 
 

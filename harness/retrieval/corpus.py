@@ -22,7 +22,7 @@ def read_data(args, skipped):
     """
     folder = files.data_folder(args)
     if files.is_beir(folder):
-        documents, queries, judgements = qrels.load_beir(folder)
+        documents, queries, judgements = qrels.load_beir(folder, skipped=skipped)
         examples = [Example(query, text) for query, text in list(queries.items())[: args.max_eval_samples]]
         return Task(args.dataset, None, "qa", evaluation=examples), documents, judgements
     task = tasks.from_args(args)

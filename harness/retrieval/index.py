@@ -11,7 +11,7 @@ import torch
 from tqdm.auto import tqdm
 
 import utils
-from harness.retrieval.documents import Chunk
+from harness.retrieval.chunking import Chunk
 
 TRAINED, CLUSTERED, LOSSY = ("ivf", "ivfpq", "sq8"), ("ivf", "ivfpq"), ("ivfpq", "sq8")  # of flags.INDEX_KINDS
 OPTIONS = ("nlist", "nprobe", "hnsw_m", "ef_construction", "ef_search", "pq_m")

@@ -5,23 +5,75 @@ from pathlib import Path
 import utils
 from harness.data import readers
 from harness.evaluation import metrics
-from harness.retrieval.documents import read_documents
+from harness.retrieval.documents import read_documents, row_id
+from harness.retrieval.formats import Unusable, clean
 
 
-def load_beir(folder, split="test"):
-    """(documents, {query id: text}, {query id: {document id: grade}}) of a BEIR folder (Thakur et al. 2021)."""
+def load_beir(folder, split="test", skipped=None):
+    """(documents, {query id: text}, {query id: {document id: grade}}) of a BEIR folder (Thakur et al. 2021).
+
+    skipped: a Skipped that is told what was left out. UserError if the queries are not known or nothing is judged.
+    """
     folder = Path(folder)
-    queries = {row.get("_id"): row.get("text") for row in readers.read_table(folder / "queries.jsonl")}
-    judgements = {}
-    for row in readers.read_table(folder / "qrels" / f"{split}.tsv", columns=["query", "document", "grade"]):
-        if row["grade"].lstrip("-").isdigit() and int(row["grade"]) > 0:  # the header line has no number there
-            judgements.setdefault(row["query"], {})[row["document"]] = int(row["grade"])
+    queries, documents = _queries(folder / "queries.jsonl"), read_documents([folder], skipped)
+    ids, path = {doc.id for doc in documents}, folder / "qrels" / f"{split}.tsv"
+    judgements, unknown = {}, 0
+    for n, row in enumerate(readers.read_table(path, columns=["query", "document", "grade"])):
+        grade = _grade(row["grade"])
+        if grade is None:
+            if n == 0:
+                continue  # the header line
+            raise utils.UserError(
+                f"{path}: {row['grade']!r} is no grade; lines are a query's id, a document's id and a number"
+            )
+        if grade > 0:
+            query, document = _known(row["query"], queries), _known(row["document"], ids)
+            judgements.setdefault(query, {})[document] = grade
+            unknown += document not in ids
     missing = [query for query in judgements if not queries.get(query)]
     if missing or not judgements:
         raise utils.UserError(
             f"{folder}: {len(judgements)} queries are judged, of which {len(missing)} are not in queries.jsonl"
         )
-    return read_documents([folder]), {q: queries[q] for q in judgements}, judgements
+    if unknown == sum(map(len, judgements.values())):
+        raise utils.UserError(f"{path}: none of the judged documents is in corpus.jsonl; the ids differ")
+    if unknown and skipped is not None:
+        skipped.remarks["judged documents are not in the corpus, and count as not found"] += [path.name] * unknown
+    return documents, {q: queries[q] for q in judgements}, judgements
+
+
+def _queries(path):
+    """{query id: text} of a BEIR folder's queries.jsonl."""
+    queries = {}
+    for n, row in enumerate(readers.read_table(path), start=1):
+        try:
+            queries[row_id(row)] = clean(row.get("text") or "")
+        except Unusable as error:
+            raise utils.UserError(f"{path}, row {n}: {error}") from None
+    return queries
+
+
+def _grade(text):
+    """The number of a judgement, a whole one as an int: 1.0 is 1. None for what is no number."""
+    try:
+        value = float(text)
+        return int(value) if value.is_integer() else value
+    except (ValueError, OverflowError):
+        return None
+
+
+def _known(id, ids):
+    """A judgement's id as the other file has it: pandas writes 7.0 for 7 where a column had a gap."""
+    return id if id in ids else next((name for name in (id.strip(), id.strip().removesuffix(".0")) if name in ids), id)
+
+
+def own_documents(examples, judgements, known):
+    """[Q] the id of the document that is the query itself, None without one; also where it is judged relevant.
+
+    ArguAna's and Quora's queries are documents of the collection, with the same id. A query would find itself first, so
+    BEIR's evaluation leaves it out. known: the ids of what is indexed.
+    """
+    return [ex.id if ex.id in known and ex.id not in judgements[ex.id] else None for ex in examples]
 
 
 def retrieval_scores(hits, relevant, k):

@@ -1,10 +1,31 @@
 """BM25, reciprocal rank fusion and maximal marginal relevance."""
 
+import re
+from itertools import pairwise
+
 import bm25s
 import numpy as np
+import regex
 import Stemmer
 
+from harness.data.script_tokens import UNSPACED, script_tokens
+
 RRF_CONSTANT = 60  # of reciprocal rank fusion, as in its paper
+WORDS = re.compile(r"\b\w\w+\b")  # as bm25s and scikit-learn find them
+CHARACTER = regex.compile(rf"(?V1){UNSPACED}\p{{M}}*")
+NOT_WORDS = regex.compile(rf"(?V1){UNSPACED}|\p{{M}}")  # WORDS breaks at combining marks, such as Hindi's vowel signs
+
+
+def bm25_words(text):
+    """The words of a text in lower case; of scripts without spaces the characters and pairs of neighbours.
+
+    A pair is what Lucene's analyzer for Chinese, Japanese and Korean indexes; a word of one character is found, too.
+    """
+    if not NOT_WORDS.search(text):
+        return WORDS.findall(text.lower())
+    tokens = script_tokens(text)
+    pairs = [a + b for a, b in pairwise(tokens) if CHARACTER.fullmatch(a) and CHARACTER.fullmatch(b)]
+    return [token for token in tokens if len(token) > 1 or CHARACTER.fullmatch(token)] + pairs
 
 
 class Bm25:
@@ -23,7 +44,9 @@ class Bm25:
             self.bm25.index(tokens, show_progress=progress)
 
     def _tokens(self, texts, progress=False):
-        return bm25s.tokenize(texts, stopwords=self.stopwords, stemmer=self.stemmer, show_progress=progress)
+        words = [" ".join(bm25_words(text)) for text in texts]
+        options = {"stopwords": self.stopwords, "stemmer": self.stemmer, "show_progress": progress}
+        return bm25s.tokenize(words, token_pattern=r"\S+", **options)
 
     def search(self, questions, k):
         """[Q] lists of at most k (row, score), best first; texts without a word of the question are left out."""

@@ -2,6 +2,7 @@
 
 import os
 import time
+from collections import defaultdict
 from dataclasses import dataclass
 
 from sentence_transformers import CrossEncoder
@@ -9,7 +10,8 @@ from sentence_transformers import CrossEncoder
 import utils
 from harness.models import loading
 from harness.retrieval import embedder, index_folder
-from harness.retrieval.documents import OVERLAP, Chunk, Skipped, distinct, split_into_chunks
+from harness.retrieval.chunking import OVERLAP, Chunk, split_into_chunks
+from harness.retrieval.documents import Skipped, distinct
 from harness.retrieval.embedder import Embedder
 from harness.retrieval.index import CLUSTERED, OPTIONS, TRAINED, Index
 from harness.retrieval.ranking import Bm25, maximal_marginal_relevance, reciprocal_rank_fusion
@@ -43,6 +45,7 @@ class Retriever:
         if args.reranker:
             self.reranker = embedder.load(CrossEncoder, args.reranker, "--reranker", device, args)
         self.bm25 = None  # built by the first search
+        self.rows = None  # {document id: its rows}, made by the first search without some documents
         self.spent = {}  # milliseconds of searches by stage: embed, search, rerank
         self.only_bm25 = args.retriever == "bm25" and args.mmr is None  # needs no vectors
         self.made_with = {
@@ -177,7 +180,7 @@ class Retriever:
                 saved = len(self.index)
         if stale or len(self.index) != saved:
             self.save()
-        self.bm25 = None
+        self.bm25 = self.rows = None
         return counts
 
     def remove(self, ids):
@@ -187,7 +190,8 @@ class Retriever:
             raise utils.UserError(
                 f"no document {', '.join(map(repr, unknown[:5]))} in the index; `sources` in --interactive lists them"
             )
-        self.bm25, n = None, self.index.remove(ids)
+        self.bm25 = self.rows = None
+        n = self.index.remove(ids)
         self.save()
         return n
 
@@ -206,8 +210,11 @@ class Retriever:
             texts = [f"{title} {text}".strip() for title, text in pairs]
             self.bm25 = Bm25(texts, self.args.language, progress=len(texts) > 20_000)
 
-    def search(self, questions, k):
-        """[Q] lists of at most k hits, best first. The milliseconds of each stage are added to `spent`."""
+    def search(self, questions, k, without=None):
+        """[Q] lists of at most k hits, best first. The milliseconds of each stage are added to `spent`.
+
+        without: [Q] ids of the one document that this question must not find, or None.
+        """
         args = self.args
         if not len(self.index) or not questions:
             return [[] for _ in questions]
@@ -218,10 +225,11 @@ class Retriever:
             args.rerank_depth if self.reranker else 0,
             DIVERSE_DEPTH if args.mmr is not None else 0,
         )
+        own = self._rows_of(without or [None] * len(questions))
         queries = None  # [Q, D]
         if args.retriever != "bm25" or args.mmr is not None:
             queries = self._timed("embed", lambda: self.embedder.embed(questions, questions=True))
-        ranked = self._timed("search", lambda: self._rank(questions, queries, depth))
+        ranked = self._timed("search", lambda: self._rank(questions, queries, depth, own))
         if self.reranker:
             ranked = self._timed("rerank", lambda: self._rerank(questions, ranked))
         if args.min_score is not None:
@@ -240,14 +248,27 @@ class Retriever:
         self.spent[stage] = self.spent.get(stage, 0.0) + 1000 * (time.perf_counter() - start)
         return result
 
-    def _rank(self, questions, queries, depth):
-        """[Q] lists of (row, score) of dense search, BM25, or both fused."""
+    def _rows_of(self, documents):
+        """[Q] sets of the rows of these documents, empty for None."""
+        if self.rows is None and any(documents):
+            self.rows = defaultdict(set)
+            for row, document in enumerate(self.index.table["document"].to_pylist()):
+                self.rows[document].add(row)
+        return [self.rows.get(document, set()) if document else set() for document in documents]
+
+    def _rank(self, questions, queries, depth, own):
+        """[Q] lists of (row, score) of dense search, BM25, or both fused. own: [Q] sets of rows that do not count."""
+        depth += max(map(len, own))
         dense = lexical = None
         if self.args.retriever != "bm25":
             rows, scores = self.index.search(queries, depth)
-            dense = [[(int(r), float(s)) for r, s in zip(some, values) if r >= 0] for some, values in zip(rows, scores)]
+            dense = [
+                [(int(r), float(s)) for r, s in zip(some, values) if r >= 0 and int(r) not in gone]
+                for some, values, gone in zip(rows, scores, own)
+            ]
         if self.args.retriever != "dense":
-            lexical = self.bm25.search(questions, depth)
+            found = self.bm25.search(questions, depth)
+            lexical = [[pair for pair in pairs if pair[0] not in gone] for pairs, gone in zip(found, own)]
         if dense is None or lexical is None:
             return lexical if dense is None else dense
         return [

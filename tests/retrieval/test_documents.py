@@ -1,13 +1,14 @@
-import random
+import os
 from pathlib import Path
 
 import pandas as pd
 import pytest
-from helpers import THINGS, write_jsonl
+from helpers import write_jsonl
 from retrieval_helpers import retriever_of
 
 import utils
-from harness.retrieval.documents import Document, Skipped, distinct, read_documents, split_into_chunks
+from harness.retrieval import files
+from harness.retrieval.documents import Skipped, distinct, read_documents
 
 PDF = b"""%PDF-1.4
 1 0 obj<</Type/Catalog/Pages 2 0 R>>endobj
@@ -44,7 +45,7 @@ def mixed(tmp_path):
     )
     (folder / "paper.pdf").write_bytes(PDF)
     (folder / "broken.pdf").write_bytes(PDF[:60])
-    (folder / "rows.csv").write_text("id,title,text\n1,One,the awful scene\n2,Two,\n")
+    (folder / "rows.csv").write_text("id,title,text\n1,One,the awful scene\n2,Two,\n3,,\n")
     (folder / "labels.csv").write_text("text2,label\nx,1\n")
     write_jsonl(folder / "more.jsonl", [{"_id": "1", "text": "another one with the same id"}])
     pd.DataFrame({"text": ["the fine story"]}).to_parquet(folder / "t.parquet")
@@ -73,7 +74,7 @@ def test_a_mixed_folder_is_read_and_what_is_left_out_is_told(mixed):
     assert len(set(ids)) == len(ids) and by_name["t.parquet"].id == f"{mixed}/t.parquet#0"
     reasons = {reason: sorted(Path(what).name for what in names) for reason, names in skipped.reasons.items()}
     assert reasons == {
-        "empty": ["empty.txt", "rows.csv#2"],
+        "empty": ["empty.txt", "rows.csv#3"],
         "binary": ["binary.txt"],
         "not UTF-8, see --encoding": ["latin.txt"],
         "above --max_file_mb 1": ["large.txt"],
@@ -122,55 +123,62 @@ def test_rows_of_tables_are_documents_of_their_own(tmp_path, tiny_embedder):
     assert [doc.id for doc in read_documents([tmp_path / "cats/t.jsonl"], bare_ids=True)] == ["0", "1"]
 
 
-@pytest.mark.parametrize("overlap", [0, 4])
-def test_chunks_end_with_sentences_keep_to_their_size_and_lose_nothing(tiny_bert, overlap):
-    tokenizer, rng = utils.load_tokenizer(tiny_bert), random.Random(0)
-    text = ""
-    for i in range(60):
-        text += " ".join(rng.choices(THINGS, k=rng.randint(2, 9))) + rng.choice(".?!") + ("\n\n" if i % 7 == 6 else " ")
-    chunks = split_into_chunks([Document("d", "the score", text, "file")], tokenizer, 20, overlap)
-    counts = [len(tokenizer(chunk.full, add_special_tokens=False).input_ids) for chunk in chunks]
-    assert max(counts) <= 20 and min(counts[:-1]) >= 10 and len(chunks) > 20
-    assert all(text[c.position : c.position + len(c.text)] == c.text and c.source == "file" for c in chunks)
-    assert all(c.text[-1] in ".?!" for c in chunks), (
-        "with sentences of ten tokens at most there is an end in each second half"
-    )
-    covered = {i for c in chunks for i in range(c.position, c.position + len(c.text))}
-    assert all(ch.isspace() for i, ch in enumerate(text) if i not in covered)
-    shared = [
-        len(tokenizer(text[b.position : a.position + len(a.text)], add_special_tokens=False).input_ids)
-        for a, b in zip(chunks, chunks[1:])
-    ]
-    assert max(shared) <= overlap and (sum(n > 0 for n in shared) > 5) == bool(overlap)
+def test_a_title_alone_is_a_document(tmp_path):
+    rows = [{"_id": 1, "title": "the lovely film", "text": ""}, {"_id": 2, "title": "a joke", "text": None}]
+    write_jsonl(tmp_path / "corpus.jsonl", [*rows, {"_id": 3, "title": ["a", "list"], "text": ""}])
+    skipped = Skipped()
+    found = read_documents([tmp_path / "corpus.jsonl"], skipped, bare_ids=True)
+    assert [(doc.id, doc.title, doc.text) for doc in found] == [("1", "", "the lovely film"), ("2", "", "a joke")]
+    assert dict(skipped.reasons) == {"empty": ["3"]}
 
 
-def test_text_without_an_end_is_cut_between_words(tiny_bert):
-    tokenizer = utils.load_tokenizer(tiny_bert)
-    text = "the good film was dull and very fine " * 8
-    chunks = split_into_chunks([Document("d", "", text)], tokenizer, 10, 2)
-    words = text.split()
-    starts = [len(text[: chunk.position].split()) for chunk in chunks]
-    assert starts == list(range(0, 8 * len(chunks), 8))  # ten words, two of them shared
-    assert all(chunk.text.split() == words[start : start + 10] for chunk, start in zip(chunks, starts))
-    whole = split_into_chunks([Document("d", "film", text)], tokenizer, None, 3)
-    assert len(whole) == 1 and whole[0].full == f"film {text.strip()}"
-    long_title = split_into_chunks([Document("d", "good " * 30, text)], tokenizer, 10, 2)
-    assert all(len(tokenizer(chunk.full, add_special_tokens=False).input_ids) <= 10 for chunk in long_title)
+def test_ids_that_are_lists_are_told_and_missing_ones_are_numbers(tmp_path):
+    rows = [{"_id": [1], "text": "a"}, {"_id": None, "id": 7.0, "text": "b"}, {"_id": float("nan"), "text": "c"}]
+    write_jsonl(tmp_path / "t.jsonl", rows)
+    skipped = Skipped()
+    assert [doc.id for doc in read_documents([tmp_path / "t.jsonl"], skipped, bare_ids=True)] == ["7", "2"]
+    assert "row whose id is a list" in skipped.summary()
 
 
-def test_tokens_that_begin_with_a_space_end_chunks_at_sentences(tiny_llama):
-    tokenizer, text = (
-        utils.load_tokenizer(tiny_llama),
-        "the good film was fine . the dull plot is poor . a great cast , a weak joke . " * 4,
-    )
-    chunks = split_into_chunks([Document("d", "", text)], tokenizer, 24, 0)
-    assert len(chunks) > 4 and all(chunk.text.endswith(".") for chunk in chunks)
-    assert all(text[c.position : c.position + len(c.text)] == c.text for c in chunks)
+def test_rows_of_one_id_have_names_of_their_own(tmp_path):
+    ids = ["x", "x", "x~2", "y", "x", "x~2"]
+    write_jsonl(tmp_path / "t.jsonl", [{"_id": id, "text": f"text {i}"} for i, id in enumerate(ids)])
+    found = [doc.id for doc in read_documents([tmp_path / "t.jsonl"], bare_ids=True)]
+    assert found == ["x", "x~2", "x~2~2", "y", "x~3", "x~2~3"]
 
 
-def test_scripts_without_spaces_are_chunked_too(tiny_bert):
-    tokenizer = utils.load_tokenizer(tiny_bert)
-    text = "film?good!" * 30
-    chunks = split_into_chunks([Document("d", "", text)], tokenizer, 8, 2)
-    assert chunks[0].position == 0 and chunks[-1].position + len(chunks[-1].text) == len(text)
-    assert all(b.position <= a.position + len(a.text) for a, b in zip(chunks, chunks[1:]))
+def test_what_is_no_regular_file_is_never_opened(tmp_path):
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs/a.txt").write_text("the good film")
+    os.mkfifo(tmp_path / "docs/pipe.txt")
+    skipped = Skipped()
+    assert len(read_documents([tmp_path / "docs"], skipped)) == 1
+    assert skipped.reasons == {"no regular file": [str(tmp_path / "docs/pipe.txt")]}
+    with pytest.raises(utils.UserError, match="a pipe or a device"):
+        read_documents([tmp_path / "docs/pipe.txt"])
+    assert not files.is_beir("x" * 5000)
+
+
+def test_a_folder_that_cannot_be_read_is_told(tmp_path, monkeypatch):
+    for name in ("open", "shut"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "a.txt").write_text(f"the {name} film")
+    scandir = os.scandir
+
+    def denied(path):
+        if str(path).endswith("shut"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", denied)  # for root no folder is shut
+    skipped = Skipped()
+    assert [doc.text for doc in read_documents([tmp_path], skipped)] == ["the open film"]
+    assert skipped.summary() == f"skipped 1: 1 folder that cannot be read (Permission denied) ({tmp_path}/shut)"
+
+
+@pytest.mark.parametrize("encoding", ["cp1252", "latin-1"])
+def test_the_encoding_is_that_of_tables_too(encoding, tmp_path):
+    (tmp_path / "t.csv").write_bytes("id,title,text\n1,Café,au lait\n".encode(encoding))
+    assert read_documents([tmp_path / "t.csv"], encoding=encoding)[0].title == "Café"
+    with pytest.raises(utils.UserError, match="--encoding"):
+        read_documents([tmp_path / "t.csv"])

@@ -48,12 +48,12 @@ def test_an_index_closed_and_opened_again_finds_the_same(kind, metric, tmp_path)
 KILLED = """
 import sys, numpy as np
 sys.path.insert(0, {root!r})
-from harness.retrieval import documents, index_folder
+from harness.retrieval import chunking, index_folder
 index, _ = index_folder.open_index({folder!r})
 print("open", flush=True)
 n = len(index) // 50
 while True:
-    chunks = [documents.Chunk(f"b{{n}}-{{i}}", 0, "text") for i in range(50)]
+    chunks = [chunking.Chunk(f"b{{n}}-{{i}}", 0, "text") for i in range(50)]
     index.add(chunks, ["digest"] * 50, np.random.default_rng(n).normal(size=(50, 32)).astype(np.float32))
     print("saving", flush=True)
     index_folder.save_index(index, {folder!r}, {{}})

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from harness.retrieval.ranking import Bm25, maximal_marginal_relevance, reciprocal_rank_fusion
+from harness.retrieval.ranking import Bm25, bm25_words, maximal_marginal_relevance, reciprocal_rank_fusion
 
 
 def test_one_letter_texts_have_no_words_for_bm25():
@@ -39,3 +39,22 @@ def test_bm25_by_its_formula():
 
     assert [row for row, _ in found[0]] == [0, 1] and found[1] == []
     assert [score for _, score in found[0]] == pytest.approx([part(2, 3, 1) + part(1, 3, 2), part(1, 4, 2)], rel=1e-4)
+
+
+def test_bm25_finds_words_in_scripts_without_spaces():
+    texts = [
+        "北京是中国的首都。",
+        "上海是一座大城市。",
+        "東京タワーは高い",
+        "กรุงเทพเป็นเมืองหลวง",
+        "नमस्ते दुनिया",
+        "covid in rome",
+    ]
+    found = Bm25(texts).search(["中国的首都是哪里？", "タワー", "เมืองหลวง", "दुनिया", "COVID疫情"], 3)
+    assert [pairs[0][0] for pairs in found] == [0, 2, 3, 4, 5]
+
+
+def test_bm25_words_of_latin_text_are_those_of_bm25s():
+    text = "The TGFβ1-induced p53_a of l'été (n = 7) — a naïve ﬁlm"
+    assert " ".join(bm25_words(text)) == "the tgfβ1 induced p53_a of été naïve ﬁlm"
+    assert bm25_words("北京 a COVID") == ["北", "京", "covid", "北京"]

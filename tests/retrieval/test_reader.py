@@ -1,7 +1,7 @@
 from retrieval_helpers import arguments, sentences
 
 from harness.data import tasks
-from harness.retrieval.documents import Chunk
+from harness.retrieval.chunking import Chunk
 from harness.retrieval.reader import Reader, without_citations
 from harness.retrieval.retriever import Hit
 

@@ -165,3 +165,16 @@ def test_another_embedder_chunking_metric_or_kind_is_refused(tiny_embedder, tiny
         with pytest.raises(utils.UserError, match=message):
             retriever_of(embedder, *flags)
     assert len(retriever_of(tiny_embedder, *fits, "--mmap").index) == 60
+
+
+@pytest.mark.parametrize("flags", [(), ("--retriever", "bm25"), ("--retriever", "hybrid"), ("--chunk_tokens", "8")])
+def test_a_document_that_must_not_be_found_makes_room_for_the_next(flags, tiny_embedder):
+    retriever = filled(tiny_embedder, *flags)
+    asked = sentences(60)[:3]
+    everything, rest = retriever.search(asked, 30), retriever.search(asked, 5, ["d0", None, "d2"])
+    assert {hit.chunk.document for hit in rest[0]}.isdisjoint({"d0"}) and rest[1][0].chunk.document == "d1"
+    for before, after, own in zip(everything, rest, ("d0", None, "d2")):
+        if "hybrid" not in flags:  # whose scores are ranks
+            kept = [hit.score for hit in before if hit.chunk.document != own]
+            assert [hit.score for hit in after] == pytest.approx(kept[:5], abs=1e-6)
+        assert len(after) == 5
