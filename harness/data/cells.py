@@ -78,8 +78,8 @@ def texts(value, where):
     Also the answers of SQuAD, {"text": [..]} or [{"text": ..}], and of TriviaQA, {"value": .., "aliases": [..]}.
     """
     found = parse(value)
-    if isinstance(found, dict) and not isinstance(value, dict) and not {"text", "value"} & set(found):
-        found = value  # a text in braces
+    if isinstance(value, str) and _is_nested(found):
+        found = value  # a text in brackets, such as a matrix
     if isinstance(found, dict):
         if not {"text", "value"} & set(found):
             raise utils.UserError(f"{where} holds an object ({_short(found)}); a text or a list of texts is wanted")
@@ -88,6 +88,12 @@ def texts(value, where):
     items = found if isinstance(found, (list, tuple)) else [found]
     items = [item["text"] if isinstance(item, dict) and "text" in item else item for item in items]
     return tuple(filter(None, (text(item, where).strip() for item in items)))
+
+
+def _is_nested(value):
+    """True for a list of lists, and for objects that are no answers."""
+    items = value if isinstance(value, list) else [value]
+    return any(isinstance(item, (list, dict)) and not ("text" in item or "value" in item) for item in items)
 
 
 def _short(value):

@@ -123,3 +123,62 @@ def test_an_instruction_without_a_response_is_left_out(tmp_path, instructions):
     write_jsonl(tmp_path / "test.jsonl", [{"instruction": "x", "response": "y"}])
     task = tasks.load_task(str(tmp_path))
     assert len(task.train) + len(task.validation) == 2 and "2 rows without" in task.notes[0]
+
+
+def test_a_column_that_the_first_row_lacks_counts(tmp_path):
+    rows = [{"instruction": f"i{n}", "output": f"o{n}", **({"input": f"c{n}"} if n else {})} for n in range(6)]
+    write_jsonl(tmp_path / "test.jsonl", rows)
+    contexts = {ex.text: ex.context for ex in tasks.load_task(str(tmp_path)).evaluation}
+    assert contexts == {"i0": None, **{f"i{n}": f"c{n}" for n in range(1, 6)}}
+    write_jsonl(tmp_path / "train.jsonl", [{"instruction": f"t{n}", "output": "o"} for n in range(6)])
+    assert sum(ex.context is not None for ex in tasks.load_task(str(tmp_path)).evaluation) == 5
+    write_jsonl(
+        tmp_path / "test.jsonl", [{**row, "context": ""} for row in rows]
+    )  # an empty column beside a filled one
+    assert sum(ex.context is not None for ex in tasks.load_task(str(tmp_path)).evaluation) == 5
+
+
+def test_flags_name_the_columns_of_questions_and_instructions(tmp_path):
+    write_jsonl(tmp_path / "test.jsonl", [{"Frage": "q", "Antwort": "a", "Absatz": "p", "text": "x"}])
+    named = {"question_column": "Frage", "answer_column": "Antwort", "context_column": "Absatz"}
+    for kind, found in (("auto", "qa"), ("instruction", "instruction")):
+        task = tasks.load_task(str(tmp_path), kind=kind, **named)
+        (ex,) = task.evaluation
+        assert task.kind == found and (ex.text, ex.context, ex.references) == ("q", "p", ("a",))
+    with pytest.raises(utils.UserError, match="--answer_column Wort: no such column; there are Frage, Antwort"):
+        tasks.load_task(str(tmp_path), question_column="Frage", answer_column="Wort")
+    with pytest.raises(utils.UserError, match="--question_column and --answer_column"):
+        tasks.load_task(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "answer, expected",
+    [
+        ("['a' 'b c']", ("a", "b c")),
+        ('["a", "b"]', ("a", "b")),
+        ([{"text": "a", "answer_start": 1}, {"text": "b"}], ("a", "b")),
+        ("{'text': array(['a'], dtype=object), 'answer_start': array([1])}", ("a",)),
+        ({"value": "a", "aliases": ["a", "b"]}, ("a", "b")),
+        ("{a set}", ("{a set}",)),
+        ("[" * 300 + "]" * 300, ("[" * 300 + "]" * 300,)),
+        (b"bytes".decode(), ("bytes",)),
+    ],
+)
+def test_answers_in_many_shapes(tmp_path, answer, expected):
+    write_jsonl(tmp_path / "test.jsonl", [{"question": "q", "answer": answer}])
+    assert tasks.load_task(str(tmp_path)).evaluation[0].references == expected
+
+
+def test_lists_where_a_text_belongs(tmp_path):
+    def load(**row):
+        write_jsonl(tmp_path / "test.jsonl", [row])
+        return tasks.load_task(str(tmp_path)).evaluation[0]
+
+    assert load(question="q", answer="a", context=["one", "two"]).context == "one\ntwo"
+    assert load(instruction="i", output=["a", "b"]).references == ("a", "b")
+    assert load(text=["one"], label=1).text == "one"
+    for row in ({"text": ["one", "two"], "label": 1}, {"question": {"a": 1}, "answer": "a"}):
+        with pytest.raises(utils.UserError, match="test row 0: (text|question) holds (a list|an object)"):
+            load(**row)
+    with pytest.raises(utils.UserError, match="test row 0: answer holds an object"):
+        load(question="q", answer={"spans": [1]})

@@ -1,10 +1,12 @@
 import json
+import os
 
 import pytest
 from helpers import SHARED, needs_shared, write_jsonl
 
+import prompt_eval
 import utils
-from harness.data import tasks
+from harness.data import readers, tasks
 
 
 @pytest.mark.parametrize("kind", ["csv", "tsv", "json", "jsonl", "parquet"])
@@ -135,3 +137,77 @@ def test_sst2_is_read_straight_from_its_tsv_files():
     by_folder = tasks.load_task(str(SHARED / "sst2"), label_words=["negative", "positive"])
     assert by_flags.eval_id == by_folder.eval_id and len(by_flags.evaluation) == 1821
     assert len(by_flags.train) + len(by_flags.validation) > 6920 + 872 - 30  # a few sentences stand in two splits
+
+
+TEXT = "text,label\ncafé one,a\ncafé two,b\n"
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-32"])
+def test_a_byte_order_mark_names_the_encoding(tmp_path, encoding):
+    (tmp_path / "a.csv").write_bytes(TEXT.encode(encoding))
+    assert [row["text"] for row in readers.read_table(tmp_path / "a.csv")] == ["café one", "café two"]
+
+
+@pytest.mark.parametrize(
+    "encoding, message",
+    [
+        ("cp1252", "byte 0xe9 in line 2 is not UTF-8; name its encoding, such as --encoding cp1252"),
+        ("utf-16-le", "it holds zero bytes; if it is UTF-16 give --encoding utf-16-le"),
+    ],
+)
+def test_other_encodings_are_named_by_a_flag(tmp_path, encoding, message):
+    (tmp_path / "a.csv").write_bytes(TEXT.encode(encoding))
+    with pytest.raises(utils.UserError, match=message):
+        tasks.load_task(str(tmp_path / "a.csv"))
+    assert tasks.load_task(str(tmp_path / "a.csv"), encoding=encoding).evaluation[0].text.startswith("café")
+    (tmp_path / "b.csv").write_text(TEXT, encoding="utf-8")  # the flag does not hurt what is UTF-8
+    assert readers.read_table(tmp_path / "b.csv", encoding="cp1252")[0]["text"] == "café one"
+
+
+def test_no_file_is_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "a.jsonl")
+    for place in (tmp_path / "a.jsonl", "/dev/zero"):
+        with pytest.raises(utils.UserError, match="is no regular file"):
+            readers.look(place)
+    with pytest.raises(utils.UserError, match="is no regular file"):
+        tasks.load_task(str(tmp_path / "a.jsonl"))
+    with pytest.raises(utils.UserError, match="is no regular file"):
+        tasks.load_task(None, files={"test": tmp_path / "a.jsonl"})
+
+
+@pytest.mark.parametrize("name", ["x" * 300 + ".jsonl", "a\0b.jsonl"])
+def test_names_that_no_file_can_have(tmp_path, name):
+    for options in ({"dataset": str(tmp_path / name)}, {"dataset": None, "files": {"test": tmp_path / name}}):
+        with pytest.raises(utils.UserError):
+            tasks.load_task(**options)
+
+
+def test_what_may_not_be_read_is_one_line(tmp_path, monkeypatch):
+    def refuse(*args, **kwargs):
+        raise PermissionError(13, "Permission denied")
+
+    write_jsonl(tmp_path / "test.jsonl", [{"text": "a", "label": 1}])
+    monkeypatch.setattr(readers.Path, "read_bytes", refuse)
+    with pytest.raises(utils.UserError, match="test.jsonl cannot be read: Permission denied"):
+        tasks.load_task(str(tmp_path))
+    monkeypatch.setattr(readers.Path, "iterdir", refuse)
+    with pytest.raises(utils.UserError, match="cannot be read: Permission denied"):
+        tasks.load_task(str(tmp_path))
+    monkeypatch.setattr(readers.os, "stat", refuse)
+    with pytest.raises(utils.UserError, match="Permission denied"):
+        readers.look("a.jsonl")
+
+
+def test_a_tilde_is_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    write_jsonl(tmp_path / "a.jsonl", [{"text": "a", "label": 1}])
+    assert readers.read_table("~/a.jsonl") == [{"text": "a", "label": 1}]
+    assert prompt_eval.parse_args(["--model", "m", "--dataset", "~/a.jsonl"]).dataset == str(tmp_path / "a.jsonl")
+    with pytest.raises(SystemExit):
+        prompt_eval.parse_args(["--model", "m", "--dataset", "~no-such-user/a.jsonl"])
+
+
+def test_parquet_that_is_none(tmp_path):
+    (tmp_path / "a.parquet").write_bytes(b"PAR1 no parquet PAR1")
+    with pytest.raises(utils.UserError, match="cannot be read as parquet"):
+        tasks.load_task(str(tmp_path / "a.parquet"))
