@@ -184,7 +184,7 @@ def cautions_of(choice, considered, required_accuracy):
 
 def from_predictions(rows, args):
     """The Decision from predictions for configurations like those that rows measured on other data."""
-    devices = Counter(row["device"] for row in rows)
+    everything, devices = rows, Counter(row["device"] for row in rows)
     device = args.device or max(devices, key=devices.get, default="")
     rows = [row for row in rows if row["device"] == device]
     if not any(configurations.task_kind(row) == args.task for row in rows):
@@ -208,7 +208,7 @@ def from_predictions(rows, args):
     )
 
     def on_this_data(configuration):
-        return command_for(configuration, rows, args)
+        return command_for(configuration, everything, args)
 
     return recommended(decision, args, choice, [], others, on_this_data)
 

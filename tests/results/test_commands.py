@@ -7,6 +7,7 @@ import pytest
 from helpers import ROOT
 from row_helpers import result_row
 
+import sweep
 from harness.results import commands, provenance, store
 
 
@@ -130,3 +131,28 @@ def test_settings_of_a_suite_as_argv():
 def test_what_counts_is_all_but_where_a_run_writes():
     settings = {"rank": 4, "seed": 0, **dict.fromkeys(provenance.OUTPUT_FLAGS, "x")}
     assert commands.what_counts(settings) == {"rank": 4, "seed": 0}
+
+
+def test_the_commands_of_all_suites_run():
+    """Each cell of each suite as its script reads it, and the row that it would leave as a command again."""
+    suites = sorted((ROOT / "suites").glob("*.yaml"))
+    assert suites
+    sweep.import_heavy()
+    for suite in suites:
+        for cell in sweep.make_cells(str(suite), sweep.parse_args([str(suite)]))[1]:
+            parsed = vars(commands.parse(cell.script, cell.argv))
+            row = result_row(script=cell.script, score=0.5, flags=parsed)
+            assert args_of(commands.command(row)) == parsed, cell.command
+
+
+def test_lists_and_odd_words_survive_the_command():
+    for script, flag, value in (
+        ("prompt_eval.py", "label_words", ["very bad", "good", "so-so"]),
+        ("finetune.py", "columns", ["text", "label"]),
+        ("rag_eval.py", "docs", ["a b", "*.txt", "$x"]),
+        ("peft_finetune.py", "target_modules", "q_proj,v_proj"),
+        ("prompt_eval.py", "template", "- {text}\\n'quoted' `x` $HOME"),
+    ):
+        usual = vars(commands.parse(script, []))
+        row = result_row(script=script, score=0.5, flags={**usual, flag: value})
+        assert args_of(commands.command(row))[flag] == value

@@ -109,6 +109,13 @@ def test_a_prediction_says_what_it_knows_of_the_data(capsys, tmp_path):
     assert found["basis"] == "model" and parsed(found["command"]).dataset == "YOUR_DATA"
 
 
+def test_the_columns_of_a_data_set_are_known_from_rows_of_other_machines(capsys, tmp_path):
+    other = result_row(score=0.7, dataset="data/own", eval_id="x", device="cuda", flags={"label_column": "stars"})
+    path = results_csv(tmp_path / "r.csv", [*made_up_rows(), other])
+    found = decide("--dataset data/own --basis model --data_size 500 --device cpu", capsys, path)
+    assert parsed(found["command"]).label_column == "stars"
+
+
 def test_rows_of_retrieval_alone_teach_nothing(capsys, tmp_path):
     rows = [result_row(score=0.9, strategy="rag", variant="retrieval_only_flat", metric="ndcg_at_10", macro_f1=None)]
     found = decide("--dataset d --task qa", capsys, results_csv(tmp_path / "r.csv", rows))
