@@ -20,10 +20,12 @@ from the evaluation inputs, whose labels it does not see.
 """
 
 import argparse
+import re
 from dataclasses import replace
 
 import utils
 from harness import flags, hub
+from harness.models import thoughts
 from harness.results.run import Run
 
 
@@ -100,14 +102,37 @@ def parse_args(argv=None):
 # -------------------------------------------------------------------------------------------------------- the technique
 
 
+def label_forms(words):
+    """[(pattern, label)] of the label words, longest first: as written, and without the symbols around them.
+
+    What stands between the parts of a label does not count. "C" is "C++" without symbols only where no label is "C".
+    """
+    forms, bare = {}, []
+    for i, word in enumerate(words):
+        before, inner, after = re.fullmatch(r"([\W_]*)(.*?)([\W_]*)", word.lower().strip(), re.S).groups()
+        inner = r"[\W_]+".join(map(re.escape, re.findall(r"[^\W_]+", inner)))
+        forms.setdefault(re.escape(before) + inner + re.escape(after), i)
+        bare.append(inner)
+    for i, form in enumerate(bare):
+        if form and bare.count(form) == 1:
+            forms.setdefault(form, i)
+    guarded = []
+    for form, i in sorted(forms.items(), key=lambda item: -len(item[0])):
+        # a number is not read out of one with another sign or with decimals
+        start = r"(?<![0-9][.,])(?<!^[-\u2212])(?<!\W[-\u2212])" if form[0].isdigit() else ""
+        guarded.append((rf"(?<![^\W_]){start}{form}(?![^\W_])" + r"(?![.,][0-9])" * form[-1].isdigit(), i))
+    return guarded
+
+
 def read_label(answer, words):
-    """The index of the one label word that stands in a free answer, None where there is none or more than one."""
+    """The index of the one label word that stands in a free answer, None where there is none or more than one.
 
-    def plain(text):  # words and single spaces, with one at each end
-        return f" {' '.join(''.join(ch if ch.isalnum() else ' ' for ch in text.lower()).split())} "
-
-    found = [i for i, word in enumerate(words) if plain(word) in plain(answer)]
-    return found[0] if len(found) == 1 else None
+    Case does not count. Where a label is a part of another ("positive" of "very positive") the longer one is read.
+    """
+    forms = label_forms(words)
+    pattern = re.compile("|".join(f"({form})" for form, _ in forms))
+    found = {forms[match.lastindex - 1][1] for match in pattern.finditer(thoughts.answer_of(answer).lower())}
+    return found.pop() if len(found) == 1 else None
 
 
 def variant(args, kind, adapted):

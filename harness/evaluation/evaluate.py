@@ -3,6 +3,7 @@
 Everything here computes and returns an Outcome; record.py writes it.
 """
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -101,6 +102,8 @@ def by_likelihood(
     ]
     outcome.cells.update(utils.latency_columns(cached, "cached_"))
     outcome.notes += notes
+    if all(re.fullmatch(r"[-0-9.]+", word) for word in task.words):
+        outcome.notes.append("the labels are numbers, which tell a language model little; name them by --label_words")
 
     def elsewhere():
         found, _ = _over_processes(lambda part: score(part, progress="scoring"), other.evaluation)

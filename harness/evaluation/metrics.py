@@ -6,11 +6,20 @@ import statistics
 import string
 
 import numpy as np
-from rouge_score import rouge_scorer
+from rouge_score import rouge_scorer, tokenizers
 from scipy.special import logsumexp
 from sklearn.metrics import f1_score, ndcg_score
 
+from harness.data.script_tokens import other_script, script_tokens
+from harness.models.thoughts import answer_of
 from harness.results import stats
+
+# a number with a sign or a decimal point keeps them: without, 3.5 would be 35 and -5 would be 5. Not a part of a word
+# (F-16), of a range (1990-2000) or of a date (1.2.2003)
+NUMBER = (
+    r"(?<![\w.])(?:[-\u2212]\$?)?(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)?(?:\.[0-9]+|(?<=[0-9]))(?![.,]?[0-9])"
+)
+NUMBER_OR_PUNCTUATION = re.compile(rf"({NUMBER})|[{re.escape(string.punctuation)}]")
 
 
 def accuracy(predictions, targets):
@@ -24,10 +33,27 @@ def macro_f1(predictions, targets, n_labels):
     return float(f1_score(targets, filled, labels=list(range(n_labels)), average="macro", zero_division=0))
 
 
+def _plain_number(text):
+    """A number without grouping, currency and zeros that say nothing: "1,000.50" -> "1000.5", "18.00" -> "18"."""
+    digits = text.lstrip("-\u2212$").replace(",", "")
+    if "." in digits:
+        digits = digits.rstrip("0").rstrip(".") or "0"
+        digits = f"0{digits}" if digits.startswith(".") else digits
+    return f"-{digits}" if text[0] in "-\u2212" and digits.strip("0.") else digits
+
+
 def normalise_answer(text):
-    """SQuAD's normalisation (Rajpurkar et al. 2016): lower case, no punctuation, no articles, single spaces."""
-    text = "".join(ch for ch in text.lower() if ch not in string.punctuation)
-    return " ".join(re.sub(r"\b(a|an|the)\b", " ", text).split())
+    """SQuAD's normalisation (Rajpurkar et al. 2016): lower case, no punctuation, no articles, single spaces.
+
+    Beyond SQuAD's: thoughts are left out; numbers keep sign and decimal point; words of other scripts than Latin lose
+    all punctuation, and their characters stand apart where the script has no spaces (see script_tokens); a text of
+    nothing but punctuation and articles stays as it is, so that "+" is not "-".
+    """
+    text = answer_of(text).lower()
+    plain = NUMBER_OR_PUNCTUATION.sub(lambda match: _plain_number(match[1]) if match[1] else "", text)
+    words = re.sub(r"\b(a|an|the)\b", " ", plain).split()
+    tokens = [token for word in words for token in (script_tokens(word) if other_script(word) else [word])]
+    return " ".join(tokens or text.split())
 
 
 def exact_match(prediction, references):
@@ -69,10 +95,26 @@ def jaccard(prediction, references):
     return max(one(ref) for ref in references)
 
 
+class _RougeTokens(tokenizers.Tokenizer):
+    """rouge-score's own tokens, which know the letters a to z alone, and script_tokens for other scripts than Latin."""
+
+    def __init__(self):
+        self.latin = tokenizers.DefaultTokenizer(use_stemmer=True)
+
+    def tokenize(self, text):
+        if not other_script(text):
+            return self.latin.tokenize(text)
+        tokens = script_tokens(text)
+        return [token for word in tokens for token in ([word] if other_script(word) else self.latin.tokenize(word))]
+
+
+ROUGE = rouge_scorer.RougeScorer(["rougeL"], tokenizer=_RougeTokens())
+
+
 def rouge_l(prediction, references):
-    """ROUGE-L F-measure (rouge-score, with its stemmer), the best over the references."""
-    scorer = rouge_scorer.RougeScorer(["rougeL"], use_stemmer=True)
-    return max(scorer.score(ref, prediction)["rougeL"].fmeasure for ref in references)
+    """ROUGE-L F-measure (rouge-score, with its stemmer), the best over the references; thoughts are left out."""
+    answer = answer_of(prediction)
+    return max(ROUGE.score(ref, answer)["rougeL"].fmeasure for ref in references)
 
 
 def perplexity(total_nll, n_tokens):
@@ -187,21 +229,39 @@ def answer_scores(predictions, references):
         score=cells["token_f1"],
         score_low=low,
         score_high=high,
-        invalid_rate=float(np.mean([not p.strip() for p in predictions])),
+        invalid_rate=float(np.mean([not answer_of(p).strip() for p in predictions])),
     )
     return cells, each
 
 
-def degenerate(predictions, n_labels=None):
-    """Why a run's outputs are useless, in words, or None: one class only, most answers unreadable or empty, all the
-    same.
+NEAR_CONSTANT, MISSED = 0.9, 0.75
+
+
+def degenerate(predictions, n_labels=None, targets=None):
+    """Why a run's outputs are useless, in words, or None: most of them unreadable or empty, or (nearly) all the same.
+
+    Nearly all the same: of at least 20 answers 90 % are one class or text, and so are 75 % of those whose target is
+    another. So a rare class may be predicted rarely, as long as a fourth of the rest is told apart.
+    targets: [N] class indices, or tuples of reference texts; None where an answer has no target.
     """
-    n = len(predictions)
-    unread = sum(p is None or (isinstance(p, str) and not p.strip()) for p in predictions)
+    read = [i for i, p in enumerate(predictions) if not (p is None or (isinstance(p, str) and not p.strip()))]
+    n, unread = len(predictions), len(predictions) - len(read)
     if unread > n / 2:
         return f"{unread} of {n} answers are empty or could not be read"
-    if n >= 20 and len(set(predictions)) == 1:
-        return (
-            f"all {n} outputs are the same" if n_labels is None else f"all {n} predictions are class {predictions[0]}"
-        )
-    return None
+    if len(read) < 20:
+        return None
+    constant, count = collections.Counter(predictions[i] for i in read).most_common(1)[0]
+    if count == n:
+        return f"all {n} outputs are the same" if n_labels is None else f"all {n} predictions are class {constant}"
+    others = [i for i in read if targets is None or not _is_target(constant, targets[i])]
+    same = sum(predictions[i] == constant for i in others)
+    if count < NEAR_CONSTANT * len(read) or same < MISSED * len(others) or not others:
+        return None
+    what = "outputs are the same" if n_labels is None else f"predictions are class {constant}"
+    return f"{count} of {n} {what}" + (
+        "" if targets is None else f", {same} of the {len(others)} of another target too"
+    )
+
+
+def _is_target(prediction, target):
+    return exact_match(prediction, target) == 1.0 if isinstance(prediction, str) else prediction == target

@@ -19,7 +19,9 @@ def outcome(run, task, found, model=None, other=None):
         run.note(text)
     costs(run, found.spent, found.latencies, len(found.predictions))
     files(run, task, found)
-    degenerate(run, found.predictions, len(task.labels) or None)
+    classes = task.kind == "classification"
+    targets = [ex.label if classes else ex.references for ex in task.evaluation]
+    degenerate(run, found.predictions, len(task.labels) or None, targets)
     run.row.update(found.cells)
     if found.perplexity:
         run.row["perplexity"] = found.perplexity()
@@ -77,9 +79,9 @@ def costs(run, spent, latencies, n):
         run.row.update(spent.memory_columns())
 
 
-def degenerate(run, predicted, n_labels=None):
-    """Mark a run whose answers are useless: one class only, most of them unreadable or empty."""
-    reason = metrics.degenerate(predicted, n_labels)
+def degenerate(run, predicted, n_labels=None, targets=None):
+    """Mark a run whose answers are useless: (nearly) one class only, most of them unreadable or empty."""
+    reason = metrics.degenerate(predicted, n_labels, targets)
     if reason:
         run.row["status"] = "degenerate"
         run.note(reason)

@@ -63,6 +63,7 @@ def score_labels(
 
     labels: [L] for all prompts, or [N][L], a list for each prompt, of any length. Prompt and label are tokenized
     together, and the tokens that all labels of a prompt begin with count as prompt, so no token boundary is guessed.
+    Where a label begins another one, each is scored with the end of an answer behind it (see _ended).
     Causal models compute common beginnings once, also where only some prompts share them (questions over one passage).
     prefix: a Prefix computed before, used if all prompts begin with it. UserError for an empty label.
     """
@@ -148,6 +149,7 @@ def _table(values, ends):
 def encode(model, tokenizer, prompts, sets, add_special_tokens):
     """(token ids of the contexts [N], those of the labels behind them [N][L], number of contexts cut on the left)."""
     limit, truncated = loading.context_length(model), 0
+    end = _end_token(tokenizer, plain=add_special_tokens)
     texts = [prompt + label for prompt, labels in zip(prompts, sets) for label in ("", *labels)]
     encoded = iter(tokenizer(texts, add_special_tokens=add_special_tokens, verbose=False).input_ids)
     contexts, continuations = [], []
@@ -158,22 +160,39 @@ def encode(model, tokenizer, prompts, sets, add_special_tokens):
         if not context:  # an empty prompt: the model needs one token to predict from
             context = [tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id]
         if limit and len(context) + max(map(len, ends)) > limit:  # at least one token of the context stays
-            ends = [end[: limit - 1] for end in ends]
+            ends = [some[: limit - 1] for some in ends]
             context, truncated = context[max(map(len, ends)) - limit :], truncated + 1
         contexts.append(context)
-        continuations.append(ends)
+        continuations.append(_ended(ends, end))
     return contexts, continuations, truncated
+
+
+def _ended(ends, token):
+    """The labels' token ids [L]; with `token` behind each where one label begins another.
+
+    The sum over the tokens of "10" cannot be above that of "1", so "10" would never win: there each label is scored
+    with its end. Labels of which none begins another are scored as they are. token: None leaves all as they are.
+    """
+    order = sorted(ends)  # a label stands right before those that it begins
+    begins = any(len(a) < len(b) and b[: len(a)] == a for a, b in zip(order, order[1:]))
+    return [[*end, token] for end in ends] if begins and token is not None else ends
+
+
+def _end_token(tokenizer, plain):
+    """The id of the token that ends an answer: a line break in a plain prompt, else the end-of-sequence token."""
+    ids = tokenizer("\n", add_special_tokens=False).input_ids if plain else ()
+    return ids[-1] if ids and ids[-1] != tokenizer.unk_token_id else tokenizer.eos_token_id
 
 
 @torch.inference_mode()
 def _score_labels_seq2seq(model, tokenizer, prompts, sets, batch_size, progress):
-    """Encoder states once per prompt, then all labels in one decoder pass; the end token is not scored."""
+    """Encoder states once per prompt, then all labels in one decoder pass; the end token is scored as in _ended."""
     limit = loading.context_length(model)
     rows = [tokenizer(prompt).input_ids for prompt in prompts]
     truncated = sum(len(row) > limit for row in rows) if limit else 0
     rows = [row[-limit:] for row in rows] if limit else rows
     known = {label: tokenizer(text_target=label, add_special_tokens=False).input_ids for some in sets for label in some}
-    ends = [[known[label] for label in some] for some in sets]
+    ends = [_ended([known[label] for label in some], tokenizer.eos_token_id) for some in sets]
     scores = [None] * len(prompts)
 
     def work(batch):

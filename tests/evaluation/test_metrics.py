@@ -62,3 +62,73 @@ def test_degenerate_outputs_are_named():
     assert "could not be read" in metrics.degenerate([None, None, 1], 2)
     assert "same" in metrics.degenerate(["x"] * 30)
     assert metrics.degenerate([1] * 5, 2) is None  # too few to tell
+
+
+@pytest.mark.parametrize(
+    "one, other, same",
+    [
+        ("3.5", "35", False),
+        ("-5", "5", False),
+        ("18.00", "18", True),
+        ("$1,000.50", "1000.5", True),
+        (".5", "0.50", True),
+        ("\u22125", "-5", True),  # the minus sign
+        ("F-16", "f16", True),  # no number: as before
+        ("1990-2000", "19902000", True),
+        ("5.", "5", True),
+    ],
+)
+def test_numbers_keep_sign_and_decimal_point(one, other, same):
+    assert metrics.exact_match(one, (other,)) == metrics.token_f1(one, (other,)) == float(same)
+    assert metrics.contains_answer(f"it is {one} I think", (other,)) == float(same)
+
+
+def test_answers_of_punctuation_alone_differ():
+    assert metrics.exact_match("+", ("-",)) == metrics.token_f1("", ("+",)) == 0.0
+    assert metrics.exact_match(">=", (">=",)) == 1.0
+
+
+@pytest.mark.parametrize(
+    "text", ["Привет мир как дела", "北京是中国的首都", "สวัสดีครับ", "مرحبا بالعالم", "नमस्ते दुनिया", "où est né l'été"]
+)
+def test_a_text_is_itself_in_any_script(text):
+    for metric in (metrics.rouge_l, metrics.token_f1, metrics.exact_match, metrics.jaccard):
+        assert metric(text, (text,)) == 1.0
+
+
+def test_scripts_without_spaces_are_scored_by_characters():
+    assert metrics.token_f1("首都是北京。", ("北京",)) == pytest.approx(2 * 2 / (5 + 2))
+    assert metrics.exact_match("北京。", ("北京",)) == metrics.contains_answer("首都是北京", ("北京",)) == 1.0
+    assert metrics.contains_answer("首都是北京", ("京都",)) == 0.0
+    assert metrics.rouge_l("首都是北京", ("北京",)) == pytest.approx(2 * (2 / 5) / (2 / 5 + 1))
+
+
+def test_rouge_of_latin_text_is_that_of_the_library():
+    from rouge_score import rouge_scorer
+
+    library = rouge_scorer.RougeScorer(["rougeL"], use_stemmer=True)
+    texts = ["the cats were running", "où est né l'été?", "a cat ran, 5 µm from the “mat”", "", "Hawaiʻi 1,000.5"]
+    for a in texts:
+        for b in texts:
+            assert metrics.rouge_l(a, (b,)) == library.score(b, a)["rougeL"].fmeasure
+
+
+def test_thoughts_are_not_scored():
+    answer = "<think>\n\n</think>\n\nParis"
+    assert metrics.exact_match(answer, ("Paris",)) == metrics.rouge_l(answer, ("Paris",)) == 1.0
+    cells, _ = metrics.answer_scores(["<think>it is Paris", "Paris"], [("Paris",), ("Paris",)])
+    assert cells["exact_match"] == cells["invalid_rate"] == 0.5
+
+
+def test_nearly_constant_outputs_are_degenerate_where_they_miss_the_other_classes():
+    balanced = [0, 1] * 150
+    assert "270 of 300" in metrics.degenerate([0] * 270 + [1] * 30, 2, balanced)
+    assert metrics.degenerate([0] * 240 + [1] * 60, 2, balanced) is None
+    rare = [0] * 270 + [1] * 30  # a class of 10 %: half of it found is no collapse, a tenth is
+    assert metrics.degenerate([0] * 285 + [1] * 15, 2, rare) is None
+    assert metrics.degenerate([0] * 297 + [1] * 3, 2, rare)
+    assert metrics.degenerate([0] * 20 + [None] * 15, 2, [0, 1] * 20)
+    yes = [("yes",), ("no",)] * 20
+    assert metrics.degenerate(["Yes"] * 38 + ["no"] * 2, None, yes)
+    assert metrics.degenerate(["yes"] * 38 + ["no"] * 2, None, [("yes",)] * 40) is None
+    assert metrics.degenerate(["I do not know"] * 19 + ["Paris"])  # without targets

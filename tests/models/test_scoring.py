@@ -166,3 +166,53 @@ def test_token_targets_are_plain_log_probabilities(questions, tiny_gpt2):
         with torch.inference_mode():
             plain = model(torch.tensor([context + end])).logits[0].log_softmax(-1)[len(context) - 1 : -1]
         assert torch.allclose(found, plain, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["tiny_llama", "tiny_gpt2", "tiny_t5"])
+@pytest.mark.parametrize("shared", [True, False])
+def test_labels_that_begin_another_are_scored_with_their_end(name, shared, request):
+    """By plain forwards over the label and the token that ends an answer; other labels have no end."""
+    model, tokenizer = load_exact(request.getfixturevalue(name))
+    texts = review_prompts(5, shared=shared)
+    ending, free = [" very", " not bad", " very good"], [" very bad", " not bad", " very good"]
+    end = _end(tokenizer, model)
+    expected = np.array([[plain_scores(model, tokenizer, text, label) for label in free] for text in texts])
+    assert np.abs(scoring.score_labels(model, tokenizer, texts, free, 4).total - expected).max() < 1e-4
+    expected = np.array([[ended(model, tokenizer, text, label, end) for label in ending] for text in texts])
+    for size in (1, 7, "auto"):
+        found = scoring.score_labels(model, tokenizer, texts, ending, size)
+        assert np.abs(found.total - expected).max() < 1e-4
+    sets = [ending, free[:2]] * 2 + [free]  # only the prompt whose labels begin each other
+    mixed = scoring.score_labels(model, tokenizer, texts, sets, 3)
+    assert mixed.total[0] == pytest.approx(expected[0], abs=1e-4)
+    plain = [plain_scores(model, tokenizer, texts[1], label) for label in free[:2]]
+    assert mixed.total[1, :2] == pytest.approx(plain, abs=1e-4) and mixed.total[1, 2] == -np.inf
+
+
+def _end(tokenizer, model):
+    if model.config.is_encoder_decoder:
+        return tokenizer.eos_token_id
+    return tokenizer("\n", add_special_tokens=False).input_ids[-1]
+
+
+@torch.inference_mode()
+def ended(model, tokenizer, prompt, label, end):
+    if model.config.is_encoder_decoder:
+        target = torch.tensor([[*tokenizer(label, add_special_tokens=False).input_ids, end]])
+        logits = model(**tokenizer(prompt, return_tensors="pt", return_token_type_ids=False), labels=target).logits
+        return logits.log_softmax(-1)[0].gather(-1, target[0][:, None]).sum().item()
+    ids = [*tokenizer(prompt + label).input_ids, end]
+    return plain_ids(model, ids, len(tokenizer(prompt).input_ids))
+
+
+def test_a_chat_ends_a_label_by_its_end_of_sequence_token(tiny_llama):
+    model, tokenizer = load_exact(tiny_llama)
+    _, ends, _ = scoring.encode(model, tokenizer, ["the film"], [[" very", " very good"]], add_special_tokens=False)
+    assert [some[-1] for some in ends[0]] == [tokenizer.eos_token_id] * 2
+
+
+def test_scores_that_are_no_numbers_are_refused():
+    scoring.check_finite([0.0, -3.0])
+    for value in (float("nan"), float("inf"), [0.0, float("-inf")]):
+        with pytest.raises(utils.RunFailed, match="NaN or infinite"):
+            scoring.check_finite(value)

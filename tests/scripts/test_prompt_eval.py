@@ -157,6 +157,31 @@ def test_free_answers_are_read_or_counted_as_invalid():
     assert prompt_eval.read_label("It is Sci/Tech", ("world", "Sci/Tech")) == 1
 
 
+def test_a_label_within_another_and_numbers_are_read_whole():
+    words = ("negative", "positive", "very positive")
+    assert [prompt_eval.read_label(f"It is {word}.", words) for word in words] == [0, 1, 2]
+    words = ("entailment", "not_entailment")
+    assert prompt_eval.read_label("not entailment", words) == 1 and prompt_eval.read_label("Entailment", words) == 0
+    numbers = ("-1", "0", "1", "10")
+    assert [prompt_eval.read_label(text, numbers) for text in (*numbers, "1.", "1.5", "0-1")] == [
+        0,
+        1,
+        2,
+        3,
+        2,
+        None,
+        None,
+    ]
+    assert prompt_eval.read_label("-1", ("0", "1")) is None
+    assert [prompt_eval.read_label(text, ("C", "C++")) for text in ("It is C.", "c++")] == [0, 1]
+
+
+def test_labels_are_not_read_out_of_a_thought():
+    words = ("negative", "positive")
+    assert prompt_eval.read_label("<think>dull, not positive</think>\n\nnegative", words) == 0
+    assert prompt_eval.read_label("<think>the word positive comes to mind", words) is None
+
+
 def test_prompting_by_generation_counts_unreadable_answers(sentiment, tiny_llama, out, only_row):
     prompt_eval.main(
         [
