@@ -41,7 +41,7 @@ def test_a_label_is_read_behind_the_thought_and_an_unfinished_thought_is_invalid
     row = only_row()
     found = predictions(row)
     assert all(p["prediction"] == ("negative" if "not" in p["answer"] else None) for p in found)
-    assert sum("<think>so it is positive" == p["answer"] for p in found) == 5 and float(row["invalid_rate"]) == 0.5
+    assert sum(p["answer"] == "<think>so it is positive" for p in found) == 5 and float(row["invalid_rate"]) == 0.5
     assert "5 of 10 outputs end within a thought" in row["note"]
 
 
