@@ -83,7 +83,8 @@ def texts(value, where):
     if isinstance(found, dict):
         if not {"text", "value"} & set(found):
             raise utils.UserError(f"{where} holds an object ({_short(found)}); a text or a list of texts is wanted")
-        aliases = [alias for alias in found.get("aliases") or () if alias != found.get("value")]
+        aliases = found.get("aliases") if isinstance(found.get("aliases"), list) else []
+        aliases = [alias for alias in aliases if alias != found.get("value")]
         found = found["text"] if "text" in found else [found["value"], *aliases]
     items = found if isinstance(found, (list, tuple)) else [found]
     items = [item["text"] if isinstance(item, dict) and "text" in item else item for item in items]

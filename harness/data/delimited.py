@@ -29,7 +29,8 @@ def read(text, path, kind, columns=None, known=(), notes=None):
     text = text[separated.end() :] if separated else text
     if not text.strip():
         return []
-    first_line = text[: text.find("\n")] if "\n" in text else text
+    text = text.lstrip("\r\n")
+    first_line = re.match(r"[^\r\n]*", text)[0]
     delimiter = "\t"
     if kind == "csv" or "\t" not in first_line:
         delimiter = separated[1] if separated else _delimiter(text, columns, known)

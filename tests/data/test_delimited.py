@@ -92,3 +92,8 @@ def test_columns_of_a_format_that_has_its_own(tmp_path):
     (tmp_path / "a.jsonl").write_text('{"text": "a"}\n')
     with pytest.raises(utils.UserError, match="--columns names the columns of a CSV or TSV"):
         readers.read_table(tmp_path / "a.jsonl", columns=["text"])
+
+
+def test_carriage_returns_and_blank_lines_before_the_header(tmp_path):
+    (tmp_path / "a.csv").write_bytes(b"\r\n\ntext,label\ra,b\rc,d\r")
+    assert readers.read_table(tmp_path / "a.csv") == [{"text": "a", "label": "b"}, {"text": "c", "label": "d"}]
