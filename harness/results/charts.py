@@ -1,6 +1,7 @@
 """Charts of the results CSV: one PNG for each data set and kind of chart."""
 
 import json
+import math
 import re
 from collections import Counter
 from pathlib import Path
@@ -253,7 +254,11 @@ def loss_chart(panel, members, folder):
     for i, (name, history) in enumerate(runs[: plotting.MOST_LINES]):
         last = max((entry["step"] for entry in history), default=0) or 1  # runs of other lengths share the axis in %
         for key, style in (("loss", "-"), ("eval_loss", ":")):
-            points = [(100 * entry["step"] / last, entry[key]) for entry in history if key in entry]
+            points = [
+                (100 * entry["step"] / last, entry[key])
+                for entry in history
+                if isinstance(entry.get(key), (int, float)) and math.isfinite(entry[key])
+            ]
             if points:
                 axis.plot(
                     *zip(*points),

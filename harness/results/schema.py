@@ -202,6 +202,10 @@ Each run appends one row to `--results` (default `results.csv`). This page is ma
 - **A CSV of an earlier version is read as it is**; the columns that it lacks are empty. The first append adds the
   missing columns to the file and keeps the file as it was beside it, as `results.csv.before-new-columns`. Columns that
   this version does not know are refused by name.
+- **No file of yours is replaced.** Whatever a flag names as output (`--results`, `--report`, `--export`, charts, ..)
+  is written only where there is no file, an empty one, or one that the same flag wrote before.
+- A CSV that a spreadsheet saved as `CSV UTF-8` is read and appended to; one with semicolons, tabs or decimal commas is
+  refused by name. A text that a spreadsheet would run as a formula has an apostrophe in front.
 - `python plot_results.py --export results.db` (or `.json`) writes the rows with the types below; unknown is null.
 
 {statuses}

@@ -221,6 +221,7 @@ def keep_copy(path):
         n += 1
         kept = path.with_name(f"{path.name}.before-new-columns-{n}")
     if not kept.exists():
+        outputs.remove_stale(kept)
         with outputs.new_file(kept) as temporary:  # a killed process leaves no half copy under this name
             shutil.copy2(path, temporary)
     return kept
