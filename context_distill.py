@@ -99,17 +99,17 @@ def parse_args(argv=None):
 
 
 def add_student(model, args):
-    """The student: the model itself, or the frozen model with a new LoRA adapter."""
+    """(student, remark for the row): the model itself, or the frozen model with a new LoRA adapter."""
     if args.student == "full":
-        return model
-    config = peft.LoraConfig(
+        return model, None
+    return layers.add_lora(
+        model,
+        args.target_modules,
         task_type="CAUSAL_LM",
         r=args.rank,
         lora_alpha=args.alpha or 2 * args.rank,
         lora_dropout=0.0,
-        target_modules=adapters.target_modules(model, args.target_modules),
     )
-    return peft.get_peft_model(model, config)
 
 
 def label_items(student, teacher, tokenizer, task, examples, args, chat):
@@ -268,7 +268,8 @@ def run_once(args):
         apart = args.targets == "online" and args.student == "full"  # the teacher must stay as it is
         base = copy.deepcopy(model) if apart else model
         teacher = distillation.Teacher(base, tokenizer, task, demonstrations, args, chat)
-        student = add_student(model, args)
+        student, remark = add_student(model, args)
+        run.note(remark)
         teacher.student = student if args.student == "lora" else None
         run.row.update(**load.load_columns(), **loading.size_columns(student, trained=True))
         reload = functools.partial(load_student, args, device, precision)
@@ -303,22 +304,21 @@ def import_heavy():
         distillation, \
         draw, \
         evaluate, \
+        layers, \
         loading, \
         np, \
-        peft, \
         prompting, \
         record, \
         render, \
         tasks, \
         trainer
     import numpy as np
-    import peft
 
     from harness.data import tasks
     from harness.data.examples import draw
     from harness.data.prompts import render
     from harness.evaluation import evaluate, prompting, record
-    from harness.models import adapters, loading
+    from harness.models import adapters, layers, loading
     from harness.training import collators, distillation, trainer
 
 

@@ -126,26 +126,29 @@ def parse_args(argv=None):
 
 
 def adapt(model, tokenizer, task, args):
-    """Freeze the base and add the new parameters. A new classification head is trained whole and saved with the
-    adapter.
+    """(PeftModel, remark for the row): the base frozen, with new parameters. A new classification head, with the layers
+    before it that its checkpoint lacks, is trained whole and saved with the adapter.
     """
     head = task.kind == "classification"
     kind = "SEQ_CLS" if head else "SEQ_2_SEQ_LM" if model.config.is_encoder_decoder else "CAUSAL_LM"
     if args.method in LEARNED_PROMPTS:
-        return learned_prompt(model, tokenizer, task, args, kind)
+        return learned_prompt(model, tokenizer, task, args, kind), None
+    new = new_layers.to_save(model) or None  # what the checkpoint lacks is trained and saved whole
     if args.method == "ia3":
-        return peft.get_peft_model(model, peft.IA3Config(task_type=kind, **ia3_modules(model, args.target_modules)))
+        modules = ia3_modules(model, args.target_modules)
+        return peft.get_peft_model(model, peft.IA3Config(task_type=kind, modules_to_save=new, **modules)), None
     options = {
         "task_type": kind,
         "lora_alpha": args.alpha or 2 * args.rank,
         "lora_dropout": args.dropout,
         "bias": args.bias,
-        "target_modules": adapters.target_modules(model, args.target_modules),
+        "modules_to_save": new,
     }
     if args.method == "adalora":
-        return peft.get_peft_model(model, peft.AdaLoraConfig(**rank_schedule(len(task.train), args), **options))
-    options.update(use_dora=args.method == "dora", use_rslora=args.method == "rslora")
-    return peft.get_peft_model(model, peft.LoraConfig(r=args.rank, **options))
+        options.update(make=peft.AdaLoraConfig, **rank_schedule(len(task.train), args))
+    else:
+        options.update(r=args.rank, use_dora=args.method == "dora", use_rslora=args.method == "rslora")
+    return layers.add_lora(model, args.target_modules, **options)
 
 
 def rank_schedule(n_examples, args):
@@ -178,15 +181,15 @@ def ia3_modules(model, wanted):
         if model.config.model_type not in known:
             raise utils.UserError(
                 f"--method ia3 has no default layers for {model.config.model_type}; name keys, values and the MLP's "
-                f"last layer with --target_modules, of {', '.join(adapters.linear_names(model))}"
+                f"last layer with --target_modules, of {', '.join(layers.linear_names(model))}"
             )
         return {}
-    names = adapters.target_modules(model, wanted)
+    names = layers.target_modules(model, wanted)
     if names == "all-linear":
         raise utils.UserError(
             "--method ia3 --target_modules all-linear: name the layers, or take auto, attention or mlp"
         )
-    mlp = adapters.layer_paths(model, attention=False)
+    mlp = layers.layer_paths(model, attention=False)
     inner = set(mlp) if wanted in ("attention", "mlp") else {path.split(".")[-1] for path in mlp}
     return {"target_modules": names, "feedforward_modules": [name for name in names if name in inner]}
 
@@ -277,7 +280,8 @@ def run_once(args):
 
         # 5. adapt
         utils.set_seed(args.seed)  # the adapter's initial weights do not depend on what loading drew
-        model = adapt(model, tokenizer, task, args)
+        model, remark = adapt(model, tokenizer, task, args)
+        run.note(remark)
         run.row.update(**load.load_columns(), **loading.size_columns(model, trained=True))
         chat = trainer.uses_chat(args, task, tokenizer)
         learning_rate = args.learning_rate or LEARNING_RATES[args.method][task.kind != "classification"]
@@ -316,13 +320,14 @@ def run_once(args):
 
 def import_heavy():
     """Import what takes seconds, once the arguments are known to be right: --help and a wrong flag answer at once."""
-    global adapters, evaluate, initialize_kv_prefix_from_text, loading, loop, peft, record, tasks, trainer
+    global adapters, evaluate, initialize_kv_prefix_from_text, layers, loading, loop, new_layers
+    global peft, record, tasks, trainer
     import peft
     from peft.tuners.cartridge.utils import initialize_kv_prefix_from_text
 
     from harness.data import tasks
     from harness.evaluation import evaluate, record
-    from harness.models import adapters, loading
+    from harness.models import adapters, layers, loading, new_layers
     from harness.training import loop, trainer
 
 

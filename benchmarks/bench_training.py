@@ -27,7 +27,7 @@ import utils
 from harness import flags
 from harness.data import tasks
 from harness.data.prompts import render
-from harness.models import adapters, loading, scoring
+from harness.models import layers, loading, scoring
 from harness.training import collators, trainer
 
 SUBJECTS = ("ours", "trainer", "trl", "trl_no_ckpt")
@@ -126,9 +126,7 @@ def child(args):
     task = tasks.load_task(args.dataset)
     chat = bool(tokenizer.chat_template)
     if method == "lora":
-        config = peft.LoraConfig(
-            task_type="CAUSAL_LM", r=8, lora_alpha=16, target_modules=adapters.target_modules(model)
-        )
+        config = peft.LoraConfig(task_type="CAUSAL_LM", r=8, lora_alpha=16, target_modules=layers.target_modules(model))
         model = peft.get_peft_model(model, config)
     given = settings(args, method)
     with tempfile.TemporaryDirectory() as folder:

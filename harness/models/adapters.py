@@ -1,4 +1,4 @@
-"""peft adapters: the layers they adapt, loading, merging, whether they change anything."""
+"""peft adapters: loading, merging, whether they change anything."""
 
 import json
 from pathlib import Path
@@ -8,24 +8,11 @@ from huggingface_hub import snapshot_download
 from peft import PeftModel, get_peft_model_state_dict
 from safetensors import safe_open
 from transformers import AutoConfig
-from transformers.pytorch_utils import Conv1D
 
 import utils
+from harness.models import new_layers
 
 HEADS = ("classifier", "pre_classifier", "score", "lm_head")  # never quantized: a head is trained, or decides the label
-# the projections that LoRA (Hu et al. 2022) adapts by default, query and value, under the names of the architectures
-ATTENTION_PROJECTIONS = (
-    ("q_proj", "v_proj"),
-    ("query", "value"),
-    ("q_lin", "v_lin"),
-    ("q", "v"),
-    ("query_proj", "value_proj"),
-    ("c_attn",),
-    ("query_key_value",),
-    ("qkv_proj",),
-    ("Wqkv",),
-    ("qkv",),
-)
 
 
 def adapter_folder(adapter):
@@ -101,6 +88,12 @@ def load_adapter(model, adapter, trainable=False):
     if saved != needed:
         counts = f"{len(saved - needed)} of its weights have no place here, {len(needed - saved)} are missing"
         raise utils.UserError(f"{wrong}: {counts}")
+    random = new_layers.unsaved(model, saved)
+    if random:
+        raise utils.UserError(
+            f"--adapter {adapter}: neither it nor its base has weights for {', '.join(random)}, which would be random; "
+            "train it again with peft_finetune.py, or with these layers in modules_to_save"
+        )
     return adapted
 
 
@@ -122,55 +115,6 @@ def merge_adapter(model, wanted=None):
         return model, "timed with the adapter unmerged"
     rounding = " into quantized weights, which rounds them again" if quantized else ""
     return model.merge_and_unload(), f"adapter merged before timing{rounding}"
-
-
-def linear_names(model):
-    """The last parts of the names of the model's linear layers, sorted, without heads."""
-    return sorted({path.split(".")[-1] for path in _linear_paths(model)} - set(HEADS))
-
-
-def _linear_paths(model):
-    """Full names of the linear layers: Linear and its kin of bitsandbytes, GPT-2's Conv1D."""
-    return [name for name, module in model.named_modules() if isinstance(module, (torch.nn.Linear, Conv1D))]
-
-
-def layer_paths(model, attention):
-    """Full names of the linear layers in the repeated layers: those of attention blocks, or all others (the MLPs)."""
-
-    def repeated(path):
-        return any(part.isdigit() for part in path.split(".")) and path.split(".")[-1] not in HEADS
-
-    def attends(path):  # T5: block.0.layer.0.SelfAttention.q
-        return any("attn" in part.lower() or "attention" in part.lower() for part in path.split(".")[:-1])
-
-    return [path for path in _linear_paths(model) if repeated(path) and attends(path) == attention]
-
-
-def target_modules(model, wanted="auto"):
-    """The layers that an adapter adapts: a list of names of linear layers, or peft's own "all-linear".
-
-    wanted: auto is the query and value projections (all-linear if there are none of a known name), attention all
-    projections of the attention blocks, mlp the other linear layers, all-linear all of them; else names with commas.
-    UserError, with the names that exist, where a name matches nothing.
-    """
-    if wanted == "all-linear":
-        return wanted
-    existing, architecture = linear_names(model), model.config.model_type
-    if wanted == "auto":
-        projections = next((names for names in ATTENTION_PROJECTIONS if set(names) <= set(existing)), None)
-        return list(projections) if projections else "all-linear"
-    if wanted in ("attention", "mlp"):
-        paths = layer_paths(model, wanted == "attention")
-        if not paths:
-            hint = f"no such layers found in {architecture}; name them: {', '.join(existing)}"
-            raise utils.UserError(f"--target_modules {wanted}: {hint}")
-        return paths
-    names = [name.strip() for name in wanted.split(",")]
-    unknown = [name for name in names if name not in existing]
-    if unknown:
-        hint = f"no such linear layer; {architecture} has {', '.join(existing)}"
-        raise utils.UserError(f"--target_modules {','.join(unknown)}: {hint}")
-    return names
 
 
 def changes_outputs(model, tokenizer):

@@ -15,7 +15,7 @@ from transformers import (
 from transformers.utils import logging as hf_logging
 
 import utils
-from harness.models import adapters
+from harness.models import adapters, new_layers
 
 
 def quiet():
@@ -129,7 +129,7 @@ def load_model(
         label_ids = {label: i for i, label in enumerate(labels)}
         options.update(num_labels=len(labels), id2label=dict(enumerate(labels)), label2id=label_ids)
     try:
-        model = loader.from_pretrained(name, use_safetensors=True, **options)
+        model, report = loader.from_pretrained(name, use_safetensors=True, output_loading_info=True, **options)
     except (OSError, ValueError, ImportError) as error:  # ImportError: flash attention is not installed
         if utils.is_out_of_memory(error):
             raise
@@ -140,6 +140,9 @@ def load_model(
         raise utils.UserError(f"{name} was trained for other labels than {', '.join(labels)}") from None
     if config is None and not device_map:
         model.to(device)
+    model.new_layers = new_layers.find(model, report["missing_keys"]) if kind == "classifier" else []
+    if config is not None:
+        new_layers.keep_unquantized(model, model.new_layers)
     if kind == "classifier" and pad_token_id is not None:
         model.config.pad_token_id = pad_token_id  # a decoder's head reads the last token that is not padding
     if adapter:

@@ -13,7 +13,7 @@ from scipy.optimize import lsq_linear
 from transformers import AutoConfig
 
 import utils
-from harness.models import adapters, loading, memory_forecast, meta_device
+from harness.models import layers, loading, memory_forecast, meta_device
 from harness.results import configurations, store
 
 MIN_ROWS = 5  # measured rows that a calibration needs
@@ -84,7 +84,7 @@ def lora(config, kind, rank, target_modules="auto"):
     """The peft configuration of LoRA on the layers that peft_finetune.py takes."""
     bare = meta_device.meta_model(config, kind, attention="eager")  # for the names of its layers
     task = {"causal": "CAUSAL_LM", "seq2seq": "SEQ_2_SEQ_LM", "classifier": "SEQ_CLS"}[kind]
-    return peft.LoraConfig(task_type=task, r=rank, target_modules=adapters.target_modules(bare, target_modules))
+    return peft.LoraConfig(task_type=task, r=rank, target_modules=layers.target_modules(bare, target_modules))
 
 
 def of_batch(one, two, batch_size):

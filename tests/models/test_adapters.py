@@ -2,7 +2,7 @@ import pytest
 import torch
 
 import utils
-from harness.models import adapters, loading
+from harness.models import layers, loading
 
 
 def load(kind):
@@ -43,20 +43,20 @@ def test_auto_finds_the_attention_projections(kind, expected):
     import peft
 
     model = load(kind)
-    assert adapters.target_modules(model) == expected
-    adapted = peft.get_peft_model(model, peft.LoraConfig(r=2, target_modules=adapters.target_modules(model)))
+    assert layers.target_modules(model) == expected
+    adapted = peft.get_peft_model(model, peft.LoraConfig(r=2, target_modules=layers.target_modules(model)))
     touched = {name.split(".lora_A")[0].split(".")[-1] for name, _ in adapted.named_parameters() if "lora_A" in name}
     assert touched == set(expected)
 
 
 def test_names_that_match_nothing_list_those_there_are():
     model = load("bert")
-    assert adapters.target_modules(model, "query, key") == ["query", "key"]
-    assert adapters.target_modules(model, "all-linear") == "all-linear"
+    assert layers.target_modules(model, "query, key") == ["query", "key"]
+    assert layers.target_modules(model, "all-linear") == "all-linear"
     with pytest.raises(
         utils.UserError, match=r"--target_modules q_proj,v_lin: no such linear layer; bert has dense, key, query, value"
     ):
-        adapters.target_modules(model, "q_proj,query,v_lin")
+        layers.target_modules(model, "q_proj,query,v_lin")
 
 
 def save_adapter(base, folder, **kwargs):
@@ -118,7 +118,7 @@ def test_attention_and_mlp_of_other_architectures(tiny_bert, tiny_t5, tiny_gpt2)
             name, "classifier" if name == tiny_bert else "auto", labels=["a", "b"] if name == tiny_bert else None
         )
         n_layers = 1 if name == tiny_t5 else 2
-        found = [adapters.target_modules(model, which) for which in ("attention", "mlp")]
+        found = [layers.target_modules(model, which) for which in ("attention", "mlp")]
         assert [len(names) for names in found] == [attention * n_layers, mlp * n_layers] and not set(found[0]) & set(
             found[1]
         )
