@@ -192,8 +192,9 @@ def _end_soon(code):
 def clean_exit(main):
     """Decorate a script's `main`: what a person can put right becomes one line on stderr and exit code 2.
 
-    That is a UserError and the operating system's errors, see `system_message`. Ctrl-C: one line, code 130; out of
-    memory outside of a run: one line, code 3. Any other exception is a bug and keeps its traceback.
+    That is a UserError and the operating system's errors, see `system_message`. Ctrl-C: one line, code 130. Outside
+    of a run, RunFailed: one line, code 1; out of memory: one line, code 3. Any other exception is a bug and keeps its
+    traceback.
     """
     script = Path(main.__code__.co_filename).name
 
@@ -204,6 +205,8 @@ def clean_exit(main):
             return main(argv)
         except UserError as error:
             message, code = f"error: {' '.join(str(error).split())}", 2
+        except RunFailed as error:  # outside of a run, which would have recorded it
+            message, code = f"failed: {' '.join(str(error).split())}", 1
         except KeyboardInterrupt as error:
             number = error.number if isinstance(error, Stopped) else signal.SIGINT
             message, code = "interrupted", 128 + number

@@ -76,6 +76,7 @@ def summary(counts, retriever, skipped):
         ", ".join(parts) or "no new documents",
         f"{counts['chunks']} chunks added, {len(retriever.index)} in all",
         skipped.summary(),
+        retriever.told_cut(),
     ]
     return "; ".join(filter(None, parts))
 

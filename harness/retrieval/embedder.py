@@ -1,45 +1,152 @@
 """Texts -> vectors, with a sentence-transformers model (Reimers and Gurevych 2019)."""
 
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
+import torch
+from safetensors import SafetensorError
 from sentence_transformers import SentenceTransformer
 from tqdm.auto import tqdm
+from transformers import PreTrainedModel
 
 import utils
+from harness.models import loading
 from harness.retrieval import index_folder
 
 # two embedders count as the same if the vectors of these texts have at least this cosine
 PROBES, SAME_VECTOR = ("The quick brown fox jumps over the lazy dog.", "How much is 17 times 3?", "Paris"), 0.9999
+# what the libraries raise for files that hold other things than they expect; RecursionError is a RuntimeError
+BROKEN_FILES = (ArithmeticError, AssertionError, AttributeError, ImportError, LookupError, OSError, RuntimeError)
+BROKEN_FILES += (SafetensorError, TypeError, ValueError)
 
 
 def load(kind, name, flag, device, args):
-    """A SentenceTransformer or CrossEncoder (`kind`); UserError with the flag and the name if it cannot be loaded."""
+    """A SentenceTransformer or CrossEncoder (`kind`); UserError with the flag and the name if it cannot be loaded.
+
+    That is also one with pickled weights, in any of its modules, and one whose weights are not all there.
+    """
     options = {"trust_remote_code": args.trust_remote_code, "model_kwargs": {"use_safetensors": True}}
     try:
-        return kind(name, device=device, **options)
-    except (OSError, ValueError) as error:
+        with mock.patch.object(torch, "load", _refuse_pickle):  # modules such as Dense would read pytorch_model.bin
+            model = kind(name, device=device, **options)
+        missing = _missing_weights(model.transformers_model, kind is SentenceTransformer)
+    except BROKEN_FILES as error:
         if utils.is_out_of_memory(error):
             raise
-        raise utils.UserError(f"{flag} {name} cannot be loaded: {str(error).splitlines()[0]}") from None
+        raise utils.UserError(f"{flag} {name} cannot be loaded: {_reason(error)}") from None
+    if missing:
+        raise utils.UserError(
+            f"{flag} {name} cannot be loaded: {len(missing)} of its weights are missing, such as {missing[0]}; they "
+            "would be random"
+        )
+    return model
+
+
+def _refuse_pickle(file, *_, **__):
+    raise utils.UserError(
+        f"{Path(str(file)).name} is a pickle, and pickled weights are not read; save it as safetensors"
+    )
+
+
+def _reason(error):
+    """The first line of an error, with its kind where it is no sentence for a person."""
+    text = (str(error).splitlines() or [""])[0]
+    return text if isinstance(error, OSError | ValueError) and text else f"{type(error).__name__}: {text}"
+
+
+def _missing_weights(model, pooled):
+    """The weights of a transformers model that its checkpoint lacks, which transformers fills with random numbers.
+
+    pooled: vectors are pooled from the last layer, so that BERT's own pooler, which many checkpoints lack, is not used.
+    """
+    if not isinstance(model, PreTrainedModel) or hasattr(model, "peft_config"):
+        return []
+    options = {"config": model.config, "use_safetensors": True, "device_map": "meta", "output_loading_info": True}
+    _, report = type(model).from_pretrained(model.name_or_path, **options)
+    return sorted(key for key in report["missing_keys"] if not (pooled and key.split(".")[0] == "pooler"))
 
 
 class Embedder:
-    """The model of --embed_model, with the prompts and the metric that the flags ask for."""
+    """The model of --embed_model, with the prompts and the metric that the flags ask for.
+
+    dimension: of its vectors; max_tokens: of a passage, without special tokens and the prompt.
+    """
 
     def __init__(self, args, device):
-        self.args = args
+        self.args, self.name = args, f"--embed_model {args.embed_model}"
         self.model = load(SentenceTransformer, args.embed_model, "--embed_model", device, args)
-        self.tokenizer = self.model.tokenizer
-        self.dimension = self.model.get_embedding_dimension()
-        longest = self.model.max_seq_length
-        self.max_tokens = 10**9 if longest is None else longest - 2  # without its two special tokens
+        self.tokenizer = getattr(self.model[0], "tokenizer", None)
+        if not getattr(self.tokenizer, "is_fast", False):
+            raise utils.UserError(f"{self.name} has no fast tokenizer, which the lengths of chunks are counted with")
+        self._limit_tokens()
+        self.prompts = {False: self._prompt(args.passage_prompt, "document", "passage", "corpus")}
+        self.prompts[True] = self._prompt(args.query_prompt, "query")
+        self.max_tokens = self.room(questions=False) or 10**9
         self.batch_size = 32 if args.batch_size == "auto" else max(args.batch_size, 32)
+        try:
+            self.probes = self.embed(PROBES)  # they tell whether an index was made with this embedder
+            self.dimension = self.probes.shape[1]
+        except BROKEN_FILES as error:
+            if isinstance(error, utils.RunFailed) or utils.is_out_of_memory(error):
+                raise
+            raise utils.UserError(
+                f"{self.name} gives no vectors of texts ({_reason(error)}); give a sentence-transformers model, whose "
+                "modules.json ends with a pooling"
+            ) from None
+
+    def _limit_tokens(self):
+        """Let the model cut texts to what its positions allow, whatever its sentence_bert_config.json says."""
+        longest, model = self.model.max_seq_length, self.model.transformers_model
+        if longest is not None and (not isinstance(longest, int) or longest < 1):
+            raise utils.UserError(f"{self.name}: max_seq_length is {longest!r}, not a whole number above 0")
+        limit = loading.context_length(model) if isinstance(model, PreTrainedModel) else None
+        if limit and (longest is None or longest > limit):
+            self.model.max_seq_length = limit
+
+    def _prompt(self, given, *names):
+        """The prompt of a flag, else the one that sentence-transformers takes from the model."""
+        name = next((name for name in names if name in self.model.prompts), self.model.default_prompt_name)
+        prompt = self.model.prompts.get(name) if given is None else given
+        if not isinstance(prompt or "", str):
+            raise utils.UserError(f"{self.name}: its prompt {name} is no text")
+        return prompt or ""
+
+    def room(self, questions):
+        """Tokens of a text that the embedder takes besides the prompt and special tokens; None for no limit."""
+        longest = self.model.max_seq_length
+        if longest is None:
+            return None
+        prompt = len(self.tokenizer(self.prompts[questions], add_special_tokens=False, verbose=False).input_ids)
+        room = longest - self.tokenizer.num_special_tokens_to_add() - prompt
+        if room < 1:
+            raise utils.UserError(
+                f"{self.name} takes {longest} tokens at once, of which a prompt of {prompt} leaves none for the text"
+            )
+        return room
+
+    def cut(self, texts, questions=False):
+        """[N] bools: whether the model cuts this text, since it is longer than there is room."""
+        room = self.room(questions)
+        if room is None:
+            return [False] * len(texts)
+        # a token has one byte at least
+        long = [i for i, text in enumerate(texts) if len(text.encode()) > room]
+        cut = [False] * len(texts)
+        for begin in range(0, len(long), 1000):
+            some = long[begin : begin + 1000]
+            options = {"add_special_tokens": False, "return_attention_mask": False, "verbose": False}
+            for i, ids in zip(some, self.tokenizer([texts[i] for i in some], **options)["input_ids"]):
+                cut[i] = len(ids) > room
+        return cut
 
     def embed(self, texts, questions=False, progress=False):
-        """Vectors [N, D], float32, of unit length under the cosine metric. questions: with the prompt for questions."""
+        """Vectors [N, D], float32, of unit length under the cosine metric. questions: with the prompt for questions.
+
+        RunFailed if one of them is no number.
+        """
         if not progress:
-            return np.ascontiguousarray(self._encode(texts, questions), dtype=np.float32)
+            return self._encode(texts, questions)
         # in parts, the longest texts first, so that a batch holds texts of about one length
         order, parts, step = np.argsort([-len(text) for text in texts], kind="stable"), [], 8 * self.batch_size
         with tqdm(total=len(texts), desc="embedding", unit="chunk") as bar:
@@ -53,17 +160,21 @@ class Embedder:
 
     def _encode(self, texts, questions):
         encode = self.model.encode_query if questions else self.model.encode_document
-        return encode(
-            texts,
+        vectors = encode(
+            list(texts),
             prompt=self.args.query_prompt if questions else self.args.passage_prompt,
             batch_size=self.batch_size,
             normalize_embeddings=self.args.metric == "cosine",
             show_progress_bar=False,
         )
+        vectors = np.ascontiguousarray(vectors, dtype=np.float32)
+        if not np.isfinite(vectors).all():
+            raise utils.RunFailed(f"{self.name} gives vectors that are no numbers (NaN or infinite)")
+        return vectors
 
-    def probes(self):
-        """Vectors of PROBES, rounded for JSON: they tell whether an index was made with this embedder."""
-        return [[round(float(x), 6) for x in vector] for vector in self.embed(PROBES)]
+    def rounded_probes(self):
+        """Vectors of PROBES, rounded for JSON."""
+        return [[round(float(x), 6) for x in vector] for vector in self.probes]
 
     def revision(self):
         """The hub's commit, or the checksum of a local folder's weights; None if neither is known."""

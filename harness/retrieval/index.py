@@ -26,6 +26,7 @@ SCHEMA = pa.schema(
         *((name, pa.string()) for name in TEXT_COLUMNS),
         ("position", pa.int64()),
         ("text", pa.large_string()),
+        ("cut", pa.bool_()),  # longer than the embedder takes; null where nothing was embedded
     ]
 )
 
@@ -69,6 +70,11 @@ class Index:
         """{document id: digest} of all that is indexed."""
         return dict(zip(self.table["document"].to_pylist(), self.table["digest"].to_pylist()))
 
+    @property
+    def n_cut(self):
+        """How many of the chunks the embedder has cut, as far as is known."""
+        return pc.sum(self.table["cut"]).as_py() or 0
+
     def chunk(self, row):
         """The Chunk in this row of the table."""
         cells = self.table.slice(row, 1).to_pylist()[0]
@@ -79,10 +85,11 @@ class Index:
         if self.kind == "auto":
             self.kind, self.why = choose_kind(n, self.dimension, psutil.virtual_memory().available / utils.GB)
 
-    def add(self, chunks, digests, vectors, expected=None):
+    def add(self, chunks, digests, vectors, expected=None, cut=None):
         """Append chunks, their documents' digests and their vectors.
 
-        vectors: [N, D] float32, None for the kind "none"; expected: chunks that this and later calls add, if known.
+        vectors: [N, D] float32, None for the kind "none"; expected: chunks that this and later calls add, if known;
+        cut: [N] whether the embedder cut the chunk, None where that is not known.
         """
         self.check_writable()
         self.settle(len(self) + max(len(chunks), expected or 0))
@@ -95,6 +102,7 @@ class Index:
             "source": [chunk.source for chunk in chunks],
             "position": [chunk.position for chunk in chunks],
             "text": [chunk.text for chunk in chunks],
+            "cut": [None] * len(chunks) if cut is None else cut,
         }
         if self.kind != "none":
             self._add_vectors(vectors, ids, max(len(vectors), expected or 0))

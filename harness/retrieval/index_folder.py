@@ -8,14 +8,15 @@ from pathlib import Path
 
 import faiss
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 from filelock import FileLock
 
 import utils
 from harness.results import provenance
-from harness.retrieval.index import Index
+from harness.retrieval.index import SCHEMA, Index
 
-FORMAT = 1  # of the folder; any other is refused
+FORMAT = 2  # of the folder; 1 had no checksum of meta.json itself and no column "cut"
 DATA_FILES = ("index.faiss", "chunks.parquet", "vectors.npy")
 
 
@@ -25,19 +26,27 @@ def checksum(path):
         return {"bytes": os.fstat(file.fileno()).st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
 
 
+def own_checksum(meta):
+    """The sha256 of what meta.json says besides its own checksum."""
+    rest = {key: value for key, value in meta.items() if key != "sha256"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
+
+
 def read_meta(folder):
-    """The contents of meta.json, None if there is none; UserError if this version did not write it."""
+    """The contents of meta.json, None if there is none; UserError if this version did not write it, or not so."""
     path = Path(folder) / "meta.json"
     if not path.is_file():
         return None
     try:
         meta = json.loads(path.read_text(encoding="utf-8"))
-        ours = meta["format"] == FORMAT and isinstance(meta["files"], dict)
-    except (ValueError, KeyError, TypeError):
+        checked = meta["sha256"] == own_checksum(meta) if "sha256" in meta or meta["format"] != 1 else True
+        ours = meta["format"] in (1, FORMAT) and isinstance(meta["files"], dict) and checked
+    except (ValueError, KeyError, TypeError, RecursionError):
         ours = False
     if not ours:
         raise utils.UserError(
-            f"{path} does not describe an index that this version wrote; delete the folder and build it again"
+            f"{path} is damaged or does not describe an index that this version wrote; delete the folder and build it "
+            "again"
         )
     return meta
 
@@ -120,6 +129,8 @@ def _write(index, folder, made_with):
         "made_with": made_with,
         "versions": json.loads(provenance.of_checkout()["versions"]),
     }
+    meta = json.loads(json.dumps(meta))  # as it will be read again
+    meta["sha256"] = own_checksum(meta)
     with open(folder / "meta.json.new", "w", encoding="utf-8") as file:
         json.dump(meta, file, indent=1)
         file.flush()
@@ -156,18 +167,31 @@ def open_index(folder, mmap=False):
                     f"{path} is missing or damaged: its size or checksum is not what meta.json says; delete {folder} "
                     "and build it again"
                 )
-        return _read(folder, meta, mmap), meta["made_with"]
+        try:
+            return _read(folder, meta, mmap), meta["made_with"]
+        except (RuntimeError, ValueError, KeyError, TypeError) as error:  # faiss' errors are RuntimeErrors
+            if isinstance(error, utils.UserError) or utils.is_out_of_memory(error):
+                raise
+            raise utils.UserError(
+                f"{folder} holds an index that cannot be read ({str(error).splitlines()[0]}); delete it and build it "
+                "again"
+            ) from None
 
 
 def _read(folder, meta, mmap):
     index = Index(meta["dimension"], meta["index"], meta["metric"], meta["options"])
-    index.table = pq.read_table(folder / "chunks.parquet")
+    table = pq.read_table(folder / "chunks.parquet")
+    if "cut" not in table.column_names:
+        table = table.append_column("cut", pa.nulls(len(table), pa.bool_()))
+    index.table = table.cast(SCHEMA)
     index.next_id, index.generation, index.mapped = meta["next_id"], meta["generation"], mmap
     if "index.faiss" in meta["files"]:
         index.faiss = faiss.read_index(str(folder / "index.faiss"), faiss.IO_FLAG_MMAP_IFC if mmap else 0)
-        if index.faiss.ntotal != len(index):
+        held, wanted = (index.faiss.ntotal, index.faiss.d), (len(index), index.dimension)
+        if held != wanted:
             raise utils.UserError(
-                f"{folder} holds {index.faiss.ntotal} vectors for {len(index)} chunks; delete it and build it again"
+                f"{folder} holds {held[0]} vectors of {held[1]} dimensions for {wanted[0]} chunks of {wanted[1]}; "
+                "delete it and build it again"
             )
     if "vectors.npy" in meta["files"]:
         index.vectors = np.load(folder / "vectors.npy", mmap_mode="r", allow_pickle=False)

@@ -77,11 +77,12 @@ def index(run, retriever, counts, building, skipped):
         run.row.update(index_seconds=building.seconds, documents_per_s=documents / building.seconds)
     if built.kind != "none":
         run.row["index_gb"] = built.gb()
-    for text in (built.why, skipped.summary()):
+    for text in (built.why, skipped.summary(), retriever.told_cut()):
         if text:
             print(text)
-    if len(skipped):
-        run.note(skipped.summary())
+    for text in (skipped.summary(), retriever.told_cut()):
+        if text:
+            run.note(text)
 
 
 def ranking(run, args, task, retriever, outcome):
@@ -98,6 +99,9 @@ def ranking(run, args, task, retriever, outcome):
     if any(outcome.ranked):
         if args.retriever != "bm25":
             run.row["index_recall"] = retriever.index.recall(retriever.embedder.embed(questions, questions=True), 10)
+            cut = sum(retriever.embedder.cut(questions, questions=True))
+            if cut:
+                run.note(f"{cut} of {len(questions)} questions are longer than the embedder takes and are cut")
         if args.save_run:
             qrels.write_run(args.save_run, [ex.id for ex in task.evaluation], outcome.ranked, run.row["variant"])
             run.note(f"rankings in {args.save_run}")

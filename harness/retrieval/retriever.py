@@ -54,7 +54,7 @@ class Retriever:
             "passage_prompt": args.passage_prompt,
             "chunk_tokens": self.size,
             "chunk_overlap": self.overlap if self.size else None,
-            "probes": self.embedder.probes(),
+            "probes": self.embedder.rounded_probes(),
         }
         self.options = {name: getattr(args, name) for name in OPTIONS}
         self.index = self._opened()
@@ -66,7 +66,10 @@ class Retriever:
         """(tokens of a chunk or None for whole documents, tokens of overlap); UserError if the embedder takes fewer."""
         args, most = self.args, self.embedder.max_tokens
         if args.chunk_tokens and args.chunk_tokens > most:
-            raise utils.UserError(f"--chunk_tokens {args.chunk_tokens}: {args.embed_model} takes {most} tokens at once")
+            raise utils.UserError(
+                f"--chunk_tokens {args.chunk_tokens}: {args.embed_model} takes {most} tokens of a passage at once, "
+                "besides its prompt"
+            )
         size = None if args.whole_documents else args.chunk_tokens or min(most, MAX_CHUNK_TOKENS)
         if args.chunk_overlap is None:
             return size, min(OVERLAP, (size or 0) // 4)
@@ -81,6 +84,16 @@ class Retriever:
         modules = [self.embedder.model, self.reranker] if self.reranker else [self.embedder.model]
         weights = sum(p.numel() * p.element_size() for module in modules for p in module.parameters())
         return weights / utils.GB + (0.0 if self.index.kind == "none" else self.index.gb())
+
+    def told_cut(self):
+        """One line on how many chunks the embedder has cut, "" if none."""
+        n, what = self.index.n_cut, "chunks" if self.size else "documents"
+        if not n:
+            return ""
+        return (
+            f"{n} of {len(self.index)} {what} are longer than the {self.embedder.max_tokens} tokens that "
+            f"{self.args.embed_model} takes, and only their beginning is embedded"
+        )
 
     # ----------------------------------------------------------------------------------------------- the index's folder
 
@@ -105,6 +118,8 @@ class Retriever:
             return None
         index, made_with = opened
         self._check_settings(index, made_with)
+        if index.kind == "none" and not self.only_bm25:
+            index = self._with_vectors(index)
         changed = {name: value for name, value in self.options.items() if value is not None}
         if index.kind == "hnsw" and "ef_search" in changed:
             index.faiss.hnsw.efSearch = changed["ef_search"]
@@ -116,25 +131,42 @@ class Retriever:
     def _check_settings(self, index, made_with):
         """UserError if an opened index has another embedder, chunking, metric, kind or options than the flags."""
         args = self.args
-        any_kind = self.only_bm25 or (args.index == "auto" and index.kind != "none")
-        ours = {**self.made_with, "metric": args.metric, "index": index.kind if any_kind else args.index}
-        theirs = {**made_with, "metric": index.metric, "index": index.kind}
-        if index.kind == "none" and not any_kind:
-            raise utils.UserError(
-                f"--index_dir {args.index_dir} was built for BM25 and holds no vectors; give --retriever bm25"
-            )
+        any_kind = self.only_bm25 or args.index == "auto" or index.kind == "none"  # none: there are no vectors yet
+        ours = {**self.made_with, "index": index.kind if any_kind else args.index}
+        theirs = {**made_with, "index": index.kind}
+        if index.kind != "none":
+            ours["metric"], theirs["metric"] = args.metric, index.metric
         other = []
         if not embedder.same_vectors(ours["probes"], theirs["probes"]):
             other.append(f"the embedder {theirs['embedder']}, whose vectors are not those of {ours['embedder']}")
         for name, value in ours.items():  # the same embedder may have another name here
             if name not in ("embedder", "embedder_revision", "probes") and value != theirs.get(name):
                 other.append(f"{name} {theirs[name]}, not {value}")
-        for name in FIXED:
+        for name in FIXED if index.kind != "none" else ():
             if self.options[name] is not None and self.options[name] != index.options.get(name):
                 other.append(f"{name} {index.options.get(name) or 'by default'}, not {self.options[name]}")
         if other:
             text = f"--index_dir {args.index_dir} was built with {'; '.join(other)}"
             raise utils.UserError(f"{text}: give the same flags, or another folder")
+
+    def _with_vectors(self, bare):
+        """An index with the chunks of one that was built for BM25 alone: they are embedded, and it is saved."""
+        args = self.args
+        if args.mmap:
+            raise utils.UserError(
+                f"--index_dir {args.index_dir} was built for BM25 and holds no vectors; give --retriever bm25, or open "
+                "it once without --mmap, which embeds its chunks"
+            )
+        print(f"--index_dir {args.index_dir} was built for BM25 alone; its {len(bare)} chunks are embedded now")
+        index = Index(self.embedder.dimension, args.index, args.metric, self.options)
+        index.generation = bare.generation
+        chunks, digests = [bare.chunk(row) for row in range(len(bare))], bare.table["digest"].to_pylist()
+        begin = 0
+        for block in _blocks(chunks, self._first_block(index, len(chunks)), BLOCK):
+            self._embed_into(index, block, digests[begin : begin + len(block)], len(chunks))
+            begin += len(block)
+        index_folder.save_index(index, args.index_dir, self.made_with)
+        return index
 
     def save(self, folder=None):
         """Save the index in the folder, or in --index_dir; without either nothing is saved."""
@@ -162,19 +194,10 @@ class Retriever:
         chunks = split_into_chunks(fresh, self.embedder.tokenizer, self.size, self.overlap)
         digests = {doc.id: doc.digest for doc in fresh}
         counts["chunks"] = len(chunks)
-        first, saved = BLOCK, len(self.index)
-        if chunks:
-            self.index.settle(len(self.index) + len(chunks))
-            if self.index.faiss is None and self.index.kind in TRAINED:
-                # the first block trains the index: 50 vectors for each of the clusters
-                first = max(BLOCK, 50 * int(self.args.nlist or 4 * len(chunks) ** 0.5))
-                self.index.check(min(first, len(chunks)))
-        for block in _blocks(chunks, first, BLOCK):
-            vectors = None
-            if self.index.kind != "none":
-                vectors = self.embedder.embed([chunk.full for chunk in block], progress=len(chunks) > BAR_FROM)
-            self.index.remove(stale & {chunk.document for chunk in block})
-            self.index.add(block, [digests[chunk.document] for chunk in block], vectors, len(chunks))
+        saved = len(self.index)
+        for block in _blocks(chunks, self._first_block(self.index, len(chunks)), BLOCK):
+            of_block = [digests[chunk.document] for chunk in block]
+            self._embed_into(self.index, block, of_block, len(chunks), stale & {chunk.document for chunk in block})
             if len(self.index) > 1.25 * saved:  # not after each block: a save writes everything
                 self.save()
                 saved = len(self.index)
@@ -182,6 +205,26 @@ class Retriever:
             self.save()
         self.bm25 = self.rows = None
         return counts
+
+    def _first_block(self, index, n):
+        """How many of n new chunks the first block needs: it trains the index, 50 vectors for each of the clusters."""
+        if not n:
+            return BLOCK
+        index.settle(len(index) + n)
+        if index.faiss is not None or index.kind not in TRAINED:
+            return BLOCK
+        first = max(BLOCK, 50 * int(self.args.nlist or 4 * n**0.5))
+        index.check(min(first, n))
+        return first
+
+    def _embed_into(self, index, chunks, digests, expected, stale=()):
+        """Embed chunks, if the index holds vectors, and put them in place of the documents `stale`."""
+        vectors = cut = None
+        if index.kind != "none":
+            texts = [chunk.full for chunk in chunks]
+            vectors, cut = self.embedder.embed(texts, progress=expected > BAR_FROM), self.embedder.cut(texts)
+        index.remove(stale)
+        index.add(chunks, digests, vectors, expected, cut)
 
     def remove(self, ids):
         """Delete documents by id; returns how many chunks that were. UserError for an id that is not in the index."""

@@ -1,3 +1,4 @@
+import json
 import os
 import random
 import subprocess
@@ -5,6 +6,7 @@ import sys
 import time
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from helpers import ROOT
 from retrieval_helpers import EXACT_OPTIONS, add_vectors, clustered, found_by
@@ -156,3 +158,61 @@ def test_folders_that_are_no_index_or_damaged_are_refused(tmp_path):
             index_folder.open_index(tmp_path / "index")
         (tmp_path / "index" / name).write_bytes(good)
     index_folder.open_index(tmp_path / "index")
+
+
+def test_a_value_that_changed_in_meta_json_is_noticed(tmp_path):
+    index = Index(32, "flat")
+    add_vectors(index, ["a", "b"], clustered(2))
+    index_folder.save_index(index, tmp_path, {"chunk_tokens": 64, "probes": [[0.1, 1e-6]]})
+    path = tmp_path / "meta.json"
+    good = path.read_text()
+    assert index_folder.open_index(tmp_path)[1] == {"chunk_tokens": 64, "probes": [[0.1, 1e-6]]}
+    for before, after in (
+        ('"cosine"', '"l2"'),
+        ('"generation": 1', '"generation": 2'),
+        ('"chunk_tokens": 64', '"chunk_tokens": 65'),
+        ('"next_id": 2', '"next_id": 1'),
+        ('"sha256": "', '"sha256": "0'),
+        ('"made_with"', '"made_without"'),
+    ):
+        assert good.count(before) >= 1
+        path.write_text(good.replace(before, after))
+        with pytest.raises(utils.UserError, match="damaged or does not describe"):
+            index_folder.open_index(tmp_path)
+    for text in ("[" * 100_000, "[]", "\x00", '{"format": 2}'):
+        path.write_text(text)
+        with pytest.raises(utils.UserError, match="damaged or does not describe"):
+            index_folder.open_index(tmp_path)
+    path.write_text(good)
+    assert len(index_folder.open_index(tmp_path)[0]) == 2
+
+
+def test_a_folder_of_the_first_format_is_read_and_saved_anew(tmp_path):
+    index = Index(32, "flat")
+    add_vectors(index, ["a", "b"], clustered(2))
+    index_folder.save_index(index, tmp_path, {"embedder": "e"})
+    table = pq.read_table(tmp_path / "chunks.parquet").drop_columns(["cut"])
+    pq.write_table(table, tmp_path / "chunks.parquet")
+    meta = json.loads((tmp_path / "meta.json").read_text())
+    meta.update(format=1)
+    del meta["sha256"]
+    meta["files"]["chunks.parquet"] = index_folder.checksum(tmp_path / "chunks.parquet")
+    (tmp_path / "meta.json").write_text(json.dumps(meta))
+    old, made_with = index_folder.open_index(tmp_path)
+    assert list(old.documents) == ["a", "b"] and old.n_cut == 0 and made_with == {"embedder": "e"}
+    index_folder.save_index(old, tmp_path, made_with)
+    assert json.loads((tmp_path / "meta.json").read_text())["format"] == 2
+    meta.update(dimension=16)
+    (tmp_path / "meta.json").write_text(json.dumps(meta))
+    with pytest.raises(utils.UserError):
+        index_folder.open_index(tmp_path)
+
+
+def test_a_mapped_index_that_cannot_be_read_is_one_line(tmp_path):
+    index = Index(32, "flat")
+    add_vectors(index, ["a", "b"], clustered(2))
+    index_folder.save_index(index, tmp_path, {})
+    size = (tmp_path / "index.faiss").stat().st_size  # mapped, the contents are not read for a checksum
+    (tmp_path / "index.faiss").write_bytes(b"x" * size)
+    with pytest.raises(utils.UserError, match="cannot be read"):
+        index_folder.open_index(tmp_path, mmap=True)

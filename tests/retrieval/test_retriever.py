@@ -142,7 +142,7 @@ def test_bm25_alone_embeds_nothing(tiny_embedder, tmp_path, monkeypatch):
     again = retriever_of(tiny_embedder, "--retriever", "bm25", "--index_dir", str(tmp_path / "index"))
     assert [hit.row for hit in again.search(["number7"], 3)[0]] == [7]
     with pytest.raises(utils.UserError, match="holds no vectors; give --retriever bm25"):
-        retriever_of(tiny_embedder, "--index_dir", str(tmp_path / "index"))
+        retriever_of(tiny_embedder, "--index_dir", str(tmp_path / "index"), "--mmap")
 
 
 def test_another_embedder_chunking_metric_or_kind_is_refused(tiny_embedder, tiny_bert, tmp_path):
