@@ -29,7 +29,7 @@ from pathlib import Path
 
 import utils
 from harness import flags, hub
-from harness.results import store
+from harness.results import outputs
 from harness.results.run import Run
 
 
@@ -256,7 +256,11 @@ def run_once(args):
                 report(run, benchmark, questions, systems)
             if args.mode == "batch":
                 lines = formats.batch_answers(questions, systems if args.output else [system])
-                store.write_jsonl(args.output or run.path("answers.jsonl"), lines)
+                if args.output:
+                    text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+                    outputs.write(args.output, text, "answers", "--output", utils.RunFailed)
+                else:
+                    run.write_jsonl("answers.jsonl", lines)
 
 
 def check_names(args):
@@ -282,6 +286,8 @@ def import_heavy():
 @utils.clean_exit
 def main(argv=None):
     args = parse_args(argv)
+    if args.output:
+        outputs.check(args.output, "answers", "--output")
     check_names(args)
     if args.score:
         global win_rates

@@ -16,12 +16,11 @@ BEIR folder (corpus.jsonl, queries.jsonl, qrels/) as --dataset measures retrieva
     python rag_eval.py --interactive --index_dir notes_index
 """
 
-import os
-from pathlib import Path
 from types import SimpleNamespace
 
 import utils
 from harness import flags, hub
+from harness.results import outputs
 from harness.results.run import Run
 from harness.retrieval import files
 
@@ -299,8 +298,8 @@ def main(argv=None):
     args = parse_args(argv)
     if args.docs:
         files.find_files(args.docs)
-    if args.save_run and (Path(args.save_run).is_dir() or not os.access(Path(args.save_run).parent, os.W_OK)):
-        raise utils.UserError(f"--save_run {args.save_run}: give a file in an existing folder that can be written")
+    if args.save_run:
+        outputs.check(args.save_run, "run", "--save_run")
     measures = not (args.build_only or args.interactive)
     generates = args.interactive or (measures and not (args.retrieval_only or files.is_beir(files.data_folder(args))))
     models = {"--embed_model": args.embed_model, "--reranker": args.reranker}

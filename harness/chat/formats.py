@@ -2,6 +2,8 @@
 
 import time
 
+from harness.results import outputs
+
 
 def alpaca_outputs(questions, answers, name):
     """AlpacaEval's model_outputs.json. answers: {question id: [T] texts}; name: of the model."""
@@ -39,6 +41,7 @@ def batch_answers(questions, systems):
             if len(question.turns) == 1:
                 prompt, answer = prompt[0], answer[0]
             lines.append({"id": question.id, "prompt": prompt, "model": system.name, "answer": answer})
+            lines[-1]["script"] = outputs.SCRIPTS["answers"]  # the mark of a file that --output may replace
     return lines
 
 

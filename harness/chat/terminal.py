@@ -12,6 +12,7 @@ from harness import terminal
 from harness.chat import benchmarks
 from harness.evaluation import prompting
 from harness.models import generation, loading, prefix_cache
+from harness.results import outputs
 
 HELP = (
     "/reset forgets, /system TEXT, /adapter on|off, /retry asks the last turn again, /save [FILE], /help, /quit; "
@@ -121,6 +122,7 @@ class Chat:
     def save(self, file):
         path = Path(file or f"chat-{time.strftime('%Y%m%d-%H%M%S')}.json").expanduser()
         conversation = {
+            "script": outputs.SCRIPTS["conversation"],  # the mark of a file that /save may replace
             "model": self.model.config._name_or_path,
             "adapter": self.adapter_name,
             "max_new_tokens": self.max_new_tokens,
@@ -130,7 +132,7 @@ class Chat:
             "answers": self.answers,
             "all": self.log,
         }
-        path.write_text(json.dumps(conversation, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        outputs.write(path, json.dumps(conversation, indent=2, ensure_ascii=False) + "\n", "conversation", "/save")
         print(f"saved in {path}")
 
     def run(self):

@@ -5,6 +5,7 @@ from pathlib import Path
 import utils
 from harness.data import readers
 from harness.evaluation import metrics
+from harness.results import outputs
 from harness.retrieval.documents import read_documents, row_id
 from harness.retrieval.formats import Unusable, clean
 
@@ -113,7 +114,7 @@ def relevant_documents(task, documents, known):
 
 
 def write_run(path, ids, ranked, tag):
-    """Write a TREC run: lines `query Q0 document rank score tag`, best document first.
+    """Write a TREC run: lines `query Q0 document rank score rag_eval:tag`, best document first.
 
     ids: [Q] query ids; ranked: [Q] lists of hits. trec_eval sorts by score, so scores that do not fall strictly are
     replaced by -rank.
@@ -127,5 +128,6 @@ def write_run(path, ids, ranked, tag):
         falls = all(a > b for a, b in zip(values, values[1:]))
         for rank, (document, score) in enumerate(best.items(), start=1):
             names = ["_".join(str(name).split()) for name in (query, document)]
-            lines.append(f"{names[0]} Q0 {names[1]} {rank} {score if falls else -rank:.9g} {tag}\n")
-    Path(path).write_text("".join(lines), encoding="utf-8")
+            lines.append(f"{names[0]} Q0 {names[1]} {rank} {score if falls else -rank:.9g} {outputs.RUN_TAG}{tag}\n")
+    # measured by now: a full disk fails the run, and its row is kept
+    outputs.write(path, "".join(lines), "run", "--save_run", utils.RunFailed)

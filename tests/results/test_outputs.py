@@ -1,3 +1,4 @@
+import importlib
 import json
 import os
 import sqlite3
@@ -165,3 +166,16 @@ def test_other_tables_of_an_exported_database_stay(tmp_path):
     with sqlite3.connect(file) as database:
         assert database.execute("SELECT text FROM notes").fetchall() == [("mine",)]
         assert database.execute("SELECT count(*) FROM results").fetchone() == (2,)
+
+
+@pytest.mark.parametrize("script, flag", [("chat_eval", "--output"), ("rag_eval", "--save_run")])
+def test_outputs_of_the_measuring_scripts_are_refused_before_anything_is_loaded(script, flag, tmp_path, capsys):
+    for file, data in FOREIGN.items():
+        (tmp_path / file).write_bytes(data)
+    given = {"chat_eval": ["--mode", "batch", "--prompts", str(tmp_path / "notes.md")], "rag_eval": []}[script]
+    for file in FOREIGN:
+        with pytest.raises(SystemExit) as ended:
+            importlib.import_module(script).main([*given, flag, str(tmp_path / file)])
+        error = capsys.readouterr().err
+        assert ended.value.code == 2 and error.count("\n") == 1 and "is not replaced" in error
+    assert all((tmp_path / file).read_bytes() == data for file, data in FOREIGN.items())
