@@ -235,9 +235,11 @@ def folder_mb(folder, pattern="*"):
     return sum(file.stat().st_size for file in Path(folder).rglob(pattern) if file.is_file()) / MB
 
 
-def load_tokenizer(model_name, trust_remote_code=False):
+def load_tokenizer(model_name, trust_remote_code=False, thinking=None):
     """The model's tokenizer, with a padding token (its end-of-sequence token where it brings none) and no length
     warning.
+
+    thinking: the value of enable_thinking in its chat template (Qwen3, SmolLM3, ..), None for the template's own.
     """
     from transformers import AutoTokenizer  # not for --help: see above
 
@@ -249,4 +251,6 @@ def load_tokenizer(model_name, trust_remote_code=False):
         raise UserError(f"no tokenizer can be loaded from {model_name}: {str(error).splitlines()[0]}") from None
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
+    if thinking is not None and isinstance(tokenizer.chat_template, str):
+        tokenizer.chat_template = f"{{%- set enable_thinking = {str(thinking).lower()} -%}}{tokenizer.chat_template}"
     return tokenizer

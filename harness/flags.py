@@ -282,6 +282,11 @@ def add_common_args(parser, auto_batch=False):
         help="requests timed one at a time; 0 skips (default: %(default)s)",
     )
     group.add_argument(
+        "--thinking",
+        action=argparse.BooleanOptionalAction,
+        help="chat templates of thinking models: --no-thinking asks for the answer at once (default: the template's)",
+    )
+    group.add_argument(
         "--trust_remote_code", action="store_true", help="run code that a model repository ships (off by default)"
     )
     group.add_argument(

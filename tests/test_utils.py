@@ -112,3 +112,17 @@ def test_clean_exit_is_one_line_and_code_2(capsys):
         main()
     assert exit_.value.code == 2
     assert capsys.readouterr().err == "test_utils.py: error: this is not allowed\n"
+
+
+def test_thinking_is_switched_in_the_chat_template(tiny_llama, tmp_path):
+    template = "{{ messages[0]['content'] }}{% if enable_thinking is defined and not enable_thinking %}no{% endif %}"
+    tokenizer = utils.load_tokenizer(tiny_llama)
+    tokenizer.chat_template = template
+    tokenizer.save_pretrained(tmp_path)
+    said = [
+        utils.load_tokenizer(tmp_path, thinking=value).apply_chat_template(
+            [{"role": "user", "content": "film"}], tokenize=False
+        )
+        for value in (None, True, False)
+    ]
+    assert said == ["film", "film", "filmno"]

@@ -264,7 +264,7 @@ def with_thoughts(generated, answers):
 
 def unfinished(n, n_texts):
     """[a sentence on n of n_texts outputs that end within a thought]; [] without any."""
-    cause = "a thinking model needs a larger --max_new_tokens"
+    cause = "a thinking model needs a larger --max_new_tokens, or --no-thinking"
     return [f"{n} of {n_texts} outputs end within a thought, so they are no answers: {cause}"] if n else []
 
 

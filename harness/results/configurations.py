@@ -71,7 +71,8 @@ def run_folder(row, beside):
 
 
 def _same(row, without):
-    kept = {key: found for key, found in flags(row).items() if key not in without}
+    # a flag that is not given is None, or not there where an older version did not know it
+    kept = {key: found for key, found in flags(row).items() if key not in without and found is not None}
     return (
         row["script"],
         row["strategy"],

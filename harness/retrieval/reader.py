@@ -19,7 +19,7 @@ class Reader:
 
     def __init__(self, args, device, task):
         self.args, self.task = args, task
-        self.tokenizer = utils.load_tokenizer(args.gen_model, args.trust_remote_code)
+        self.tokenizer = utils.load_tokenizer(args.gen_model, args.trust_remote_code, args.thinking)
         self.chat = loading.uses_chat(args.prompt_format, self.tokenizer)
         self.model = loading.load_model(
             args.gen_model, precision=args.precision, device=device, trust_remote_code=args.trust_remote_code
