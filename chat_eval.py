@@ -154,7 +154,7 @@ def systems_of(args):
 
 def load(args, name, adapter=None):
     """(model, tokenizer) at --precision, on --device."""
-    tokenizer = utils.load_tokenizer(name, args.trust_remote_code, args.thinking)
+    tokenizer = loading.load_tokenizer(name, args.trust_remote_code, args.thinking)
     model = loading.load_model(
         name,
         precision=args.precision,

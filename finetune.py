@@ -71,7 +71,7 @@ def run_once(args):
         run.row.update(task.row())
 
         # 4. model
-        tokenizer = utils.load_tokenizer(args.model, args.trust_remote_code, args.thinking)
+        tokenizer = loading.load_tokenizer(args.model, args.trust_remote_code, args.thinking)
         with utils.measure() as load:
             model = trainer.load_base(args, task, tokenizer, device, args.weights)
         run.row.update(**load.load_columns(), **loading.size_columns(model, trained=True))

@@ -263,7 +263,7 @@ def run_once(args):
         run.row.update(task.row())
 
         # 4. model
-        tokenizer = utils.load_tokenizer(args.model, args.trust_remote_code, args.thinking)
+        tokenizer = loading.load_tokenizer(args.model, args.trust_remote_code, args.thinking)
         with utils.measure() as load:
             model = loading.load_model(
                 args.model,

@@ -39,7 +39,7 @@ def assistant_options(name, adapter, model, tokenizer, precision, device, trust_
     vocabularies = {some.config.get_text_config().vocab_size for some in (assistant, model)}
     if len(vocabularies) == 1:
         return {"assistant_model": assistant}
-    theirs = utils.load_tokenizer(name, trust_remote_code)  # drafts cross over as text
+    theirs = loading.load_tokenizer(name, trust_remote_code)  # drafts cross over as text
     return {"assistant_model": assistant, "tokenizer": tokenizer, "assistant_tokenizer": theirs}
 
 

@@ -2,11 +2,11 @@
 
 import inspect
 import logging
+import re
 import warnings
 
 import torch
 from transformers import (
-    AutoConfig,
     AutoModelForCausalLM,
     AutoModelForSeq2SeqLM,
     AutoModelForSequenceClassification,
@@ -15,7 +15,12 @@ from transformers import (
 from transformers.utils import logging as hf_logging
 
 import utils
-from harness.models import adapters, new_layers
+from harness.models import adapters, folder, new_layers
+from harness.models import tokenizer as tokenizers
+from harness.models.tokenizer import load_tokenizer  # noqa: F401, scripts know it here
+
+# kept as they are by int8 and nf4: heads, BioGPT's tied head, and the layer whose weight Mamba multiplies by itself
+UNQUANTIZED = [*adapters.HEADS, "output_projection", "dt_proj"]
 
 
 def quiet():
@@ -34,16 +39,7 @@ def quiet():
 
 def model_kind(name, trust_remote_code=False):
     """causal, seq2seq, classifier or encoder, from the model's configuration. UserError where there is none."""
-    try:
-        config = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError) as error:
-        raise utils.UserError(f"no model can be loaded from {name}: {str(error).splitlines()[0]}") from None
-    architectures = " ".join(config.architectures or [])
-    if "ForSequenceClassification" in architectures:
-        return "classifier"
-    if config.is_encoder_decoder:
-        return "seq2seq"
-    return "causal" if "CausalLM" in architectures or "LMHead" in architectures else "encoder"
+    return folder.kind_of(folder.configuration(name, trust_remote_code))
 
 
 def quantization_config(precision, device, compute_dtype=None, double_quant=True):
@@ -54,14 +50,14 @@ def quantization_config(precision, device, compute_dtype=None, double_quant=True
     if precision not in ("int8", "nf4"):
         return None
     if precision == "int8":
-        return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=list(adapters.HEADS))
+        return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=UNQUANTIZED)
     default = "bf16" if device == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
     return BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=double_quant,
         bnb_4bit_compute_dtype=torch_dtype(compute_dtype or default),
-        llm_int8_skip_modules=list(adapters.HEADS),
+        llm_int8_skip_modules=UNQUANTIZED,
     )
 
 
@@ -101,10 +97,15 @@ def load_model(
     """
     quiet()
     check_precision(precision, device)
-    kind_of_checkpoint = model_kind(name, trust_remote_code)
-    kind = kind_of_checkpoint if kind == "auto" else kind
+    checkpoint = folder.configuration(name, trust_remote_code)
+    kind = folder.kind_of(checkpoint) if kind == "auto" else kind
     if kind == "classifier" and not labels:
         raise utils.UserError(f"{name} has a classification head; a causal or seq2seq language model is wanted here")
+    if kind == "multimodal":
+        raise utils.UserError(
+            f"{name} is multimodal ({checkpoint.model_type}), and its language model is not loaded alone here; "
+            "give a text model"
+        )
     if kind == "encoder":
         raise utils.UserError(
             f"{name} is an encoder without a language-model head, and cannot be prompted or trained to answer; "
@@ -118,8 +119,13 @@ def load_model(
     options = {"dtype": torch_dtype(precision), "trust_remote_code": trust_remote_code}
     if attention:
         options["attn_implementation"] = attention
-    config = quantization_config(precision, device, compute_dtype, double_quant)
-    if config is not None:
+    saved = saved_precision(checkpoint)
+    if saved and precision in ("int8", "nf4") and precision != saved:
+        raise utils.UserError(f"{name} is saved in {saved} and cannot be loaded in {precision}; ask for fp32 or bf16")
+    config = None if saved else quantization_config(precision, device, compute_dtype, double_quant)
+    if saved:
+        options["device_map"] = device_map or device
+    elif config is not None:
         options.update(quantization_config=config, device_map=device_map or device)
         if precision == "nf4":
             options["dtype"] = config.bnb_4bit_compute_dtype
@@ -128,17 +134,19 @@ def load_model(
     if kind == "classifier":
         label_ids = {label: i for i, label in enumerate(labels)}
         options.update(num_labels=len(labels), id2label=dict(enumerate(labels)), label2id=label_ids)
+    folder.check_weights(name)
     try:
-        model, report = loader.from_pretrained(name, use_safetensors=True, output_loading_info=True, **options)
-    except (OSError, ValueError, ImportError) as error:  # ImportError: flash attention is not installed
+        model, report = loader.from_pretrained(
+            name, use_safetensors=True, output_loading_info=True, ignore_mismatched_sizes=True, **options
+        )
+    except folder.BROKEN_FILE as error:  # ImportError: flash attention is not installed
         if utils.is_out_of_memory(error):
             raise
-        raise utils.UserError(f"{name} cannot be loaded as a {kind} model: {str(error).splitlines()[0]}") from None
-    except RuntimeError as error:  # a head of another size
-        if "size mismatch" not in str(error) and "mismatched" not in str(error):
-            raise
-        raise utils.UserError(f"{name} was trained for other labels than {', '.join(labels)}") from None
-    if config is None and not device_map:
+        raise utils.UserError(f"{name} cannot be loaded as a {kind} model: {folder.first_line(error)}") from None
+    check_complete(model, report, name, labels)
+    if config is not None:
+        check_quantized(model, name, precision)
+    elif not device_map and not saved:
         model.to(device)
     model.new_layers = new_layers.find(model, report["missing_keys"]) if kind == "classifier" else []
     if config is not None:
@@ -148,6 +156,66 @@ def load_model(
     if adapter:
         model = adapters.load_adapter(model, adapter, trainable_adapter)
     return model.eval()
+
+
+def check_complete(model, report, name, labels=None):
+    """UserError if weights of the model were not in its checkpoint: transformers fills them with random numbers.
+
+    report: transformers' loading information. A new classification head, with the layers before it, is no fault; a head
+    of another size, trained for other labels, is one, and so are weights for layers that config.json does not count.
+    """
+    body = f"{model.base_model_prefix}."
+    new = re.compile(rf"^(?!{re.escape(body)})|(^|\.)pooler\.") if labels else re.compile("(?!)")
+    other = sorted(report["mismatched_keys"])
+    if other and all(new.search(key) for key, *_ in other):
+        raise utils.UserError(f"{name} was trained for other labels than {', '.join(labels)}")
+    if other:
+        key, saved, wanted = other[0]
+        raise utils.UserError(
+            f"{name} cannot be loaded: {key} has the shape {tuple(saved)}, config.json asks for {tuple(wanted)}"
+        )
+    missing = sorted(key for key in report["missing_keys"] if not new.search(key))
+    if missing:
+        raise utils.UserError(
+            f"{name} cannot be loaded: {len(missing)} of its weights are missing, such as {missing[0]}; "
+            "they would be random"
+        )
+    places = {re.sub(r"\d+", "#", key) for key, _ in model.named_parameters()}
+    beyond = sorted(key for key in report["unexpected_keys"] if re.sub(r"\d+", "#", key) in places)
+    if beyond:
+        raise utils.UserError(
+            f"{name} cannot be loaded: config.json has fewer layers than the weights, which hold {beyond[0]}"
+        )
+
+
+def saved_precision(config):
+    """The precision of a checkpoint that was quantized before it was saved (nf4, int8, gptq, awq, ..), else None."""
+    quantized = getattr(config, "quantization_config", None)
+    if not quantized:
+        return None
+    settings = quantized if isinstance(quantized, dict) else quantized.to_dict()
+    if settings.get("load_in_4bit"):
+        return settings.get("bnb_4bit_quant_type", "fp4")
+    if settings.get("load_in_8bit"):
+        return "int8"
+    method = settings.get("quant_method", "quantized")
+    return getattr(method, "value", method)
+
+
+def check_quantized(model, name, precision):
+    """UserError if bitsandbytes replaced no layer, so that the weights are not what `precision` says.
+
+    On a CPU its kernel takes 4-bit layers whose rows and columns come in blocks; the others are computed without it.
+    """
+    packed = [module for module in model.modules() if type(module).__name__ in ("Linear4bit", "Linear8bitLt")]
+    if not packed:
+        raise utils.UserError(
+            f"{name}: bitsandbytes finds no layer that it can quantize to {precision} in {model.config.model_type}; "
+            "use bf16 or fp32"
+        )
+    for module in packed:
+        if module.out_features % 32 or module.in_features % 64:
+            module.support_avx512bf16_for_cpu = False
 
 
 def is_classifier(name, adapter=None, trust_remote_code=False):
@@ -165,7 +233,10 @@ def uses_chat(prompt_format, tokenizer, scoring=False):
     """
     if prompt_format == "chat" and not tokenizer.chat_template:
         raise utils.UserError("--prompt_format chat: this tokenizer has no chat template; use plain")
-    return prompt_format == "chat" or (prompt_format == "auto" and bool(tokenizer.chat_template) and not scoring)
+    chat = prompt_format == "chat" or (prompt_format == "auto" and bool(tokenizer.chat_template) and not scoring)
+    if chat:
+        tokenizers.check_template(tokenizer)
+    return chat
 
 
 def base_model(model):
@@ -176,10 +247,13 @@ def base_model(model):
 def size_columns(model, trained=False):
     """The size cells of a results row. trained: True if this run trains the parameters that require gradients.
 
-    total_params is num_parameters, which counts packed weights (nf4: two in a byte) as bitsandbytes does.
+    total_params is num_parameters, which counts packed weights (nf4: two in a byte) as bitsandbytes does. precision is
+    among the cells where the weights are quantized, whatever the flags say: a checkpoint may be saved so.
     """
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad) if trained else 0
+    quantized = getattr(base_model(model), "is_quantized", False) and saved_precision(base_model(model).config)
     return {
+        **({"precision": quantized} if quantized else {}),
         "trainable_params": trainable,
         "total_params": model.num_parameters(),
         "model_gb": base_model(model).get_memory_footprint() / utils.GB,
@@ -191,15 +265,40 @@ def text_config(config):
     return config.get_text_config() if hasattr(config, "get_text_config") else config
 
 
+# their first positions, up to that of the padding index, belong to padding
+PADDED_POSITIONS = (
+    "camembert",
+    "data2vec-text",
+    "esm",
+    "ibert",
+    "layoutlmv3",
+    "lilt",
+    "longformer",
+    "luke",
+    "markuplm",
+    "mpnet",
+    "roberta",
+    "roberta-prelayernorm",
+    "xlm-roberta",
+    "xlm-roberta-xl",
+    "xmod",
+)
+
+
 def context(config):
     """The most tokens that a configuration allows, None where it sets no limit."""
     text = text_config(config)
-    return getattr(text, "max_position_embeddings", None) or getattr(text, "n_positions", None)
+    names = ("max_position_embeddings", "n_positions", "max_encoder_position_embeddings")
+    limit = next(filter(None, (getattr(text, name, None) for name in names)), 0)
+    if limit > 0 and text.model_type in PADDED_POSITIONS and isinstance(text.pad_token_id, int):
+        limit -= text.pad_token_id + 1
+    return limit if limit > 0 else None  # XLNet says -1: no limit
 
 
 def context_length(model):
     """The most tokens that a model takes at once, None where there is no limit (T5's relative positions)."""
-    if hasattr(text_config(model.config), "relative_attention_num_buckets"):
+    text = text_config(model.config)
+    if hasattr(text, "relative_attention_num_buckets") and text.model_type not in PADDED_POSITIONS:
         return None  # T5's n_positions is the length that it was trained on, not a limit
     return context(model.config)
 

@@ -2,7 +2,6 @@
 
 import re
 
-import utils
 from harness.data.examples import Example
 from harness.data.prompts import QA_CONTEXT_INSTRUCTION, QA_INSTRUCTION, render, with_instruction
 from harness.evaluation import prompting
@@ -19,7 +18,7 @@ class Reader:
 
     def __init__(self, args, device, task):
         self.args, self.task = args, task
-        self.tokenizer = utils.load_tokenizer(args.gen_model, args.trust_remote_code, args.thinking)
+        self.tokenizer = loading.load_tokenizer(args.gen_model, args.trust_remote_code, args.thinking)
         self.chat = loading.uses_chat(args.prompt_format, self.tokenizer)
         self.model = loading.load_model(
             args.gen_model, precision=args.precision, device=device, trust_remote_code=args.trust_remote_code
