@@ -285,20 +285,27 @@ PADDED_POSITIONS = (
 )
 
 
-def context(config):
-    """The most tokens that a configuration allows, None where it sets no limit."""
+def context(config, padding=None):
+    """The most tokens that a configuration allows, None where it sets no limit.
+
+    padding: the padding index that the positions were built with, if it is not that of the configuration.
+    """
     text = text_config(config)
     names = ("max_position_embeddings", "n_positions", "max_encoder_position_embeddings")
     limit = next(filter(None, (getattr(text, name, None) for name in names)), 0)
-    if limit > 0 and text.model_type in PADDED_POSITIONS and isinstance(text.pad_token_id, int):
-        limit -= text.pad_token_id + 1
+    padding = text.pad_token_id if padding is None else padding
+    if limit > 0 and text.model_type in PADDED_POSITIONS and isinstance(padding, int):
+        limit -= padding + 1
     return limit if limit > 0 else None  # XLNet says -1: no limit
 
 
 def context_length(model):
     """The most tokens that a model takes at once, None where there is no limit (T5's relative positions)."""
     text = text_config(model.config)
-    if hasattr(text, "relative_attention_num_buckets") and text.model_type not in PADDED_POSITIONS:
+    if text.model_type in PADDED_POSITIONS:  # the Trainer puts the tokenizer's index into the configuration
+        positions = (m for name, m in model.named_modules() if name.endswith("position_embeddings"))
+        return context(model.config, next((getattr(m, "padding_idx", None) for m in positions), None))
+    if hasattr(text, "relative_attention_num_buckets"):
         return None  # T5's n_positions is the length that it was trained on, not a limit
     return context(model.config)
 
