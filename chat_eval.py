@@ -152,9 +152,9 @@ def systems_of(args):
     return adapted if args.mode == "batch" and adapted else [(model, None) for model in args.model] + adapted
 
 
-def load(args, name, adapter=None):
-    """(model, tokenizer) at --precision, on --device."""
-    tokenizer = loading.load_tokenizer(name, args.trust_remote_code, args.thinking)
+def load(args, name, adapter=None, judge=False):
+    """(model, tokenizer) at --precision, on --device; --thinking is for the models that answer, not for a judge."""
+    tokenizer = loading.load_tokenizer(name, args.trust_remote_code, None if judge else args.thinking)
     model = loading.load_model(
         name,
         precision=args.precision,
@@ -204,7 +204,7 @@ def run_once(args):
     turns = sum(len(question.turns) for question in questions)
     print(f"{benchmark.name}: {len(questions)} of {len(benchmark.questions)} questions, {turns} turns")
     against = judgements.opponents(args.opponent, benchmark, questions, len(wanted)) if judged else []
-    judge = judges.make_judge(args, lambda name: load(args, name)) if judged else None
+    judge = judges.make_judge(args, lambda name: load(args, name, judge=True)) if judged else None
 
     for model_name, adapter in wanted:
         own = argparse.Namespace(**{**vars(args), "model": [model_name], "adapter": [adapter] if adapter else []})
