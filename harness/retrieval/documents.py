@@ -126,7 +126,7 @@ def row_id(row, names=TABLE_ID):
     return None if value is None else clean(value)
 
 
-def _text(value):
+def text_of(value):
     """A cell's text; "" for a list, an object or a missing value."""
     if isinstance(value, int | float) and value == value:  # NaN is a missing value
         return str(value)
@@ -137,7 +137,7 @@ def _read_rows(file, name, encoding, text_column, bare_ids, skipped):
     rows = readers.read_table(file, encoding=encoding)
     if not rows:
         raise Unusable("empty")
-    titled = any(text_column in row and _text(row.get("title")) for row in rows)
+    titled = any(text_column in row and text_of(row.get("title")) for row in rows)
     if not titled and not any(isinstance(row.get(text_column), str) for row in rows):
         seen = ", ".join(map(str, rows[0]))
         raise Unusable(f"table without texts in a column {text_column}, see --text_column (seen: {seen})")
@@ -149,7 +149,7 @@ def _read_rows(file, name, encoding, text_column, bare_ids, skipped):
             skipped.add(str(error), f"{name}#{i}")
             continue
         id = str(i) if id is None else id
-        title, text = _text(row.get("title")), _text(row.get(text_column))
+        title, text = text_of(row.get("title")), text_of(row.get(text_column))
         documents.append(Document(id if bare_ids else f"{name}#{id}", title, text, name))
     return documents
 

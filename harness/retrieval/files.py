@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 
 import utils
-from harness import flags
+from harness import flags, inputs
 
 TABLES = (".jsonl", ".csv", ".tsv", ".parquet")  # a document per row; of the other types, a document per file
 SUFFIXES = (".txt", ".md", ".html", ".htm", ".pdf", *TABLES)
@@ -20,13 +20,15 @@ def find_files(places, left_out=lambda reason, what: None):
     """
     files = {}
     for place in places:
-        path = Path(place)
+        path = inputs.expand_path(place)
+        if not str(place).strip():
+            raise utils.UserError("--docs: an empty name; give a file, a folder or a glob (. is this folder)")
         if _holds(path.is_dir):
             found = [path / "corpus.jsonl"] if is_beir(path) else _walk(path, left_out)
         elif _holds(path.is_file):
             found = [path]
         else:
-            found = [file for file in map(Path, sorted(glob.glob(str(place), recursive=True))) if _holds(file.is_file)]
+            found = [file for file in map(Path, sorted(glob.glob(str(path), recursive=True))) if _holds(file.is_file)]
         if not found:
             if _holds(path.exists) and not path.is_dir():
                 raise utils.UserError(f"--docs {place}: not a regular file, but a pipe or a device; give a file")

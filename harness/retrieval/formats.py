@@ -5,7 +5,7 @@ import re
 from collections import Counter
 
 import pypdf
-from bs4 import BeautifulSoup, NavigableString
+from bs4 import BeautifulSoup, CData, NavigableString, Tag
 
 UNSEEN = ("script", "style", "noscript", "template", "title")
 # elements within a word or sentence; every other one ends the word before it, and a block the paragraph
@@ -43,17 +43,19 @@ def read_html(markup):
     """(title, text): blocks are paragraphs, cells of tables and other elements are words of their own."""
     soup = BeautifulSoup(markup, "html.parser")
     title = " ".join(soup.title.get_text().split()) if soup.title else ""
-    for tag in soup(UNSEEN):
-        tag.decompose()
     inline, blocks = INLINE.split(), BLOCKS.split()
-    for tag in soup(True):
-        if tag.name == "br":
-            tag.append("\n")
-        elif tag.name not in inline:
-            mark = "\n\n" if tag.name in blocks else " "
-            tag.insert(0, NavigableString(mark))
-            tag.append(NavigableString(mark))
-    text = re.sub(r"[ \t]*\n[ \t]*(\n\s*)+", "\n\n", soup.get_text())
+    parts, todo = [], [soup]  # a stack: pages nest deeper than functions may
+    while todo:
+        node = todo.pop()
+        if not isinstance(node, Tag):
+            parts += [node] if type(node) in (str, NavigableString, CData) else []  # no comments
+        elif node.name == "br":
+            parts.append("\n")
+        elif node.name not in UNSEEN:
+            mark = "" if node.name in inline else "\n\n" if node.name in blocks else " "
+            parts.append(mark)
+            todo += [mark, *reversed(node.contents)]
+    text = re.sub(r"[ \t]*\n[ \t]*(\n\s*)+", "\n\n", "".join(parts))
     return title, re.sub(r"(?<=\S)[ \t]{2,}(?=\S)", " ", text).strip()
 
 

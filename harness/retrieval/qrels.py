@@ -1,13 +1,14 @@
 """Relevance judgements, retrieval scores and TREC run files."""
 
+import math
 from pathlib import Path
 
 import utils
 from harness.data import readers
 from harness.evaluation import metrics
 from harness.results import outputs
-from harness.retrieval.documents import read_documents, row_id
-from harness.retrieval.formats import Unusable, clean
+from harness.retrieval.documents import read_documents, row_id, text_of
+from harness.retrieval.formats import Unusable
 
 
 def load_beir(folder, split="test", skipped=None):
@@ -19,7 +20,7 @@ def load_beir(folder, split="test", skipped=None):
     queries, documents = _queries(folder / "queries.jsonl"), read_documents([folder], skipped)
     ids, path = {doc.id for doc in documents}, folder / "qrels" / f"{split}.tsv"
     judgements, unknown = {}, 0
-    for n, row in enumerate(readers.read_table(path, columns=["query", "document", "grade"])):
+    for n, row in enumerate(_judged(path)):
         grade = _grade(row["grade"])
         if grade is None:
             if n == 0:
@@ -34,7 +35,7 @@ def load_beir(folder, split="test", skipped=None):
     missing = [query for query in judgements if not queries.get(query)]
     if missing or not judgements:
         raise utils.UserError(
-            f"{folder}: {len(judgements)} queries are judged, of which {len(missing)} are not in queries.jsonl"
+            f"{folder}: {len(judgements)} queries are judged, of which {len(missing)} have no text in queries.jsonl"
         )
     if unknown == sum(map(len, judgements.values())):
         raise utils.UserError(f"{path}: none of the judged documents is in corpus.jsonl; the ids differ")
@@ -43,24 +44,39 @@ def load_beir(folder, split="test", skipped=None):
     return documents, {q: queries[q] for q in judgements}, judgements
 
 
+def _judged(path):
+    """Rows of a file of judgements: query, document, grade. TREC's fourth column, the second, is always 0."""
+    try:
+        return readers.read_table(path, columns=["query", "document", "grade"])
+    except utils.UserError:
+        try:
+            return readers.read_table(path, columns=["query", "iteration", "document", "grade"])
+        except utils.UserError as error:
+            raise utils.UserError(
+                f"{error}; lines of a query's id, a document's id and a grade with tabs between them are wanted"
+            ) from None
+
+
 def _queries(path):
     """{query id: text} of a BEIR folder's queries.jsonl."""
     queries = {}
     for n, row in enumerate(readers.read_table(path), start=1):
         try:
-            queries[row_id(row)] = clean(row.get("text") or "")
+            queries[row_id(row)] = text_of(row.get("text"))
         except Unusable as error:
             raise utils.UserError(f"{path}, row {n}: {error}") from None
     return queries
 
 
 def _grade(text):
-    """The number of a judgement, a whole one as an int: 1.0 is 1. None for what is no number."""
+    """The number of a judgement, a whole one as an int: 1.0 is 1. None for what is no finite number."""
     try:
         value = float(text)
-        return int(value) if value.is_integer() else value
-    except (ValueError, OverflowError):
+    except ValueError:
         return None
+    if not math.isfinite(value):
+        return None
+    return int(value) if value.is_integer() else value
 
 
 def _known(id, ids):

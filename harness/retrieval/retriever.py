@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from sentence_transformers import CrossEncoder
 
 import utils
+from harness import inputs
 from harness.models import loading
 from harness.retrieval import embedder, index_folder
 from harness.retrieval.chunking import OVERLAP, Chunk, split_into_chunks
@@ -102,6 +103,9 @@ class Retriever:
         args = self.args
         if not args.index_dir:
             return None
+        args.index_dir = str(inputs.expand_path(args.index_dir))
+        if args.index_dir.startswith("~"):
+            raise utils.UserError(f"--index_dir {args.index_dir}: there is no such home folder; write the path out")
         if not args.mmap:
             try:
                 os.makedirs(args.index_dir, exist_ok=True)  # fails before anything is embedded, if it fails

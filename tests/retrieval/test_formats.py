@@ -1,3 +1,4 @@
+import bs4
 import pypdf
 import pytest
 
@@ -57,3 +58,12 @@ def test_columns_side_by_side_get_a_remark(tmp_path):
     assert read_pdf(pdf(tmp_path / "a.pdf", [*left, *right]))[2] == ""  # one column after the other
     mixed = [line for pair in zip(left, right) for line in pair]
     assert "columns" in read_pdf(pdf(tmp_path / "b.pdf", mixed))[2]
+
+
+def test_deep_html_takes_no_longer_for_each_level(monkeypatch):
+    def slow(*_):
+        raise AssertionError("this walks down all levels below, for each of them")
+
+    monkeypatch.setattr(bs4.Tag, "append", slow)
+    depth = 20_000
+    assert read_html("<div>" * depth + "hello" + "</div>" * depth) == ("", "hello")

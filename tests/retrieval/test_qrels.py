@@ -41,6 +41,8 @@ def test_grades_that_are_no_numbers_and_lost_documents_are_told(tmp_path):
         qrels.load_beir(beir(tmp_path / "b", ["1"], ["7"], ["7\t1\thigh"]))
     with pytest.raises(utils.UserError, match="none of the judged documents"):
         qrels.load_beir(beir(tmp_path / "c", ["1"], ["7"], ["7\td1\t1"]))
+    with pytest.raises(utils.UserError, match="'inf' is no grade"):
+        qrels.load_beir(beir(tmp_path / "e", ["1"], ["7"], ["7\t1\tinf"]))
     with pytest.raises(utils.UserError, match="id is a list"):
         qrels.load_beir(beir(tmp_path / "d", ["1"], [["7"]], ["7\t1\t1"]))
 
@@ -52,3 +54,15 @@ def test_a_query_is_not_its_own_document_unless_it_was_judged_so():
         None,
         None,
     ]
+
+
+def test_judgements_of_trec_are_read(tmp_path):
+    folder = beir(tmp_path / "a", ["1"], ["7"], [])
+    (folder / "qrels/test.tsv").write_text("7\t0\t1\t2\n")
+    assert qrels.load_beir(folder)[2] == {"7": {"1": 2}}
+    (folder / "queries.jsonl").write_text('{"_id": "7", "text": ["a", "list"]}\n')
+    with pytest.raises(utils.UserError, match="of which 1 have no text in queries.jsonl"):
+        qrels.load_beir(folder)
+    (folder / "qrels/test.tsv").write_text("7 1 2\n")
+    with pytest.raises(utils.UserError, match="with tabs between them are wanted"):
+        qrels.load_beir(folder)

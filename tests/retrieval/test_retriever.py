@@ -178,3 +178,12 @@ def test_a_document_that_must_not_be_found_makes_room_for_the_next(flags, tiny_e
             kept = [hit.score for hit in before if hit.chunk.document != own]
             assert [hit.score for hit in after] == pytest.approx(kept[:5], abs=1e-6)
         assert len(after) == 5
+
+
+def test_a_home_folder_is_written_out(tiny_embedder, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    filled(tiny_embedder, "--index_dir", "~/index")
+    assert (tmp_path / "index/meta.json").exists() and not (tmp_path / "~").exists()
+    with pytest.raises(utils.UserError, match="no such home folder"):
+        retriever_of(tiny_embedder, "--index_dir", "~nobody_is_called_so/index")
