@@ -255,6 +255,8 @@ def run_once(args):
             )
         if model.config.is_encoder_decoder:
             raise utils.UserError(f"{args.model} is an encoder-decoder; context distillation here is for causal models")
+        if args.student == "full":
+            loading.check_trainable(model, args.model)
         chat = loading.uses_chat(args.prompt_format, tokenizer, scoring=task.kind == "classification")
 
         # 5. adapt

@@ -74,6 +74,7 @@ def run_once(args):
         tokenizer = loading.load_tokenizer(args.model, args.trust_remote_code, args.thinking)
         with utils.measure() as load:
             model = trainer.load_base(args, task, tokenizer, device, args.weights)
+        loading.check_trainable(model, args.model)
         run.row.update(**load.load_columns(), **loading.size_columns(model, trained=True))
 
         # 5. adapt

@@ -120,10 +120,10 @@ def decoding_of(args):
     return next((name for name, wanted in methods.items() if wanted), "plain")
 
 
-def variant(args):
+def variant(args, precision):
     """The row's variant: nf4, fp32_prompt_lookup4, bf16_compiled, .."""
     method = decoding_of(args)
-    return "_".join([args.precision, *([] if method == "plain" else [f"{method}{args.prompt_lookup or ''}"])])
+    return "_".join([precision, *([] if method == "plain" else [f"{method}{args.prompt_lookup or ''}"])])
 
 
 def decoding_options(args, model, tokenizer, device):
@@ -247,7 +247,7 @@ def run_once(args):
         utils.set_seed(args.seed)
         device = utils.pick_device("cpu" if args.device_map == "cpu" else args.device)
         run.row.update(
-            variant=variant(args),
+            variant=variant(args, args.precision),
             model=args.model,
             precision=args.precision,
             data_seed=args.data_seed,
@@ -276,6 +276,7 @@ def run_once(args):
                 trust_remote_code=args.trust_remote_code,
             )
         run.row.update(**load.load_columns(), **loading.size_columns(model))
+        run.row["variant"] = variant(args, run.row["precision"])  # a checkpoint may be saved in 4 bits, say
 
         # 5. adapt: nothing to train
         model, merged = adapters.merge_adapter(model, args.merge_adapter)

@@ -218,6 +218,16 @@ def check_quantized(model, name, precision):
             module.support_avx512bf16_for_cpu = False
 
 
+def check_trainable(model, name):
+    """UserError for full fine-tuning of quantized weights, which take no gradient."""
+    if getattr(model, "is_quantized", False):
+        saved = saved_precision(model.config)
+        raise utils.UserError(
+            f"{name} is saved in {saved}, and quantized weights cannot be trained; use peft_finetune.py, or the "
+            "checkpoint that it was made from"
+        )
+
+
 def is_classifier(name, adapter=None, trust_remote_code=False):
     """True if the checkpoint, or the adapter if there is one, has a classification head."""
     if adapter:
@@ -283,6 +293,11 @@ PADDED_POSITIONS = (
     "xlm-roberta-xl",
     "xmod",
 )
+
+
+# their answer to a text depends on the padding beside it, whatever the mask says: convolutions, Fourier transforms,
+# pooling over positions, and XLNet's head, which reads the last position
+READS_PADDING = ("canine", "convbert", "fnet", "funnel", "mra", "nystromformer", "xlnet", "yoso")
 
 
 def context(config, padding=None):

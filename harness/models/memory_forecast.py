@@ -99,7 +99,12 @@ def kv_bytes(config, tokens, width):
 
 
 def compute_dtype(precision, device):
-    """The precision that weights of `precision` compute in: quantized ones in bf16 on a GPU, in fp32 on a CPU."""
+    """The precision that weights of `precision` compute in: quantized ones in bf16 on a GPU, in fp32 on a CPU.
+
+    Unknown for those that only a checkpoint brings along (gptq, awq, ..).
+    """
+    if precision not in PACKED_BYTES and precision not in DTYPE_BYTES:
+        raise Unknown(f"the size of {precision} weights is not known")
     return ("bf16" if device == "cuda" else "fp32") if precision in PACKED_BYTES else precision
 
 

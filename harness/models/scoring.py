@@ -237,7 +237,8 @@ def classify(model, tokenizer, texts, pairs=None, batch_size="auto", max_length=
         result[batch] = model(**inputs).logits.float().log_softmax(-1).double().cpu().numpy()
 
     budget = 2 * batching.PACK_TOKENS[model.device.type]
-    batching.in_batches(list(map(len, rows["input_ids"])), batch_size, budget, work, progress)
+    alike = model.config.model_type in loading.READS_PADDING
+    batching.in_batches(list(map(len, rows["input_ids"])), batch_size, budget, work, progress, alike)
     check_finite(result)
     return result
 

@@ -62,7 +62,13 @@ COLUMNS = (
     Column("data_seed", "int", "setting", about="Seed that draws the training examples and demonstrations."),
     Column("eval_id", "str", "data",
            about="Hash of the evaluation examples. Scores are compared only between rows in which it is equal."),
-    Column("precision", "str", "setting", about="Of the weights: `fp32`, `fp16`, `bf16`, `int8` or `nf4`."),
+    Column(
+        "precision",
+        "str",
+        "setting",
+        about="Of the weights: `fp32`, `fp16`, `bf16`, `int8` or `nf4`; of a checkpoint that is saved quantized, what "
+        "it says (`gptq`, `awq`, ..).",
+    ),
     Column("device", "str", "setting", about="`cpu` or `cuda`."),
     Column("device_name", "str", "setting", about="The GPU, or the processor with its number of usable cores."),
     Column("batch_size", "int", "setting", about="Examples of one pass; of `--batch_size auto`, the size found."),

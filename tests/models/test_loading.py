@@ -1,10 +1,11 @@
 import json
 
+import numpy as np
 import pytest
 import torch
 
 import utils
-from harness.models import loading
+from harness.models import loading, scoring
 
 
 def test_kinds_by_configuration(tiny_llama, tiny_gpt2, tiny_t5, tiny_bert):
@@ -72,3 +73,39 @@ def test_tokenizer_gets_a_padding_token(tiny_gpt2):
 def test_a_missing_tokenizer_is_one_clear_error(tmp_path):
     with pytest.raises(utils.UserError, match="no tokenizer can be loaded"):
         utils.load_tokenizer(str(tmp_path))
+
+
+def test_positions_behind_a_padding_index():
+    """As many positions as max_position_embeddings says, less those that belong to padding."""
+    from transformers import AutoConfig, AutoModelForSequenceClassification
+
+    small = {"vocab_size": 50, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    small.update(intermediate_size=16, max_position_embeddings=20, pad_token_id=1)
+    for kind in ("roberta", "xlm-roberta", "camembert", "mpnet", "xmod", "data2vec-text"):
+        own = {"default_language": "en_XX", "languages": ["en_XX"]} if kind == "xmod" else {}
+        model = AutoModelForSequenceClassification.from_config(AutoConfig.for_model(kind, **small, **own)).eval()
+        limit = loading.context_length(model)
+        model.config.pad_token_id = 0  # as the Trainer does
+        assert limit == loading.context_length(model) == 18, kind
+        with torch.inference_mode():
+            assert model(torch.full((1, limit), 5)).logits.isfinite().all()
+        with pytest.raises((IndexError, RuntimeError)):
+            model(torch.full((1, limit + 1), 5))
+
+
+def test_no_limit_of_positions():
+    from transformers import MambaConfig, XLNetConfig
+
+    assert [loading.context(config()) for config in (XLNetConfig, MambaConfig)] == [None, None]
+
+
+def test_heads_that_read_padding_are_scored_without_it(tmp_path):
+    import architectures
+
+    for name in ("xlnet", "convbert"):
+        folder = architectures.save_body(name, tmp_path / name)
+        tokenizer = loading.load_tokenizer(folder)
+        model = loading.load_model(folder, "classifier", labels=["a", "b"], pad_token_id=tokenizer.pad_token_id)
+        texts = ["the film was good", "a", "the plot is weak and the cast is fine", "rome"]
+        alone = [scoring.classify(model, tokenizer, [text])[0] for text in texts]
+        assert scoring.classify(model, tokenizer, texts) == pytest.approx(np.array(alone), abs=1e-6)
