@@ -21,6 +21,7 @@ from the evaluation inputs, whose labels it does not see.
 
 import argparse
 import re
+import sys
 from dataclasses import replace
 
 import utils
@@ -218,16 +219,24 @@ def run_once(args):
         classifier = loading.is_classifier(args.model, args.adapter, args.trust_remote_code)
         if classifier:
             tasks.require_kind(task, "classification", "a model with a classification head")
+            labels, assumed = adapters.head_labels(args.model, args.adapter, task.labels)
+            if assumed:
+                run.note(assumed)
+                print(f"{args.adapter or args.model}: {assumed}", file=sys.stderr)
         with utils.measure() as load:
             model = loading.load_model(
                 args.model,
                 "classifier" if classifier else "auto",
                 precision=args.precision,
                 device=device,
-                labels=adapters.head_labels(args.model, args.adapter, task.labels) if classifier else None,
+                labels=labels if classifier else None,
                 adapter=args.adapter,
                 pad_token_id=tokenizer.pad_token_id,
                 trust_remote_code=args.trust_remote_code,
+            )
+        if not args.adapter and model.new_layers:  # load_adapter has looked where there is one
+            raise utils.UserError(
+                f"{args.model} has no weights for {', '.join(model.new_layers)}: they would be random"
             )
         run.row.update(**load.load_columns(), **loading.size_columns(model))
 

@@ -1,15 +1,18 @@
 """peft adapters: loading, merging, whether they change anything."""
 
-import json
+from collections import Counter
 from pathlib import Path
 
 import torch
 from huggingface_hub import snapshot_download
-from peft import PeftModel, get_peft_model_state_dict
-from safetensors import safe_open
+from peft import PeftConfig, PeftModel, get_peft_model_state_dict
+from peft.tuners.tuners_utils import BaseTunerLayer
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from transformers import AutoConfig
 
 import utils
+from harness import inputs
 from harness.models import new_layers
 
 HEADS = ("classifier", "pre_classifier", "score", "lm_head")  # never quantized: a head is trained, or decides the label
@@ -32,69 +35,107 @@ def adapter_config(adapter):
     """The adapter's adapter_config.json as a dict; UserError without one."""
     path = adapter_folder(adapter) / "adapter_config.json"
     if not path.is_file():
-        raise utils.UserError(f"--adapter {adapter}: no adapter_config.json there; give the folder that peft saved")
-    return json.loads(path.read_text())
+        inside = sorted(path.parent.glob("*/adapter_config.json"))
+        hint = f"; give {inside[0].parent}" if inside else "; give the folder that peft saved"
+        raise utils.UserError(f"--adapter {adapter}: no adapter_config.json there{hint}")
+    config = inputs.read_json(path, dict, "--adapter")
+    if not isinstance(config.get("peft_type"), str):
+        raise utils.UserError(f"{path} names no peft_type; give the folder that peft saved")
+    return config
 
 
 def other_base(adapter, name):
     """The base model that an adapter names, None if its last part is that of `name`."""
-    base = adapter_config(adapter).get("base_model_name_or_path") or name
+    base = str(adapter_config(adapter).get("base_model_name_or_path") or name)
     return None if Path(base).name == Path(name).name else base
 
 
 def head_labels(name, adapter, labels):
-    """The task's labels in the order of a trained head: of an adapter (labels.json) or a checkpoint (configuration).
+    """(labels, remark): the task's labels in the order of a trained head, and a remark for the row where it is assumed.
 
-    A head without names (LABEL_0, ...) is taken to be in the task's order. UserError for a head with other names.
+    An adapter names them in labels.json, a checkpoint in its configuration; a head without names (LABEL_0, ...) is
+    taken to be in the task's order. UserError for a head with other names.
     """
+    names = None
     if adapter:
         file = adapter_folder(adapter) / "labels.json"
-        names = json.loads(file.read_text()) if file.is_file() else list(labels)
+        names = [str(label) for label in inputs.read_json(file, list, "--adapter")] if file.is_file() else None
     else:
         by_index = AutoConfig.from_pretrained(name).id2label
         names = [str(by_index[i]) for i in range(len(by_index))]
         if all(name.startswith("LABEL_") for name in names) and len(names) == len(labels):
-            names = list(labels)
+            names = None
+    if names is None:
+        return list(labels), f"the head names no labels, assumed in the data's order: {', '.join(labels)}"
     task_names = {label.lower(): label for label in labels}
     if sorted(name.lower() for name in names) != sorted(task_names):
         raise utils.UserError(
             f"{adapter or name} was trained for the labels {', '.join(names)}; the data have {', '.join(labels)}"
         )
-    return [task_names[name.lower()] for name in names]
+    return [task_names[name.lower()] for name in names], None
 
 
 def load_adapter(model, adapter, trainable=False):
-    """Put a saved peft adapter on a loaded base. UserError unless each of its weights has its place in the model."""
+    """Put a saved peft adapter on a loaded base, with as many token embeddings as the adapter was saved with.
+
+    UserError unless each of its weights has its place in the model; RunFailed if one is no number.
+    """
     adapter, base = adapter_folder(adapter), adapter_config(adapter).get("base_model_name_or_path")
     wrong = f"--adapter {adapter} was made for another base ({base}) than {model.config._name_or_path}"
     if other_base(adapter, model.config._name_or_path):  # the same shapes do not make the same weights
         raise utils.UserError(
             f"{wrong}; load that base, or correct base_model_name_or_path in adapter_config.json if it has a new name"
         )
-    weights = Path(adapter) / "adapter_model.safetensors"
-    if not weights.is_file():
-        raise utils.UserError(
-            f"--adapter {adapter}: no adapter_model.safetensors there (pickled adapters are not read)"
-        )
+    shapes = saved_weights(adapter)
+    resize_embeddings(model, shapes)
     try:
-        adapted = PeftModel.from_pretrained(model, adapter, is_trainable=trainable)
-    except (ValueError, RuntimeError) as error:
+        config = PeftConfig.from_pretrained(adapter)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:  # values of other types, an unknown method
+        reason = " ".join(str(error).split())
+        raise utils.UserError(f"--adapter {adapter}: peft cannot read its adapter_config.json ({reason})") from None
+    try:
+        adapted = PeftModel.from_pretrained(model, adapter, config=config, is_trainable=trainable)
+    except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
         if utils.is_out_of_memory(error):
             raise
         raise utils.UserError(f"{wrong}: {str(error).splitlines()[0]}") from None
-    with safe_open(weights, "pt") as file:
-        saved = set(file.keys())
-    needed = set(get_peft_model_state_dict(adapted))
-    if saved != needed:
-        counts = f"{len(saved - needed)} of its weights have no place here, {len(needed - saved)} are missing"
+    needed = set(get_peft_model_state_dict(adapted, save_embedding_layers=False))
+    may = needed | set(get_peft_model_state_dict(adapted, save_embedding_layers=True))  # as trl saves new tokens
+    if not needed <= set(shapes) <= may:
+        counts = f"{len(set(shapes) - may)} of its weights have no place here, {len(needed - set(shapes))} are missing"
         raise utils.UserError(f"{wrong}: {counts}")
-    random = new_layers.unsaved(model, saved)
+    random = new_layers.unsaved(model, shapes)
     if random:
         raise utils.UserError(
             f"--adapter {adapter}: neither it nor its base has weights for {', '.join(random)}, which would be random; "
             "train it again with peft_finetune.py, or with these layers in modules_to_save"
         )
     return adapted
+
+
+def saved_weights(adapter):
+    """{name: shape} of an adapter's weights. UserError without a readable file, RunFailed for one that is no number."""
+    file = Path(adapter) / "adapter_model.safetensors"
+    if not file.is_file():
+        raise utils.UserError(
+            f"--adapter {adapter}: no adapter_model.safetensors there (pickled adapters are not read)"
+        )
+    try:
+        weights = load_file(file)
+    except SafetensorError as error:
+        raise utils.UserError(f"{file} is damaged ({error}); save the adapter again") from None
+    broken = [name for name, weight in weights.items() if not torch.isfinite(weight.float()).all()]
+    if broken:
+        raise utils.RunFailed(f"--adapter {adapter}: {len(broken)} of its weights are NaN or infinite: {broken[0]}, ..")
+    return {name: tuple(weight.shape) for name, weight in weights.items()}
+
+
+def resize_embeddings(model, shapes):
+    """Give the base as many token embeddings as an adapter brings whole, as for tokens that were added in training."""
+    place = next((name for name, layer in model.named_modules() if layer is model.get_input_embeddings()), None)
+    rows = next((shape[0] for name, shape in shapes.items() if name.endswith(f".{place}.weight")), None)
+    if rows and rows != model.get_input_embeddings().weight.shape[0]:
+        model.resize_token_embeddings(rows, mean_resizing=False)
 
 
 def merge_adapter(model, wanted=None):
@@ -114,7 +155,21 @@ def merge_adapter(model, wanted=None):
     if wanted is False or not foldable or (quantized and not wanted):
         return model, "timed with the adapter unmerged"
     rounding = " into quantized weights, which rounds them again" if quantized else ""
+    untie(model)
     return model.merge_and_unload(), f"adapter merged before timing{rounding}"
+
+
+def untie(model):
+    """Give each adapted layer whose weight another shares (a tied head) its own copy: merging changes one of them."""
+    uses = Counter(id(weight) for layer in model.modules() for weight in layer._parameters.values())
+    for layer in model.modules():
+        if not isinstance(layer, BaseTunerLayer):
+            continue
+        base = layer.get_base_layer()
+        for name, weight in list(base._parameters.items()):
+            if weight is not None and uses[id(weight)] > 1:
+                setattr(base, name, torch.nn.Parameter(weight.detach().clone(), weight.requires_grad))
+                model.get_base_model().config.tie_word_embeddings = False
 
 
 def changes_outputs(model, tokenizer):

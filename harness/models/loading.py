@@ -149,8 +149,7 @@ def load_model(
     elif not device_map and not saved:
         model.to(device)
     model.new_layers = new_layers.find(model, report["missing_keys"]) if kind == "classifier" else []
-    if config is not None:
-        new_layers.keep_unquantized(model, model.new_layers)
+    new_layers.keep_unquantized(model, model.new_layers)
     if kind == "classifier" and pad_token_id is not None:
         model.config.pad_token_id = pad_token_id  # a decoder's head reads the last token that is not padding
     if adapter:

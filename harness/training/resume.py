@@ -3,7 +3,11 @@
 import json
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
 import utils
+
+HELD = {}  # run folder -> the lock that this process has on it
 
 
 def find_resumable(args, script):
@@ -23,9 +27,26 @@ def find_resumable(args, script):
         if ended in ("ok", "degenerate"):
             continue
         if {key: value for key, value in had.items() if key != "resume"} == wanted:
+            hold(folder)
             return folder
     where = args.runs_dir if args.resume == "auto" else args.resume
     raise utils.UserError(f"--resume: no unfinished run with these flags in {where}; run without --resume to begin one")
+
+
+def hold(folder):
+    """Keep a run folder for this process as long as it lives; UserError while another one trains in it.
+
+    The lock goes with its process, however that ends. Of several processes of one run the first holds it.
+    """
+    folder = Path(folder).resolve()
+    if utils.world()[0] or folder in HELD:
+        return
+    lock = FileLock(folder / "run.lock")
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        raise utils.UserError(f"--resume: another process is at {folder}; wait until it ends, or stop it") from None
+    HELD[folder] = lock
 
 
 def last_checkpoint(folder):

@@ -132,6 +132,8 @@ def fit(
     if run.resumed:
         begin = checkpoint.name if checkpoint else "the start"
         run.note(f"resumed from {begin}; train_seconds count the last process only")
+    if run.main:
+        resume.hold(run.path("checkpoints").parent)  # --resume of a run that goes on is refused
     memory_forecast.predict_training(run, model, data, args, device)
     with utils.measure() as spent:
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)

@@ -1,4 +1,5 @@
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -351,3 +352,17 @@ def test_two_processes_prompt_as_one(sentiment, tiny_llama, tmp_path, out, only_
     for a, b in zip(predictions(row), predictions(one), strict=True):
         assert a["id"] == b["id"] and a["prediction"] == b["prediction"]
         assert list(a["scores"].values()) == pytest.approx(list(b["scores"].values()), abs=1e-4)
+
+
+def test_a_checkpoint_without_its_head_is_not_scored(tiny_classifier, sentiment, tmp_path, out, capsys):
+    from safetensors.torch import load_file, save_file
+
+    folder = shutil.copytree(tiny_classifier, tmp_path / "headless")
+    weights = load_file(folder / "model.safetensors")
+    kept = {name: weight for name, weight in weights.items() if not name.startswith("classifier")}
+    save_file(kept, folder / "model.safetensors", metadata={"format": "pt"})
+    words = ["--label_words", "good,bad"]
+    with pytest.raises(SystemExit) as exit_:
+        prompt_eval.main(["--model", str(folder), "--dataset", sentiment, *words, *out])
+    assert exit_.value.code == 2 and "no weights for classifier, which would be random" in capsys.readouterr().err
+    assert not (tmp_path / "results.csv").exists()
