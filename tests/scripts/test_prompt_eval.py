@@ -354,15 +354,16 @@ def test_two_processes_prompt_as_one(sentiment, tiny_llama, tmp_path, out, only_
         assert list(a["scores"].values()) == pytest.approx(list(b["scores"].values()), abs=1e-4)
 
 
-def test_a_checkpoint_without_its_head_is_not_scored(tiny_classifier, sentiment, tmp_path, out, capsys):
+def test_a_checkpoint_without_its_head_is_not_scored(tiny_classifier, tmp_path, out, capsys):
     from safetensors.torch import load_file, save_file
 
     folder = shutil.copytree(tiny_classifier, tmp_path / "headless")
     weights = load_file(folder / "model.safetensors")
     kept = {name: weight for name, weight in weights.items() if not name.startswith("classifier")}
     save_file(kept, folder / "model.safetensors", metadata={"format": "pt"})
-    words = ["--label_words", "good,bad"]
+    rows = [{**row, "label": "good" if row["label"] == "positive" else "bad"} for row in reviews(1, 8)]
+    write_jsonl(tmp_path / "test.jsonl", rows)
     with pytest.raises(SystemExit) as exit_:
-        prompt_eval.main(["--model", str(folder), "--dataset", sentiment, *words, *out])
+        prompt_eval.main(["--model", str(folder), "--test_file", str(tmp_path / "test.jsonl"), *out])
     assert exit_.value.code == 2 and "no weights for classifier, which would be random" in capsys.readouterr().err
     assert not (tmp_path / "results.csv").exists()
