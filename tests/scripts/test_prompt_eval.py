@@ -365,5 +365,5 @@ def test_a_checkpoint_without_its_head_is_not_scored(tiny_classifier, tmp_path, 
     write_jsonl(tmp_path / "test.jsonl", rows)
     with pytest.raises(SystemExit) as exit_:
         prompt_eval.main(["--model", str(folder), "--test_file", str(tmp_path / "test.jsonl"), *out])
-    assert exit_.value.code == 2 and "no weights for classifier, which would be random" in capsys.readouterr().err
+    assert exit_.value.code == 2 and "has no weights for classifier: they would be random" in capsys.readouterr().err
     assert not (tmp_path / "results.csv").exists()
