@@ -10,7 +10,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 import utils
-from harness.chat import benchmarks
+from harness.chat import benchmarks, formats
 from harness.evaluation import metrics, prompting
 from harness.models import generation, scoring
 from harness.results import provenance, store
@@ -57,7 +57,8 @@ def answers_folder(args, model, adapter):
     settings.update({} if args.thinking is None else {"thinking": args.thinking})  # older answers keep their folder
     settings["input_id"] = provenance.input_id({"model": model, "adapter": adapter})
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:10]
-    folder = Path(args.answers_dir) / f"{names_of([(model, adapter)])[model, adapter]}-{digest}"
+    name = formats.file_name(names_of([(model, adapter)])[model, adapter])
+    folder = Path(args.answers_dir) / f"{name}-{digest}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "settings.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")

@@ -1,7 +1,6 @@
 """The questions of AlpacaEval 2, MT-Bench, IFEval and files of prompts, and the prompts that ask them."""
 
 import hashlib
-import json
 import random
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,7 @@ from jinja2 import TemplateError
 
 import utils
 from harness import flags
-from harness.chat import ifeval
+from harness.chat import instructions
 from harness.data import readers, tasks
 
 KINDS = tuple(flags.BENCHMARKS)
@@ -109,6 +108,7 @@ def load(name, data=None):
     read = _mt_question if kind == "mt_bench" else _question
     questions = [read(row, i, files["questions"], references) for i, row in enumerate(rows)]
     _check_questions(questions, files["questions"])
+    instructions.check_questions(questions, files["questions"])
     return Benchmark(name if name in KINDS else Path(name).stem, kind, questions, prompts)
 
 
@@ -215,29 +215,10 @@ def _question(row, index, file, _):
         ("\n\n".join(filter(None, [prompt, context])),),
         str(row.get("dataset") or row.get("category") or ""),
         (reference,) if reference else (),
-        _ifeval_checks(row, index, file),
+        instructions.of_row(row),
         index,
         str(row.get("generator") or ""),
     )
-
-
-def _ifeval_checks(row, index, file):
-    """((instruction id, arguments), ..) of IFEval's two columns; UserError where they cannot be used."""
-    names, arguments = _list_cell(row.get("instruction_id_list")), _list_cell(row.get("kwargs"))
-    usable = None not in (names, arguments) and len(names) == len(arguments)
-    if not usable or not all(isinstance(each, dict | None) for each in arguments):
-        raise utils.UserError(
-            f"{file}, row {index + 1}: instruction_id_list and kwargs must be lists of the same length, "
-            "of names and of objects"
-        )
-    checks = tuple(
-        (name, {key: value for key, value in (given or {}).items() if value is not None})
-        for name, given in zip(names, arguments)
-    )
-    wrong = next(filter(None, (ifeval.unusable(*check) for check in checks)), None)
-    if wrong:
-        raise utils.UserError(f"{file}, row {index + 1}: {wrong}")
-    return checks
 
 
 def _id(row, index):
@@ -246,16 +227,6 @@ def _id(row, index):
         (str(row[name]) for name in ("key", "id") if row.get(name) not in (None, "")),
         f"row {index}" if "id" in row else str(index),
     )
-
-
-def _list_cell(cell):
-    """A list, or the JSON text of one (in a table); [] for an empty cell, None for anything else."""
-    if isinstance(cell, str) and cell.strip():
-        try:
-            cell = json.loads(cell)
-        except ValueError:
-            return None
-    return cell if isinstance(cell, list) else None if cell else []
 
 
 def choose(questions, n, seed=tasks.EVAL_SEED):

@@ -203,6 +203,7 @@ class EndpointJudge:
         return verdict_of(request, text, alternatives), {
             "text": text[:SAVED_TEXT],
             "finish_reason": finish,
+            "max_tokens": self.most_tokens(request),
             "likelihoods": alternatives,
             "tokens": tokens,
         }

@@ -1,8 +1,19 @@
 """Answers in the file formats of AlpacaEval, FastChat (MT-Bench), IFEval and of --mode batch."""
 
+import hashlib
+import re
 import time
 
 from harness.results import outputs
+
+
+def file_name(name):
+    """A model's name as a part of a file's name: as it is where it can be one, else with a hash, so that two differ."""
+    safe = re.sub(r"[\\/\x00-\x1f]", "_", name).encode("utf-8", "replace").decode()
+    if safe == name and name.strip(". ") and len(name.encode()) <= 120:
+        return name
+    digest = hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()[:8]
+    return f"{safe.encode()[:80].decode(errors='ignore').strip('. ')}-{digest}"
 
 
 def alpaca_outputs(questions, answers, name):
@@ -51,10 +62,11 @@ def write_official(run, benchmark, questions, system, together=()):
     together: all Systems; FastChat reads their gradings from one file.
     """
     if benchmark.kind == "mt_bench":
-        run.write_jsonl(f"model_answer/{system.name}.jsonl", mt_answers(questions, system.answers, system.name))
+        lines = mt_answers(questions, system.answers, system.name)
+        run.write_jsonl(f"model_answer/{file_name(system.name)}.jsonl", lines)
         graded = [row for other in together for row in other.graded]
         for name in {row["judge"][0] for row in graded}:
-            run.write_jsonl(f"model_judgment/{name}_single.jsonl", graded)
+            run.write_jsonl(f"model_judgment/{file_name(name)}_single.jsonl", graded)
     elif not run.path("model_outputs.json").exists():
         run.write_json("model_outputs.json", alpaca_outputs(questions, system.answers, system.name))
         if any(question.checks for question in questions):

@@ -72,15 +72,19 @@ def compare(found, relation, wanted):
     }[relation]
 
 
-def _times(text, keyword):
-    return len(re.findall(keyword, text, re.I))
+def _times(text, keyword, whole_word=False):
+    """How often a text has a keyword. IFEval's code takes it for a pattern, which is the same for its own keywords: all
+    are letters. Those of other sets ("C++", "node.js") are meant as text.
+    """
+    pattern = re.escape(keyword)
+    return len(re.findall(rf"(?<!\w){pattern}(?!\w)" if whole_word else pattern, text, re.I))
 
 
 # instruction id -> function: True if the answer follows it. Arguments have IFEval's names
 CHECKS = {
     "keywords:existence": lambda text, keywords: all(_times(text, word) for word in keywords),
     "keywords:forbidden_words": lambda text, forbidden_words: (
-        not any(_times(text, rf"\b{word}\b") for word in forbidden_words)
+        not any(_times(text, word, whole_word=True) for word in forbidden_words)
     ),
     "keywords:frequency": lambda text, keyword, frequency, relation="at least": compare(
         _times(text, keyword), relation, frequency
@@ -117,7 +121,7 @@ CHECKS = {
         len(highlights(text)) >= num_highlights
     ),
     "detectable_format:multiple_sections": lambda text, section_spliter, num_sections: (
-        len(re.findall(rf"\s?{section_spliter}\s?\d+\s?", text)) >= num_sections
+        len(re.findall(rf"\s?{re.escape(section_spliter)}\s?\d+\s?", text)) >= num_sections
     ),
     "detectable_format:json_format": lambda text: is_json(text),
     "detectable_format:title": lambda text: any(part.strip("<> ") for part in re.findall(r"<<[^\n]+>>", text)),
@@ -144,9 +148,18 @@ CHECKS = {
 }
 
 
+WHOLE = re.compile(r"num_|nth_|.*frequency$")  # names of arguments that are whole numbers
+RELATIONS = ("at least", "less than", "at most", "exactly")
+
+
 def followed(answer, checks):
-    """[bool] for the checks that are known here; an empty answer follows none. checks: (instruction id, arguments)."""
-    return [bool(answer.strip()) and bool(CHECKS[name](answer, **given)) for name, given in checks if name in CHECKS]
+    """[bool] for the checks that can be made; an empty answer follows none. checks: (instruction id, arguments)."""
+    return [bool(answer.strip()) and bool(CHECKS[name](answer, **given)) for name, given in checks if can(name, given)]
+
+
+def can(name, given):
+    """True for a check that is known here, with arguments of its kinds."""
+    return name in CHECKS and unusable(name, given) is None
 
 
 def unusable(name, given):
@@ -155,10 +168,26 @@ def unusable(name, given):
         return None
     try:
         inspect.signature(CHECKS[name]).bind("", **given)
-        CHECKS[name]("a text", **given)
-    except (TypeError, KeyError, ValueError, re.error) as error:
-        return f"{name} with {given}: {type(error).__name__}: {error}"
-    return None
+    except TypeError as error:
+        return f"{name} with {given}: {error}"
+    wrong = next((argument for argument, value in given.items() if not _has_its_type(argument, value)), None)
+    return f"{name} with {given}: {wrong} has a wrong value" if wrong else None
+
+
+def _has_its_type(argument, value):
+    """True if IFEval's argument has a value of its kind."""
+    if WHOLE.match(argument):
+        return isinstance(value, int) and not isinstance(value, bool)
+    if argument in ("keywords", "forbidden_words"):
+        return isinstance(value, list) and bool(value) and all(isinstance(word, str) and word for word in value)
+    if argument.endswith("relation"):
+        return value in RELATIONS
+    return isinstance(value, str) and bool(value.strip())
+
+
+def whole(value):
+    """A number that a table made a float ("3.0"), as the whole number it was; anything else as it is."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def count_in(text):

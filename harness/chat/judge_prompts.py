@@ -5,6 +5,8 @@ import math
 import re
 from dataclasses import dataclass
 
+from harness.models import thoughts
+
 LETTERS = ("A", "B")
 RATINGS = tuple(map(str, range(1, 11)))
 PAIR_PROMPT = """Two assistants answered the same request. Decide which of the two answers serves the person better. \
@@ -115,19 +117,36 @@ def fill(template, **values):
     return re.sub(r"\{(\w+)\}", lambda match: values.get(match[1], match[0]), template)
 
 
-def read_verdict(request, text):
-    """The label that a reply gives; None, never a guess, where it gives none or more than one.
+# a direct reply: the label, perhaps behind its name, and nothing that could belong to another word
+NAMED = r"(?i:(?:my |the |final |overall )*(?:rating|answer|verdict|choice|winner|response|assistant)(?: is)?)\W+"
+DIRECT = re.compile(rf"\W*(?:{NAMED})?(\d+(?:\.\d+)?|[AB])(?:\s*$|\W*\n|\s*[.,:;)\]\"'*/]|\s+out\s+of\s+10\b)")
+# a sentence that prefers one answer: "Answer B is better", "the better answer is B"
+WHICH = r"(?i:answer|assistant|response|option|candidate)\W*"
+BETTER = r"(?i:better|best|stronger|preferable|superior)"
+PREFERS = re.compile(
+    rf"\b{WHICH}\b([AB])\b\W*\s+(?i:is)\s+(?i:(?:clearly|overall|much|slightly|definitely|the)\s+)*{BETTER}\b"
+    rf"|\b{BETTER}\s+(?i:one|answer|assistant|response|option)\s+(?i:is)\s+\W*(?:{WHICH})?\b([AB])\b"
+)
 
-    Explained ratings are read as in FastChat, [[5]] or else [5]; a reply to a direct request must begin with the label.
+
+def read_verdict(request, text):
+    """The label that a reply gives behind its thoughts; None, never a guess, where it gives none or more than one.
+
+    Explained ratings are read as in FastChat, [[5]] or else [5]. A reply to a direct request must begin with the label,
+    or, of a pair, mark one as [[B]] or prefer one in words (PREFERS).
     """
+    text = thoughts.answer_of(text).strip()
     if not request.direct:
         marks = re.findall(r"\[\[(\d+(?:\.\d+)?)\]\]", text) or re.findall(r"\[(\d+(?:\.\d+)?)\]", text)
         return marks[0] if marks and 1 <= float(marks[0]) <= 10 else None
-    number = request.kind == "rating"
-    match = re.match(r"\W*(?:(?i:rating|answer)\W+)?(\d+(?:\.\d+)?|[AB])(?:\s*$|\W*\n|\s*[.,:;)\]\"'*/])", text.strip())
-    if not match or (match[1] in LETTERS) == number:
-        return None
-    return match[1] if not number or 1 <= float(match[1]) <= 10 else None
+    match = DIRECT.match(text)
+    if request.kind == "rating":
+        return match[1] if match and match[1] not in LETTERS and 1 <= float(match[1]) <= 10 else None
+    preferred = re.findall(r"\[\[([AB])\]\]", text)
+    if not preferred and match:
+        return match[1] if match[1] in LETTERS else None
+    preferred = preferred or [first or second for first, second in PREFERS.findall(text)]
+    return preferred[0] if len(set(preferred)) == 1 else None
 
 
 def verdict_of(request, text, alternatives=None):

@@ -1,19 +1,22 @@
 """Judges a system: ratings of its answers, and their comparison with an opponent's."""
 
+import collections
 import statistics
 from pathlib import Path
 
 import utils
-from harness.chat import side_by_side, win_rates
+from harness.chat import formats, side_by_side, win_rates
 from harness.chat.judge_prompts import pair_requests, rating_requests
+from harness.chat.judges import TOO_LONG
 from harness.results import store
 
 
-def judge(who, requests, file):
+def judge(who, requests, file, note=print):
     """{request's name: record of its judgement}; without the requests that failed.
 
     who: a judge of judges.py. Requests that `file` has are not asked again; new judgements are appended to it as they
-    come. A record is a dict: its value is None where the verdict could not be read.
+    come. A record is a dict: its value is None where the verdict could not be read. note: gets a text on these, if the
+    reason is known.
     """
     known = {record["key"]: record for record in store.read_jsonl(file) if "key" in record}
     keys = {request.name: request.key(who.identity) for request in requests}
@@ -36,15 +39,41 @@ def judge(who, requests, file):
 
     if todo:
         who.ask(list(todo.values()), keep)
-    return {name: known[key] for name, key in keys.items() if key in known}
+    judged = {name: known[key] for name, key in keys.items() if key in known}
+    for text in why_unreadable(list(judged.values())):
+        note(text)
+    return judged
 
 
-def pairwise(who, questions, opponent, system, file, template=None, both=True):
+def why_unreadable(records):
+    """[a text for each known reason why judgements could not be read]. records: as `judge` keeps them."""
+    unread, n = [record for record in records if record["value"] is None], f"of {len(records)} judgements"
+    cut = [record for record in unread if record.get("finish_reason") == "length"]
+    rest = [record for record in unread if record.get("finish_reason") != "length"]
+    empty = sum(not record["text"].strip() for record in rest if isinstance(record.get("text"), str))
+    long = sum(record.get("text") == TOO_LONG for record in rest)
+    limit = f"{max(record.get('max_tokens') or 0 for record in cut)} tokens" if cut else ""
+    return [
+        text
+        for count, text in (
+            (
+                len(cut),
+                f"{len(cut)} {n} ended at the limit of {limit} before a verdict (finish_reason length): a judge that "
+                "thinks first needs a larger --judge_max_tokens",
+            ),
+            (empty, f"{empty} {n} are empty replies"),
+            (long, f"{long} {n} are unreadable: {TOO_LONG}"),
+        )
+        if count
+    ]
+
+
+def pairwise(who, questions, opponent, system, file, template=None, both=True, note=print):
     """Compare a system's answers with an opponent's. Returns (annotations, pairs, how many questions are not judged).
 
     annotations: as AlpacaEval writes them, the opponent's answer first; preference = 1 + P(system wins), the mean of
     both orders, None where one of them is unreadable. pairs: (P(system wins), P(it wins | swapped)) of each question
-    that was judged in both orders. template, both: see judge_prompts.pair_requests.
+    that was judged in both orders. template, both: see judge_prompts.pair_requests; note: see `judge`.
     """
     requests = [
         request
@@ -53,7 +82,7 @@ def pairwise(who, questions, opponent, system, file, template=None, both=True):
             question, opponent.answers[question.id], system.answers[question.id], template, both
         )
     ]
-    judged, annotations, pairs = judge(who, requests, file), [], []
+    judged, annotations, pairs = judge(who, requests, file, note), [], []
     asked = {request.name for request in requests}
     for question in questions:
         orders = [order for order in ("as_is", "swapped") if (question.id, order) in asked]
@@ -83,15 +112,15 @@ def pairwise(who, questions, opponent, system, file, template=None, both=True):
     return annotations, pairs, len(questions) - len(annotations)
 
 
-def gradings(who, questions, system, prompts, file):
+def gradings(who, questions, system, prompts, file, note=print):
     """(FastChat's single-answer gradings, a dict for each turn, score -1 if unreadable; how many calls failed).
 
-    prompts: FastChat's judge prompts, None for a direct rating.
+    prompts: FastChat's judge prompts, None for a direct rating; note: see `judge`.
     """
     requests = [
         request for question in questions for request in rating_requests(question, system.answers[question.id], prompts)
     ]
-    judged = judge(who, requests, file)
+    judged = judge(who, requests, file, note)
     rows = []
     for request in requests:
         if request.name not in judged:
@@ -116,9 +145,9 @@ def rate(run, judge, benchmark, questions, system, args, file):
     prompts = benchmark.judge_prompts if args.judge == "endpoint" else None
     if args.judge == "endpoint" and not prompts:
         run.note("FastChat's judge_prompts.jsonl is not beside the questions: rated with our own prompt")
-    rows, failed = gradings(judge, questions, system, prompts, file)
+    rows, failed = gradings(judge, questions, system, prompts, file, run.note)
     system.graded = rows
-    run.write_jsonl(f"model_judgment/{judge.name}_single.jsonl", rows)
+    run.write_jsonl(f"model_judgment/{formats.file_name(judge.name)}_single.jsonl", rows)
     if rows:
         scores = win_rates.mt_bench_scores(rows, {question.id: question.group for question in questions})[system.name]
         run.write_json("mt_bench.json", scores)
@@ -137,13 +166,18 @@ def rate(run, judge, benchmark, questions, system, args, file):
     return failed, [row["score"] == -1 for row in rows]
 
 
-def compare(run, judge, benchmark, questions, system, opponent, args, file):
-    """The win rate against an opponent. Returns (how many questions are not judged, [True for each unreadable one])."""
+def compare(run, judge, benchmark, questions, system, opponent, args, file, by_length=False):
+    """The win rate against an opponent. Returns (how many questions are not judged, [True for each unreadable one]).
+
+    by_length: AlpacaEval's length-controlled rate too.
+    """
     template = Path(args.judge_prompt).read_text(encoding="utf-8") if args.judge_prompt else None
-    annotations, pairs, unjudged = pairwise(judge, questions, opponent, system, file, template, not args.one_order)
+    both = not args.one_order
+    annotations, pairs, unjudged = pairwise(judge, questions, opponent, system, file, template, both, run.note)
     wins, bias = win_rates.win_rate([row["preference"] for row in annotations]), win_rates.position_bias(pairs)
-    run.write_json(f"annotations_against_{opponent.name}.json", annotations)
-    run.write_json(f"win_rate_against_{opponent.name}.json", {**wins, "position_bias": bias})
+    place = formats.file_name(opponent.name)
+    run.write_json(f"annotations_against_{place}.json", annotations)
+    run.write_json(f"win_rate_against_{place}.json", {**wins, "position_bias": bias})
     system.cells.setdefault("position_bias", bias["rate"])  # of the first opponent, as the win rate
     label = f"against {opponent.name}"
     system.figures.update(
@@ -162,7 +196,7 @@ def compare(run, judge, benchmark, questions, system, opponent, args, file):
     )
     if bias["rate"] is not None and bias["rate"] > 0.5:
         run.note("this judge goes by the place more than by the answers: its win rate says little")
-    if opponent.name == reference_name(questions) and benchmark.name == "alpaca_eval":
+    if by_length:
         length_controlled(run, system, benchmark, questions, annotations)
     for row in annotations:
         value = win_rates.preference(row["preference"])
@@ -192,16 +226,28 @@ def judge_system(run, judge, benchmark, questions, system, against, base, args, 
 
     against: opponents, "reference" and "base"; base: the System, None where the system is the base itself.
     """
-    references = side_by_side.System(reference_name(questions), {q.id: list(q.references) for q in questions})
+    name = reference_name(questions)
+    if name in (system.name, base and base.name):  # a model that is compared with its own answers of elsewhere
+        name = "reference"
+    references = side_by_side.System(name, {q.id: list(q.references) for q in questions})
     opponents = [references if name == "reference" else base for name in against]
     file = folder / "judgements.jsonl"
+    calls = len(getattr(judge, "failed", ()))  # those of other systems
     results = [rate(run, judge, benchmark, questions, system, args, file)] if benchmark.kind == "mt_bench" else []
     results += [
-        compare(run, judge, benchmark, questions, system, opponent, args, file)
+        compare(
+            *(run, judge, benchmark, questions, system, opponent, args, file),
+            by_length=opponent is references and benchmark.name == "alpaca_eval",
+        )
         for opponent in opponents
         if opponent is not None
     ]
     unreadable = [value for _, values in results for value in values]
+    reasons = collections.Counter(reason for _, reason in getattr(judge, "failed", ())[calls:])
+    for reason, count in reasons.most_common(1):
+        if not unreadable:
+            raise utils.RunFailed(f"no judgement was made, {count} calls failed: {reason}; the answers are kept")
+        run.note(f"{reasons.total()} calls failed, most of them: {reason}")
     if unreadable:
         system.cells["invalid_rate"] = statistics.fmean(unreadable)
         if system.cells["invalid_rate"] > 0.5:  # record.quality marks the row

@@ -13,6 +13,8 @@ from harness.results import provenance
 
 CHUNK = 16  # requests that a local judge answers and then writes together: the most that a killed run loses
 
+TOO_LONG = "the request is longer than the judge's context"
+
 
 def make_judge(args, load):
     """The judge of the flags. load: name -> (model, tokenizer), for a local judge."""
@@ -57,7 +59,7 @@ class LocalJudge:
             prompt = benchmarks.render((text,), (), tokenizer) if chat else text
             longest = prompt + separator + request.labels[-1] + end
             if len(tokenizer(longest, add_special_tokens=not chat, verbose=False).input_ids) > context:
-                keep(request, None, {"text": "the request is longer than the judge's context"})
+                keep(request, None, {"text": TOO_LONG})
             else:
                 prompts[request] = prompt
         if len(prompts) < len(requests):

@@ -71,7 +71,7 @@ def quality(run, questions, system, metric, n_failed, base):
             run.note(f"{metric} of {len(values)} of {len(questions)} questions")
     if n_failed:
         run.note(f"{n_failed} judgements failed; the same command asks for them again")
-    unchecked = sum(name not in ifeval.CHECKS for question in questions for name, _ in question.checks)
+    unchecked = sum(not ifeval.can(*check) for question in questions for check in question.checks)
     if unchecked:
         run.note(f"{unchecked} of IFEval's instructions cannot be checked here; their prompts are not counted")
     records = [

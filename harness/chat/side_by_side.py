@@ -71,7 +71,7 @@ def measures(question, answers, cut):
     """
     asked = [ifeval.asked_for(turn) for turn in question.turns]
     if question.checks:  # a prompt with an instruction that cannot be checked here is not counted
-        asked[-1] = list(question.checks) if all(name in ifeval.CHECKS for name, _ in question.checks) else []
+        asked[-1] = list(question.checks) if all(ifeval.can(*check) for check in question.checks) else []
     followed = [result for answer, checks in zip(answers, asked) for result in ifeval.followed(answer, checks)]
     pairs = list(zip(answers, question.references))
     scores = {

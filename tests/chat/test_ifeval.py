@@ -71,6 +71,24 @@ def test_verifiable_instructions(name, given, good, bad):
     assert ifeval.followed(" ", [(name, given)]) == [False]
 
 
+@pytest.mark.parametrize(
+    ("name", "given", "good", "bad"),
+    [
+        ("keywords:existence", {"keywords": ["C++", "node.js"]}, "c++ and Node.js", "C and nodeXjs"),
+        ("keywords:forbidden_words", {"forbidden_words": ["C++", "a.b"]}, "I like aXb and C", "I like C++ a lot"),
+        ("keywords:frequency", {"keyword": "(x)", "frequency": 2}, "(x) and (X)", "x x"),
+        (
+            "detectable_format:multiple_sections",
+            {"section_spliter": "[Part]", "num_sections": 1},
+            "[Part] 1\nText",
+            "P 1\nText",
+        ),
+    ],
+)
+def test_keywords_are_text_and_no_patterns(name, given, good, bad):
+    assert ifeval.followed(good, [(name, given)]) == [True] and ifeval.followed(bad, [(name, given)]) == [False]
+
+
 def test_what_a_prompt_asks_for_is_read_from_plain_phrases_alone():
     words = "length_constraints:number_words"
     for text, wanted in {

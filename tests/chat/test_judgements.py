@@ -34,3 +34,19 @@ def test_a_local_rating_is_the_expected_number(tiny_llama, tmp_path):
         assert (
             row["score"] == pytest.approx(sum(int(label) * p for label, p in share.items())) and 1 < row["score"] < 10
         )
+
+
+def test_why_judgements_are_unreadable_is_noted():
+    cut = {"value": None, "text": "", "finish_reason": "length", "max_tokens": 16}
+    first, second, third = judgements.why_unreadable(
+        [
+            cut,
+            {**cut, "text": "<think>"},
+            {"value": None, "text": " "},
+            {"value": None, "text": judges.TOO_LONG},
+            *[{"value": 1.0}] * 2,
+        ]
+    )
+    assert first.startswith("2 of 6 judgements ended at the limit of 16 tokens") and "--judge_max_tokens" in first
+    assert second == "1 of 6 judgements are empty replies" and "longer than the judge's context" in third
+    assert judgements.why_unreadable([{"value": None, "text": "neither"}, {"value": 0.0, "text": "A"}]) == []

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
-from chat_helpers import judging_of, records_in, rows_in
+from chat_helpers import completion, judging_of, records_in, rows_in
 from helpers import ROOT, write_jsonl
 
 import chat_eval
@@ -106,6 +106,52 @@ def test_what_fails_after_all_tries_is_asked_again_by_the_next_run(
     found = records_in(tmp_path, "judgements.jsonl")
     assert len(found) == 8 == len({record["key"] for record in found}) and len(endpoint.asked) == 10
     assert "failed" not in rows_in(tmp_path)[3]["note"]
+
+
+def test_replies_cut_before_a_verdict_name_the_flag(endpoint, prompts, tiny_llama, adapter, chats, tmp_path):
+    endpoint.answer = lambda asked: (200, json.dumps(completion(None, finish="length")))
+    chat_eval.main(judged_by(endpoint, prompts, tiny_llama, adapter, chats))
+    tuned = rows_in(tmp_path)[1]
+    assert tuned["status"] == "degenerate" and "limit of 16 tokens" in tuned["note"]
+    assert "--judge_max_tokens" in tuned["note"]
+
+
+def test_a_judge_that_only_fails_fails_the_run_with_its_own_words(
+    endpoint, prompts, tiny_llama, adapter, chats, tmp_path, capsys
+):
+    endpoint.answer = lambda asked: (200, json.dumps({"error": {"message": "no credit left"}}))
+    command = judged_by(endpoint, prompts, tiny_llama, adapter, chats)
+    with pytest.raises(SystemExit) as stop:
+        chat_eval.main(command)
+    assert stop.value.code == 1 and "no credit left" in capsys.readouterr().err
+    assert [row["status"] for row in rows_in(tmp_path)] == ["ok", "failed"]  # the base is not judged
+    endpoint.answer = None
+    chat_eval.main(command)
+    assert rows_in(tmp_path)[3]["status"] != "failed" and len(records_in(tmp_path, "answers.jsonl")) == 8
+
+
+def test_names_that_are_no_file_names_lose_no_judgement(endpoint, tiny_llama, chats, tmp_path):
+    rows = [{"instruction": f"say {i}", "output": "good", "generator": "org/" + "x" * 300} for i in range(2)]
+    write_jsonl(tmp_path / "p.jsonl", rows)
+    command = ["--benchmark", str(tmp_path / "p.jsonl"), "--model", tiny_llama, *chats, "--judge", "endpoint"]
+    url = f"http://127.0.0.1:{endpoint.server_port}/v1"
+    chat_eval.main([*command, "--judge_model", "..", "--judge_url", url])
+    (row,) = rows_in(tmp_path)
+    assert row["win_rate"] == "0.5" and list(Path(row["run_dir"]).glob("annotations_against_org_x*.json"))
+
+
+def test_credentials_of_a_judge_are_written_nowhere(endpoint, prompts, tiny_llama, adapter, chats, tmp_path, capsys):
+    command = judged_by(endpoint, prompts, tiny_llama, adapter, chats)
+    address = command.pop()
+    url = address.replace("http://", "http://me:s3cret@") + "?api-key=s3cret"
+    chat_eval.main([*command, url])
+    assert rows_in(tmp_path)[1]["win_rate"] and "api-key=s3cret" in endpoint.headers[0]["path"]
+    written = [path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()]
+    assert len(written) > 10 and b"s3cret" not in b"".join(written) and "s3cret" not in "".join(capsys.readouterr())
+    assert json.loads(rows_in(tmp_path)[1]["args"])["judge_url"] == address
+    asked = len(endpoint.asked)
+    chat_eval.main([*command, address])  # the same judge, with another login
+    assert len(endpoint.asked) == asked
 
 
 def test_a_refused_key_ends_the_run_with_one_line_and_keeps_the_answers(
