@@ -26,6 +26,8 @@ WINDOW = {"sliding_window": 64}
 LATENT = {"q_lora_rank": 16, "kv_lora_rank": 16, "qk_nope_head_dim": 16, "qk_rope_head_dim": 16, "v_head_dim": 16}
 MAMBA = {"mamba_d_state": 8, "mamba_d_conv": 4, "mamba_expand": 2}
 
+SPARE = 1  # embeddings beyond the tokenizer's: Qwen2's class adds an end of text of its own when it is loaded
+
 CAUSAL = {  # model type -> settings
     "llama": LLAMA,
     "gpt2": GPT,
@@ -162,7 +164,7 @@ def marked(table, quick):
 def save_causal(name, folder, seed=0):
     """A tiny random model of this architecture with a byte-level tokenizer, saved. Returns the folder."""
     tokenizer = bpe(["<s>", "<|end|>"], template="<s> $A", bos_token="<s>", eos_token="<|end|>", pad_token="<|end|>")
-    config = _config(name, CAUSAL, vocab_size=len(tokenizer), bos_token_id=0, eos_token_id=1, pad_token_id=1)
+    config = _config(name, CAUSAL, vocab_size=len(tokenizer) + SPARE, bos_token_id=0, eos_token_id=1, pad_token_id=1)
     torch.manual_seed(seed)
     return save(folder, _larger(AutoModelForCausalLM.from_config(config)), tokenizer)
 
@@ -170,7 +172,9 @@ def save_causal(name, folder, seed=0):
 def save_body(name, folder, seed=0):
     """As save_causal, for HEADS: a checkpoint without its classification head, with a word-level tokenizer."""
     _, tokenizer = bert_parts()
-    config = _config(name, HEADS, vocab_size=len(tokenizer), pad_token_id=tokenizer.pad_token_id, eos_token_id=3)
+    config = _config(
+        name, HEADS, vocab_size=len(tokenizer) + SPARE, pad_token_id=tokenizer.pad_token_id, eos_token_id=3
+    )
     torch.manual_seed(seed)
     return save(folder, _larger(AutoModelForSequenceClassification.from_config(config)).base_model, tokenizer)
 
