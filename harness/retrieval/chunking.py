@@ -5,6 +5,7 @@ import re
 from dataclasses import dataclass
 
 OVERLAP = 32  # tokens that neighbouring chunks share at most; a quarter of the chunk where that is less
+PART = 100_000  # characters that are tokenized at once: a tokenizer does not hear Ctrl-C
 LONG_WORD = 100  # characters; WordPiece makes one [UNK] of a longer word
 UNKNOWN, PER_TOKEN = 16, 4  # a token of more characters stands for unread text, which counts as a token per 4
 
@@ -60,7 +61,7 @@ def token_offsets(text, tokenizer):
         return tokenizer(texts, **options)["offset_mapping"]
 
     offsets = []
-    for start, end in tokens(text):
+    for start, end in ((at + start, at + end) for at, part in _parts(text) for start, end in tokens(part)):
         if end - start <= LONG_WORD:
             offsets.append((start, end))
             continue
@@ -70,6 +71,18 @@ def token_offsets(text, tokenizer):
                 step = PER_TOKEN if last - first > UNKNOWN else LONG_WORD
                 offsets += [(begin + at, begin + min(at + step, last)) for at in range(first, last, step)]
     return offsets
+
+
+def _parts(text):
+    """Yields a long text in parts that end before white space, as (first character, part)."""
+    begin = 0
+    while begin < len(text):
+        end = begin + PART
+        if end < len(text):
+            space = next((match.start() for match in WORD.finditer(text, end - PART // 10, end)), end)
+            end = space if space > begin else end
+        yield begin, text[begin:end]
+        begin = end
 
 
 def windows(text, offsets, room, overlap):

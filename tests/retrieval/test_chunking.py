@@ -4,6 +4,7 @@ import pytest
 from helpers import THINGS
 
 import utils
+from harness.retrieval import chunking
 from harness.retrieval.chunking import split_into_chunks
 from harness.retrieval.documents import Document
 
@@ -70,3 +71,18 @@ def test_a_word_that_no_tokenizer_reads_is_not_one_chunk(tiny_bert):
     covered = {i for c in chunks for i in range(c.position, c.position + len(c.text))}
     assert all(ch.isspace() for i, ch in enumerate(text) if i not in covered)
     assert all(text[c.position : c.position + len(c.text)] == c.text for c in chunks)
+
+
+@pytest.mark.parametrize("model", ["tiny_llama", "tiny_bert"])
+def test_a_long_text_is_tokenized_in_parts_with_the_same_tokens(model, request, monkeypatch):
+    tokenizer, lengths = utils.load_tokenizer(request.getfixturevalue(model)), []
+    text = "the good film was fine . the dull plot is poor ,\n\na great cast . " * 8
+    whole = chunking.token_offsets(text, tokenizer)
+    monkeypatch.setattr(chunking, "PART", 50)
+
+    def seen(part, **options):
+        lengths.append(len(part))
+        return tokenizer(part, **options)
+
+    assert chunking.token_offsets(text, seen) == whole and max(lengths) <= 50
+    assert [part for _, part in chunking._parts("x" * 130)] == ["x" * 50, "x" * 50, "x" * 30]
