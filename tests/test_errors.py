@@ -131,6 +131,16 @@ def test_an_interrupt_is_one_line_although_a_thread_hangs(tmp_path):
     assert child.returncode == 130 and said == "script.py: interrupted\n"
 
 
+def test_an_interrupted_script_runs_its_exit_handlers_and_is_not_taken_apart(tmp_path):
+    body = (
+        "import atexit, os\nclass Late:\n    def __del__(self): os.write(1, b'taken apart')\nsys.late = Late()\n"
+        "atexit.register(print, 'handler')\nos.kill(os.getpid(), 2)\ntime.sleep(60)"
+    )
+    command, env = script(tmp_path, body)
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "handler\n", "script.py: interrupted\n")
+
+
 def test_stop_on_signals_gives_the_handlers_back():
     before = signal.getsignal(signal.SIGTERM)
     with pytest.raises(errors.Stopped) as stopped, errors.stop_on_signals(signal.SIGTERM):
