@@ -133,7 +133,8 @@ def test_an_interrupt_is_one_line_although_a_thread_hangs(tmp_path):
 
 def test_an_interrupted_script_runs_its_exit_handlers_and_is_not_taken_apart(tmp_path):
     body = (
-        "import atexit, os\nclass Late:\n    def __del__(self): os.write(1, b'taken apart')\nsys.late = Late()\n"
+        "import atexit, os\nclass Late:\n    def __del__(self, write=os.write): write(1, b'taken apart')\n"
+        "global late\nlate = Late()\n"
         "atexit.register(print, 'handler')\nos.kill(os.getpid(), 2)\ntime.sleep(60)"
     )
     command, env = script(tmp_path, body)
