@@ -104,7 +104,8 @@ def load(name, data=None):
         references = {str(row["question_id"]): row for row in table if "question_id" in row and row.get("choices")}
     if kind == "mt_bench" and files["judge_prompts"]:
         table = readers.read_table(files["judge_prompts"])
-        prompts = {row["name"]: row for row in table if {"name", "system_prompt", "prompt_template"} <= set(row)}
+        texts = ("name", "system_prompt", "prompt_template")
+        prompts = {row["name"]: row for row in table if all(isinstance(row.get(text), str) for text in texts)}
     read = _mt_question if kind == "mt_bench" else _question
     questions = [read(row, i, files["questions"], references) for i, row in enumerate(rows)]
     _check_questions(questions, files["questions"])
@@ -184,7 +185,9 @@ def _mt_question(row, index, file, references):
     known = references.get(str(row["question_id"]))
     own = [] if references else row.get("reference") or []  # FastChat's judge reads the separate file alone
     try:
-        answers = known["choices"][0]["turns"] if known else [own] if isinstance(own, str) else list(own)
+        answers = known["choices"][0]["turns"] if known else [own] if isinstance(own, str) else own
+        if not isinstance(answers, list | tuple):
+            raise TypeError("no list")
     except (TypeError, KeyError, IndexError):
         where = f"{file}, question {index + 1}"
         raise utils.UserError(f"{where}: its reference answers are not as FastChat writes them") from None

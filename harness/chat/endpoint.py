@@ -152,6 +152,8 @@ class EndpointJudge:
                 self.over = True
                 no_key = "" if self.key else "; no key was sent: --judge_key_env names the variable that holds one"
                 raise utils.UserError(f"--judge_url: {self.model} refuses: {self._words(error)}{no_key}") from None
+            except openai.APITimeoutError:
+                reply, reason = None, f"no whole reply within {self.timeout:g} s (--judge_timeout)"
             except openai.APIError as error:
                 where = _redirected(error)
                 if where is not None:

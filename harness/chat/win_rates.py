@@ -23,7 +23,7 @@ def preference(value):
     """
     try:
         value = float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return None
     return 1.5 if value == 0 else value if 1 <= value <= 2 else None
 
@@ -93,7 +93,7 @@ def rating(value):
     """A rating as a float; None for -1, MT-Bench's mark of an unreadable judgement, and for what is not a number."""
     try:
         value = float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return None
     return value if math.isfinite(value) and value >= 0 else None
 
@@ -186,5 +186,5 @@ def _categories(path):
     for folder in (path.parent, path.parent.parent):
         if (folder / "question.jsonl").is_file():
             rows = store.read_jsonl(folder / "question.jsonl")
-            return {str(row["question_id"]): row.get("category", "") for row in rows}
+            return {str(row["question_id"]): row.get("category", "") for row in rows if "question_id" in row}
     return None

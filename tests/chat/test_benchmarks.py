@@ -1,8 +1,10 @@
 import collections
 
+import pytest
 from chat_helpers import needs_alpaca, needs_mt_bench
 from helpers import SHARED, write_jsonl
 
+import utils
 from harness.chat import benchmarks
 
 
@@ -54,3 +56,17 @@ def test_a_prompts_columns_and_ids_are_read_leniently(tmp_path):
     assert [q.turns[0] for q in benchmarks.load(str(tmp_path / "b.TXT")).questions] == ["one\u2028more", "two"]
     write_jsonl(tmp_path / "c.jsonl", [{"question_id": 1, "turns": ["a"], "reference": "a text", "category": ["math"]}])
     assert benchmarks.load(str(tmp_path / "c.jsonl")).questions[0].references == ("a text",)
+
+
+@pytest.mark.parametrize("value", [None, 5, ["a"], {"a": 1}, [[1]]])
+def test_files_beside_the_questions_may_hold_anything(tmp_path, value):
+    write_jsonl(tmp_path / "question.jsonl", [{"question_id": 1, "turns": ["a"]}])
+    write_jsonl(tmp_path / "judge_prompts.jsonl", [{"name": value, "system_prompt": "s", "prompt_template": "t"}])
+    found = benchmarks.load(str(tmp_path))
+    assert not found.judge_prompts and found.questions[0].references == ()
+    write_jsonl(tmp_path / "reference_answers.jsonl", [{"question_id": 1, "choices": [{"turns": value}]}])
+    if value == ["a"]:
+        assert benchmarks.load(str(tmp_path)).questions[0].references == ("a",)
+    else:
+        with pytest.raises(utils.UserError):
+            benchmarks.load(str(tmp_path))

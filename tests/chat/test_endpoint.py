@@ -98,7 +98,7 @@ def test_a_reply_that_drips_has_one_deadline(endpoint):
     endpoint.faults = ["drip"] * 9
     judge = judge_at(endpoint, timeout=0.4, retries=8)
     assert judging_of(judge, pairs(1)) == []
-    assert judge.failed[0][1].startswith("APITimeoutError") and len(endpoint.asked) == 2  # once more, not 8 times
+    assert "--judge_timeout" in judge.failed[0][1] and len(endpoint.asked) == 2  # once more, not 8 times
 
 
 def test_an_interrupt_does_not_wait_for_a_judge_that_hangs(endpoint):
