@@ -4,6 +4,7 @@
 traceback. Standard library only: `utils` has these names for everybody else.
 """
 
+import _thread
 import atexit
 import contextlib
 import errno
@@ -183,6 +184,16 @@ def stop_on_signals(*numbers):
             signal.signal(number, handler)
 
 
+def _interrupt_again(dropped):
+    """sys.unraisablehook: an interrupt that came in a destructor, where Python drops exceptions, comes once more."""
+    if not issubclass(dropped.exc_type, KeyboardInterrupt):
+        return sys.__unraisablehook__(dropped)
+    number = getattr(dropped.exc_value, "number", signal.SIGINT)
+    timer = threading.Timer(0.05, _thread.interrupt_main, [number])  # at once would be in the destructor still
+    timer.daemon = True
+    timer.start()
+
+
 def _end_soon(code):
     """End the process in SECONDS_TO_END even if a thread or an exit handler still holds it."""
     timer = threading.Timer(SECONDS_TO_END, os._exit, [code])
@@ -215,6 +226,8 @@ def clean_exit(main):
     @functools.wraps(main)
     def wrapper(argv=None):
         guard_streams()
+        if main.__module__ == "__main__":
+            sys.unraisablehook = _interrupt_again
         try:
             return main(argv)
         except UserError as error:

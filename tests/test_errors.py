@@ -142,6 +142,16 @@ def test_an_interrupted_script_runs_its_exit_handlers_and_is_not_taken_apart(tmp
     assert (done.returncode, done.stdout, done.stderr) == (130, "handler\n", "script.py: interrupted\n")
 
 
+def test_an_interrupt_in_a_destructor_is_not_lost(tmp_path):
+    body = (
+        "import os\nclass Late:\n    def __del__(self): os.kill(os.getpid(), 2); time.sleep(0.01)\n"
+        "late = Late()\ndel late\ntime.sleep(30)\nprint('went on')"
+    )
+    command, env = script(tmp_path, body)
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "script.py: interrupted\n")
+
+
 def test_stop_on_signals_gives_the_handlers_back():
     before = signal.getsignal(signal.SIGTERM)
     with pytest.raises(errors.Stopped) as stopped, errors.stop_on_signals(signal.SIGTERM):
