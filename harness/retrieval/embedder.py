@@ -5,20 +5,16 @@ from unittest import mock
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
 from sentence_transformers import SentenceTransformer
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 import utils
-from harness.models import loading
+from harness.models import folder, loading
 from harness.retrieval import index_folder
 
 # two embedders count as the same if the vectors of these texts have at least this cosine
 PROBES, SAME_VECTOR = ("The quick brown fox jumps over the lazy dog.", "How much is 17 times 3?", "Paris"), 0.9999
-# what the libraries raise for files that hold other things than they expect; RecursionError is a RuntimeError
-BROKEN_FILES = (ArithmeticError, AssertionError, AttributeError, ImportError, LookupError, OSError, RuntimeError)
-BROKEN_FILES += (SafetensorError, TypeError, ValueError)
 
 
 def load(kind, name, flag, device, args):
@@ -31,10 +27,10 @@ def load(kind, name, flag, device, args):
         with mock.patch.object(torch, "load", _refuse_pickle):  # modules such as Dense would read pytorch_model.bin
             model = kind(name, device=device, **options)
         missing = _missing_weights(model.transformers_model, kind is SentenceTransformer)
-    except BROKEN_FILES as error:
+    except folder.BROKEN_FILE as error:
         if utils.is_out_of_memory(error):
             raise
-        raise utils.UserError(f"{flag} {name} cannot be loaded: {_reason(error)}") from None
+        raise utils.UserError(f"{flag} {name} cannot be loaded: {folder.first_line(error)}") from None
     if missing:
         raise utils.UserError(
             f"{flag} {name} cannot be loaded: {len(missing)} of its weights are missing, such as {missing[0]}; they "
@@ -47,12 +43,6 @@ def _refuse_pickle(file, *_, **__):
     raise utils.UserError(
         f"{Path(str(file)).name} is a pickle, and pickled weights are not read; save it as safetensors"
     )
-
-
-def _reason(error):
-    """The first line of an error, with its kind where it is no sentence for a person."""
-    text = (str(error).splitlines() or [""])[0]
-    return text if isinstance(error, OSError | ValueError) and text else f"{type(error).__name__}: {text}"
 
 
 def _missing_weights(model, pooled):
@@ -87,12 +77,12 @@ class Embedder:
         try:
             self.probes = self.embed(PROBES)  # they tell whether an index was made with this embedder
             self.dimension = self.probes.shape[1]
-        except BROKEN_FILES as error:
+        except folder.BROKEN_FILE as error:
             if isinstance(error, utils.RunFailed) or utils.is_out_of_memory(error):
                 raise
             raise utils.UserError(
-                f"{self.name} gives no vectors of texts ({_reason(error)}); give a sentence-transformers model, whose "
-                "modules.json ends with a pooling"
+                f"{self.name} gives no vectors of texts ({folder.first_line(error)}); give a sentence-transformers model, "
+                "whose modules.json ends with a pooling"
             ) from None
 
     def _limit_tokens(self):
