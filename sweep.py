@@ -21,29 +21,28 @@ failed is run again with --retry.
 import concurrent.futures
 import contextlib
 import fcntl
-import functools
 import hashlib
 import io
-import itertools
 import json
 import os
 import queue
 import shlex
+import signal
 import subprocess
 import sys
 import threading
 from dataclasses import dataclass
 from pathlib import Path
 
-import yaml
 from tqdm import tqdm
 
 import utils
-from harness import flags
-from harness.results import provenance, store
+from harness import flags, processes, suites
+from harness.errors import short, stop_on_signals
+from harness.results import store
 
 ROOT = Path(__file__).resolve().parent
-BLOCK_KEYS = ("script", "flags", "grid", "experiments")
+LOCK_SECONDS = 0.2  # between two looks at a cell that another process runs
 
 
 def parse_args(argv=None):
@@ -56,7 +55,7 @@ def parse_args(argv=None):
     add("--ignore_code", action="store_true", help="count a row as done even if the code has changed since")
     add("--continue_on_error", action="store_true", help="go on after a cell that failed")
     workers = "cells that run at the same time; on one device they slow each other down (default: %(default)s)"
-    add("--workers", type=flags.positive_int, default=1, help=workers)
+    add("--workers", type=flags.small_count, default=1, help=workers)
     add("--devices", help="CUDA devices that the workers take in turn, as in 0,1")
     add("--results", default="results.csv", help="the CSV that gets the rows (default: %(default)s)")
     add("--runs_dir", default="runs", help="where the run folders are made (default: %(default)s)")
@@ -68,8 +67,9 @@ def parse_args(argv=None):
 
 def import_heavy():
     """What needs scipy, after the arguments were checked."""
-    global commands
+    global commands, DoneRuns, identity
     from harness.results import commands
+    from harness.results.done_runs import DoneRuns, identity
 
 
 # ------------------------------------------------------------------------------------------------------------ the suite
@@ -89,71 +89,43 @@ class Cell:
         return shlex.join(["python", self.script, *utils.without_credentials(self.argv)])
 
 
-def load_suite(path):
-    """(name, [(cell name, script, {flag: value})]) of a YAML file; UserError where it is not a suite."""
+def available():
+    """The suites that are shipped, for a message."""
+    return ", ".join(sorted(str(file.relative_to(ROOT)) for file in (ROOT / "suites").glob("*.yaml")))
+
+
+def parsed(script, settings, args):
+    """(argv, {flag: value}) of one cell, as its script reads them. UserError where the script refuses them."""
+    if script == "utils.py" or not commands.is_here(script):
+        raise utils.UserError(f"there is no script {short(script)} here")
+    argv = [*commands.to_argv(settings, script), "--results", args.results, "--runs_dir", args.runs_dir]
+    message = io.StringIO()
     try:
-        suite = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        known = ", ".join(sorted(str(file.relative_to(ROOT)) for file in (ROOT / "suites").glob("*.yaml")))
-        hint = f"; available suites: {known}" if isinstance(error, FileNotFoundError) else ""
-        raise utils.UserError(f"{path} cannot be read as a suite: {error}{hint}") from None
-    if not isinstance(suite, dict):
-        raise utils.UserError(f"{path}: a suite is a mapping with suite_name, script, flags, and grid or experiments")
-    name = str(suite.pop("suite_name", Path(path).stem))
-    suite.pop("description", None)
-    blocks = suite.pop("runs", None) or [{}]
-    if not (isinstance(blocks, list) and all(isinstance(block, dict) for block in blocks)):
-        raise utils.UserError(f"{path}: runs must be a list of blocks with script, flags, and grid or experiments")
-    return name, [cell for block in blocks for cell in expand(path, suite, block)]
-
-
-def expand(path, suite, block):
-    """[(cell name, script, {flag: value})] of one block of `runs`; what it lacks is taken from the suite itself."""
-    unknown = [key for key in block if key not in BLOCK_KEYS]
-    if unknown:
-        known = ", ".join(BLOCK_KEYS)
-        raise utils.UserError(f"{path}: a block of runs has {', '.join(unknown)}; known are {known}")
-    parts = {key: block.get(key, suite.get(key)) for key in BLOCK_KEYS}
-    script, grid, experiments = parts["script"] or "peft_finetune.py", parts["grid"] or {}, parts["experiments"] or [{}]
-    if not all(isinstance(some, dict | None) for some in (suite.get("flags"), block.get("flags"))):
-        raise utils.UserError(f"{path}: flags must be a mapping of flags to their values")
-    lists = isinstance(grid, dict) and all(isinstance(values, list) and values for values in grid.values())
-    if not lists or not isinstance(experiments, list) or not all(isinstance(one, dict) for one in experiments):
-        raise utils.UserError(f"{path}: grid needs a list of values for each flag, experiments a list of mappings")
-    common = {
-        key: value for key, value in suite.items() if key not in BLOCK_KEYS
-    }  # base_model: .. at the top is a flag
-    settings = {**common, **(suite.get("flags") or {}), **(block.get("flags") or {})}
-    cells = []
-    for experiment, values in itertools.product(experiments, itertools.product(*grid.values())):
-        own = {key: value for key, value in experiment.items() if key not in ("name", "description")}
-        own = {**own.pop("flags", {}), **own.pop("lora", {}), **own.pop("training", {}), **own}
-        chosen = dict(zip(grid, values))
-        label = [str(experiment.get("name", Path(script).stem)), *(f"{key}={value}" for key, value in chosen.items())]
-        cells.append((" ".join(label), script, {**settings, **own, **chosen}))
-    return cells
+        with contextlib.redirect_stderr(message), contextlib.redirect_stdout(io.StringIO()):
+            values = vars(commands.parse(script, argv))
+    except SystemExit:
+        raise utils.UserError(message.getvalue().strip() or "it prints the help and runs nothing") from None
+    if values.get("trust_remote_code"):
+        raise utils.UserError("a suite may not set trust_remote_code; run such a command by hand")
+    if values.get("repeats", 1) > 1:
+        raise utils.UserError("instead of repeats give data_seed a list in the grid, so that each run can be resumed")
+    return argv, values
 
 
 def make_cells(suite, args):
     """(name, [Cell]) of a suite, each parsed by its script. UserError for a wrong flag and for two equal cells."""
-    name, settings_of_cells = load_suite(suite)
+    if not utils.exists(suite):
+        raise utils.UserError(f"there is no suite {short(suite)}; available suites: {available()}")
+    name, settings_of_cells = suites.load_suite(suite)
     cells, seen = [], {}
     for label, script, settings in settings_of_cells:
-        if not (ROOT / script).is_file() or Path(script).name != script:
-            raise utils.UserError(f"{suite}, {label}: there is no script {script} here")
-        argv = [*commands.to_argv(settings, script), "--results", args.results, "--runs_dir", args.runs_dir]
-        message = io.StringIO()
         try:
-            with contextlib.redirect_stderr(message):
-                parsed = vars(commands.parse(script, argv))
-        except SystemExit:
-            raise utils.UserError(f"{suite}, {label}: {message.getvalue().strip()}") from None
-        if parsed.get("repeats", 1) > 1:
-            advice = "instead of repeats give data_seed a list in the grid, so that each run can be resumed"
-            raise utils.UserError(f"{suite}, {label}: {advice}")
-        parsed = utils.without_credentials(json.loads(json.dumps(parsed)))  # as a row's args cell has them
-        cell = Cell(utils.without_credentials(label), script, tuple(argv), parsed)
-        key = script, json.dumps(commands.what_counts(cell.args), sort_keys=True)
+            argv, values = parsed(script, settings, args)
+        except utils.UserError as error:
+            raise utils.UserError(f"{suite}, {short(label)}: {error}") from None
+        values = utils.without_credentials(json.loads(json.dumps(values)))  # as a row's args cell has them
+        cell = Cell(utils.without_credentials(label), script, tuple(argv), values)
+        key = identity(script, cell.args)
         if key in seen:
             raise utils.UserError(f"{suite}: {label} and {seen[key]} are the same run")
         seen[key] = label
@@ -164,35 +136,14 @@ def make_cells(suite, args):
 # --------------------------------------------------------------------------------------------------------- what is done
 
 
-@functools.cache
-def code_id(script):
-    return provenance.code_id(ROOT / script)
-
-
-def status_of(cell, rows, ignore_code=False):
-    """The status of the newest row with this cell's identity, None without one. rows: of the results CSV."""
-    for row in reversed(rows):
-        if row["script"] != cell.script or not (ignore_code or row["code_id"] == code_id(cell.script)):
-            continue
-        try:
-            flags_of_row = commands.what_counts(json.loads(row["args"]))
-        except ValueError:
-            continue
-        same_flags = flags_of_row == commands.what_counts(cell.args)
-        if same_flags and row["input_id"] == (provenance.input_id(cell.args) or ""):
-            return row["status"]
-    return None
-
-
 def read_rows(path):
     """The rows of the results CSV, none where it does not exist yet or is empty."""
     return store.read_results(path) if Path(path).is_file() and Path(path).stat().st_size else []
 
 
-def plan(cells, args):
-    """[(cell, status of its row or None, whether it will run)]."""
-    rows = read_rows(args.results)
-    statuses = [(cell, status_of(cell, rows, args.ignore_code)) for cell in cells]
+def plan(cells, args, done):
+    """[(cell, status of its row or None, whether it will run)]. done: DoneRuns of the results CSV."""
+    statuses = [(cell, done.status(cell.script, cell.args, args.ignore_code)) for cell in cells]
     return [(cell, status, status is None or status in args.retry) for cell, status in statuses]
 
 
@@ -200,35 +151,44 @@ def plan(cells, args):
 
 
 @contextlib.contextmanager
-def claimed(cell, args):
-    """A lock on one cell of one CSV. The run inherits it: one that outlives its sweep is waited for, not repeated."""
-    key = json.dumps([os.path.realpath(args.results), cell.script, commands.what_counts(cell.args)], sort_keys=True)
-    name = hashlib.sha256(key.encode()).hexdigest()[:16]
+def claimed(cell, args, stop):
+    """A lock on one cell of one CSV. The run inherits it: one that outlives its sweep is waited for, not repeated.
+
+    stop: an Event that ends the waiting; then the lock's file descriptor is None.
+    """
+    key = f"{os.path.realpath(args.results)} {identity(cell.script, cell.args)}"
+    name = hashlib.sha256(os.fsencode(key)).hexdigest()[:16]
     with open(Path(args.runs_dir) / "sweeps" / f"{name}.lock", "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            tqdm.write(f"    {cell.name}: another process runs it already, waiting for its end")
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield file.fileno()
+        said = False
+        while not stop.is_set():
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if not said:
+                    tqdm.write(f"    {cell.name}: another process runs it already, waiting for its end")
+                said = True
+                stop.wait(LOCK_SECONDS)
+            else:
+                yield file.fileno()
+                return
+        yield None
 
 
-def run_cell(cell, log, device=None, lock=None):
+def run_cell(cell, log, children, device=None, lock=None):
     """Run a command, its output into a log file; returns its exit code. lock: a file descriptor that it keeps open."""
     environment = {**os.environ, **({"CUDA_VISIBLE_DEVICES": device} if device is not None else {})}
     command, keep = [sys.executable, ROOT / cell.script, *cell.argv], (lock,) if lock else ()
-    with open(log, "w", encoding="utf-8") as file:
+    with open(log, "w", encoding="utf-8", errors="backslashreplace") as file:
         file.write(f"$ {cell.command}\n")
         file.flush()
-        done = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT, env=environment, pass_fds=keep)
-        return done.returncode
+        return children.run(command, stdout=file, stderr=subprocess.STDOUT, env=environment, pass_fds=keep)
 
 
 def run_all(name, cells, args):
-    """Run the cells, --workers at a time; returns those that failed."""
+    """Run the cells, --workers at a time; returns those that failed. An interrupt ends the runs and starts no other."""
     logs = Path(args.runs_dir) / "sweeps"
     logs.mkdir(parents=True, exist_ok=True)
-    devices, failed, stop = queue.Queue(), [], threading.Event()
+    devices, failed, stop, children = queue.Queue(), [], threading.Event(), processes.Children()
     names = args.devices.split(",") if args.devices else [None]
     for i in range(args.workers):
         devices.put(names[i % len(names)])
@@ -239,15 +199,19 @@ def run_all(name, cells, args):
         device = devices.get()
         log = logs / f"{name}-{number:03d}.log"
         try:
-            with claimed(cell, args) as lock:
-                _, _, wanted = plan([cell], args)[0]
+            with claimed(cell, args, stop) as lock:
+                if lock is None:
+                    return
+                _, _, wanted = plan([cell], args, DoneRuns(read_rows(args.results)))[0]
                 if wanted:
                     tqdm.write(cell.command)
-                    code = run_cell(cell, log, device, lock)
+                    code = run_cell(cell, log, children, device, lock)
         finally:
             devices.put(device)
         if not wanted:
             tqdm.write(f"    {cell.name}: meanwhile done by another process")
+            return
+        if children.ended.is_set():
             return
         last = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()][-2:]
         tqdm.write("\n".join(f"    {line[-300:]}" for line in last))
@@ -258,13 +222,20 @@ def run_all(name, cells, args):
                 stop.set()
 
     with (
+        stop_on_signals(signal.SIGTERM, signal.SIGHUP),
         concurrent.futures.ThreadPoolExecutor(args.workers) as pool,
-        tqdm(total=len(cells), desc=name, unit="run") as bar,
+        tqdm(total=len(cells), desc=name, unit="run", disable=None) as bar,
     ):
         waiting = [pool.submit(work, number, cell) for number, cell in enumerate(cells)]
-        for done in concurrent.futures.as_completed(waiting):
-            done.result()
-            bar.update()
+        try:
+            for done in concurrent.futures.as_completed(waiting):
+                done.result()
+                bar.update()
+        except BaseException as error:  # an interrupt too
+            stop.set()  # no other cell is started
+            if isinstance(error, KeyboardInterrupt):
+                children.end()
+            raise
     return failed
 
 
@@ -274,7 +245,8 @@ def main(argv=None):
     import_heavy()
     name, cells = make_cells(args.suite, args)
     store.check_results_file(args.results)
-    planned = plan(cells, args)
+    done = DoneRuns(read_rows(args.results))
+    planned = plan(cells, args, done)
     for cell, status, wanted in planned:
         print(f"{'run ' if wanted else 'skip'}  {cell.name}{f' ({status})' if status else ''}: {cell.command}")
     todo = [cell for cell, _, wanted in planned if wanted]
@@ -282,8 +254,8 @@ def main(argv=None):
     counts = ", ".join(f"{ended.count(status)} {status}" for status in sorted(set(ended)))
     print(f"{name}: {len(todo)} of {len(cells)} to run" + (f"; there already: {counts}" if counts else ""))
     if not args.ignore_code:
-        rows, new = read_rows(args.results), [cell for cell, status, _ in planned if status is None]
-        old = sum(status_of(cell, rows, ignore_code=True) is not None for cell in new)
+        new = [cell for cell, status, _ in planned if status is None]
+        old = sum(done.status(cell.script, cell.args, ignore_code=True) is not None for cell in new)
         if old:
             print(f"{name}: {old} of them have rows from other code; --ignore_code counts those as done")
     if args.dry_run or not todo:

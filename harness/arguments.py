@@ -90,6 +90,7 @@ def number_type(kind, wanted, allowed, most=math.inf):
                 return value
         raise argparse.ArgumentTypeError(f"must be {wanted}, not {short(text, 40)}")
 
+    convert.of_numbers = True
     return convert
 
 

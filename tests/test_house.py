@@ -20,7 +20,7 @@ LEVELS = [
     {"inputs"},
     {"utils"},
     {"arguments"},
-    {"flags", "hub", "terminal"},
+    {"flags", "hub", "terminal", "suites", "processes"},
     {"models"},
     {"data", "results"},
     {"evaluation"},

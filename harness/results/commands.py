@@ -7,7 +7,7 @@ import shlex
 from pathlib import Path
 
 import utils
-from harness import flags
+from harness import flags, suites
 from harness.results import configurations, provenance
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -111,13 +111,20 @@ def command(row, always=(), **changes):
 
 
 def to_argv(settings, script=""):
-    """{flag: value} of a suite -> argv, see `words`. script: whose flags they are; without it lists get commas."""
+    """{flag: value} of a suite -> argv, see `words`. script: whose flags they are; without it lists get commas.
+
+    UserError for a comma within an item of a list that is joined with commas.
+    """
     argv = []
     for key, value in settings.items():
         name = OTHER_KEYS.get(str(key), str(key))
+        action = actions(script).get(name)
+        value = suites.as_typed(value, action)
         if name == "quantize":
             value = QUANTIZATIONS.get(str(value), value)
-        argv += words(name, value, actions(script).get(name))
+        if isinstance(value, list) and not (action and action.nargs) and any("," in str(item) for item in value):
+            raise utils.UserError(f"{name}: an item holds a comma, which would divide it: {', '.join(map(str, value))}")
+        argv += words(name, value, action)
     return argv
 
 

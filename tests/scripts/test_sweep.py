@@ -12,7 +12,7 @@ from helpers import ROOT, write_jsonl
 
 import sweep
 import utils
-from harness.results import store
+from harness.results import done_runs, store
 
 
 @pytest.fixture(autouse=True)
@@ -34,6 +34,11 @@ def run_sweep(*argv):
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": "2"},
     )
+
+
+def planned(path, args):
+    done = done_runs.DoneRuns(sweep.read_rows(args.results))
+    return sweep.plan(sweep.make_cells(path, args)[1], args, done)
 
 
 def words(path):
@@ -105,39 +110,6 @@ experiments:
     assert words(path) == [f"--seed {s} --epochs {e}" for s in (0, 1) for e in (1, 2)]
 
 
-@pytest.mark.parametrize(
-    "text, message",
-    [
-        ("- a\n- b\n", "a suite is a mapping"),
-        ("a: [", "cannot be read as a suite"),
-        ("script: nothing.py\n", "no script nothing.py"),
-        ("script: ../finetune.py\n", "no script"),
-        ("script: finetune.py\ngrid: {seed: 3}\n", "grid needs a list"),
-        ("script: finetune.py\nflags: {ranks: 3}\n", "unrecognized arguments: --ranks"),
-        ("runs: 3\n", "runs must be a list"),
-        ("runs: [{scripts: finetune.py}]\n", "a block of runs has scripts"),
-        ("script: finetune.py\ngrid: {seed: [0, 0]}\n", "are the same run"),
-        ("script: finetune.py\nflags: {repeats: 3}\n", "instead of repeats"),
-        ("script: finetune.py\nflags: [a, b]\n", "flags must be a mapping"),
-    ],
-)
-def test_a_wrong_suite_is_one_line(text, message, tmp_path, capsys):
-    with pytest.raises(SystemExit) as ended:
-        sweep.main(
-            [
-                suite(tmp_path / "s.yaml", text),
-                "--results",
-                str(tmp_path / "r.csv"),
-                "--runs_dir",
-                str(tmp_path / "runs"),
-            ]
-        )
-    said = capsys.readouterr().err.strip()
-    assert (
-        ended.value.code == 2 and message in said and len(said.splitlines()) == 1 and not (tmp_path / "r.csv").exists()
-    )
-
-
 @pytest.mark.slow
 def test_a_suites_credentials_are_not_printed(tmp_path, capsys):
     flags = "benchmark: b.jsonl, judge: endpoint, judge_model: m"
@@ -168,7 +140,7 @@ def test_a_suite_runs_once_and_what_changed_runs_again(sentiment, tiny_bert, tmp
 
     def wanted(path=path, *flags):
         args = sweep.parse_args([path, *flags, *map(str, out)])
-        return [run for _, _, run in sweep.plan(sweep.make_cells(path, args)[1], args)]
+        return [run for _, _, run in planned(path, args)]
 
     assert wanted() == [False, False]
     assert wanted(suite(tmp_path / "t.yaml", text.replace("[0, 1]", "[1, 2]"))) == [False, True]

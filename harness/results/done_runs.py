@@ -1,0 +1,55 @@
+"""Which runs does a results CSV have? By the script, all flags, the code and the contents of the input files."""
+
+import collections
+import functools
+import json
+
+from harness.results import commands, provenance
+
+
+@functools.cache
+def code_id(script):
+    return provenance.code_id(commands.ROOT / script)
+
+
+def whole(value):
+    """A value with its whole floats as ints: 3.0 and 3 are one setting, but two JSON texts."""
+    if isinstance(value, list):
+        return [whole(item) for item in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def identity(script, settings):
+    """A text that is equal for two runs of one script with the same flags, wherever they write."""
+    counts = {key: whole(value) for key, value in commands.what_counts(settings).items()}
+    return f"{script} {json.dumps(counts, sort_keys=True)}"
+
+
+class DoneRuns:
+    """The rows of a results CSV by their identity, so that many cells are found in many rows in linear time."""
+
+    def __init__(self, rows):
+        self.rows = collections.defaultdict(list)  # {identity: [row], the newest last}
+        self.input_ids = {}  # {texts among a cell's flags: its input_id}, for as long as this object lives
+        for row in rows:
+            try:
+                settings = json.loads(row["args"])
+            except (ValueError, RecursionError):
+                continue
+            if isinstance(settings, dict):
+                self.rows[identity(row["script"], settings)].append(row)
+
+    def status(self, script, settings, ignore_code=False):
+        """The status of the newest row with these flags, input files and this code; None without one."""
+        for row in reversed(self.rows.get(identity(script, settings), [])):
+            if (ignore_code or row["code_id"] == code_id(script)) and row["input_id"] == self.input_id(settings):
+                return row["status"]
+        return None
+
+    def input_id(self, settings):
+        """provenance.input_id, "" for None; cells of the same files hash them once."""
+        texts = {name: value for name, value in settings.items() if isinstance(value, str | list)}
+        key = json.dumps(texts, sort_keys=True)
+        if key not in self.input_ids:
+            self.input_ids[key] = provenance.input_id(texts) or ""
+        return self.input_ids[key]
