@@ -110,15 +110,15 @@ experiments:
     assert words(path) == [f"--seed {s} --epochs {e}" for s in (0, 1) for e in (1, 2)]
 
 
-@pytest.mark.slow
 def test_a_suites_credentials_are_not_printed(tmp_path, capsys):
     flags = "benchmark: b.jsonl, judge: endpoint, judge_model: m"
     text = f"script: chat_eval.py\nflags: {{{flags}}}\ngrid: {{judge_url: ['http://me:s3cret@localhost/v1?k=s3cret']}}"
-    sweep.main(["--suite", suite(tmp_path / "s.yaml", text), "--results", str(tmp_path / "r.csv"), "--dry_run"])
+    sweep.main([suite(tmp_path / "s.yaml", text), "--results", str(tmp_path / "r.csv"), "--dry_run"])
     told = capsys.readouterr()
     assert "--judge_url http://localhost/v1" in told.out and "s3cret" not in told.out + told.err
 
 
+@pytest.mark.slow
 def test_a_suite_runs_once_and_what_changed_runs_again(sentiment, tiny_bert, tmp_path):
     folder = tmp_path / "data"
     folder.mkdir()
