@@ -81,8 +81,8 @@ class Embedder:
             if isinstance(error, utils.RunFailed) or utils.is_out_of_memory(error):
                 raise
             raise utils.UserError(
-                f"{self.name} gives no vectors of texts ({folder.first_line(error)}); give a sentence-transformers model, "
-                "whose modules.json ends with a pooling"
+                f"{self.name} gives no vectors of texts ({folder.first_line(error)}); give a sentence-transformers "
+                "model, whose modules.json ends with a pooling"
             ) from None
 
     def _limit_tokens(self):

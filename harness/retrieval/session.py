@@ -10,6 +10,7 @@ from harness.data.prompts import QA_TEMPLATE
 from harness.retrieval import corpus
 from harness.retrieval.documents import Document, Skipped
 from harness.retrieval.files import SUFFIXES, find_files
+from harness.retrieval.formats import clean
 from harness.retrieval.reader import Reader
 from harness.retrieval.retriever import Retriever
 
@@ -40,7 +41,7 @@ class Session:
             known = self.retriever.index.documents
             while f"typed-{self.typed}" in known:
                 self.typed += 1
-            documents = [Document(f"typed-{self.typed}", "", what)]
+            documents = [Document(f"typed-{self.typed}", "", clean(what))]
         print(corpus.summary(self.retriever.add(documents, skipped), self.retriever, skipped), flush=True)
         self.changed = not self.retriever.args.index_dir  # with --index_dir it is saved already
 
@@ -78,6 +79,7 @@ class Session:
             print(f"    {question}  ->  {answer}")
 
     def ask(self, question):
+        question = clean(question)  # a terminal may give what is no UTF-8
         hits = self.retriever.search([question], self.k)[0] if self.k else []
         required = bool(self.k and len(self.retriever.index))
         (answer,), _, (left_out,) = self.reader.answer([question], [hits], required)

@@ -105,6 +105,15 @@ class Terminal:
 
 
 @pytest.mark.slow
+def test_typed_bytes_that_are_no_text_do_no_harm(tiny_llama, tiny_embedder, monkeypatch, capsys):
+    typed = io.StringIO("add the film \udcff is good .\nwhich \ud83d film ?\nquit\n")
+    monkeypatch.setattr(sys, "stdin", typed)
+    models = ["--embed_model", tiny_embedder, "--gen_model", tiny_llama, "--max_new_tokens", "3"]
+    rag_eval.main(["--interactive", *models, "--device", "cpu"])
+    printed = capsys.readouterr().out
+    assert "1 chunks added" in printed and "the film ? is good ." in printed and "that did not work" not in printed
+
+
 def test_a_session_at_a_terminal(tiny_llama, tiny_embedder):
     ended = 0
     terminal = Terminal(
