@@ -63,6 +63,9 @@ def test_judgements_of_trec_are_read(tmp_path):
     (folder / "queries.jsonl").write_text('{"_id": "7", "text": ["a", "list"]}\n')
     with pytest.raises(utils.UserError, match="of which 1 have no text in queries.jsonl"):
         qrels.load_beir(folder)
+    (folder / "qrels/test.tsv").write_text("7\t1\tnan\n7\t1\t1\n")  # the first line is no header
+    with pytest.raises(utils.UserError, match="'nan' is no grade"):
+        qrels.load_beir(folder)
     (folder / "qrels/test.tsv").write_text("7 1 2\n")
     with pytest.raises(utils.UserError, match="with tabs between them are wanted"):
         qrels.load_beir(folder)
