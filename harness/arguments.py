@@ -62,6 +62,8 @@ class ArgumentParser(argparse.ArgumentParser):
             self.error(f"{flag}: the value holds half of a character (a lone surrogate)")
         if "\0" in text:
             self.error(f"{flag}: the value holds a NUL character")
+        if any("\udc80" <= character <= "\udcff" for character in text) and not utils.exists(text):
+            self.error(f"{flag}: the value holds bytes that are not UTF-8, which only the name of a file may")
         try:
             utils.check_file(text, flag)
         except utils.UserError as error:

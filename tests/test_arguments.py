@@ -50,4 +50,7 @@ def test_values_that_no_file_can_have_and_pipes_are_one_line(tmp_path, capsys):
     assert "--results: the value holds a NUL" in refused(finetune, "--results", "a\0b", capsys=capsys)
     assert "lone surrogate" in refused(finetune, "--instruction", "\ud83d", capsys=capsys)
     assert "error: file " in refused(prepare_data, "split", f"{tmp_path}/pipe.csv", capsys=capsys)
-    assert finetune.parse_args(["--dataset", os.fsdecode(b"caf\xe9.csv")]).dataset  # a name in another encoding
+    assert "not UTF-8" in refused(finetune, "--instruction", os.fsdecode(b"caf\xe9"), capsys=capsys)
+    other = tmp_path / os.fsdecode(b"caf\xe9.csv")  # a name in another encoding
+    other.touch()
+    assert finetune.parse_args(["--dataset", str(other)]).dataset == str(other)

@@ -205,10 +205,10 @@ def _append(path, row):
 
 
 def csv_lines(rows):
-    """Rows of cells as the bytes of CSV lines."""
+    """Rows of cells as the bytes of CSV lines; a byte of a file's name that is not UTF-8 becomes an escape, \\udce9."""
     text = io.StringIO()
     csv.writer(text).writerows(rows)
-    return text.getvalue().encode("utf-8")
+    return text.getvalue().encode("utf-8", "backslashreplace")
 
 
 def keep_copy(path):

@@ -224,3 +224,9 @@ def test_columns_in_another_order_are_no_new_columns(tmp_path, capsys):
     (row,) = store.read_results(path)
     assert (row["run_id"], row["score"], capsys.readouterr().out) == ("a", "0.5", "")
     assert not list(tmp_path.glob("*.before-new-columns"))
+
+
+def test_a_file_name_in_another_encoding_costs_no_row(tmp_path):
+    store.append_result(tmp_path / "r.csv", {"run_id": "a", "dataset": os.fsdecode(b"caf\xe9.csv")})
+    (row,) = store.read_results(tmp_path / "r.csv")
+    assert row["dataset"] == "caf\\udce9.csv"
