@@ -1,6 +1,7 @@
 import csv
 import itertools
 import multiprocessing
+import os
 import signal
 import time
 from pathlib import Path
