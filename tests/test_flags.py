@@ -114,7 +114,7 @@ import prompt_eval
         ),
         (
             "rag_eval.py --embed_model EMBEDDER --gen_model LLAMA --dataset QUESTIONS --chunk_tokens 900",
-            "takes 30 tokens at once",
+            "takes 30 tokens of a passage at once",
         ),
         ("rag_eval.py --k 0 --retrieval_only", "nothing to measure"),
         ("quantize_and_parallel.py --model LLAMA --dataset DATA --fp16", "fp16 needs a CUDA GPU"),
