@@ -67,7 +67,10 @@ def forty_labels(tiny_llama):
     """Model, tokenizer, 40 labels of 1 to 4 words, and [(prompts, their scores by plain forwards [N, 40])]."""
     model, tokenizer = load_exact(tiny_llama)
     rng = random.Random(1)
-    labels = [" " + " ".join(rng.choices(WORDS, k=rng.randint(1, 4))) for _ in range(40)]
+    drawn = {" " + " ".join(rng.choices(WORDS, k=rng.randint(1, 4))): None for _ in range(200)}
+    # none begins another: those are scored with their end
+    labels = [one for one in drawn if not any(other != one and other.startswith(one) for other in drawn)][:40]
+    assert len(labels) == 40
     sets = (review_prompts(1), review_prompts(4), review_prompts(2, shared=False) + review_prompts(2))
 
     def plainly(text):
