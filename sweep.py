@@ -206,6 +206,9 @@ def run_all(name, cells, args):
                 if wanted:
                     tqdm.write(cell.command)
                     code = run_cell(cell, log, children, device, lock)
+        except BaseException:  # before the next cell can start
+            stop.set()
+            raise
         finally:
             devices.put(device)
         if not wanted:

@@ -2,6 +2,7 @@
 
 import subprocess
 import threading
+import time
 
 import psutil
 
@@ -41,23 +42,47 @@ class Children:
         with self.lock:
             self.ended.set()
             running = [child.pid for child in self.running]
-        processes = []
-        for pid in running:
-            try:
-                parent = psutil.Process(pid)
-                processes += [parent, *parent.children(recursive=True)]
-            except psutil.NoSuchProcess:
-                continue
+        processes = set()
         try:
-            self._signal(processes, "terminate")
-            psutil.wait_procs(processes, timeout=SECONDS_TO_END)
+            processes = stopped({process for process in psutil.process_iter() if process.pid in running})
+            signal_all(processes, "terminate")
+            signal_all(processes, "resume")
+            deadline = time.monotonic() + SECONDS_TO_END
+            while any(map(lives, processes)) and time.monotonic() < deadline:
+                time.sleep(0.02)  # psutil.wait_procs would take the exit codes that `run` waits for
         finally:  # also at a second Ctrl-C
-            self._signal(processes, "kill")
+            signal_all(stopped(processes), "kill")
 
-    @staticmethod
-    def _signal(processes, name):
-        for process in processes:
-            try:
-                getattr(process, name)()
-            except psutil.NoSuchProcess:
-                continue
+
+def stopped(processes):
+    """The living of these processes and of their descendants, all stopped by SIGSTOP, so that none starts another."""
+    seen, new = set(), set(processes)
+    while new:
+        signal_all(new, "suspend")
+        seen |= new
+        new = {child for process in seen for child in children(process)} - seen
+    return set(filter(lives, seen))
+
+
+def lives(process):
+    """True until a process has ended, waited for or not."""
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def children(process):
+    try:
+        return process.children(recursive=True)
+    except psutil.NoSuchProcess:
+        return []
+
+
+def signal_all(processes, name):
+    """Call the psutil method of this name, as "kill", of all processes that still live."""
+    for process in processes:
+        try:
+            getattr(process, name)()
+        except psutil.NoSuchProcess:
+            continue
