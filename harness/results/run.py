@@ -1,5 +1,6 @@
 """One run: its id, its folder and exactly one row."""
 
+import atexit
 import functools
 import json
 import os
@@ -22,11 +23,19 @@ def _agree(value, device):
     from accelerate.utils import broadcast_object_list
     from tqdm.auto import tqdm
 
-    PartialState(cpu=utils.pick_device(device) == "cpu")
+    state = PartialState(cpu=utils.pick_device(device) == "cpu")
+    atexit.unregister(_leave_group)
+    atexit.register(_leave_group, state)
     if utils.world()[0]:  # progress and messages come from rank 0
         tqdm.__init__ = functools.partialmethod(tqdm.__init__, disable=True)
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     return broadcast_object_list([value])[0]
+
+
+def _leave_group(state):
+    """At the process' end: gloo's threads, if they still run then, end it with SIGABRT now and then."""
+    if state.initialized:
+        state.destroy_process_group()
 
 
 class Run:
