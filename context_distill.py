@@ -233,6 +233,7 @@ def run_once(args):
         if args.calibrate != "none":
             tasks.require_kind(task, "classification", "--calibrate")
         demonstrations = draw(task.train, args.k_shots, args.data_seed)
+        run.use_labels(demonstrations)
         shown = {ex.id for ex in demonstrations}
         examples = [ex for ex in task.train if ex.id not in shown]
         examples = draw(examples, min(args.unlabelled, len(examples)), args.data_seed + 1, balanced=False)

@@ -216,6 +216,7 @@ def run_once(args):
         chat = loading.uses_chat(args.prompt_format, tokenizer, scoring=by_likelihood)
         pool = short_enough(task, tokenizer, chat, args.max_demo_tokens) if args.max_demo_tokens else task
         demonstrations = draw(pool.train, args.k_shots, args.data_seed)
+        run.use_labels(demonstrations)
         classifier = loading.is_classifier(args.model, args.adapter, args.trust_remote_code)
         if classifier:
             tasks.require_kind(task, "classification", "a model with a classification head")
@@ -247,6 +248,8 @@ def run_once(args):
         if classifier:
             strategy = "peft" if args.adapter else "full_finetuning"
             run.row.update(strategy=strategy, variant="checkpoint", k_shots=None, n_train=None)
+        if classifier or args.adapter:
+            run.row["labels_used"] = None  # those that the weights were trained on are not known here
 
         # 6. evaluate
         outcome = score(model, tokenizer, task, args, chat, demonstrations, other)

@@ -244,6 +244,7 @@ def run_once(args, mode, shared):
             shared.task, shared.documents, shared.judgements = corpus.read_data(args, shared.skipped)
         task = shared.task
         run.row.update(task.row())
+        run.use_labels(())  # passages and questions, no answers
 
         # 4. model: only what this row needs, so that its load time and memory are its own
         loaded = shared.reader is not None or shared.retriever is not None

@@ -106,6 +106,13 @@ def add_data_args(parser, dataset="assets/data/movie_reviews"):
         f"(default: at most {VALIDATION_CAP})",
     )
     group.add_argument(
+        "--label_budget",
+        type=positive_int,
+        metavar="N",
+        help="labelled examples that may be used in all, drawn by --data_seed from the training split in its class "
+        "proportions; the strategy divides them itself (default: no budget)",
+    )
+    group.add_argument(
         "--max_eval_samples",
         "--n_examples",
         type=positive_int,
@@ -126,6 +133,9 @@ def check_data_args(parser, args):
         parser.error(
             "--dataset and --train_file, --validation_file, --test_file exclude each other; name all splits by files"
         )
+    for name in ("max_train_samples", "max_validation_samples") if args.label_budget else ():
+        if getattr(args, name) is not None:
+            parser.error(f"--label_budget is for training, validation and prompts together; leave out --{name}")
     args.dataset = args.dataset or args.default_dataset
     del args.default_dataset
     return args

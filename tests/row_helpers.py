@@ -27,6 +27,7 @@ def result_row(**cells):
         "total_params": 20_000_000,
         "peak_rss_gb": 1.0,
         "latency_ms_p50": 10,
+        "labels_used": max(cells.get("n_train") or 0, cells.get("k_shots") or 0),
         **cells,
         "args": json.dumps(args),
     }

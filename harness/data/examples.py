@@ -42,7 +42,8 @@ class Task:
     instruction: str = ""
     template: str = ""
     train: list = field(default_factory=list)  # Examples, drawn by --data_seed
-    validation: list = field(default_factory=list)  # choose the checkpoint
+    validation: list = field(default_factory=list)  # choose the checkpoint; empty under a label budget
+    unlabelled: list = field(default_factory=list)  # other training inputs, whose labels nobody looks at
     evaluation: list = field(default_factory=list)  # give the score
     eval_split: str = "test"
     notes: list = field(default_factory=list)
@@ -117,3 +118,18 @@ def draw(examples, k, seed, balanced=True):
         by_label.setdefault(example.label, []).append(example)
     turns = [(turn, example) for group in by_label.values() for turn, example in enumerate(group)]
     return [example for _, example in sorted(turns, key=lambda pair: pair[0])[:k]]
+
+
+def draw_in_proportion(examples, n, seed):
+    """n examples drawn by `seed` in the class proportions of the examples, each class at least once where n allows.
+
+    Seats go to classes by Webster's divisors after the first of each, so a smaller draw is a subset of a larger one.
+    The order is that of the shuffle. Without labels: n at random. There must be n of them.
+    """
+    shuffled = list(examples)
+    random.Random(seed).shuffle(shuffled)
+    places = {}
+    for place, example in enumerate(shuffled):
+        places.setdefault(example.label, []).append(place)
+    seats = [(i > 0, -len(some) / (2 * i + 1), place) for some in places.values() for i, place in enumerate(some)]
+    return [shuffled[place] for place in sorted(place for *_, place in sorted(seats)[:n])]

@@ -7,7 +7,7 @@ import utils
 from harness import flags
 from harness.data import choices, conversations, labels, sources
 from harness.data.columns import FORCED, column_names, recognise, to_examples, yes_no
-from harness.data.examples import OutOfDomain, Task, draw
+from harness.data.examples import OutOfDomain, Task, draw, draw_in_proportion
 from harness.data.prompts import with_prompt
 
 EVAL_SEED = 20240229  # chooses the evaluation examples, the same ones for every strategy and every --data_seed
@@ -34,6 +34,7 @@ def load_task(
     max_train_samples=None,
     max_validation_samples=None,
     max_eval_samples=None,
+    label_budget=None,
     data_seed=0,
 ):
     """The Task of a data set (hub name, folder or file): read, recognised, split, drawn. UserError where that fails.
@@ -42,6 +43,8 @@ def load_task(
     are not UTF-8.
     max_train_samples: examples drawn by data_seed, balanced over the classes; max_validation_samples: the most that
     choose a checkpoint; max_eval_samples: the first of a fixed order.
+    label_budget: so many training examples, drawn by data_seed in the class proportions, and no validation examples;
+    the other training examples are `unlabelled`.
     """
     given = (
         text_column,
@@ -59,7 +62,7 @@ def load_task(
         raise utils.UserError(f"{dataset or files}: every split is empty")
     roles_given = {f"{role}_column": name for role, name in zip(FORCED, given)}
     names, examples, kind, empty, more = _examples(splits, declared, kind, roles_given)
-    train, validation, evaluation, eval_split, notes = _make_splits(examples, data_seed)
+    train, validation, evaluation, eval_split, notes = _make_splits(examples, data_seed, validate=label_budget is None)
     notes += [*told, *more]
     if empty:
         notes.append(f"{empty} rows without a text, label or answer left out")
@@ -71,13 +74,21 @@ def load_task(
     if len(validation) > cap:
         validation = random.Random(EVAL_SEED).sample(validation, cap)
     name = dataset or str(Path(next(iter(files.values()))).parent)
+    if label_budget is None:
+        drawn = draw(train, max_train_samples, data_seed)
+    elif label_budget > len(train):
+        raise utils.UserError(f"--label_budget {label_budget}: {name} has {len(train)} labelled training examples")
+    else:
+        drawn = draw_in_proportion(train, label_budget, data_seed)
+    labelled = {ex.id for ex in drawn}
     task = Task(
         name,
         subset,
         kind,
         tuple(names),
-        train=draw(train, max_train_samples, data_seed),
+        train=drawn,
         validation=validation,
+        unlabelled=[ex for ex in train if ex.id not in labelled],
         evaluation=shuffled[:max_eval_samples],
         passages=list(dict.fromkeys(ex.context for ex in [*evaluation, *validation, *train] if ex.context)),
         eval_split=eval_split,
@@ -133,11 +144,12 @@ def _recognise(splits, kind, given):
     return made, roles, kind, list(notes)
 
 
-def _make_splits(examples, data_seed):
+def _make_splits(examples, data_seed, validate=True):
     """{split: Examples} -> train, validation, evaluation, name of the evaluation split, notes.
 
     The evaluation examples are the test split if it has labels, else validation, else a tenth chosen by EVAL_SEED.
-    Examples of the evaluation split are taken out of the other two, and those of validation out of train.
+    Examples of the evaluation split are taken out of the other two, and those of validation out of train. validate:
+    False for no validation examples.
     """
     examples = {split: some for split, some in examples.items() if some}
     train = examples.get("train", examples.get("all", []))
@@ -149,8 +161,8 @@ def _make_splits(examples, data_seed):
         evaluation, train = shuffled[:n], sorted(shuffled[n:], key=lambda ex: int(ex.id.split("-")[-1]))
     else:
         evaluation = examples[eval_split]
-    validation = examples.get("validation", []) if eval_split == "test" else []
-    if not validation and len(train) > 1:
+    validation = examples.get("validation", []) if eval_split == "test" and validate else []
+    if validate and not validation and len(train) > 1:
         shuffled = list(train)
         random.Random(data_seed).shuffle(shuffled)
         n = max(1, min(flags.VALIDATION_CAP, len(shuffled) // 10))
@@ -215,6 +227,7 @@ def from_args(args):
         max_train_samples=args.max_train_samples,
         max_validation_samples=args.max_validation_samples,
         max_eval_samples=args.max_eval_samples,
+        label_budget=args.label_budget,
         data_seed=args.data_seed,
     )
     if task.kind == "classification" and len(task.labels) < 2:

@@ -49,14 +49,11 @@ def flags(row):
 def value(row, column):
     """A cell as a finite number, None where there is none.
 
-    Two columns are computed: memory is the GPU's peak, else the process's, in GB; labels_used is the larger of the
-    training examples and the demonstrations.
+    memory is computed: the GPU's peak, else the process's, in GB.
     """
     if column == "memory":
         found = value(row, "peak_gpu_gb")
         return value(row, "peak_rss_gb") if found is None else found
-    if column == "labels_used":
-        return max(value(row, "n_train") or 0, value(row, "k_shots") or 0)
     found = store.number(row[column])
     return found if found is not None and math.isfinite(found) else None
 

@@ -62,6 +62,7 @@ class Run:
         self.args = utils.without_credentials(vars(args))
         self.results = args.results
         self.headline = ""  # the strategy's own words in the summary line
+        self.labelled = set()  # ids of the labelled examples that influenced the run
         self.row = {
             "run_id": self.id,
             "created_at": f"{now:%Y-%m-%dT%H:%M:%SZ}",
@@ -98,6 +99,15 @@ class Run:
         """Write a value as JSON into the run folder."""
         if self.main:
             self.path(name).write_text(json.dumps(value, indent=2) + "\n")
+
+    def use_labels(self, examples):
+        """Count labelled Examples that influence the run in the cell labels_used, each once; () for a run without any.
+
+        Examples of a training or validation split: trained on, choosing a checkpoint or a setting, shown in prompts,
+        calibrated on.
+        """
+        self.labelled |= {example.id for example in examples}
+        self.row["labels_used"] = len(self.labelled)
 
     def note(self, text):
         """Add a remark to the row's note."""

@@ -10,7 +10,7 @@ from harness.results import markdown
 
 @dataclass(frozen=True)
 class Column:
-    """A column of the results CSV, or a quantity that is derived from several (memory, labels_used)."""
+    """A column of the results CSV, or a quantity that is derived from several (memory)."""
 
     name: str
     type: str  # str, int, float, bool or json
@@ -56,6 +56,9 @@ COLUMNS = (
     Column("subset", "str", "data", about="Hub configuration or subfolder, such as `sst2`."),
     Column("split", "str", "data", about="The split whose examples give the score."),
     Column("n_train", "int", "data", about="Labelled examples that were trained on or shown in prompts."),
+    Column("labels_used", "int", "data", "", "labelled examples", -1,
+           "Labelled examples that influenced the run, each counted once: trained on, chose the checkpoint or a "
+           "setting, shown in prompts, calibrated on. Empty where another run trained the weights."),
     Column("n_eval", "int", "data", about="Evaluation examples."),
     Column("k_shots", "int", "data", about="Demonstrations in each prompt."),
     Column("seed", "int", "setting", about="Seed of initialisation and shuffling."),
@@ -187,7 +190,6 @@ COLUMNS = (
 # quantities of a row that charts and tables compare and that are not columns: see configurations.value
 DERIVED = (
     Column("memory", "float", "memory", "GB", "memory at the peak", -1, "`peak_gpu_gb`, on a CPU `peak_rss_gb`."),
-    Column("labels_used", "int", "data", "", "labelled examples", -1, "The larger of `n_train` and `k_shots`."),
 )
 # fmt: on
 
@@ -205,7 +207,8 @@ Each run appends one row to `--results` (default `results.csv`). This page is ma
 
 - **An empty cell is unknown**, or does not apply to the run. 0 is a measured 0.
 - **Appends are whole and locked.** Several runs may write at once, and a killed run does no harm.
-- **A CSV of an earlier version is read as it is**; the columns that it lacks are empty. The first append adds the
+- **A CSV of an earlier version is read as it is**; the columns that it lacks are empty, but for `labels_used`, which is
+  derived from `n_train`, `k_shots` and the validation examples that the note names. The first append adds the
   missing columns to the file and keeps the file as it was beside it, as `results.csv.before-new-columns`. Columns that
   this version does not know are refused by name.
 - **No file of yours is replaced.** Whatever a flag names as output (`--results`, `--report`, `--export`, charts, ..)

@@ -15,7 +15,7 @@ from pathlib import Path
 from filelock import FileLock
 
 import utils
-from harness.results import outputs, schema
+from harness.results import old_labels, outputs, schema
 
 csv.field_size_limit(2**31 - 1)  # a cell may be longer than the csv module's 128 kB
 # a spreadsheet takes a text that begins so for a formula; an apostrophe before it makes it a text
@@ -230,8 +230,8 @@ def keep_copy(path):
 def read_results(path):
     """Rows of a results CSV as a list of dicts of strings, with all of RESULT_COLUMNS in order.
 
-    Unknown is "", and so is every cell of a column that an older file lacks. UserError for a missing, foreign or broken
-    file.
+    Unknown is "", and so is every cell of a column that an older file lacks, but labels_used (see old_labels).
+    UserError for a missing, foreign or broken file.
     """
     path = Path(path)
     _check_there(path)
@@ -245,6 +245,8 @@ def read_results(path):
                 raise utils.UserError(f"{path}, line {reader.line_num}: {len(cells)} cells where {len(header)} belong")
             cells = [cell[1:] if cell[:1] == "'" and ESCAPED.match(cell) else cell for cell in cells]
             rows.append({**dict.fromkeys(schema.RESULT_COLUMNS, ""), **dict(zip(header, cells))})
+            if "labels_used" not in header:
+                rows[-1]["labels_used"] = old_labels.labels_used(rows[-1])
     return rows
 
 

@@ -16,11 +16,17 @@ def lessons(rows, task, choice, limits, data_size):
     """
     alike = [row for row in rows if configurations.task_kind(row) == task]
     panels = {
-        panel: [c for c in configurations.group_seeds(members) if eligible(c) and c.mean("labels_used") <= data_size]
+        panel: [c for c in configurations.group_seeds(members) if eligible(c) and within(c, data_size)]
         for panel, members in configurations.panels(alike).items()
     }
     compared = [against(panels, choice, other) for other in rules.NEEDS if other != choice]
     return [*filter(None, compared), *ranges(panels, choice, limits)]
+
+
+def within(configuration, data_size):
+    """True if its labels are known and no more than data_size."""
+    used = configuration.mean("labels_used")
+    return used is not None and used <= data_size
 
 
 def against(panels, choice, other):

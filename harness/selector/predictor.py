@@ -109,10 +109,10 @@ def prompt_tokens(rows):
 def spec(configuration, tokens):
     """The Spec of a Configuration. tokens: of one example's prompt on its data set."""
     row, flags = configuration.rows[0], configurations.flags(configuration.rows[0])
-    labels, epochs = configuration.mean("labels_used"), flags.get("epochs") or 0
+    trained_on, epochs = configuration.mean("n_train") or 0, flags.get("epochs") or 0
     trainable = configuration.mean("trainable_params") or 0.0
     steps = (
-        (flags.get("max_steps") or math.ceil(epochs * labels / (configurations.value(row, "batch_size") or 1)))
+        (flags.get("max_steps") or math.ceil(epochs * trained_on / (configurations.value(row, "batch_size") or 1)))
         if row["train_seconds"]
         else 0
     )
@@ -125,7 +125,7 @@ def spec(configuration, tokens):
         strategy,
         kind,
         configuration.mean("total_params") or 1.0,
-        labels,
+        configuration.mean("labels_used") or 0,
         configurations.value(row, "k_shots") or 0,
         row["precision"],
         trainable,

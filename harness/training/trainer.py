@@ -62,6 +62,9 @@ def train(
     if len(task.train) < 2:
         raise utils.UserError(f"{task.name} has {len(task.train)} training examples; fine-tuning needs at least two")
     run.row["n_train"] = len(task.train)
+    run.use_labels(task.train)
+    if not keep_last:
+        run.use_labels(task.validation)  # they choose the checkpoint
     options = {"reload": reload, "keep_last": keep_last}
     if task.kind == "classification":
         data = collators.classification_data(model, tokenizer, task, args, device)

@@ -24,7 +24,7 @@ def test_what_is_no_number_is_unknown(cell):
     assert (
         configurations.value(row, "score") is None
         and configurations.value(row, "memory") is None
-        and configurations.value(row, "labels_used") == 0
+        and configurations.value(row, "labels_used") is None
     )
 
 
