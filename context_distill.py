@@ -5,7 +5,7 @@ teacher's distribution over inputs whose labels are not used: over the label wor
 the teacher's label prior divided out with --calibrate), over the tokens of the teacher's own answers for questions and
 instructions. --targets precomputed asks the teacher once, --targets online in every step. Teacher, untrained student
 and distilled student are scored on the same examples; the row is the distilled student's, comparison.json has all
-three.
+three. --label_budget N without --k_shots chooses the teacher's demonstrations and calibration on the N labels.
 
     # on a CPU, offline (after `python prepare_data.py demo`): some minutes
     python context_distill.py --model assets/models/SmolLM2-135M-Instruct --k_shots 8 --calibrate batch \\
@@ -14,6 +14,7 @@ three.
     python context_distill.py --model meta-llama/Llama-2-7b-hf --dataset glue --subset mnli --k_shots 16 --bf16
 """
 
+import argparse
 import copy
 import functools
 import shutil
@@ -23,6 +24,7 @@ from harness import flags, hub
 from harness.results.run import Run
 
 LEARNING_RATES = {"lora": 5e-4, "full": 2e-5}
+K_SHOTS = 8  # of the teacher
 TOP_K = (
     64  # likeliest tokens that precomputed targets of generated answers keep at each position; the rest counts as one
 )
@@ -48,10 +50,16 @@ def parse_args(argv=None):
     )
     group = parser.add_argument_group("teacher")
     group.add_argument(
-        "--k_shots", type=flags.positive_int, default=8, metavar="K", help="demonstrations (default: %(default)s)"
+        "--k_shots",
+        type=flags.positive_int,
+        metavar="K",
+        help=f"demonstrations (default: {K_SHOTS}; with --label_budget chosen on its labels)",
     )
     group.add_argument(
-        "--calibrate", choices=("none", "contextual", "batch"), default="none", help="of the teacher's label words"
+        "--calibrate",
+        choices=("none", "contextual", "batch"),
+        help="of the teacher's label words; batch: on the unlabelled inputs (default: none; with --label_budget and no "
+        "--k_shots chosen on its labels)",
     )
     group.add_argument(
         "--unlabelled",
@@ -92,7 +100,14 @@ def parse_args(argv=None):
     args = flags.check_training_args(parser, flags.check_data_args(parser, parser.parse_args(argv)))
     if args.quantize != "none" and args.student == "full":
         parser.error(f"--quantize {args.quantize} freezes the weights; train a LoRA student on them")
+    if not searches(args):
+        args.k_shots, args.calibrate = args.k_shots or K_SHOTS, args.calibrate or "none"
     return args
+
+
+def searches(args):
+    """True if the teacher's prompt is chosen on the labels of --label_budget."""
+    return args.label_budget is not None and args.k_shots is None
 
 
 # -------------------------------------------------------------------------------------------------------- the technique
@@ -112,10 +127,45 @@ def add_student(model, args):
     )
 
 
+def unlabelled_inputs(task, demonstrations, args):
+    """At most --unlabelled Examples of the training split, whose labels are not looked at; no demonstrations."""
+    shown = {ex.id for ex in demonstrations}
+    others = [*task.train, *(task.unlabelled if args.label_budget else ())]
+    others = [ex for ex in others if ex.id not in shown]
+    examples = draw(others, min(args.unlabelled, len(others)), args.data_seed + 1, balanced=False)
+    if len(examples) < 12:
+        raise utils.UserError(
+            f"{len(examples)} unlabelled inputs are left to learn from; context distillation needs at least twelve"
+        )
+    return examples
+
+
+def chosen_teacher(args, run, task, model, tokenizer, chat):
+    """(args with the calibration, demonstrations, seconds) of the best prompt of the label budget; see prompt_search.
+
+    It has demonstrations: without any there is nothing to distil.
+    """
+    chosen = prompt_search.choose(
+        model,
+        tokenizer,
+        task,
+        args.data_seed,
+        chat,
+        likelihood=task.kind == "classification",
+        calibrations=(args.calibrate,) if args.calibrate else None,
+        least=1,
+    )
+    run.use_labels(chosen.used)
+    run.note(chosen.note)
+    run.row["n_train"] = len(chosen.demonstrations)
+    return argparse.Namespace(**{**vars(args), "calibrate": chosen.calibrate}), chosen.demonstrations, chosen.seconds
+
+
 def label_items(student, teacher, tokenizer, task, examples, args, chat):
     """Classification: the student's rows, with the teacher's calibrated label distributions unless they come online."""
     online = args.targets == "online"
-    asked = examples[:256] if online else examples  # online, the teacher only needs them for its label prior
+    # online, the teacher only needs them for its label prior
+    asked = examples[: flags.CALIBRATION_CAP] if online else examples
     parts = utils.over_processes(lambda part: teacher.label_scores(part, "asking the teacher"), asked)
     raw = np.concatenate(parts)
     teacher.calibrate(raw)
@@ -173,11 +223,10 @@ def load_student(args, device, precision, folder):
     return model if full else adapters.load_adapter(model, folder)
 
 
-def evaluate_prompted(model, tokenizer, task, args, chat, other, demonstrations=(), calibrate="none"):
-    """The Outcome on the evaluation examples, prompted as prompt_eval.py prompts."""
+def evaluate_prompted(model, tokenizer, task, args, chat, other, demonstrations=(), prior=None):
+    """The Outcome on the evaluation examples, prompted as prompt_eval.py prompts. prior: as for by_likelihood."""
     common = {"batch_size": "auto", "latency_runs": args.latency_runs, "chat": chat, "demonstrations": demonstrations}
     if task.kind == "classification":
-        prior = prompting.label_prior(calibrate, task)
         return evaluate.by_likelihood(model, tokenizer, task, **common, prior=prior, other=other)
     length = prompting.answer_length(args, task)
     return evaluate.by_generation(model, tokenizer, task, **common, max_new_tokens=length)
@@ -185,7 +234,8 @@ def evaluate_prompted(model, tokenizer, task, args, chat, other, demonstrations=
 
 def variant(args):
     """The row's variant: 8_shot_batch_calibrated_to_lora_r8, .."""
-    name = f"{args.k_shots}_shot" + ("" if args.calibrate == "none" else f"_{args.calibrate}_calibrated")
+    name = "searched" if searches(args) else f"{args.k_shots}_shot"
+    name += "" if args.calibrate in (None, "none") else f"_{args.calibrate}_calibrated"
     name += f"_to_{args.student}" + (f"_r{args.rank}" if args.student == "lora" else "")
     return name + ("_online" if args.targets == "online" else "")
 
@@ -230,18 +280,12 @@ def run_once(args):
         # 3. data
         task = tasks.from_args(args)
         print(task.summary())
-        if args.calibrate != "none":
+        if args.calibrate not in (None, "none"):
             tasks.require_kind(task, "classification", "--calibrate")
-        demonstrations = draw(task.train, args.k_shots, args.data_seed)
+        demonstrations = draw(task.train, args.k_shots or 0, args.data_seed)
         run.use_labels(demonstrations)
-        shown = {ex.id for ex in demonstrations}
-        examples = [ex for ex in task.train if ex.id not in shown]
-        examples = draw(examples, min(args.unlabelled, len(examples)), args.data_seed + 1, balanced=False)
+        examples = unlabelled_inputs(task, demonstrations, args)
         other = tasks.out_of_domain(args, task)
-        if len(examples) < 12:
-            raise utils.UserError(
-                f"{len(examples)} unlabelled inputs are left to learn from; context distillation needs at least twelve"
-            )
         run.row.update(task.row(), n_train=args.k_shots)
 
         # 4. model
@@ -261,12 +305,16 @@ def run_once(args):
         chat = loading.uses_chat(args.prompt_format, tokenizer, scoring=task.kind == "classification")
 
         # 5. adapt
-        sides = {}
-        for name, prefix, shots, calibrate in (
-            ("teacher", "teacher", demonstrations, args.calibrate),
-            ("untrained_student", "untrained", (), "none"),
+        sides, seconds = {}, 0.0
+        if searches(args):
+            args, demonstrations, seconds = chosen_teacher(args, run, task, model, tokenizer, chat)
+            examples = unlabelled_inputs(task, demonstrations, args)
+        prior = prompting.label_prior(args.calibrate, task, examples[: flags.CALIBRATION_CAP])
+        for name, prefix, shots, divided in (
+            ("teacher", "teacher", demonstrations, prior),
+            ("untrained_student", "untrained", (), None),
         ):
-            outcome = evaluate_prompted(model, tokenizer, task, args, chat, other, shots, calibrate)
+            outcome = evaluate_prompted(model, tokenizer, task, args, chat, other, shots, divided)
             sides[name] = record.side(run, task, outcome, prefix, other)
         apart = args.targets == "online" and args.student == "full"  # the teacher must stay as it is
         base = copy.deepcopy(model) if apart else model
@@ -277,6 +325,7 @@ def run_once(args):
         run.row.update(**load.load_columns(), **loading.size_columns(student, trained=True))
         reload = functools.partial(load_student, args, device, precision)
         student = distil(student, teacher, tokenizer, task, examples, args, run, device, chat, reload)
+        run.row["train_seconds"] += seconds
         folder = "adapter" if args.student == "lora" else "model"
         if run.main:
             student.save_pretrained(run.path(folder))
@@ -310,6 +359,7 @@ def import_heavy():
         layers, \
         loading, \
         np, \
+        prompt_search, \
         prompting, \
         record, \
         render, \
@@ -320,7 +370,7 @@ def import_heavy():
     from harness.data import tasks
     from harness.data.examples import draw
     from harness.data.prompts import render
-    from harness.evaluation import evaluate, prompting, record
+    from harness.evaluation import evaluate, prompt_search, prompting, record
     from harness.models import adapters, layers, loading
     from harness.training import collators, distillation, trainer
 

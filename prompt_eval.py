@@ -5,12 +5,16 @@ answer (--scoring generate). Questions and instructions are answered by generati
 likeliest option (--scoring likelihood). The k demonstrations are the k training examples that finetune.py
 --max_train_samples k sees with the same --data_seed. A language model's prior over the label words can be divided out:
 --calibrate contextual (Zhao et al. 2021) takes it from inputs without content, --calibrate batch (Zhou et al. 2024)
-from the evaluation inputs, whose labels it does not see.
+from the inputs of --calibrate_on: other training examples, unlabelled inputs, or the evaluation inputs without their
+labels, which is transductive. --label_budget N without --k_shots chooses k, the demonstrations and the calibration on
+the N labels.
 
     # on a CPU, offline (after `python prepare_data.py demo`): under a minute each
     python prompt_eval.py --model assets/models/SmolLM2-135M-Instruct --max_eval_samples 200
     python prompt_eval.py --model assets/models/SmolLM2-135M-Instruct --max_eval_samples 200 --k_shots 8 \\
-        --calibrate batch
+        --calibrate batch --calibrate_on train
+    # the best prompt that 100 labels buy
+    python prompt_eval.py --model assets/models/SmolLM2-135M-Instruct --max_eval_samples 200 --label_budget 100
     # on a GPU, from the hub
     python prompt_eval.py --model google/flan-t5-base --dataset glue --subset sst2 --n_examples 20
     # UnifiedQA questions, scored by source and over all (after `python prepare_data.py unifiedqa DIR`)
@@ -48,9 +52,8 @@ def parse_args(argv=None):
     group.add_argument(
         "--k_shots",
         type=flags.whole_number,
-        default=0,
         metavar="K",
-        help="demonstrations in the prompt (default: %(default)s)",
+        help="demonstrations in the prompt (default: 0; with --label_budget chosen on its labels)",
     )
     group.add_argument(
         "--prompt_format",
@@ -69,7 +72,17 @@ def parse_args(argv=None):
         help="auto: likelihood of classes, answers to anything else (default: %(default)s)",
     )
     group.add_argument(
-        "--calibrate", choices=("none", "contextual", "batch"), default="none", help="divide out the label prior"
+        "--calibrate",
+        choices=("none", "contextual", "batch"),
+        help="divide out the label prior (default: none; with --label_budget and no --k_shots chosen on its labels)",
+    )
+    group.add_argument(
+        "--calibrate_on",
+        nargs="+",
+        metavar="train|unlabelled [FILE]|evaluation",
+        help=f"what batch calibration estimates the prior on: at most {flags.CALIBRATION_CAP} training examples, which "
+        "then count as labels used, or unlabelled inputs, of a file or of the training split; or the evaluation "
+        "inputs, which is transductive (default: train with --label_budget, else evaluation)",
     )
     group.add_argument(
         "--normalise",
@@ -95,9 +108,31 @@ def parse_args(argv=None):
     args = flags.check_data_args(parser, parser.parse_args(argv))
     if args.merge_adapter is not None and not args.adapter:
         parser.error("--merge_adapter and --no-merge_adapter belong to --adapter")
-    if args.calibrate != "none" and args.scoring == "generate":
+    if not searches(args):
+        args.k_shots, args.calibrate = args.k_shots or 0, args.calibrate or "none"
+    if args.calibrate not in (None, "none") and args.scoring == "generate":
         parser.error("--calibrate works on label likelihoods; leave out --scoring generate")
+    check_calibration(parser, args)
     return args
+
+
+def searches(args):
+    """True if the prompt is chosen on the labels of --label_budget."""
+    return args.label_budget is not None and args.k_shots is None
+
+
+def check_calibration(parser, args):
+    """Fill in and check --calibrate_on."""
+    if args.calibrate_on and args.calibrate != "batch":
+        parser.error("--calibrate_on belongs to --calibrate batch")
+    if args.calibrate_on and searches(args):
+        parser.error("--label_budget without --k_shots calibrates on its own labels; leave out --calibrate_on")
+    if args.calibrate == "batch" and args.label_budget and not searches(args):
+        args.calibrate_on = args.calibrate_on or ["train"]
+    where, *file = args.calibrate_on or ["evaluation"]
+    if where not in ("train", "unlabelled", "evaluation") or len(file) > (where == "unlabelled"):
+        given = " ".join([where, *file])
+        parser.error(f"--calibrate_on takes train, unlabelled, unlabelled FILE or evaluation, not {given}")
 
 
 # -------------------------------------------------------------------------------------------------------- the technique
@@ -137,10 +172,15 @@ def read_label(answer, words):
 
 
 def variant(args, kind, adapted):
-    """What the row calls this run: 8_shot_batch_calibrated, 0_shot_generated, ..."""
-    parts = [f"{args.k_shots}_shot"]
-    if args.calibrate != "none":
+    """What the row calls this run: 8_shot_batch_calibrated_on_train, 0_shot_generated, searched, ...
+
+    Without an _on_ the prior of batch calibration is that of the evaluation inputs.
+    """
+    parts = ["searched" if searches(args) else f"{args.k_shots}_shot"]
+    if args.calibrate not in (None, "none"):
         parts.append(f"{args.calibrate}_calibrated")
+    if args.calibrate_on and args.calibrate_on[0] != "evaluation":
+        parts.append(f"on_{args.calibrate_on[0]}")
     if kind == "classification" and args.scoring == "generate":
         parts.append("generated")
     if kind == "qa" and args.scoring == "likelihood":
@@ -159,7 +199,42 @@ def short_enough(task, tokenizer, chat, limit):
     return replace(task, train=[example for example in task.train if length(example) <= limit])
 
 
-def score(model, tokenizer, task, args, chat, demonstrations, other):
+def calibration_inputs(args, run, task, pool, demonstrations):
+    """The Examples of --calibrate_on: None for the evaluation inputs. pool: the Examples demonstrations come from."""
+    where, *file = args.calibrate_on or ["evaluation"]
+    if where == "evaluation":
+        if args.calibrate == "batch":
+            run.note("transductive: the label prior is estimated on the evaluation inputs")
+        return None
+    shown = {ex.id for ex in demonstrations}
+    if file:
+        inputs = unlabelled.read_inputs(file[0], task, args.text_column, args.text_pair_column, args.encoding)
+    else:
+        rest = pool if where == "train" or not args.label_budget else task.unlabelled
+        inputs = [ex for ex in rest if ex.id not in shown]
+    inputs = draw(inputs, min(len(inputs), flags.CALIBRATION_CAP), args.data_seed, balanced=False)
+    if not inputs:
+        raise utils.UserError(f"--calibrate_on {where}: no example is left besides the {len(shown)} demonstrations")
+    if where == "train":
+        run.use_labels(inputs)
+    labels = {"train": "labelled training examples", "unlabelled": "unlabelled inputs"}[where]
+    run.note(f"label prior estimated on {len(inputs)} {labels}")
+    return inputs
+
+
+def chosen_prompt(args, run, task, model, tokenizer, chat, by_likelihood):
+    """(demonstrations, prior, seconds) of the best prompt that the label budget buys; see prompt_search."""
+    tried = (args.calibrate,) if args.calibrate else None
+    options = {"batch_size": args.batch_size, "per_token": args.normalise == "mean", "calibrations": tried}
+    chosen = prompt_search.choose(model, tokenizer, task, args.data_seed, chat, likelihood=by_likelihood, **options)
+    run.use_labels(chosen.used)
+    run.note(chosen.note)
+    k = len(chosen.demonstrations)
+    run.row.update(k_shots=k, n_train=k)
+    return chosen.demonstrations, None if chosen.prior is None else lambda *_: chosen.prior, chosen.seconds
+
+
+def score(model, tokenizer, task, args, chat, demonstrations, other, prior):
     """The Outcome: a classification head, label words or options by likelihood, or generated answers."""
     common = {"batch_size": args.batch_size, "latency_runs": args.latency_runs}
     if loading.is_classifier(args.model, args.adapter, args.trust_remote_code):
@@ -171,7 +246,6 @@ def score(model, tokenizer, task, args, chat, demonstrations, other):
         return evaluate.by_generation(model, tokenizer, task, **prompted, max_new_tokens=length, read=read_label)
     if task.kind == "qa":
         return evaluate.by_options(model, tokenizer, task, **prompted, per_token=per_token)
-    prior = prompting.label_prior(args.calibrate, task)
     return evaluate.by_likelihood(model, tokenizer, task, **prompted, prior=prior, per_token=per_token, other=other)
 
 
@@ -215,7 +289,7 @@ def run_once(args):
         tokenizer = loading.load_tokenizer(args.model, args.trust_remote_code, args.thinking)
         chat = loading.uses_chat(args.prompt_format, tokenizer, scoring=by_likelihood)
         pool = short_enough(task, tokenizer, chat, args.max_demo_tokens) if args.max_demo_tokens else task
-        demonstrations = draw(pool.train, args.k_shots, args.data_seed)
+        demonstrations = draw(pool.train, args.k_shots or 0, args.data_seed)
         run.use_labels(demonstrations)
         classifier = loading.is_classifier(args.model, args.adapter, args.trust_remote_code)
         if classifier:
@@ -245,6 +319,12 @@ def run_once(args):
         model, merged = adapters.merge_adapter(model, args.merge_adapter)
         if merged:
             run.note(merged)
+        prior, seconds = None, None
+        if searches(args) and not classifier:
+            demonstrations, prior, seconds = chosen_prompt(args, run, pool, model, tokenizer, chat, by_likelihood)
+        elif task.kind == "classification" and not classifier:
+            inputs = calibration_inputs(args, run, task, pool.train, demonstrations)
+            prior = prompting.label_prior(args.calibrate, task, inputs)
         if classifier:
             strategy = "peft" if args.adapter else "full_finetuning"
             run.row.update(strategy=strategy, variant="checkpoint", k_shots=None, n_train=None)
@@ -252,19 +332,20 @@ def run_once(args):
             run.row["labels_used"] = None  # those that the weights were trained on are not known here
 
         # 6. evaluate
-        outcome = score(model, tokenizer, task, args, chat, demonstrations, other)
+        outcome = score(model, tokenizer, task, args, chat, demonstrations, other, prior)
 
         # 7. row and report: the row is written by leaving the block
         record.outcome(run, task, outcome, model, other)
+        run.row["train_seconds"] = seconds  # of the choice
 
 
 def import_heavy():
     """Import what takes seconds, once the arguments are known to be right: --help and a wrong flag answer at once."""
-    global adapters, draw, evaluate, fill, loading, prompting, record, tasks
-    from harness.data import tasks
+    global adapters, draw, evaluate, fill, loading, prompt_search, prompting, record, tasks, unlabelled
+    from harness.data import tasks, unlabelled
     from harness.data.examples import draw
     from harness.data.prompts import fill
-    from harness.evaluation import evaluate, prompting, record
+    from harness.evaluation import evaluate, prompt_search, prompting, record
     from harness.models import adapters, loading
 
 

@@ -23,6 +23,33 @@ import prompt_eval
         ("finetune.py --model BERT --dataset DATA --device cuda", "torch sees no CUDA GPU"),
         ("finetune.py --model BERT --dataset DATA --label_column colour", "no such column; there are text, label"),
         ("finetune.py --model BERT --dataset DATA --max_train_samples 9999", "the data have 160"),
+        ("finetune.py --model BERT --dataset DATA --label_budget 161", "has 160 labelled training examples"),
+        ("finetune.py --model BERT --dataset DATA --label_budget 0", "--label_budget: must be a whole number"),
+        (
+            "finetune.py --model BERT --dataset DATA --label_budget 9 --max_train_samples 5",
+            "leave out --max_train_samples",
+        ),
+        (
+            "prompt_eval.py --model LLAMA --dataset DATA --label_budget 9 --max_validation_samples 0",
+            "leave out --max_validation_samples",
+        ),
+        ("prompt_eval.py --model LLAMA --dataset DATA --calibrate_on train", "belongs to --calibrate batch"),
+        (
+            "prompt_eval.py --model LLAMA --dataset DATA --calibrate batch --calibrate_on test",
+            "takes train, unlabelled, unlabelled FILE or evaluation, not test",
+        ),
+        (
+            "prompt_eval.py --model LLAMA --dataset DATA --label_budget 9 --calibrate batch --calibrate_on train",
+            "leave out --calibrate_on",
+        ),
+        (
+            "prompt_eval.py --model LLAMA --dataset DATA --label_budget 4 --k_shots 4 --calibrate batch",
+            "--calibrate_on train: no example is left besides the 4 demonstrations",
+        ),
+        (
+            "prompt_eval.py --model LLAMA --dataset DATA --calibrate batch --calibrate_on unlabelled EMPTY",
+            "empty.jsonl",
+        ),
         ("finetune.py --model BERT --dataset DATA --resume", "no unfinished run with these flags"),
         ("finetune.py --model BERT --dataset QUESTIONS", "an encoder without a language-model head"),
         ("finetune.py --model BERT --test_file DATA/nowhere.tsv", "no such file"),

@@ -20,6 +20,7 @@ LEVELS = [
     {"inputs"},
     {"utils"},
     {"arguments"},
+    {"data_flags"},
     {"flags", "hub", "terminal", "suites", "processes"},
     {"models"},
     {"data", "results"},

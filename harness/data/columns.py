@@ -67,6 +67,24 @@ def recognise(splits, options):
     return kind, columns
 
 
+def input_columns(rows, text=None, text_pair=None):
+    """(column of the text, column of the second text) of rows whose labels are not wanted, None for what is not there.
+
+    text, text_pair: the names that flags give.
+    """
+    names = column_names(rows)
+    columns = {
+        "text": _pick(names, TEXT, text, "--text_column"),
+        "text_pair": _pick(names, PAIR, text_pair, "--text_pair_column"),
+        "question": None if text else _pick(names, QUESTION),
+        "context": _pick(names, CONTEXT),
+        "label": LABEL[0],  # there or not, a question stands where it would with labels
+        "answer": None,
+    }
+    _place_question(columns)
+    return columns["text"], columns["text_pair"]
+
+
 def _pick(names, known, forced=None, flag=None):
     """The first of `known` that is a column, in any case; a name forced by a flag must be there.
 

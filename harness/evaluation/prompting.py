@@ -53,16 +53,20 @@ def contextual_prior(task, score):
 
 
 def batch_prior(log_probs):
-    """Log label prior [L]: the mean probability of each label over the evaluation inputs (Zhou et al. 2024)."""
+    """Log label prior [L]: the mean probability of each label over a batch of inputs (Zhou et al. 2024)."""
     return np.log(np.exp(log_probs).mean(axis=0))
 
 
-def label_prior(method, task):
-    """The `prior` of evaluate.by_likelihood for --calibrate none, contextual or batch."""
+def label_prior(method, task, inputs=None):
+    """The `prior` of evaluate.by_likelihood for --calibrate none, contextual or batch.
+
+    inputs: the Examples whose inputs the prior of batch calibration is estimated on; None for the evaluation inputs
+    themselves, which is transductive.
+    """
     return {
         "none": None,
         "contextual": lambda score, _: contextual_prior(task, score),
-        "batch": lambda _, log_probs: batch_prior(log_probs),
+        "batch": lambda score, log_probs: batch_prior(log_probs if inputs is None else score(inputs)),
     }[method]
 
 

@@ -19,6 +19,7 @@ STRATEGIES = {
     "context_distillation": "Context distillation",
     "chat": "Chat",
 }
+NO_LABELS = ("rag", "quantized", "chat")  # strategies whose names need no number of labels
 METHODS = {
     "lora": "LoRA",
     "dora": "DoRA",
@@ -30,7 +31,11 @@ METHODS = {
 }
 # the variants that the scripts write: lora_r8_query+value_nf4, 8_shot_batch_calibrated_generated, k4_hybrid_flat_rerank
 ADAPTER = re.compile(rf"({'|'.join(METHODS)})(?:_r(\d+))?(?:_v(\d+))?(?:_(?!int8$|nf4$)(.+?))?(?:_(int8|nf4))?")
-SHOTS = re.compile(r"(\d+)_shot(?:_([a-z]+)_calibrated)?(_generated)?(_likelihood)?(_adapter)?")
+SHOTS = re.compile(
+    r"(?:(\d+)_shot|searched)(?:_([a-z]+)_calibrated(?:_on_([a-z]+))?)?(_generated)?(_likelihood)?(_adapter)?"
+)
+# what batch calibration estimates the label prior on; the evaluation inputs unless the variant says otherwise
+CALIBRATED_ON = {"train": " on training labels", "unlabelled": " on unlabelled inputs", None: " (transductive)"}
 RETRIEVAL = re.compile(r"(retrieval_only|k\d+)((?:_[a-z0-9]+)*)")
 WITHOUT_PASSAGES = {
     "no_retrieval": "No retrieval",
@@ -48,6 +53,7 @@ FIRST = (
     "scoring",
     "normalise",
     "calibrate",
+    "calibrate_on",
     "language",
     "retriever",
     "embed_model",
@@ -63,6 +69,7 @@ FIRST = (
     "learning_rate",
     "max_steps",  # before the epochs, which it replaces
     "epochs",
+    "label_budget",
     "max_train_samples",
     "max_validation_samples",
     "max_length",
@@ -74,6 +81,7 @@ WORDS = {
     "chunk_tokens": "chunks of {} tokens",
     "epochs": "{} epochs",
     "k": "{} passages",
+    "label_budget": "budget of {} labels",
     "max_length": "{} tokens at most",
     "max_steps": "{} steps",
     "max_train_samples": "{} training examples at most",
@@ -93,13 +101,18 @@ def adapter(variant):
     return text + (f" on {modules}" if modules else "") + (f", {base} base" if base else "")
 
 
-def prompt(variant):
-    """8_shot_batch_calibrated -> 8-shot prompt, batch-calibrated; None for another variant."""
+def prompt(variant, calibrated_on=CALIBRATED_ON):
+    """8_shot_batch_calibrated_on_train -> 8-shot prompt, batch-calibrated on training labels; None for another variant.
+
+    calibrated_on: {where: words}; {} for a teacher, which is always calibrated on unlabelled inputs.
+    """
     match = SHOTS.fullmatch(variant)
     if match is None:
         return None
-    shots, prior, generated, likelihood, adapted = match.groups()
-    parts = [f"{shots}-shot prompt", prior and f"{prior}-calibrated", generated and "generated answers"]
+    shots, prior, where, generated, likelihood, adapted = match.groups()
+    parts = [f"{shots}-shot prompt" if shots else "Prompt chosen on its labels", prior and f"{prior}-calibrated"]
+    parts[1] = f"{parts[1]}{calibrated_on.get(where, '')}" if prior == "batch" else parts[1]
+    parts.append(generated and "generated answers")
     return ", ".join(filter(None, [*parts, likelihood and "scored by likelihood", adapted and "with an adapter"]))
 
 
@@ -123,9 +136,9 @@ def distilled(variant):
     online = student.endswith("_online")
     student = student.removesuffix("_online")
     target = "all weights" if student == "full" else adapter(student)
-    if prompt(teacher) is None or target is None:
+    if prompt(teacher, {}) is None or target is None:
         return None
-    return f"{prompt(teacher)}, distilled into {target}" + (", online targets" if online else "")
+    return f"{prompt(teacher, {})}, distilled into {target}" + (", online targets" if online else "")
 
 
 def technique(row):
@@ -148,9 +161,9 @@ def technique(row):
 
 
 def labels(row):
-    """2,000 labels, for a row that was trained on so many; nothing for another."""
-    trained = row["strategy"] in ("full_finetuning", "peft") and not prompt(row["variant"])
-    known = store.number(row["n_train"]) if trained else None
+    """2,000 labels, for a row that was trained or chosen with so many; nothing for another."""
+    told = row["strategy"] in NO_LABELS or (prompt(row["variant"]) and not row["variant"].startswith("searched"))
+    known = None if told else store.number(row["labels_used"])
     n = int(known) if known and math.isfinite(known) else 0
     return f"{n:,} label{'s' * (n != 1)}" if n else ""
 

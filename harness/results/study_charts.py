@@ -106,11 +106,11 @@ def close_study(figure, axis, left_out):
 
 
 def learning_curves(panel, members):
-    """Score by the number of labelled examples, trained on or shown in the prompt: mean and standard deviation."""
-    varied = ("max_train_samples", "k_shots")
+    """Score by the number of labelled examples that were used for anything: mean and standard deviation."""
+    varied = ("label_budget", "max_train_samples", "k_shots")
     lines = {}
     for c in members:
-        if c["strategy"] in ("full_finetuning", "peft", "prompting", "context_distillation"):
+        if c["strategy"] not in names.NO_LABELS and c.mean("labels_used") is not None:
             kept = {
                 key: value
                 for key, value in configurations.flags(c.rows[0]).items()
@@ -140,8 +140,7 @@ def learning_curves(panel, members):
         axis.axhline(baseline, linestyle="--", linewidth=1, color="black", label=f"majority class, {baseline:.3f}")
     left = len(studies) - plotting.MOST_LINES
     axis.set_xlabel(
-        "labelled examples, trained on or in the prompt" + (f"; {left} more lines left out" if left > 0 else ""),
-        fontsize=9,
+        "labelled examples used for anything" + (f"; {left} more lines left out" if left > 0 else ""), fontsize=9
     )
     axis.set_ylabel(f"{plotting.axis_name(panel.metric)}, mean ± standard deviation", fontsize=9)
     axis.tick_params(labelsize=8)

@@ -9,7 +9,7 @@ COLUMNS = (
     "strategy",
     "variant",
     "model",
-    "n_train",
+    "labels_used",
     "k_shots",
     "seed",
     "data_seed",

@@ -35,7 +35,7 @@ def measured_gb(row):
 
 def phase_of(row):
     """training or inference"""
-    return "training" if store.number(row.get("train_seconds")) is not None else "inference"
+    return "training" if store.number(row.get("trainable_params")) else "inference"
 
 
 def known_pairs(rows, device, phase, wide):

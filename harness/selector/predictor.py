@@ -136,7 +136,7 @@ def spec(configuration, tokens):
         configurations.value(row, "majority_baseline"),
         configuration.mean("predicted_gb"),
         encoder,
-        flags.get("calibrate", "none") != "none",
+        flags.get("calibrate") not in (None, "none"),
     )
 
 

@@ -120,6 +120,7 @@ def command(strategy, args, data_flags=None):
     if strategy == "prompting":
         few_shot = args.data_size >= 8
         settings.update(k_shots=8 if few_shot else 0, calibrate="batch" if few_shot else "none")
+        settings |= {"calibrate_on": ["train"]} if few_shot else {}
     usual = YOUR_MODEL if args.params_b > 1 else commands.defaults(script)[model_flag]  # the scripts' own are small
     settings = {model_flag: args.model or usual, "dataset": args.dataset or YOUR_DATA, **(data_flags or {}), **settings}
     return shlex.join(["python", script, *commands.to_argv(settings, script)])

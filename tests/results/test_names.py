@@ -19,7 +19,11 @@ def names_of(tmp_path, rows):
         ("peft", "prompt_tuning_v20", "Prompt tuning of 20 tokens"),
         ("peft", "ia3", "(IA)3"),
         ("peft", "0_shot_adapter", "0-shot prompt, with an adapter"),
-        ("prompting", "8_shot_batch_calibrated", "8-shot prompt, batch-calibrated"),
+        ("prompting", "8_shot_batch_calibrated", "8-shot prompt, batch-calibrated (transductive)"),
+        ("prompting", "8_shot_batch_calibrated_on_train", "8-shot prompt, batch-calibrated on training labels"),
+        ("prompting", "0_shot_contextual_calibrated", "0-shot prompt, contextual-calibrated"),
+        ("prompting", "searched", "Prompt chosen on its labels"),
+        ("prompting", "searched_likelihood", "Prompt chosen on its labels, scored by likelihood"),
         ("prompting", "4_shot_generated", "4-shot prompt, generated answers"),
         ("prompting", "no_retrieval", "No retrieval"),
         ("rag", "k4_hybrid_flat", "RAG k=4, hybrid"),
@@ -28,6 +32,12 @@ def names_of(tmp_path, rows):
         ("quantized", "nf4", "nf4"),
         ("quantized", "fp32_prompt_lookup4", "fp32, prompt lookup 4"),
         ("context_distillation", "8_shot_to_lora_r8", "8-shot prompt, distilled into LoRA r=8"),
+        (
+            "context_distillation",
+            "8_shot_batch_calibrated_to_lora_r8",
+            "8-shot prompt, batch-calibrated, distilled into LoRA r=8",
+        ),
+        ("context_distillation", "searched_to_full", "Prompt chosen on its labels, distilled into all weights"),
         ("context_distillation", "0_shot_to_full_online", "0-shot prompt, distilled into all weights, online targets"),
         ("chat", "alpaca_eval", "Chat"),
         ("magic", "wand", "magic wand"),
@@ -96,11 +106,11 @@ def test_models_that_share_a_short_name_are_shown_in_full():
 
 def test_what_rows_share_names_a_line():
     rows = [
-        {"strategy": "peft", "variant": f"lora_r8{where}", "model": "a/m", "n_train": "100"}
+        {"strategy": "peft", "variant": f"lora_r8{where}", "model": "a/m", "labels_used": "100"}
         for where in ("", "_mlp", "_query+value")
     ]
     assert names.shared(rows) == "LoRA r=8, m, 100 labels"
-    rows = [{"strategy": "prompting", "variant": f"{k}_shot", "model": "a/m", "n_train": str(k)} for k in (0, 4)]
+    rows = [{"strategy": "prompting", "variant": f"{k}_shot", "model": "a/m", "labels_used": str(k)} for k in (0, 4)]
     assert names.shared(rows) == "Prompt, m"
-    rows = [{"strategy": "quantized", "variant": v, "model": "a/m", "n_train": ""} for v in ("nf4", "bf16")]
+    rows = [{"strategy": "quantized", "variant": v, "model": "a/m", "labels_used": ""} for v in ("nf4", "bf16")]
     assert names.shared(rows) == "m"

@@ -7,6 +7,7 @@ from helpers import loaded
 import context_distill
 import prompt_eval
 from harness.data import tasks
+from harness.data.examples import draw
 from harness.data.prompts import render
 from harness.models import scoring
 from harness.results import store
@@ -42,7 +43,13 @@ def test_the_student_moves_towards_its_teacher(sentiment, tiny_llama, tmp_path, 
         history = json.loads((Path(row["run_dir"]) / "training_history.json").read_text())
         losses.append([entry["eval_loss"] for entry in history if "eval_loss" in entry])
     assert losses[0][-1] < 0.7 * losses[0][0] and losses[0] == pytest.approx(losses[1], rel=1e-3)
-    prompt_eval.main([*flags[:6], "--calibrate", "batch", *out, "--results", str(tmp_path / "teacher.csv")])
+    task = tasks.load_task(sentiment)
+    demonstrations = draw(task.train, 6, 0)
+    others = [ex for ex in task.train if ex not in demonstrations]
+    inputs = draw(others, 60, 1, balanced=False)  # the teacher is calibrated on the unlabelled inputs
+    (tmp_path / "inputs.txt").write_text("".join(f"{ex.text}\n" for ex in inputs))
+    prior = ["--calibrate", "batch", "--calibrate_on", "unlabelled", str(tmp_path / "inputs.txt")]
+    prompt_eval.main([*flags[:6], *prior, *out, "--results", str(tmp_path / "teacher.csv")])
     (teacher,) = store.read_results(tmp_path / "teacher.csv")
     compared = json.loads((Path(once["run_dir"]) / "comparison.json").read_text())
     assert compared["teacher"]["score"] == pytest.approx(float(teacher["score"]))

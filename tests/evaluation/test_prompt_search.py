@@ -1,0 +1,79 @@
+import numpy as np
+import pytest
+from helpers import loaded
+
+from harness.data import tasks
+from harness.data.examples import Example, draw
+from harness.evaluation import evaluate, prompt_search
+from harness.evaluation.prompting import batch_prior, label_prior
+
+
+def test_labels_are_divided_into_disjoint_sets_of_demonstrations_and_held_out_ones():
+    for n, sizes in ((8, [4]), (17, [8]), (40, [16]), (100, [16] * 3), (2000, [16] * 3)):
+        examples = [Example(str(i), f"t{i}", label=i % 2) for i in range(n)]
+        sets, held_out = prompt_search.divide(examples, seed=3)
+        assert [len(some) for some in sets] == sizes
+        assert len(held_out) == min(n - sum(sizes), prompt_search.HELD_OUT) >= n / 2 or n > 400
+        everything = [ex.id for some in [*sets, held_out] for ex in some]
+        assert len(set(everything)) == len(everything)
+        assert sets[0] == draw(examples, sizes[0], 3), "what --k_shots shows with the same seed"
+
+
+def test_no_example_calibrates_itself():
+    log_probs = np.log(np.random.default_rng(0).dirichlet([2, 1, 1], 7))
+    for i, prior in enumerate(prompt_search.left_out_priors(log_probs)):
+        assert prior == pytest.approx(batch_prior(np.delete(log_probs, i, axis=0)))
+
+
+@pytest.mark.parametrize("name", ["tiny_llama", "tiny_t5"])
+def test_the_chosen_prompt_is_the_best_of_all_candidates(sentiment, name, request):
+    """Each candidate is scored again by evaluate.by_likelihood, one calibration at a time."""
+    model, tokenizer = loaded(request.getfixturevalue(name))
+    task = tasks.load_task(sentiment, label_budget=40)
+    chosen = prompt_search.choose(model, tokenizer, task, 0, False)
+    (demonstrations,), held_out = prompt_search.divide(task.train, 0)
+    task.evaluation, values = held_out, {}
+    for k in (0, 4, 8, 16):
+        found = evaluate.by_likelihood(model, tokenizer, task, "auto", 0, False, demonstrations[:k])
+        shifted = found.log_probs - prompt_search.left_out_priors(found.log_probs)
+        for calibrate, log_probs in (("none", found.log_probs), ("batch", shifted)):
+            right = np.mean(log_probs.argmax(axis=1) == [ex.label for ex in held_out])
+            values[right, -k, calibrate == "none"] = (k, calibrate, batch_prior(found.log_probs))
+    k, calibrate, prior = values[max(values)]
+    assert chosen.demonstrations == demonstrations[:k] and chosen.calibrate == calibrate
+    assert (chosen.prior is None) == (calibrate == "none")
+    if calibrate == "batch":
+        assert chosen.prior == pytest.approx(prior, abs=1e-4)
+    assert {ex.id for ex in chosen.used} == {ex.id for ex in task.train} and chosen.seconds > 0
+
+
+def test_of_few_labels_all_are_demonstrations(sentiment, tiny_llama):
+    task = tasks.load_task(sentiment, label_budget=7)
+    chosen = prompt_search.choose(*loaded(tiny_llama), task, 0, False)
+    assert {ex.id for ex in chosen.demonstrations} == {ex.id for ex in task.train} and chosen.calibrate == "none"
+
+
+def test_answers_are_chosen_by_the_likelihood_of_the_references(questions, tiny_llama):
+    model, tokenizer = loaded(tiny_llama)
+    task = tasks.load_task(questions, label_budget=16)
+    chosen = prompt_search.choose(model, tokenizer, task, 0, False, likelihood=False)
+    trials = prompt_search.Trials(model, tokenizer, task, False, "auto", False, False, 0)
+    (demonstrations,), held_out = prompt_search.divide(task.train, 0)
+    values = {}
+    for k in (0, 4, 8):
+        found = trials.scores(held_out, demonstrations[:k])
+        values[found.total.sum() / found.n_tokens.sum()] = demonstrations[:k]
+    assert chosen.demonstrations == values[max(values)] and f"{max(values):.3f}" in chosen.note
+
+
+def test_the_prior_of_batch_calibration_is_that_of_the_inputs_it_is_given(sentiment, tiny_llama):
+    """The evaluation examples do not change it: one alone is calibrated as among many."""
+    model, tokenizer = loaded(tiny_llama)
+    task = tasks.load_task(sentiment)
+    inputs, evaluation = task.train[:30], task.evaluation[:20]
+    prior = label_prior("batch", task, inputs)
+    task.evaluation = evaluation
+    many = evaluate.by_likelihood(model, tokenizer, task, "auto", 0, False, prior=prior).log_probs
+    task.evaluation = evaluation[:1]
+    one = evaluate.by_likelihood(model, tokenizer, task, "auto", 0, False, prior=prior).log_probs
+    assert one[0] == pytest.approx(many[0], abs=1e-4)
