@@ -23,7 +23,7 @@ def test_the_measured_memory_is_what_the_run_added(tmp_path):
         results_csv(
             tmp_path / "r.csv",
             [
-                result_row(score=0.5, peak_rss_gb=2.0, start_rss_gb=0.5, predicted_gb=1.2, train_seconds=3),
+                result_row(score=0.5, peak_rss_gb=2.0, start_rss_gb=0.5, predicted_gb=1.2, trainable_params=9),
                 result_row(
                     score=0.6, peak_rss_gb=2.0, start_rss_gb=0.5, peak_gpu_gb=3.0, device="cuda", predicted_gb=2.5
                 ),
