@@ -223,8 +223,7 @@ def run_once(args):
             # 3. data: the same questions for all systems
             eval_id = benchmarks.eval_id(questions, *([args.judge_model, *against] if judged else []))
             run.row.update(dataset=benchmark.name, n_eval=len(questions), eval_id=eval_id, n_train=0)
-            if not adapter:  # else the labels that it was trained on, which are not known here
-                run.use_labels(())
+            run.use_labels(())
 
             with answers.locked(folder := answers.answers_folder(args, model_name, adapter)):
                 # 4. model

@@ -328,8 +328,8 @@ def run_once(args):
         if classifier:
             strategy = "peft" if args.adapter else "full_finetuning"
             run.row.update(strategy=strategy, variant="checkpoint", k_shots=None, n_train=None)
-        if classifier or args.adapter:
-            run.row["labels_used"] = None  # those that the weights were trained on are not known here
+        if classifier and not run.trained_with:
+            run.row["labels_used"] = None  # a head was trained on some
 
         # 6. evaluate
         outcome = score(model, tokenizer, task, args, chat, demonstrations, other, prior)

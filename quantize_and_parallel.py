@@ -276,8 +276,7 @@ def run_once(args):
                 trust_remote_code=args.trust_remote_code,
             )
         run.row.update(**load.load_columns(), **loading.size_columns(model))
-        if not args.adapter:  # else the labels that it was trained on, which are not known here
-            run.use_labels(())
+        run.use_labels(())
         run.row["variant"] = variant(args, run.row["precision"])  # a checkpoint may be saved in 4 bits, say
 
         # 5. adapt: nothing to train

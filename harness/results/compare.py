@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import utils
-from harness.results import configurations, old_labels, schema, stats, store
+from harness.results import configurations, label_counts, schema, stats, store
 
 # flags whose effect is reported where configurations differ in nothing else: flag -> its name in text
 STUDIES = {
@@ -39,7 +39,7 @@ def run_scores(folder):
         raise utils.UserError(f"{folder}: the run's status is {row.get('status')}, so there is nothing to compare")
     scores = {record["id"]: _score(record, metric) for record in records}
     row["targets"] = {record["id"]: record.get("target") for record in records}
-    labels = row["labels_used"] if "labels_used" in row else old_labels.labels_used(row)
+    labels = row["labels_used"] if "labels_used" in row else label_counts.derived(row)
     name = f"{row['strategy']} {row['variant']}, {Path(row['model']).name}"
     name += f", {labels} labelled examples" if labels not in (None, "", "0", 0) else ""
     return {key: score for key, score in scores.items() if score is not None}, metric, row, name

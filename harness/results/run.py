@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import utils
-from harness.results import outputs, provenance, store
+from harness.results import label_counts, outputs, provenance, store
 
 OOM_EXIT_CODE = 3
 
@@ -36,6 +36,15 @@ def _leave_group(state):
     """At the process' end: gloo's threads, if they still run then, end it with SIGABRT now and then."""
     if state.initialized:
         state.destroy_process_group()
+
+
+def _labels_of_weights(args):
+    """label_counts.of_weights of the models and adapters that the flags name."""
+    named = {"models": [], "adapters": []}
+    for kind, flags in (("models", ("model", "gen_model", "embed_model", "reranker")), ("adapters", ("adapter",))):
+        for value in filter(None, map(args.get, flags)):
+            named[kind] += value if isinstance(value, list) else [value]
+    return label_counts.of_weights(named["models"], named["adapters"])
 
 
 class Run:
@@ -63,6 +72,7 @@ class Run:
         self.results = args.results
         self.headline = ""  # the strategy's own words in the summary line
         self.labelled = set()  # ids of the labelled examples that influenced the run
+        self.trained_with = _labels_of_weights(vars(args))  # labels that are in the weights already, None: unknown
         self.row = {
             "run_id": self.id,
             "created_at": f"{now:%Y-%m-%dT%H:%M:%SZ}",
@@ -104,10 +114,10 @@ class Run:
         """Count labelled Examples that influence the run in the cell labels_used, each once; () for a run without any.
 
         Examples of a training or validation split: trained on, choosing a checkpoint or a setting, shown in prompts,
-        calibrated on.
+        calibrated on. Those that an earlier run trained the weights with come on top.
         """
         self.labelled |= {example.id for example in examples}
-        self.row["labels_used"] = len(self.labelled)
+        self.row["labels_used"] = None if self.trained_with is None else self.trained_with + len(self.labelled)
 
     def note(self, text):
         """Add a remark to the row's note."""

@@ -58,7 +58,8 @@ COLUMNS = (
     Column("n_train", "int", "data", about="Labelled examples that were trained on or shown in prompts."),
     Column("labels_used", "int", "data", "", "labelled examples", -1,
            "Labelled examples that influenced the run, each counted once: trained on, chose the checkpoint or a "
-           "setting, shown in prompts, calibrated on. Empty where another run trained the weights."),
+           "setting, shown in prompts, calibrated on; and those that an earlier run trained the weights with. Empty "
+           "where these are unknown."),
     Column("n_eval", "int", "data", about="Evaluation examples."),
     Column("k_shots", "int", "data", about="Demonstrations in each prompt."),
     Column("seed", "int", "setting", about="Seed of initialisation and shuffling."),

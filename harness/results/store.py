@@ -15,7 +15,7 @@ from pathlib import Path
 from filelock import FileLock
 
 import utils
-from harness.results import old_labels, outputs, schema
+from harness.results import label_counts, outputs, schema
 
 csv.field_size_limit(2**31 - 1)  # a cell may be longer than the csv module's 128 kB
 # a spreadsheet takes a text that begins so for a formula; an apostrophe before it makes it a text
@@ -230,7 +230,7 @@ def keep_copy(path):
 def read_results(path):
     """Rows of a results CSV as a list of dicts of strings, with all of RESULT_COLUMNS in order.
 
-    Unknown is "", and so is every cell of a column that an older file lacks, but labels_used (see old_labels).
+    Unknown is "", and so is every cell of a column that an older file lacks, but labels_used (see label_counts).
     UserError for a missing, foreign or broken file.
     """
     path = Path(path)
@@ -246,7 +246,7 @@ def read_results(path):
             cells = [cell[1:] if cell[:1] == "'" and ESCAPED.match(cell) else cell for cell in cells]
             rows.append({**dict.fromkeys(schema.RESULT_COLUMNS, ""), **dict(zip(header, cells))})
             if "labels_used" not in header:
-                rows[-1]["labels_used"] = old_labels.labels_used(rows[-1])
+                rows[-1]["labels_used"] = label_counts.derived(rows[-1])
     return rows
 
 

@@ -74,6 +74,19 @@ def test_retrieval_uses_no_labels_and_an_adapter_has_unknown_ones(
     assert labels(quantize_and_parallel, f"{tuned} --new_tokens 2", out, tmp_path) == [""]
 
 
+def test_labels_of_an_earlier_run_stay_in_its_weights(sentiment, tiny_bert, tiny_llama, out, tmp_path):
+    data = f"--dataset {sentiment}"
+    few = f"{ONE_STEP} --max_train_samples 12 --max_validation_samples 0"
+    assert labels(finetune, f"--model {tiny_bert} {data} {few}", out, tmp_path) == ["12"]
+    assert labels(context_distill, f"--model {tiny_llama} {data} --k_shots 4 {ONE_STEP}", out, tmp_path) == ["4"]
+    head, distilled = (row["run_dir"] for row in store.read_results(tmp_path / "results.csv"))
+    assert labels(prompt_eval, f"--model {head}/model {data}", out, tmp_path) == ["12"]
+    assert labels(finetune, f"--model {head}/model {data} {ONE_STEP} --label_budget 20", out, tmp_path) == ["32"]
+    adapted = f"--model {tiny_llama} --adapter {distilled}/adapter {data}"
+    assert labels(prompt_eval, f"{adapted} --k_shots 3", out, tmp_path) == ["7"]
+    assert labels(quantize_and_parallel, f"{adapted} --new_tokens 2", out, tmp_path) == ["4"]
+
+
 def test_where_the_prior_comes_from_is_told(sentiment, tiny_llama, out, tmp_path):
     common = f"--model {tiny_llama} --dataset {sentiment} --k_shots 4 --calibrate batch"
     (tmp_path / "more.txt").write_text("".join(f"{ex.text}\n" for ex in tasks.load_task(sentiment).train[:9]))

@@ -4,7 +4,7 @@ import json
 import pytest
 from row_helpers import result_row
 
-from harness.results import compare, configurations, old_labels, store
+from harness.results import compare, configurations, label_counts, store
 
 CHOSE = "566 validation examples chose the checkpoint; learning rate 0.0001"
 
@@ -26,7 +26,7 @@ CHOSE = "566 validation examples chose the checkpoint; learning rate 0.0001"
     ],
 )
 def test_the_labels_of_a_row_from_before_the_column(cells, labels):
-    assert old_labels.labels_used(cells) == labels
+    assert label_counts.derived(cells) == labels
 
 
 def test_an_old_csv_is_read_with_its_labels_and_widened_with_them(tmp_path):
