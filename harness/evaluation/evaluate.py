@@ -87,7 +87,7 @@ def by_likelihood(
 
     with utils.measure() as spent:
         found, lost = _over_processes(lambda part: score(part, progress="scoring"), task.evaluation)
-        log_probs, shift = calibrated(normalised(found))
+    log_probs, shift = calibrated(normalised(found))  # apart: it may score other inputs
 
     def request(example, prefix=None):
         return utils.milliseconds(lambda: normalised(score([example], 1, None, prefix)[0]) - shift)

@@ -83,6 +83,7 @@ def print_markdown(rows):
                 row["variant"],
                 Path(row["model"]).name,
                 f"{Path(row['dataset']).name}, {row['n_eval']}",
+                cell("labels_used", 0),
                 f"{row['metric']} {cell('score', 3)}{interval}" if row["score"] else row["status"],
                 cell("latency_ms_p50", 0),
                 cell("train_seconds", 0),
@@ -90,9 +91,8 @@ def print_markdown(rows):
                 row["device_name"],
             ]
         )
-    columns = (
-        "strategy, variant, model, data and n, score [95 % interval], ms a request (p50), training s, peak GB, hardware"
-    )
+    columns = "strategy, variant, model, data and n, labels, score [95 % interval], ms a request (p50), training s, peak GB, "
+        "hardware"
     print(markdown.table(columns.split(", "), lines))
 
 

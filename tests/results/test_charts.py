@@ -142,3 +142,19 @@ def test_names_are_drawn_as_they_are_and_large_logs_get_a_readable_number_of_cha
     assert len(list(tmp_path.glob("scores_*.png"))) == plotting.MOST_PANELS and list(drawn) == list(groups)
     assert "no charts of 3 more data sets" in said
     assert plt.get_fignums() == open_before  # no figure is kept while others are drawn
+
+
+def test_learning_curves_go_by_all_labels_that_were_used(tmp_path):
+    """Validation labels count; a row whose labels are unknown is on no line."""
+    trained = [
+        result_row(score=0.6 + n / 1000, n_train=n, labels_used=n + 40, flags={"max_train_samples": n})
+        for n in (50, 100)
+    ]
+    prompts = [
+        result_row(score=0.5, strategy="prompting", variant=f"{k}_shot", k_shots=k, n_train=k, flags={"k_shots": k})
+        for k in (0, 8)
+    ]
+    unknown = result_row(score=0.9, n_train=5, labels_used=None, flags={"max_train_samples": 5})
+    panel, members = first_panel(rows_as_read(tmp_path, [*trained, *prompts, unknown]))
+    lines = [line for line in study_charts.learning_curves(panel, members).axes[0].lines if line.get_marker() == "o"]
+    assert sorted(list(line.get_xdata()) for line in lines) == [[0, 8], [90, 140]]
