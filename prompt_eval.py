@@ -179,8 +179,9 @@ def variant(args, kind, adapted):
     parts = ["searched" if searches(args) else f"{args.k_shots}_shot"]
     if args.calibrate not in (None, "none"):
         parts.append(f"{args.calibrate}_calibrated")
-    if args.calibrate_on and args.calibrate_on[0] != "evaluation":
-        parts.append(f"on_{args.calibrate_on[0]}")
+    where = (args.calibrate_on or ["train" if searches(args) else "evaluation"])[0]
+    if args.calibrate == "batch" and where != "evaluation":
+        parts.append(f"on_{where}")
     if kind == "classification" and args.scoring == "generate":
         parts.append("generated")
     if kind == "qa" and args.scoring == "likelihood":

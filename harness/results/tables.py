@@ -91,8 +91,8 @@ def print_markdown(rows):
                 row["device_name"],
             ]
         )
-    columns = "strategy, variant, model, data and n, labels, score [95 % interval], ms a request (p50), training s, peak GB, "
-        "hardware"
+    columns = "strategy, variant, model, data and n, labels, score [95 % interval], ms a request (p50), training s"
+    columns += ", peak GB, hardware"
     print(markdown.table(columns.split(", "), lines))
 
 
