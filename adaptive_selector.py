@@ -29,8 +29,16 @@ def parse_args(argv=None):
     parser = flags.ArgumentParser(__doc__)
 
     add = parser.add_argument_group("limits").add_argument
-    add("--memory_gb", type=flags.positive, help="of the GPU, or of the process; training included (default: no limit)")
+    add(
+        "--memory_gb",
+        type=flags.positive,
+        help="of the GPU, or of the process, to train and to serve (default: no limit)",
+    )
+    add(
+        "--serving_memory_gb", type=flags.positive, help="to serve; --memory_gb is then to train (default: --memory_gb)"
+    )
     add("--latency_ms", type=flags.positive, help="of one answer, median (default: no limit)")
+    add("--cached", action="store_true", help="latencies with the prompt's beginning in a cache, where rows have them")
     add("--data_size", type=flags.whole_number, help="labelled examples you have (default: no limit)")
     add("--knowledge_heavy", action="store_true", help="answers depend on facts that stand in documents")
     add("--required_accuracy", type=flags.share, help="the score needed, from 0 to 1 (default: no limit)")

@@ -37,7 +37,7 @@ COMPARED = (
     "latency_ms_p50",
     "cached_latency_ms_p50",
     "prompt_tokens",
-    "perplexity",
+    "reference_perplexity",
 )
 
 
@@ -223,9 +223,13 @@ def load_student(args, device, precision, folder):
     return model if full else adapters.load_adapter(model, folder)
 
 
-def evaluate_prompted(model, tokenizer, task, args, chat, other, demonstrations=(), prior=None):
-    """The Outcome on the evaluation examples, prompted as prompt_eval.py prompts. prior: as for by_likelihood."""
-    common = {"batch_size": "auto", "latency_runs": args.latency_runs, "chat": chat, "demonstrations": demonstrations}
+def evaluate_prompted(model, tokenizer, task, args, chat, other, demonstrations=(), prior=None, latency_runs=None):
+    """The Outcome on the evaluation examples, prompted as prompt_eval.py prompts. prior: as for by_likelihood.
+
+    latency_runs: requests to time; None: --latency_runs.
+    """
+    timed = args.latency_runs if latency_runs is None else latency_runs
+    common = {"batch_size": "auto", "latency_runs": timed, "chat": chat, "demonstrations": demonstrations}
     if task.kind == "classification":
         return evaluate.by_likelihood(model, tokenizer, task, **common, prior=prior, other=other)
     length = prompting.answer_length(args, task)
@@ -331,15 +335,16 @@ def run_once(args):
             student.save_pretrained(run.path(folder))
             tokenizer.save_pretrained(run.path(folder))
             run.row["artifact_mb"] = utils.folder_mb(run.path(folder), "*.safetensors")
-        if args.student == "lora":
-            if not adapters.changes_outputs(student, tokenizer):
-                run.row["status"] = "degenerate"
-                run.note("the adapter changed nothing")
-            student, merged = adapters.merge_adapter(student)
-            run.note(merged)
+        if args.student == "lora" and not adapters.changes_outputs(student, tokenizer):
+            run.row["status"] = "degenerate"
+            run.note("the adapter changed nothing")
+        del teacher, base, model  # what answers a request is the student alone
 
-        # 6. evaluate
-        outcome = evaluate_prompted(student, tokenizer, task, args, chat, other)
+        # 6. evaluate: as it is served, merged where that is exact
+        def evaluated(model, task, latency_runs):
+            return evaluate_prompted(model, tokenizer, task, args, chat, other, latency_runs=latency_runs)
+
+        outcome, student = serving.merged(run, student, task, evaluated)
 
         # 7. row and report: the row is written by leaving the block
         record.outcome(run, task, outcome, student, other)
@@ -363,6 +368,7 @@ def import_heavy():
         prompting, \
         record, \
         render, \
+        serving, \
         tasks, \
         trainer
     import numpy as np
@@ -370,7 +376,7 @@ def import_heavy():
     from harness.data import tasks
     from harness.data.examples import draw
     from harness.data.prompts import render
-    from harness.evaluation import evaluate, prompt_search, prompting, record
+    from harness.evaluation import evaluate, prompt_search, prompting, record, serving
     from harness.models import adapters, layers, loading
     from harness.training import collators, distillation, trainer
 

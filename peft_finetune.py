@@ -2,7 +2,7 @@
 
 The base is frozen and a few new parameters are trained, with the batches, checkpoint choice and clock of finetune.py.
 Classification data train a new head as well, whole; questions and instructions train a language model to answer. The
-adapter is saved in peft's own format.
+adapter is saved in peft's own format; it is scored and timed merged into the base, unless that is quantized.
 
     method         what is trained                                              default learning rate: head, answers
     lora           low-rank updates of linear layers (Hu et al. 2022)                                  2e-3     5e-4
@@ -306,12 +306,14 @@ def run_once(args):
             run.row["status"] = "degenerate"
             run.note("the adapter changed nothing")
 
-        # 6. evaluate
-        outcome = evaluate.trained(model, tokenizer, task, args, chat, other)
+        # 6. evaluate: as it is served, merged where that is exact
+        def evaluated(model, task, latency_runs):
+            return evaluate.trained(model, tokenizer, task, args, chat, other, latency_runs)
+
+        outcome, model = serving.merged(run, model, task, evaluated)
 
         # 7. row and report: the row is written by leaving the block
         record.outcome(run, task, outcome, model, other)
-        run.note("timed with the adapter unmerged")
         trained = run.row["trainable_params"] / run.row["total_params"]
         run.headline = f"trained {trained:.2%} of the parameters in {run.row['train_seconds']:.0f} s"
         if run.main:
@@ -321,12 +323,12 @@ def run_once(args):
 def import_heavy():
     """Import what takes seconds, once the arguments are known to be right: --help and a wrong flag answer at once."""
     global adapters, evaluate, initialize_kv_prefix_from_text, layers, loading, loop, new_layers
-    global peft, record, tasks, trainer
+    global peft, record, serving, tasks, trainer
     import peft
     from peft.tuners.cartridge.utils import initialize_kv_prefix_from_text
 
     from harness.data import tasks
-    from harness.evaluation import evaluate, record
+    from harness.evaluation import evaluate, record, serving
     from harness.models import adapters, layers, loading, new_layers
     from harness.training import loop, trainer
 

@@ -28,8 +28,6 @@ import utils
 from harness import flags, hub
 from harness.results.run import Run
 
-PERPLEXITY_TEXTS = 64
-
 
 def parse_args(argv=None):
     parser = flags.ArgumentParser(__doc__)
@@ -167,16 +165,6 @@ def timed_prompts(task, tokenizer, n, prompt_tokens, own, chat):
     return windows
 
 
-def measure_perplexity(model, tokenizer, task):
-    """Perplexity of the first evaluation texts; None for encoder-decoder models, whose decoder is not a language model
-    of them.
-    """
-    if model.config.is_encoder_decoder:
-        return None
-    texts = [ex.context or ex.text for ex in task.evaluation[:PERPLEXITY_TEXTS]]
-    return metrics.perplexity(*scoring.perplexity(model, tokenizer, texts))
-
-
 def measure_speed(args, model, tokenizer, task, run, chat, options):
     """Fill in the row's times of requests alone and the throughput of a batch; write requests.jsonl."""
     own = task.kind != "classification" and not args.compile  # the task's own prompts, whose answers end by themselves
@@ -292,7 +280,7 @@ def run_once(args):
         common = {"batch_size": args.batch_size, "latency_runs": args.latency_runs, "chat": chat}
         if classes:
             outcome = evaluate.by_likelihood(model, tokenizer, task, **common)
-            outcome.perplexity = lambda: measure_perplexity(model, tokenizer, task)
+            outcome.perplexity = lambda: perplexity.text_cells(model, tokenizer, task)
         else:
             if args.compile:  # prompts of many lengths would be compiled again and again: their latency stays empty
                 common["latency_runs"] = 0
@@ -310,11 +298,11 @@ def run_once(args):
 
 def import_heavy():
     """Import what takes seconds, once the arguments are known to be right: --help and a wrong flag answer at once."""
-    global adapters, decoding, evaluate, generation, loading, metrics, prompting, record, render, scoring, tasks
+    global adapters, decoding, evaluate, generation, loading, metrics, perplexity, prompting, record, render, tasks
     from harness.data import tasks
     from harness.data.prompts import render
-    from harness.evaluation import evaluate, metrics, prompting, record
-    from harness.models import adapters, decoding, generation, loading, scoring
+    from harness.evaluation import evaluate, metrics, perplexity, prompting, record
+    from harness.models import adapters, decoding, generation, loading
 
 
 @utils.clean_exit

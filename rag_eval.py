@@ -181,12 +181,14 @@ def evaluate(args, mode, task, retriever, reader, relevant, own):
                 questions, passages, required, args.batch_size, f"answering, {mode}"
             )
     scores = [qrels.retrieval_scores(hits, known, args.k) if known else {} for hits, known in zip(ranked, relevant)]
-    requests = time_requests(args, mode, task, retriever, reader, passages, own)
-    return RagOutcome(questions, ranked, passages, scores, texts, answers, left_out, spent, requests)
+    requests, memory = time_requests(args, mode, task, retriever, reader, passages, own)
+    return RagOutcome(questions, ranked, passages, scores, texts, answers, left_out, spent, requests, memory)
 
 
 def time_requests(args, mode, task, retriever, reader, passages, own):
-    """A Request for each of the first --latency_runs questions, alone and after warm-up: retrieve, then answer."""
+    """(a Request for each of the first --latency_runs questions, alone and after warm-up: retrieve, then answer; cells
+    of the memory of serving).
+    """
 
     def retrieve(i):
         if mode != "retrieved":
@@ -202,7 +204,7 @@ def time_requests(args, mode, task, retriever, reader, passages, own):
             ms = timed.total_ms
         return Request(ms, retriever.spent if mode == "retrieved" else {}, timed)
 
-    return utils.one_by_one(request, range(min(args.latency_runs, len(passages))))
+    return utils.serve(request, range(min(args.latency_runs, len(passages))))
 
 
 def variant(mode, args, retriever, retrieval_only):
@@ -290,6 +292,7 @@ def run_once(args, mode, shared):
         else:
             record.retrieval(run, task, outcome)
         record.stages(run, outcome.requests, generates=reader is not None)
+        run.row.update(outcome.memory)
         if retriever:  # the generator's forecast, if there is a generator, and what retrieval holds besides
             run.row["predicted_gb"] = (run.row.get("predicted_gb") or 0.0) + retriever.gb()
 

@@ -222,6 +222,7 @@ def check_classification(row, n):
         "eval_seconds",
         "examples_per_s",
         "peak_rss_gb",
+        "serving_rss_gb",
         "model_gb",
         "total_params",
         "versions",

@@ -11,8 +11,8 @@ from filelock import FileLock, Timeout
 
 import utils
 from harness.chat import benchmarks, formats
-from harness.evaluation import metrics, prompting
-from harness.models import generation, scoring
+from harness.evaluation import perplexity, prompting
+from harness.models import generation
 from harness.results import provenance, store
 
 CHUNK = 16  # questions that are answered and then written together: the most that a killed run loses
@@ -26,7 +26,8 @@ class Outcome:
     passes: list  # generation.Answers of this run; empty where all answers come from earlier runs
     spent: utils.Measurement  # of these passes
     timed: list  # generation.Timed of the first questions' first turns, each alone
-    perplexity: float | None  # of the reference answers, per token; None without references
+    memory: dict  # cells of the memory of serving
+    perplexity: dict  # cells: perplexity and bits per byte of the reference answers; {} without references
 
 
 def names_of(systems):
@@ -101,8 +102,9 @@ def evaluate(model, tokenizer, benchmark, questions, file, args, chat, device_na
             model, tokenizer, prompt, args.max_new_tokens, stop=stop, add_special_tokens=not chat
         )
 
-    timed = utils.one_by_one(request, questions[: args.latency_runs], n_warmup=1)
-    return Outcome(records, passes, spent, timed, reference_perplexity(model, tokenizer, questions, args, chat))
+    timed, memory = utils.serve(request, questions[: args.latency_runs], n_warmup=1)
+    references = reference_perplexity(model, tokenizer, questions, args, chat)
+    return Outcome(records, passes, spent, timed, memory, references)
 
 
 def answer(model, tokenizer, benchmark, questions, file, args, chat, device_name):
@@ -174,15 +176,14 @@ def _converse(questions, generate, limit, prompt_of, passes):
 
 
 def reference_perplexity(model, tokenizer, questions, args, chat):
-    """Perplexity per token of the reference answers, each after the references of earlier turns; None without any."""
+    """Perplexity cells of the reference answers, each after the references of earlier turns; {} without any."""
     asked = [(question, i) for question in questions for i, text in enumerate(question.references) if text.strip()]
     if not asked:
-        return None
+        return {}
     prompts = [
         benchmarks.render(question.turns[: i + 1], question.references[:i], tokenizer if chat else None, args.system)
         for question, i in asked
     ]
     separator = "" if chat else "\n"
-    labels = [[separator + question.references[i]] for question, i in asked]
-    scores = scoring.score_labels(model, tokenizer, prompts, labels, args.batch_size, not chat)
-    return metrics.perplexity(-scores.total.sum(), scores.n_tokens.sum())
+    references = [separator + question.references[i] for question, i in asked]
+    return perplexity.reference_cells(model, tokenizer, prompts, references, args.batch_size, chat)

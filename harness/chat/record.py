@@ -37,7 +37,8 @@ def costs(run, model, outcome):
         prompt_tokens=round(sum(each["prompt_tokens"] for each in records)),
         tokens_per_s=seconds and tokens / seconds,
         examples_per_s=seconds and len(records) / seconds,
-        perplexity=outcome.perplexity,
+        **outcome.memory,
+        **outcome.perplexity,
     )
 
 

@@ -58,7 +58,7 @@ def system_of(name, questions, records, row):
         "tokens/s in batches": row["tokens_per_s"],
         "tokens of an answer": row["generated_tokens"] / sum(len(record["turns"]) for record in records),
         "ms a request (p50)": row.get("latency_ms_p50"),
-        "perplexity of the references": row["perplexity"],
+        "perplexity of the references": row.get("reference_perplexity"),
         "verifiable instructions followed, each counted": f"{followed} of {checked}" if checked else None,
     }
     return system

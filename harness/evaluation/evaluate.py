@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 import utils
-from harness.evaluation import metrics, prompting
+from harness.evaluation import calibration, metrics, perplexity, prompting
 from harness.models import generation, loading, prefix_cache, scoring
 from harness.results import stats
 
@@ -31,16 +31,17 @@ class Outcome:
     warnings: list = field(default_factory=list)  # notes that are printed as well
     workload: dict | None = None  # the arguments of memory_forecast.predict_inference
     # computed only after the row has the rest, so that a run that then has no memory left keeps its score
-    perplexity: Callable | None = None  # () -> perplexity of the references or texts
+    perplexity: Callable | None = None  # () -> cells: perplexity of the references or texts, bits per byte
+    tuned: Callable | None = None  # () -> cells: calibration after a temperature
     out_of_domain: Callable | None = None  # () -> [M] class indices for the examples of --eval_ood
     group_metric: str = "accuracy"  # that the note tells for each group of examples
 
 
-def by_head(model, tokenizer, task, batch_size, latency_runs, max_length=None, other=None):
+def by_head(model, tokenizer, task, batch_size, latency_runs, max_length=None, other=None, labelled=()):
     """Classify with a classification head. Returns an Outcome with log_probs [N, L].
 
     The head may have its labels (model.config.id2label) in another order than the task. max_length: tokens an input is
-    cut to; other: an OutOfDomain, classified as well.
+    cut to; other: an OutOfDomain, classified as well; labelled: examples whose labels may be used, for a temperature.
     """
     order = [model.config.label2id[label] for label in task.labels]
     batch_size = 32 if batch_size == "auto" else batch_size
@@ -55,15 +56,18 @@ def by_head(model, tokenizer, task, batch_size, latency_runs, max_length=None, o
 
     with utils.measure() as spent:
         log_probs = classify_all(task.evaluation, "evaluating")
-    latencies = utils.time_requests(lambda example: classify([example], 1).argmax(), task.evaluation[:latency_runs])
+    latencies, memory = serve(lambda example: classify([example], 1).argmax(), task.evaluation[:latency_runs])
     limit = scoring.classifier_length(model, tokenizer, max_length)
     longest = max(
         len(tokenizer(ex.text, ex.text_pair, truncation=True, max_length=limit).input_ids) for ex in task.evaluation
     )
     outcome = _classified(task, _argmax(log_probs), log_probs, spent, latencies)
-    outcome.cells["batch_size"] = batch_size
+    outcome.cells.update(memory, batch_size=batch_size)
     outcome.workload = {"batch_size": min(batch_size, len(task.evaluation)), "longest": longest, "kind": "classified"}
     outcome.out_of_domain = lambda: _argmax(classify_all(other.evaluation))
+    if labelled:
+        targets, labels = ([ex.label for ex in some] for some in (task.evaluation, labelled))
+        outcome.tuned = lambda: calibration.tuned_cells(log_probs, targets, classify_all(labelled), labels)
     return outcome
 
 
@@ -79,11 +83,11 @@ def by_likelihood(
     score, room = _scorer(model, tokenizer, task, batch_size, chat, demonstrations, lambda ex: task.words)
 
     def normalised(label_scores):  # -> [N, L]
-        return metrics.log_normalise(label_scores.mean if per_token else label_scores.total)
+        return calibration.log_normalise(label_scores.mean if per_token else label_scores.total)
 
     def calibrated(raw):  # -> [N, L] and the log prior [L] that was divided out
         shift = 0.0 if prior is None else prior(lambda examples: normalised(score(examples)[0]), raw)
-        return metrics.log_normalise(raw - shift), shift
+        return calibration.log_normalise(raw - shift), shift
 
     with utils.measure() as spent:
         found, lost = _over_processes(lambda part: score(part, progress="scoring"), task.evaluation)
@@ -93,14 +97,15 @@ def by_likelihood(
         return utils.milliseconds(lambda: normalised(score([example], 1, None, prefix)[0]) - shift)
 
     timed = task.evaluation[:latency_runs]
-    latencies = utils.one_by_one(request, timed)
+    latencies, memory = utils.serve(request, timed)
     cached, notes = _cached_requests(model, found.prefix, request, timed)
     outcome = _classified(task, _argmax(log_probs), log_probs, spent, latencies)
     outcome.extras = [
         {"log_probs_sum": list(map(float, total)), "log_probs_mean": list(map(float, mean))}
         for total, mean in zip(found.total, found.mean)
     ]
-    outcome.cells.update(utils.latency_columns(cached, "cached_"))
+    outcome.cells.update(memory, **utils.latency_columns(cached, "cached_"))
+    outcome.cells["label_mass"] = metrics.label_mass(found.total)
     outcome.notes += notes
     if all(re.fullmatch(r"[-0-9.]+", word) for word in task.words):
         outcome.notes.append("the labels are numbers, which tell a language model little; name them by --label_words")
@@ -129,14 +134,17 @@ def by_options(model, tokenizer, task, batch_size, latency_runs, chat, demonstra
     with utils.measure() as spent:
         found, lost = _over_processes(lambda part: score(part, progress="scoring"), task.evaluation)
         answers = choose(task.evaluation, found)
-    latencies = utils.time_requests(lambda ex: choose([ex], score([ex], 1)[0]), task.evaluation[:latency_runs])
+    latencies, memory = serve(lambda ex: choose([ex], score([ex], 1)[0]), task.evaluation[:latency_runs])
     outcome = answered(task, answers, spent, latencies)
+    outcome.cells.update(memory)
     outcome.extras = [
         {"log_probs_sum": dict(zip(ex.options, map(float, values)))} for ex, values in zip(task.evaluation, found.total)
     ]
     right = outcome.scores["exact_match"]
     low, high = stats.wilson_interval(round(right * len(answers)), len(answers))
     outcome.scores.update(metric="accuracy", score=right, accuracy=right, score_low=low, score_high=high)
+    once = [dict(zip(ex.options, values)).values() for ex, values in zip(task.evaluation, found.total)]
+    outcome.cells["label_mass"] = metrics.label_mass(once)  # an option that is given twice counts once
     outcome.group_metric = "exact_match"
     return _scored(outcome, found, lost, room)
 
@@ -175,7 +183,7 @@ def by_generation(
     with utils.measure() as spent:
         found, lost = _over_processes(generate, task.evaluation)
     examples = task.evaluation[:latency_runs]
-    timed = utils.one_by_one(request, examples)
+    timed, memory = utils.serve(request, examples)
     cached, notes = ([], []) if decoding else _cached_requests(model, found.prefix, request, examples)
     latencies = [t.total_ms for t in timed]
     if task.kind == "classification":
@@ -186,7 +194,8 @@ def by_generation(
         outcome.extras = with_thoughts(found.texts, found.answers)
         outcome.perplexity = lambda: target_perplexity(model, tokenizer, task, prompts_of, batch_size, chat)
     outcome.cells.update(
-        utils.latency_columns([t.total_ms for t in cached], "cached_"),
+        memory,
+        **utils.latency_columns([t.total_ms for t in cached], "cached_"),
         ttft_ms=metrics.median([t.ttft_ms for t in timed]),
         cached_ttft_ms=metrics.median([t.ttft_ms for t in cached]),
         tpot_ms=metrics.median([t.tpot_ms for t in timed]),
@@ -198,19 +207,29 @@ def by_generation(
     return outcome
 
 
-def trained(model, tokenizer, task, args, chat, other):
-    """The Outcome of a model that was trained by the flags `args`: by its head, or by generated answers."""
+def trained(model, tokenizer, task, args, chat, other, latency_runs=None):
+    """The Outcome of a model that was trained by the flags `args`: by its head, or by generated answers.
+
+    latency_runs: requests to time; None: --latency_runs.
+    """
+    timed = args.latency_runs if latency_runs is None else latency_runs
     if task.kind == "classification":
-        outcome = by_head(model, tokenizer, task, args.batch_size, args.latency_runs, args.max_length, other)
+        options = {"max_length": args.max_length, "other": other, "labelled": task.validation}
+        outcome = by_head(model, tokenizer, task, args.batch_size, timed, **options)
     else:
         length = prompting.answer_length(args, task)
-        outcome = by_generation(model, tokenizer, task, "auto", args.latency_runs, chat, length)
+        outcome = by_generation(model, tokenizer, task, "auto", timed, chat, length)
     outcome.cells["batch_size"] = args.batch_size  # that of training
     return outcome
 
 
 # -------------------------------------------------------------------------------------------------------------------
 # parts
+
+
+def serve(answer, examples):
+    """(milliseconds of `answer(example)` for each example alone, cells of the memory of serving)."""
+    return utils.serve(lambda example: utils.milliseconds(lambda: answer(example)), examples)
 
 
 def answered(task, answers, spent, latencies):
@@ -235,15 +254,10 @@ def token_cells(found, spent):
 
 
 def target_perplexity(model, tokenizer, task, prompts_of, batch_size, chat):
-    """Perplexity per token of the examples' first references after their prompts, the end token left out."""
-
-    def score(examples):
-        prompts, separator, *_ = prompts_of(examples)
-        targets = [[separator + task.target(ex)] for ex in examples]
-        return scoring.score_labels(model, tokenizer, prompts, targets, batch_size, not chat)
-
-    found = generation.joined(utils.over_processes(score, task.evaluation))
-    return metrics.perplexity(-found.total.sum(), found.n_tokens.sum())
+    """The cells perplexity.reference_cells of the examples' first references after their prompts."""
+    prompts, separator, *_ = prompts_of(task.evaluation)
+    references = [separator + task.target(ex) for ex in task.evaluation]
+    return perplexity.reference_cells(model, tokenizer, prompts, references, batch_size, chat)
 
 
 def truncation(room, shortened, lost, cut):

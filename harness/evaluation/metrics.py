@@ -7,10 +7,10 @@ import string
 
 import numpy as np
 from rouge_score import rouge_scorer, tokenizers
-from scipy.special import logsumexp
 from sklearn.metrics import f1_score, ndcg_score
 
 from harness.data.script_tokens import other_script, script_tokens
+from harness.evaluation import calibration
 from harness.models.thoughts import answer_of
 from harness.results import stats
 
@@ -85,7 +85,20 @@ def token_f1(prediction, references):
 
 
 def jaccard(prediction, references):
-    """Common tokens / tokens of the longer answer, on bags of normalised tokens, the best over the references."""
+    """Common words / all words of both, on sets of normalised words (Jaccard 1901), the best over the references."""
+
+    def one(reference):
+        got, want = set(_tokens(prediction)), set(_tokens(reference))
+        return len(got & want) / len(got | want) if got | want else 1.0
+
+    return max(one(ref) for ref in references)
+
+
+def unifiedqa_overlap(prediction, references):
+    """Common tokens / tokens of the longer answer, on bags of normalised tokens, the best over the references.
+
+    The overlap by which UnifiedQA (Khashabi et al. 2020) matches an answer to an option.
+    """
 
     def one(reference):
         got, want = _tokens(prediction), _tokens(reference)
@@ -117,27 +130,12 @@ def rouge_l(prediction, references):
     return max(ROUGE.score(ref, answer)["rougeL"].fmeasure for ref in references)
 
 
-def perplexity(total_nll, n_tokens):
-    """exp of the mean negative log-likelihood (natural logarithm) per token."""
-    return float(np.exp(total_nll / n_tokens))
+def label_mass(totals):
+    """Mean probability that an answer is one of the labels at all: that of each, summed before they are normalised.
 
-
-def log_normalise(scores):
-    """Log-scores [N, L] -> log-probabilities that sum to one over the labels."""
-    return scores - logsumexp(scores, axis=1, keepdims=True)
-
-
-def calibration_error(probabilities, targets, n_bins=10):
-    """Expected calibration error (Guo et al. 2017): |accuracy - confidence| over equal-width bins, weighted by their
-    size.
-
-    probabilities: [N, C], rows sum to 1; targets: [N] class indices.
+    totals: [N] sequences of log-probabilities of the labels' whole texts.
     """
-    probabilities, targets = np.asarray(probabilities), np.asarray(targets)
-    confidence, right = probabilities.max(axis=1), probabilities.argmax(axis=1) == targets
-    bins = np.minimum((confidence * n_bins).astype(int), n_bins - 1)
-    gaps = [abs(right[bins == b].mean() - confidence[bins == b].mean()) * (bins == b).mean() for b in set(bins)]
-    return float(sum(gaps))
+    return float(np.mean([np.exp(list(some)).sum() for some in totals]))
 
 
 def median(values):
@@ -202,7 +200,8 @@ def classification_scores(predictions, targets, n_labels, probabilities=None):
         "invalid_rate": sum(p is None for p in predictions) / len(predictions),
     }
     if probabilities is not None:
-        cells["calibration_error"] = calibration_error(probabilities, targets)
+        cells["calibration_error"] = calibration.calibration_error(probabilities, targets)
+        cells["brier"] = calibration.brier(probabilities, targets)
     return cells
 
 
@@ -215,6 +214,7 @@ def answer_scores(predictions, references):
     functions = {
         "exact_match": exact_match,
         "token_f1": token_f1,
+        "unifiedqa_overlap": unifiedqa_overlap,
         "jaccard": jaccard,
         "rouge_l": rouge_l,
         "contains_answer": contains_answer,

@@ -23,8 +23,8 @@ def outcome(run, task, found, model=None, other=None):
     targets = [ex.label if classes else ex.references for ex in task.evaluation]
     degenerate(run, found.predictions, len(task.labels) or None, targets)
     run.row.update(found.cells)
-    if found.perplexity:
-        run.row["perplexity"] = found.perplexity()
+    for later in (found.tuned, found.perplexity):
+        run.row.update(later() if later else {})
     if found.workload and run.row.get("train_seconds") is None:
         memory_forecast.predict_inference(run, model, **found.workload)
     for text in found.warnings:
@@ -41,8 +41,7 @@ def side(run, task, found, name, other=None):
     """
     files(run, task, found, f"{name}_")
     cells = {**found.scores, **found.cells, **utils.latency_columns(found.latencies)}
-    if found.perplexity:
-        cells["perplexity"] = found.perplexity()
+    cells.update(found.perplexity() if found.perplexity else {})
     if other:
         cells["score_ood"], _ = out_of_domain(run, task, other, found.out_of_domain(), f"{name}_")
     for text in found.warnings:

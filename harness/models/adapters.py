@@ -138,6 +138,14 @@ def resize_embeddings(model, shapes):
         model.resize_token_embeddings(rows, mean_resizing=False)
 
 
+def merges(model):
+    """True if merge_adapter folds the model's adapter into its base without being asked to."""
+    if not hasattr(model, "merge_and_unload"):
+        return False
+    foldable = not any(config.is_prompt_learning for config in model.peft_config.values())
+    return foldable and not getattr(model.get_base_model(), "is_quantized", False)
+
+
 def merge_adapter(model, wanted=None):
     """(model, remark for the row): an adapter's weights folded into its base, so that it costs no time.
 
@@ -152,7 +160,7 @@ def merge_adapter(model, wanted=None):
             "--merge_adapter: a learned prompt stands before the text and cannot be merged into the weights"
         )
     quantized = getattr(model.get_base_model(), "is_quantized", False)
-    if wanted is False or not foldable or (quantized and not wanted):
+    if wanted is False or not (wanted or merges(model)):
         return model, "timed with the adapter unmerged"
     rounding = " into quantized weights, which rounds them again" if quantized else ""
     untie(model)

@@ -251,9 +251,14 @@ def classifier_length(model, tokenizer, wanted=None):
 
 @torch.inference_mode()
 def perplexity(model, tokenizer, texts, max_length=512, batch_size="auto"):
-    """(negative log-likelihood of all tokens except each text's first, number of those tokens); causal models only."""
-    max_length = min(max_length, loading.context_length(model) or max_length)
-    rows = [tokenizer(text, truncation=True, max_length=max_length).input_ids for text in texts]
+    """(negative log-likelihood of the texts' tokens, their number, their bytes in UTF-8); causal models only.
+
+    A text's first token is left out, as nothing comes before it, and so are its bytes, unless it is a special token. A
+    longer text is cut into windows of max_length tokens: the first of a window is the last of the one before.
+    """
+    size = min(max_length, loading.context_length(model) or max_length)
+    encoded = tokenizer(texts, verbose=False).input_ids
+    rows = [ids[i : i + size] for ids in encoded for i in range(0, len(ids) - 1, size - 1)]
     nll = np.zeros(len(rows))
 
     def work(batch):
@@ -264,4 +269,6 @@ def perplexity(model, tokenizer, texts, max_length=512, batch_size="auto"):
 
     batching.in_batches([len(row) for row in rows], batch_size, batching.PACK_TOKENS[model.device.type], work)
     check_finite(nll)
-    return nll.sum(), sum(len(row) - 1 for row in rows if row)
+    skipped = tokenizer.batch_decode([ids[:1] for ids in encoded], skip_special_tokens=True)
+    n_bytes = sum(len(text.encode()) for text in texts) - sum(len(text.encode()) for text in skipped)
+    return nll.sum(), sum(len(row) - 1 for row in rows), n_bytes

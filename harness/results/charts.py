@@ -22,6 +22,13 @@ def draw(groups, folder, source, left_out=None, report=None):
         ("scores", "Scores with 95 % intervals", score_chart, (more,), "no scores"),
         ("latency", "Score against latency", frontier_chart, ("latency_ms_p50",), "no row has a latency"),
         ("memory", "Score against memory", frontier_chart, ("memory",), "no row has its memory"),
+        (
+            "serving_memory",
+            "Score against the memory of serving",
+            frontier_chart,
+            ("serving_memory",),
+            "no row has its memory of serving",
+        ),
         ("training_cost", "Cost of training", cost_chart, (more,), "no row was trained"),
         (
             "rank",

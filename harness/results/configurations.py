@@ -20,6 +20,14 @@ BASELINES = (
 )  # variants of rag_eval.py that no one can deploy: they bound what RAG gives
 
 
+# what is derived: the first of these cells that is known
+ALTERNATIVES = {
+    "memory": ("peak_gpu_gb", "peak_rss_gb"),
+    "serving_memory": ("serving_gpu_gb", "serving_rss_gb"),
+    "cached_latency": ("cached_latency_ms_p50", "latency_ms_p50"),
+}
+
+
 class Panel(NamedTuple):
     """What rows must share so that their scores and times can be compared. All cells as text."""
 
@@ -49,11 +57,14 @@ def flags(row):
 def value(row, column):
     """A cell as a finite number, None where there is none.
 
-    memory is computed: the GPU's peak, else the process's, in GB.
+    Some columns are computed: those of ALTERNATIVES; memory is that of serving where this is more.
     """
-    if column == "memory":
-        found = value(row, "peak_gpu_gb")
-        return value(row, "peak_rss_gb") if found is None else found
+    if column in ALTERNATIVES:
+        first, second = ALTERNATIVES[column]
+        found = value(row, first)
+        found = value(row, second) if found is None else found
+        known = [found, value(row, "serving_memory")] if column == "memory" else [found]
+        return max((amount for amount in known if amount is not None), default=None)
     found = store.number(row[column])
     return found if found is not None and math.isfinite(found) else None
 

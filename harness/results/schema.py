@@ -88,12 +88,31 @@ COLUMNS = (
     Column("exact_match", "float", "quality", "", "exact match", 1,
            "Share of answers that equal a reference after SQuAD's normalisation."),
     Column("token_f1", "float", "quality", "", "token F1", 1, "SQuAD's F1 of the words of answer and reference."),
-    Column("jaccard", "float", "quality", about="Shared words over all words of answer and reference."),
+    Column("unifiedqa_overlap", "float", "quality",
+           about="Shared words over those of the longer of answer and reference, as UnifiedQA matches options "
+                 "(Khashabi et al. 2020); `jaccard` of earlier versions."),
+    Column("jaccard", "float", "quality", about="Shared over all distinct words of answer and reference."),
     Column("rouge_l", "float", "quality", "", "ROUGE-L", 1, "F-measure of the longest common subsequence (Lin 2004)."),
-    Column("perplexity", "float", "quality", "", "perplexity", -1,
-           "Per token, of the reference answers; in quantize_and_parallel.py of evaluation texts."),
+    Column("reference_perplexity", "float", "quality", "", "perplexity of the references", -1,
+           "Per token, of the reference answers after their prompts. With `text_perplexity` it was `perplexity` in "
+           "earlier versions."),
+    Column("text_perplexity", "float", "quality", "", "perplexity of texts", -1,
+           "Per token, of the first 64 evaluation texts (quantize_and_parallel.py, classification)."),
+    Column("bits_per_byte", "float", "quality", "bits", "bits per byte", -1,
+           "Negative log2-likelihood of the same references or texts over their bytes in UTF-8. Unlike perplexity it "
+           "compares models of different tokenizers."),
+    Column("brier", "float", "quality", "", "Brier score", -1,
+           "Squared error of the class probabilities, summed over the classes, from 0 to 2 (Brier 1950)."),
     Column("calibration_error", "float", "quality", "", "calibration error", -1,
            "Expected calibration error of the label probabilities, 10 bins (Guo et al. 2017)."),
+    Column("calibration_error_tuned", "float", "quality", "", "calibration error after a temperature", -1,
+           "The same after the scores were divided by `calibration_temperature`."),
+    Column("calibration_temperature", "float", "quality",
+           about="Temperature fitted on the labelled validation examples of a run that trains a classifier; empty "
+                 "where it has none. Scores over it give `calibration_error_tuned` again."),
+    Column("label_mass", "float", "quality",
+           about="Where labels or options are scored by likelihood: mean probability that the model gives to all of "
+                 "them together, before they are normalised."),
     Column("invalid_rate", "float", "quality", about="Share of answers that could not be read, or were empty."),
     Column("majority_baseline", "float", "quality", about="Accuracy of always answering the most frequent label."),
     Column("score_ood", "float", "quality", "", "score out of domain", 1,
@@ -165,6 +184,11 @@ COLUMNS = (
     Column("train_seconds", "float", "time", "s", "training time", -1, "Without the evaluations in between."),
     Column("eval_seconds", "float", "time", "s", about="The batched pass over the evaluation examples."),
     Column("load_seconds", "float", "time", "s", about="Loading the model."),
+    Column("serving_gpu_gb", "float", "memory", "GB",
+           about="Peak of the tensors while the single requests of the latencies are answered, once all that training "
+                 "and batches took is given back."),
+    Column("serving_rss_gb", "float", "memory", "GB",
+           about="Peak of the process' resident memory meanwhile: Python and its libraries, weights, one request."),
     Column("peak_gpu_gb", "float", "memory", "GB", about="Peak of the tensors; in training, if the run trains."),
     Column("peak_gpu_reserved_gb", "float", "memory", "GB", about="Peak of what torch reserved on the GPU, likewise."),
     Column("gpu_used_gb", "float", "memory", "GB", about="Peak of the whole card with all its processes (NVML)."),
@@ -190,7 +214,13 @@ COLUMNS = (
 
 # quantities of a row that charts and tables compare and that are not columns: see configurations.value
 DERIVED = (
-    Column("memory", "float", "memory", "GB", "memory at the peak", -1, "`peak_gpu_gb`, on a CPU `peak_rss_gb`."),
+    Column("memory", "float", "memory", "GB", "memory at the peak", -1,
+           "`peak_gpu_gb`, on a CPU `peak_rss_gb`: of training, if the run trains, else of the batched pass; or "
+           "`serving_memory`, where that is more."),
+    Column("serving_memory", "float", "memory", "GB", "memory of serving", -1,
+           "`serving_gpu_gb`, on a CPU `serving_rss_gb`."),
+    Column("cached_latency", "float", "time", "ms", "latency of one request (p50), cached where it can be", -1,
+           "`cached_latency_ms_p50`, where the row has it, else `latency_ms_p50`."),
 )
 # fmt: on
 

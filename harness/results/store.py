@@ -15,7 +15,7 @@ from pathlib import Path
 from filelock import FileLock
 
 import utils
-from harness.results import label_counts, outputs, schema
+from harness.results import earlier, label_counts, outputs, schema
 
 csv.field_size_limit(2**31 - 1)  # a cell may be longer than the csv module's 128 kB
 # a spreadsheet takes a text that begins so for a formula; an apostrophe before it makes it a text
@@ -105,7 +105,7 @@ def _is_number(text):
 
 
 def read_header(path):
-    """The column names of a results CSV, of this version or an earlier one, in the file's order.
+    """The column names of a results CSV, of this version or an earlier one, as they are in the file.
 
     UserError for a file that is no results CSV, and for columns that this version does not know.
     """
@@ -138,7 +138,7 @@ def _header(path, reader):
                 f"{path} is separated by {name}, as some spreadsheets save it: save it as CSV UTF-8 with commas and "
                 "decimal points, and check its numbers"
             )
-    unknown = [name for name in header if name not in schema.TYPES]
+    unknown = [name for name in header if name not in schema.TYPES and name not in earlier.GONE]
     if not outputs.known_columns(header):
         raise utils.UserError(f"{path} is not a results CSV: it begins with {','.join(header)[:60]!r}")
     if unknown:
@@ -185,7 +185,7 @@ def _append(path, row):
     header, rows = schema.RESULT_COLUMNS, None
     if path.exists() and path.stat().st_size:
         header = read_header(path)
-        if set(header) < set(schema.RESULT_COLUMNS):
+        if set(header) != set(schema.RESULT_COLUMNS):
             header, rows = schema.RESULT_COLUMNS, read_results(path)
     with outputs.new_file(path, "--results") as temporary:
         if rows is not None:
@@ -230,8 +230,8 @@ def keep_copy(path):
 def read_results(path):
     """Rows of a results CSV as a list of dicts of strings, with all of RESULT_COLUMNS in order.
 
-    Unknown is "", and so is every cell of a column that an older file lacks, but labels_used (see label_counts).
-    UserError for a missing, foreign or broken file.
+    Unknown is "", and so is every cell of a column that an older file lacks, but labels_used (see label_counts);
+    columns that had another name there are renamed (see earlier). UserError for a missing, foreign or broken file.
     """
     path = Path(path)
     _check_there(path)
@@ -244,7 +244,8 @@ def read_results(path):
             if len(cells) != len(header):
                 raise utils.UserError(f"{path}, line {reader.line_num}: {len(cells)} cells where {len(header)} belong")
             cells = [cell[1:] if cell[:1] == "'" and ESCAPED.match(cell) else cell for cell in cells]
-            rows.append({**dict.fromkeys(schema.RESULT_COLUMNS, ""), **dict(zip(header, cells))})
+            row = earlier.current(dict(zip(header, cells)))
+            rows.append({**dict.fromkeys(schema.RESULT_COLUMNS, ""), **row})
             if "labels_used" not in header:
                 rows[-1]["labels_used"] = label_counts.derived(rows[-1])
     return rows

@@ -16,7 +16,9 @@ COLUMNS = (
     "score",
     "score_low",
     "score_high",
-    "perplexity",
+    "reference_perplexity",
+    "text_perplexity",
+    "bits_per_byte",
     "recall_at_k",
     "latency_ms_p50",
     "cached_latency_ms_p50",
@@ -32,6 +34,8 @@ COLUMNS = (
     "model_gb",
     "peak_gpu_gb",
     "peak_rss_gb",
+    "serving_gpu_gb",
+    "serving_rss_gb",
 )
 
 

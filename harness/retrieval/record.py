@@ -36,6 +36,7 @@ class RagOutcome:
     left_out: list | None  # [Q] how many hits did not fit into the prompt
     spent: utils.Measurement  # of retrieving and answering all questions
     requests: list  # [latency_runs] of Request
+    memory: dict  # cells of the memory of serving
 
     @property
     def known(self):

@@ -18,6 +18,8 @@ class Limits:
     data_size: int | None = None
     required_accuracy: float | None = None
     requests: float = 30_000.0  # to be answered over the whole horizon; costs are summed over them
+    serving_memory_gb: float | None = None  # with it, memory_gb is that of training alone
+    cached: bool = False  # latencies with the prompt's beginning in a cache, where a row has them
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,8 @@ class Candidate:
     majority: float | None = None
     configuration: configurations.Configuration | None = field(default=None, compare=False)
     command: str | None = field(default=None, compare=False)  # that measures it
+    serving_gb: float | None = None
+    latency_column: str = "latency_ms_p50"  # that latency_ms is of
 
     def cost_seconds(self, requests):
         """Machine seconds to train once and answer the requests one by one; infinite if the latency is unknown."""
@@ -59,20 +63,25 @@ def eligible(configuration):
     )
 
 
-def measured(members):
-    """The Candidates of one panel's Configurations."""
+def measured(members, cached=False):
+    """The Candidates of one panel's Configurations. cached: latencies with the prompt's beginning in a cache, where
+    they are known. The peak stands for a serving memory that was not measured apart, which is less.
+    """
+    column = "cached_latency" if cached else "latency_ms_p50"
     return [
         Candidate(
             c.name,
             c["strategy"],
             c.mean(),
-            c.mean("latency_ms_p50"),
+            c.mean(column),
             c.mean("memory"),
             c.mean("labels_used"),
             c.mean("train_seconds") or 0.0,
             c.standard_error or 0.0,
             majority=configurations.value(c.rows[0], "majority_baseline"),
             configuration=c,
+            serving_gb=c.mean("memory") if c.mean("serving_memory") is None else c.mean("serving_memory"),
+            latency_column=column,
         )
         for c in members
         if eligible(c)
@@ -81,9 +90,12 @@ def measured(members):
 
 def obstacles(candidate, limits):
     """[(limit, value that it would have to be, relative excess, sentence)] of the limits that a candidate breaks."""
-    broken = []
+    broken, memory_gb = [], limits.memory_gb
+    if limits.serving_memory_gb is not None and not candidate.train_seconds:
+        memory_gb = None  # it needs no machine to train on
     for limit, allowed, value, quantity, unit in (
-        ("memory_gb", limits.memory_gb, candidate.memory_gb, "memory", "{:.2f} GB"),
+        ("memory_gb", memory_gb, candidate.memory_gb, "memory", "{:.2f} GB"),
+        ("serving_memory_gb", limits.serving_memory_gb, candidate.serving_gb, "memory of serving", "{:.2f} GB"),
         ("latency_ms", limits.latency_ms, candidate.latency_ms, "latency", "{:.0f} ms"),
         ("data_size", limits.data_size, candidate.labels, "number of labels", "{:.0f} labelled examples"),
     ):
@@ -126,7 +138,7 @@ def choose(candidates, limits, prefer="accuracy"):
     kept = sorted(kept, key=lambda c: (math.inf if amount(c) is None else amount(c), -c.score))
     if amount(kept[0]) in (None, math.inf):
         return kept[0], [], kept
-    noise = max(TIE, kept[0].spread("memory" if prefer == "memory" else "latency_ms_p50"))
+    noise = max(TIE, kept[0].spread("memory" if prefer == "memory" else kept[0].latency_column))
     ties = [c for c in kept if amount(c) is not None and amount(c) <= amount(kept[0]) * (1 + noise)]
     choice = max(ties, key=lambda c: c.score)
     return choice, [c for c in ties if c is not choice], kept
@@ -142,7 +154,7 @@ def nearest(candidates, limits):
         return None, [], True
     near = min(candidates, key=lambda c: max((excess for _, _, excess, _ in obstacles(c, limits)), default=0.0))
     relaxed = []
-    for name in ("latency_ms", "memory_gb", "data_size", "required_accuracy"):
+    for name in ("latency_ms", "memory_gb", "serving_memory_gb", "data_size", "required_accuracy"):
         needs = []
         for candidate in candidates:
             broken = obstacles(candidate, limits)

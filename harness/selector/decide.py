@@ -83,7 +83,7 @@ def largest_panel(rows, args):
     With --knowledge_heavy one that measures retrieval-augmented generation comes first.
     """
     panels = {
-        panel: candidates.measured(configurations.group_seeds(members))
+        panel: candidates.measured(configurations.group_seeds(members), args.cached)
         for panel, members in configurations.panels(rows).items()
     }
     panels = {panel: members for panel, members in panels.items() if members}
@@ -151,7 +151,7 @@ def recommended(decision, args, choice, ties, others, command):
         choice=choice.strategy,
         configuration=with_command(choice, command),
         reasons=tied,
-        cautions=decision.cautions or cautions_of(choice, decision.considered, args.required_accuracy),
+        cautions=decision.cautions or cautions_of(choice, decision.considered, decision.limits),
         runner_up=next((c.strategy for c in others if c.strategy != choice.strategy), None),
         ties=ties,
         others=[with_command(c, command) for c in distinct(others, {choice.name})[:LISTED]],
@@ -165,11 +165,15 @@ def with_command(candidate, command):
     return dataclasses.replace(candidate, command=command(candidate.configuration))
 
 
-def cautions_of(choice, considered, required_accuracy):
+def cautions_of(choice, considered, limits):
     """What to know before relying on a measured choice."""
     low, cautions = choice.score - 1.96 * choice.score_error, []
-    if required_accuracy is not None and low < required_accuracy:
-        cautions.append(f"its 95 % interval reaches below the {required_accuracy:g} needed")
+    if limits.required_accuracy is not None and low < limits.required_accuracy:
+        cautions.append(f"its 95 % interval reaches below the {limits.required_accuracy:g} needed")
+    if limits.serving_memory_gb is not None and choice.configuration.mean("serving_memory") is None:
+        cautions.append("its memory of serving was not measured apart: the peak of its run stands for it")
+    if limits.cached and choice.configuration.mean("cached_latency_ms_p50") is None:
+        cautions.append("its latency with a cache was not measured: that without one stands for it")
     if choice.majority is not None and low <= choice.majority:
         cautions.append(f"it is not shown to be above always answering the most frequent class, {choice.majority:.3f}")
     if "validation examples chose" in choice.configuration["note"]:
@@ -201,6 +205,8 @@ def from_predictions(rows, args):
     sure = "likely" if probability >= predictor.CONFIDENCE else "UNLIKELY" if probability < 0.5 else "not certain"
     likelihood = f"{sure} to be within the limits (probability about {probability:.0%})"
     cautions = [f"predicted, not measured; {likelihood}. Measure it first"]
+    if args.cached and args.latency_ms is not None:
+        cautions.append("latencies are predicted without a cache")
     if data_of(args) not in learned.levels and not (args.tokens and args.majority_share):
         cautions.append("nothing is known of the data but what --tokens and --majority_share say; give both")
     decision = Decision(
@@ -270,7 +276,11 @@ def from_rules(rows, args, failed=()):
     choice, _, reasons = ranked[0]
     unchecked = [
         f"its {what} was not checked: rules cannot know it"
-        for what, limit in (("latency", args.latency_ms), ("score", args.required_accuracy))
+        for what, limit in (
+            ("latency", args.latency_ms),
+            ("score", args.required_accuracy),
+            ("memory of serving", args.serving_memory_gb),
+        )
         if limit is not None
     ]
     on_device = [row for row in rows if args.device in (None, row["device"])]

@@ -79,7 +79,15 @@ class Decision:
 def limits_of(args):
     """The Limits of the flags."""
     requests = args.requests_per_day * args.horizon_days
-    return Limits(args.memory_gb, args.latency_ms, args.data_size, args.required_accuracy, requests)
+    return Limits(
+        args.memory_gb,
+        args.latency_ms,
+        args.data_size,
+        args.required_accuracy,
+        requests,
+        args.serving_memory_gb,
+        args.cached,
+    )
 
 
 def data_of(args):

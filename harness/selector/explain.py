@@ -16,6 +16,7 @@ MEANING = {
 RELAXED = {
     "latency_ms": ("latency to {:.0f} ms", 0),
     "memory_gb": ("memory to {:.2f} GB", 2),
+    "serving_memory_gb": ("memory of serving to {:.2f} GB", 2),
     "data_size": ("labelled examples to {:.0f}", 0),
     "required_accuracy": ("accuracy to {:.3f}", 3),
 }
@@ -24,8 +25,11 @@ RELAXED = {
 def words(candidate, metric):
     """A candidate in one line."""
     parts = [f"{metric} {candidate.score:.3f} ± {1.96 * candidate.score_error:.3f}"]
-    parts += [f"{candidate.latency_ms:.0f} ms a request (median)"] if candidate.latency_ms is not None else []
+    cached = ", the prompt's beginning in a cache where it can be" * (candidate.latency_column == "cached_latency")
+    parts += [f"{candidate.latency_ms:.0f} ms a request (median{cached})"] if candidate.latency_ms is not None else []
     parts += [f"{candidate.memory_gb:.2f} GB peak memory"] if candidate.memory_gb is not None else []
+    apart = candidate.serving_gb not in (None, candidate.memory_gb)
+    parts += [f"{candidate.serving_gb:.2f} GB to serve"] if apart else []
     parts += [f"{candidate.labels:.0f} labelled examples"] if candidate.labels else []
     parts += [f"{candidate.train_seconds:.0f} s of training"] if candidate.train_seconds else []
     return f"{candidate.name}: {', '.join(parts)}"
@@ -102,10 +106,11 @@ def nothing_fits(decision):
 
 def question(decision):
     """The question in one sentence."""
-    limits = decision.limits
+    limits, apart = decision.limits, decision.limits.serving_memory_gb is not None
     parts = [
-        f"at most {limits.latency_ms:g} ms an answer" if limits.latency_ms else "",
-        f"at most {limits.memory_gb:g} GB of memory" if limits.memory_gb else "",
+        f"at most {limits.latency_ms:g} ms an answer" + " with a cache" * limits.cached if limits.latency_ms else "",
+        f"at most {limits.memory_gb:g} GB of memory" + " to train" * apart if limits.memory_gb else "",
+        f"at most {limits.serving_memory_gb:g} GB of memory to serve" if apart else "",
         f"{limits.data_size:,} labelled examples" if limits.data_size is not None else "",
         f"a score of {limits.required_accuracy:g} or better" if limits.required_accuracy else "",
     ]
@@ -187,7 +192,8 @@ def as_json(decision):
 
 def candidate_json(candidate):
     """What a program may want to know of a Candidate."""
-    names = ("name", "strategy", "score", "score_error", "latency_ms", "memory_gb", "labels", "train_seconds")
+    names = ("name", "strategy", "score", "score_error", "latency_ms", "latency_column")
+    names += ("memory_gb", "serving_gb", "labels", "train_seconds")
     rows = candidate.configuration.rows if candidate.configuration else []
     fields = {name: getattr(candidate, name) for name in names}
     return {**fields, "rows": [row["run_id"] for row in rows], "command": candidate.command}

@@ -78,7 +78,8 @@ def ranges(panels, choice, limits):
     scores = {}
     for c in members:
         scores.setdefault(c["metric"], []).append(c.mean())
-    times = [c.mean("latency_ms_p50") for c in members if c.mean("latency_ms_p50") is not None]
+    column = "cached_latency" if limits.cached else "latency_ms_p50"
+    times = [c.mean(column) for c in members if c.mean(column) is not None]
     scored = " and ".join(f"{metric} {span(values, '.2f')}" for metric, values in scores.items())
     text = f"{rules.NAMES[choice]} scored {scored}"
     text += f" and took {span(times, ',.0f')} ms a request (median)" if times else ""

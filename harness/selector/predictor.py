@@ -162,6 +162,7 @@ class Predictor:
         )
         self.latency = self._fit_log("latency_ms_p50", Spec.work)
         self.memory = self._fit_log("memory", _memory_features)
+        self.serving = self._fit_log("serving_memory", _memory_features) or self.memory
         self.training = self._fit_log("train_seconds", _training_features)
 
     def _fit_log(self, column, features):
@@ -191,9 +192,9 @@ class Predictor:
             score += self.levels[data]
         else:
             error = math.hypot(error, statistics.pstdev(self.levels.values()))
-        (latency, latency_error), (memory, memory_error), (training, _) = (
+        (latency, latency_error), (memory, memory_error), (training, _), (serving, _) = (
             _predict(model[:2], model[2](wanted)) if model else (None, 0.0)
-            for model in (self.latency, self.memory, self.training)
+            for model in (self.latency, self.memory, self.training, self.serving)
         )
         seconds = math.exp(training) if training is not None and wanted.steps else 0.0
         score += wanted.prior() + (wanted.majority or 0.0)
@@ -210,6 +211,7 @@ class Predictor:
             memory_error,
             wanted.majority,
             configuration,
+            serving_gb=serving and math.exp(serving),
         )
 
 
@@ -274,10 +276,15 @@ def chance(candidate, limits):
     """
     if limits.data_size is not None and candidate.labels > limits.data_size:
         return 0.0
-    p = 1.0
+    p, apart = 1.0, limits.serving_memory_gb is not None
     for limit, value, error in (
         (limits.latency_ms, candidate.latency_ms, candidate.latency_error),
-        (limits.memory_gb, candidate.memory_gb, candidate.memory_error),
+        (
+            None if apart and not candidate.train_seconds else limits.memory_gb,
+            candidate.memory_gb,
+            candidate.memory_error,
+        ),
+        (limits.serving_memory_gb, candidate.serving_gb, candidate.memory_error),
     ):
         if limit is not None:
             p *= norm.cdf((math.log(limit) - math.log(value)) / max(error, 1e-9)) if value else 0.0

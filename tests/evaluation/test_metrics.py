@@ -19,29 +19,20 @@ def test_answers_are_normalised_as_squad_does():
     assert metrics.exact_match("Eiffel", ("eiffel tower", "Eiffel.")) == 1.0
     assert metrics.token_f1("the big red dog", ("red dog runs",)) == pytest.approx(2 * 2 / (3 + 3))
     assert metrics.token_f1("", ("red",)) == 0.0
-    assert metrics.jaccard("a cat sat on the mat", ("cat on mat now please",)) == pytest.approx(3 / 5)
-    assert metrics.jaccard("very very good", ("very good",)) == pytest.approx(2 / 3)
+    assert metrics.unifiedqa_overlap("a cat sat on the mat", ("cat on mat now please",)) == pytest.approx(3 / 5)
+    assert metrics.unifiedqa_overlap("very very good", ("very good",)) == pytest.approx(2 / 3)
+    assert metrics.jaccard("a cat sat on the mat", ("cat on mat now please", "dog")) == pytest.approx(3 / 6)
+    assert metrics.jaccard("very very good", ("very good",)) == 1.0
+    assert metrics.jaccard("", ("very good",)) == 0.0
     assert metrics.contains_answer("It is Paris, I think", ("paris",)) == 1.0
     assert metrics.contains_answer("Parisian", ("paris",)) == 0.0
     assert metrics.rouge_l("the cat sat", ("the cat ran",)) == pytest.approx(2 / 3)
 
 
-def test_calibration_error_by_hand():
-    probabilities = [[0.95, 0.05], [0.95, 0.05], [0.35, 0.65], [0.35, 0.65]]
-    # 0.95: one of two right; 0.65: both right
-    assert metrics.calibration_error(probabilities, [0, 1, 1, 1]) == pytest.approx(
-        0.5 * abs(0.5 - 0.95) + 0.5 * abs(1 - 0.65)
-    )
-
-
-def test_perplexity_of_a_uniform_guess_is_the_vocabulary():
-    assert metrics.perplexity(10 * math.log(50), 10) == pytest.approx(50)
-
-
-def test_log_normalise_keeps_ratios_and_sums_to_one():
-    result = metrics.log_normalise(np.array([[-1000.0, -1001.0], [3.0, 3.0]]))
-    assert np.exp(result).sum(axis=1) == pytest.approx([1, 1])
-    assert result[0, 0] - result[0, 1] == pytest.approx(1)
+def test_label_mass_is_the_mean_sum_of_the_labels_probabilities():
+    totals = np.log([[0.5, 0.25, 1e-300], [0.1, 0.0625, 0.0375]])
+    assert metrics.label_mass(np.array(totals)) == pytest.approx((0.75 + 0.2) / 2)
+    assert metrics.label_mass(np.array([[math.log(0.5), -math.inf]])) == pytest.approx(0.5)
 
 
 def test_retrieval_scores_by_hand():
@@ -92,7 +83,8 @@ def test_answers_of_punctuation_alone_differ():
     "text", ["Привет мир как дела", "北京是中国的首都", "สวัสดีครับ", "مرحبا بالعالم", "नमस्ते दुनिया", "où est né l'été"]
 )
 def test_a_text_is_itself_in_any_script(text):
-    for metric in (metrics.rouge_l, metrics.token_f1, metrics.exact_match, metrics.jaccard):
+    overlaps = (metrics.jaccard, metrics.unifiedqa_overlap)
+    for metric in (metrics.rouge_l, metrics.token_f1, metrics.exact_match, *overlaps):
         assert metric(text, (text,)) == 1.0
 
 

@@ -16,7 +16,13 @@ def test_memory_that_runs_out_after_the_answers_keeps_their_scores(questions, ti
         prompt_eval.main(["--model", tiny_llama, "--dataset", questions, "--max_new_tokens", "4", *out])
     (row,) = store.read_results(tmp_path / "results.csv")
     assert ended.value.code == OOM_EXIT_CODE and row["status"] == "oom"
-    assert row["token_f1"] and row["score"] and row["latency_ms_p50"] and row["peak_rss_gb"] and not row["perplexity"]
+    assert (
+        row["token_f1"]
+        and row["score"]
+        and row["latency_ms_p50"]
+        and row["peak_rss_gb"]
+        and not row["reference_perplexity"]
+    )
     assert len((tmp_path / "runs" / row["run_id"] / "predictions.jsonl").read_text().splitlines()) == 20
 
 

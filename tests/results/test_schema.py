@@ -16,7 +16,7 @@ from helpers import ROOT
 import adaptive_selector
 import plot_results
 import utils
-from harness.results import configurations, schema, store
+from harness.results import configurations, earlier, schema, store
 
 OLD_HEADERS = json.loads((Path(__file__).parent / "headers.json").read_text())
 SHUFFLED = random.Random(0).sample(schema.RESULT_COLUMNS, len(schema.RESULT_COLUMNS))
@@ -46,9 +46,12 @@ def test_the_page_is_what_the_command_writes():
 
 
 def test_a_column_is_only_ever_added():
-    """Nothing was renamed or removed so far, and old files keep their order of columns."""
+    """Or it is named in earlier.py; and old files keep their order of columns."""
     for header in OLD_HEADERS:
-        assert [name for name in schema.RESULT_COLUMNS if name in header] == header
+        assert [name for name in schema.RESULT_COLUMNS if name in header] == [
+            n for n in header if n not in earlier.GONE
+        ]
+    assert not set(earlier.GONE) & set(schema.RESULT_COLUMNS)
     assert schema.RESULT_COLUMNS not in OLD_HEADERS
 
 
@@ -60,7 +63,7 @@ def cells_of(header, seed):
     """A row of distinct cells: real words where a reader asks for them, else a number or text of each cell's own."""
     cells = {}
     for i, name in enumerate(header):
-        kind = schema.TYPES[name]
+        kind = schema.TYPES.get(name, "float")
         number = i + 1000 * seed
         cells[name] = {"int": str(number), "float": f"{number}.5", "str": f'{name} "{number}", é'}.get(kind)
         if kind == "json":
@@ -77,12 +80,48 @@ def old_csv(path, header, seeds=(1, 2)):
 
 
 def check_rows(rows, header):
+<<<<<<< HEAD
     """No cell of the two rows is lost; what the header lacks is empty, but for labels_used, which is derived."""
+=======
+    """No cell of the two rows is lost; what the header lacks is empty."""
+    names = [renamed(name, header) for name in header]
+>>>>>>> 99d79b4 (Metrics: unifiedqa_overlap and a true Jaccard, perplexity of references and of texts with bits per byte, Brier, temperature, label mass; serving memory, merged adapters timed, --serving_memory_gb, --cached)
     for row, seed in zip(rows, (1, 2)):
         cells = dict(zip(header, cells_of(header, seed)))
         labels = max(cells["n_train"], cells["k_shots"], key=int)
         assert list(row) == schema.RESULT_COLUMNS
+<<<<<<< HEAD
         assert row == {**dict.fromkeys(schema.RESULT_COLUMNS, ""), "labels_used": labels, **cells}
+=======
+        assert [row[name] for name in names] == cells_of(header, seed)
+        assert not any(row[name] for name in schema.RESULT_COLUMNS if name not in names)
+
+
+def renamed(name, header):
+    """What a column of an earlier file is called now; the rows here are those of finetune.py."""
+    now = {"perplexity": "reference_perplexity"}
+    if "unifiedqa_overlap" not in header:
+        now["jaccard"] = "unifiedqa_overlap"
+    return now.get(name, name)
+
+
+def test_a_perplexity_of_before_is_that_of_references_or_of_texts(tmp_path):
+    """And what was called jaccard was UnifiedQA's overlap; the file as it was is kept."""
+    old = ["run_id", "script", "macro_f1", "jaccard", "perplexity"]
+    rows = [
+        ["a", "quantize_and_parallel.py", "0.5", "", "20.5"],
+        ["b", "quantize_and_parallel.py", "", "0.25", "7.5"],
+        ["c", "finetune.py", "", "", ""],
+    ]
+    path = tmp_path / "r.csv"
+    path.write_bytes(store.csv_lines([old, *rows]))
+    store.append_result(path, {"run_id": "d", "jaccard": 0.1, "unifiedqa_overlap": 0.2})
+    columns = ("text_perplexity", "reference_perplexity", "unifiedqa_overlap", "jaccard")
+    found = [tuple(row[name] for name in columns) for row in store.read_results(path)]
+    assert found == [("20.5", "", "", ""), ("", "7.5", "0.25", ""), ("", "", "", ""), ("", "", "0.2", "0.1")]
+    assert store.read_header(path) == schema.RESULT_COLUMNS
+    assert (tmp_path / "r.csv.before-new-columns").read_bytes() == store.csv_lines([old, *rows])
+>>>>>>> 99d79b4 (Metrics: unifiedqa_overlap and a true Jaccard, perplexity of references and of texts with bits per byte, Brier, temperature, label mass; serving memory, merged adapters timed, --serving_memory_gb, --cached)
 
 
 @pytest.mark.parametrize("header", HEADERS, ids=NAMES)
@@ -101,7 +140,7 @@ def test_an_earlier_csv_is_read_and_takes_a_new_row(header, tmp_path, capsys):
     assert path.read_bytes() == before and len(list(tmp_path.iterdir())) == 1, "reading changes nothing"
 
     store.append_result(path, {"run_id": "new", "score": 0.25})
-    widened = len(header) < len(schema.RESULT_COLUMNS)  # another order alone is no reason to change a file
+    widened = set(header) != set(schema.RESULT_COLUMNS)  # another order alone is no reason to change a file
     assert ("results.csv.before-new-columns" in capsys.readouterr().out) == widened
     rows = store.read_results(path)
     check_rows(rows, header)

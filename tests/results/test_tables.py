@@ -10,12 +10,12 @@ def test_a_markdown_table_keeps_its_columns():
 
 
 def test_the_printed_table_leaves_out_empty_columns(tmp_path, capsys):
-    rows = rows_as_read(tmp_path, [result_row(score=0.7, perplexity=None), result_row(score=0.65, seed=1)])
+    rows = rows_as_read(tmp_path, [result_row(score=0.7, reference_perplexity=None), result_row(score=0.65, seed=1)])
     ((panel, members),) = configurations.panels(rows).items()
     tables.print_table(panel, members)
     lines = capsys.readouterr().out.strip().splitlines()
     assert lines[0] == "d, n = 100, a processor, accuracy" and len(lines) == 4
-    assert "perplexity" not in lines[1] and "latency_ms_p50" in lines[1] and "0.65" in lines[3]
+    assert "reference_perplexity" not in lines[1] and "latency_ms_p50" in lines[1] and "0.65" in lines[3]
 
 
 def test_a_run_without_a_score_shows_its_status(tmp_path, capsys):

@@ -146,7 +146,7 @@ def test_base_and_tuned_side_by_side(prompts, tiny_llama, adapter, chats, tmp_pa
         for column in (
             "rouge_l",
             "token_f1",
-            "perplexity",
+            "reference_perplexity",
             "answer_chars",
             "repetition_rate",
             "refusal_rate",
@@ -158,7 +158,7 @@ def test_base_and_tuned_side_by_side(prompts, tiny_llama, adapter, chats, tmp_pa
         ):
             assert float(row[column]) >= 0, column
     assert (base["variant"], tuned["variant"]) == ("prompts", "prompts_adapter") and base["eval_id"] == tuned["eval_id"]
-    assert base["perplexity"] != tuned["perplexity"]
+    assert base["reference_perplexity"] != tuned["reference_perplexity"]
     outputs = json.loads(Path(base["run_dir"], "model_outputs.json").read_text())
     assert [set(row) for row in outputs] == [{"dataset", "instruction", "output", "generator"}] * 4
     assert outputs[2]["instruction"] == "what is the city\n\nparis"

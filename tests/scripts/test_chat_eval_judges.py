@@ -318,5 +318,5 @@ def test_the_real_model_answers_and_judges(tmp_path, chats):
     assert (
         "Paris" in records_in(tmp_path, "answers.jsonl")[0]["turns"][0]
         and 0 < float(row["win_rate"]) < 1
-        and float(row["perplexity"]) < 20
+        and float(row["reference_perplexity"]) < 20
     )

@@ -177,7 +177,7 @@ def test_precisions_are_measured_with_their_quality(sentiment, tiny_llama, out, 
     row = only_row()
     check_classification(row, 20)
     assert (row["strategy"], row["variant"], row["precision"]) == ("quantized", precision, precision)
-    for name in ("ttft_ms", "tpot_ms", "tokens_per_s", "load_seconds", "perplexity", "model_gb"):
+    for name in ("ttft_ms", "tpot_ms", "tokens_per_s", "load_seconds", "text_perplexity", "bits_per_byte", "model_gb"):
         assert float(row[name]) > 0, name
     assert (
         "requests alone: 3, of 41 tokens" in row["note"]
@@ -191,10 +191,10 @@ def test_precisions_are_measured_with_their_quality(sentiment, tiny_llama, out, 
 def test_perplexity_in_the_row_is_that_of_the_evaluation_texts(sentiment, tiny_llama, out, only_row):
     quantize_and_parallel.main(["--model", tiny_llama, "--dataset", sentiment, "--max_eval_samples", "10", *out])
     task = tasks.load_task(sentiment, max_eval_samples=10)
-    nll, n = scoring.perplexity(
+    nll, n, _ = scoring.perplexity(
         loading.load_model(tiny_llama), utils.load_tokenizer(tiny_llama), [ex.text for ex in task.evaluation]
     )
-    assert float(only_row()["perplexity"]) == pytest.approx(np.exp(nll / n), rel=1e-4)
+    assert float(only_row()["text_perplexity"]) == pytest.approx(np.exp(nll / n), rel=1e-4)
 
 
 @pytest.mark.slow
@@ -203,4 +203,8 @@ def test_a_device_map_and_an_encoder_decoder(sentiment, tiny_t5, out, only_row):
         ["--model", tiny_t5, "--dataset", sentiment, "--device_map", "cpu", "--max_eval_samples", "10", *out]
     )
     row = only_row()
-    assert row["perplexity"] == "" and float(row["tokens_per_s"]) > 0 and row["status"] in ("ok", "degenerate")
+    assert (
+        row["text_perplexity"] == row["bits_per_byte"] == ""
+        and float(row["tokens_per_s"]) > 0
+        and row["status"] in ("ok", "degenerate")
+    )

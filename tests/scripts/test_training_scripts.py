@@ -20,13 +20,13 @@ def test_an_encoder_decoder_learns_to_answer(script, method, questions, tiny_t5,
     row = only_row()
     history = json.loads((Path(row["run_dir"]) / "training_history.json").read_text())
     losses = [entry["eval_loss"] for entry in history if "eval_loss" in entry]
-    assert min(losses) < losses[0] and float(row["perplexity"]) > 1
+    assert min(losses) < losses[0] and float(row["reference_perplexity"]) > 1
     place = ["--adapter", f"{row['run_dir']}/adapter"] if method else ["--model", f"{row['run_dir']}/model"]
     kept = [*place, "--no-merge_adapter"] if method else place
     flags = ["--model", tiny_t5, "--dataset", questions, "--max_new_tokens", "4"]
     prompt_eval.main([*flags, *kept, *out, "--results", str(tmp_path / "again.csv")])
     (other,) = store.read_results(tmp_path / "again.csv")
-    assert without_times(other) == without_times(row) and other["perplexity"] == row["perplexity"]
+    assert without_times(other) == without_times(row) and other["reference_perplexity"] == row["reference_perplexity"]
 
 
 @pytest.mark.parametrize("script", [finetune, peft_finetune])
@@ -111,7 +111,10 @@ def test_two_processes_train_as_one(script, questions, tiny_llama, tmp_path, out
         history = json.loads((Path(r["run_dir"]) / "training_history.json").read_text())
         losses.append([entry["eval_loss"] for entry in history if "eval_loss" in entry])
     assert losses[0] == pytest.approx(losses[1], rel=1e-4) and losses[0][-1] < losses[0][0]
-    assert float(row["perplexity"]) == pytest.approx(float(one["perplexity"]), rel=1e-3) and row["world_size"] == "2"
+    assert (
+        float(row["reference_perplexity"]) == pytest.approx(float(one["reference_perplexity"]), rel=1e-3)
+        and row["world_size"] == "2"
+    )
     assert [p["prediction"] for p in predictions(row)] == [p["prediction"] for p in predictions(one)]
 
 
@@ -186,4 +189,4 @@ def test_flags_of_large_models_on_a_small_one(
         ]
     )
     (other,) = store.read_results(tmp_path / "again.csv")
-    assert without_times(other) == without_times(row) and other["perplexity"] == row["perplexity"]
+    assert without_times(other) == without_times(row) and other["reference_perplexity"] == row["reference_perplexity"]
