@@ -1,5 +1,6 @@
 """Is a model or data set local, cached or reachable? Asked before anything heavy is loaded."""
 
+import contextlib
 import os
 import threading
 import urllib.request
@@ -61,17 +62,29 @@ def check_names(models=None, datasets=None):
             _check_cache(flag, models[flag])
 
 
-def _check_cache(flag, name):
-    """UserError unless the model or adapter is in the cache of the hub."""
+def cached_file(name, file):
+    """The path of a file of a hub name in the cache, None where it is not there; ValueError for what is no hub name."""
     # huggingface_hub reads HF_HUB_OFFLINE when it is imported
     from huggingface_hub import try_to_load_from_cache
-    from huggingface_hub.errors import HFValidationError
 
     aliases = (name,) if "/" in name else (name, f"sentence-transformers/{name}")
-    file = "adapter_config.json" if flag == "--adapter" else "config.json"
+    found = (try_to_load_from_cache(alias, file) for alias in aliases)
+    return next((path for path in found if isinstance(path, str)), None)
+
+
+def commit(name):
+    """The commit of a model's cached files, None where it is not in the cache of the hub."""
+    with contextlib.suppress(ValueError):
+        path = cached_file(name, "config.json")
+        return Path(path).parent.name if path else None  # .../snapshots/COMMIT/config.json
+    return None
+
+
+def _check_cache(flag, name):
+    """UserError unless the model or adapter is in the cache of the hub."""
     try:
-        cached = any(isinstance(try_to_load_from_cache(alias, file), str) for alias in aliases)
-    except HFValidationError:
+        cached = cached_file(name, "adapter_config.json" if flag == "--adapter" else "config.json")
+    except ValueError:
         raise utils.UserError(f"{flag} {name}: no such folder, and not a name that the hub allows") from None
     if not cached:
         raise utils.UserError(

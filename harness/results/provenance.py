@@ -13,6 +13,7 @@ from importlib import metadata
 from pathlib import Path
 
 import utils
+from harness import hub
 
 ROOT = Path(__file__).resolve().parents[2]
 # packages whose versions can change a score or a time
@@ -44,6 +45,32 @@ def _git(*command):
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout.strip() if done.returncode == 0 else None
+
+
+def model_source(name):
+    """Where a model's weights come from, in words; None where nothing is known.
+
+    A folder's SOURCE.json says it, or the row.json of the run that trained it; else it is the folder itself. A hub name
+    in the cache has its commit.
+    """
+    folder = Path(name).expanduser()
+    if not folder.is_dir():
+        commit = hub.commit(name)
+        return commit and f"{name}@{commit}"
+    facts, row = _object(folder / "SOURCE.json"), _object(folder.parent / "row.json")
+    if facts.get("origin"):
+        return "; ".join(filter(None, [facts.get("model"), facts["origin"]]))
+    if row.get("run_id"):
+        return f"trained by run {row['run_id']} from {row.get('model_source') or row.get('model')}"
+    return str(folder)
+
+
+def _object(path):
+    """The dict in a JSON file, {} where there is none."""
+    with contextlib.suppress(OSError, ValueError):
+        found = json.loads(path.read_text(encoding="utf-8"))
+        return found if isinstance(found, dict) else {}
+    return {}
 
 
 def fingerprint(path):

@@ -148,6 +148,8 @@ class Run:
         if self.args.get("repeats", 1) > 1:  # of several runs in one process none knows the memory before its model
             self.row["start_rss_gb"] = None
         self.row.setdefault("status", "ok")
+        if self.row.get("model"):
+            self.row["model_source"] = provenance.model_source(self.row["model"])
         self.row.update(utils.without_credentials(self.row))  # a note may quote an address
         self._record(error, is_bug=self.row["status"] == "failed" and not (of_the_system or kind is utils.RunFailed))
         if self.row["status"] == "oom":

@@ -203,6 +203,9 @@ COLUMNS = (
     Column("generated_tokens", "int", "size", about="Of all evaluation answers together; 0 where labels are scored."),
     Column("status", "str", "outcome", about="See the statuses above."),
     Column("note", "str", "outcome", about="What a reader of the row must know; remarks are separated by semicolons."),
+    Column("model_source", "str", "provenance",
+           about="Where the model's weights come from: the words of its folder's SOURCE.json (quantised ones say so), "
+                 "the run that trained it, a hub name's commit, or the folder."),
     Column("input_id", "str", "provenance", about="Hash of the local files that the flags name: models and data."),
     Column("code_id", "str", "provenance", about="Hash of the script and of all it imports here, without comments."),
     Column("git_commit", "str", "provenance", about="Commit of the checkout."),

@@ -1,7 +1,9 @@
 import builtins
+import json
 import os
 
 import pytest
+from helpers import SMOLLM2
 
 import utils
 from harness.results import provenance
@@ -104,3 +106,37 @@ def test_a_file_is_read_once_for_as_long_as_it_stays(tmp_path, monkeypatch):
     (tmp_path / "a").write_bytes(b"b" * 100)
     os.utime(tmp_path / "a", ns=(1, 1))
     assert provenance.fingerprint(tmp_path / "a") != first
+
+
+def test_the_source_of_a_models_weights_is_told(tmp_path, monkeypatch):
+    model = tmp_path / "runs" / "r" / "model"
+    model.mkdir(parents=True)
+    assert provenance.model_source(str(model)) == str(model)
+    row = {"run_id": "r", "model": "base", "model_source": "base of 4 bits"}
+    (model.parent / "row.json").write_text(json.dumps(row))
+    assert provenance.model_source(str(model)) == "trained by run r from base of 4 bits"
+    (model / "SOURCE.json").write_text("[1]")  # not one of ours
+    assert provenance.model_source(str(model)) == "trained by run r from base of 4 bits"
+    (model / "SOURCE.json").write_text(json.dumps({"origin": "a package", "model": "M, Q4_1 weights"}))
+    assert provenance.model_source(str(model)) == "M, Q4_1 weights; a package"
+
+
+def test_a_hub_name_has_the_commit_of_its_cached_files(tmp_path, monkeypatch):
+    import huggingface_hub
+
+    folder = tmp_path / "models--a--m"
+    snapshot = folder / "snapshots" / "0123abcd"
+    snapshot.mkdir(parents=True)
+    (snapshot / "config.json").write_text("{}")
+    (folder / "refs").mkdir()
+    (folder / "refs" / "main").write_text("0123abcd")
+    find = huggingface_hub.try_to_load_from_cache
+    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda *a: find(*a, cache_dir=tmp_path))
+    assert provenance.model_source("a/m") == "a/m@0123abcd"
+    assert provenance.model_source("a/other") is None
+    assert provenance.model_source("not a name: at all") is None
+
+
+@pytest.mark.real
+def test_the_demos_language_model_says_that_it_was_quantized():
+    assert "Q4_1" in provenance.model_source(SMOLLM2)

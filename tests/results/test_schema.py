@@ -33,8 +33,8 @@ def test_the_table_is_complete():
     assert schema.METRICS["latency_ms_p50"].label == "latency of one request (p50)"
     assert (schema.METRICS["latency_ms_p50"].unit, schema.METRICS["latency_ms_p50"].direction) == ("ms", -1)
     assert {"memory", "labels_used"} <= set(schema.METRICS) and "run_id" not in schema.METRICS
-    row = configurations.value({"peak_gpu_gb": "", "peak_rss_gb": "2.5"}, "memory")
-    assert row == 2.5, "what is derived is no column and has a value"
+    row = {"peak_gpu_gb": "", "peak_rss_gb": "2.5", "serving_gpu_gb": "", "serving_rss_gb": ""}
+    assert configurations.value(row, "memory") == 2.5, "what is derived is no column and has a value"
 
 
 def test_the_page_is_what_the_command_writes():
