@@ -32,7 +32,8 @@ class Outcome:
     workload: dict | None = None  # the arguments of memory_forecast.predict_inference
     # computed only after the row has the rest, so that a run that then has no memory left keeps its score
     perplexity: Callable | None = None  # () -> cells: perplexity of the references or texts, bits per byte
-    tuned: Callable | None = None  # () -> cells: calibration after a temperature
+    tuned: Callable | None = None  # () -> cells: calibration after a temperature, which is fitted on `labelled`
+    labelled: list = field(default_factory=list)  # Examples of other splits
     out_of_domain: Callable | None = None  # () -> [M] class indices for the examples of --eval_ood
     group_metric: str = "accuracy"  # that the note tells for each group of examples
 
@@ -66,6 +67,7 @@ def by_head(model, tokenizer, task, batch_size, latency_runs, max_length=None, o
     outcome.workload = {"batch_size": min(batch_size, len(task.evaluation)), "longest": longest, "kind": "classified"}
     outcome.out_of_domain = lambda: _argmax(classify_all(other.evaluation))
     if labelled:
+        outcome.labelled = labelled
         targets, labels = ([ex.label for ex in some] for some in (task.evaluation, labelled))
         outcome.tuned = lambda: calibration.tuned_cells(log_probs, targets, classify_all(labelled), labels)
     return outcome

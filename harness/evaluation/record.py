@@ -23,6 +23,8 @@ def outcome(run, task, found, model=None, other=None):
     targets = [ex.label if classes else ex.references for ex in task.evaluation]
     degenerate(run, found.predictions, len(task.labels) or None, targets)
     run.row.update(found.cells)
+    if found.labelled:
+        run.use_labels(found.labelled)
     for later in (found.tuned, found.perplexity):
         run.row.update(later() if later else {})
     if found.workload and run.row.get("train_seconds") is None:
