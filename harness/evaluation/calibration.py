@@ -7,15 +7,16 @@ import math
 
 import numpy as np
 from scipy.optimize import minimize_scalar
-from scipy.special import logsumexp
+
+from harness.evaluation.metrics import log_normalise
 
 TEMPERATURES = (0.05, 20.0)  # between these it is searched
 MIN_LABELS = 20  # a temperature from fewer is mostly noise
 
 
-def log_normalise(scores):
-    """Log-scores [N, C] -> log-probabilities that sum to one over the classes."""
-    return scores - logsumexp(scores, axis=1, keepdims=True)
+def cells(probabilities, targets):
+    """The row's cells of probabilities [N, C] as the model gives them. targets: [N]."""
+    return {"brier": brier(probabilities, targets), "calibration_error": calibration_error(probabilities, targets)}
 
 
 def calibration_error(probabilities, targets, n_bins=10):

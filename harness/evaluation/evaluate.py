@@ -85,11 +85,11 @@ def by_likelihood(
     score, room = _scorer(model, tokenizer, task, batch_size, chat, demonstrations, lambda ex: task.words)
 
     def normalised(label_scores):  # -> [N, L]
-        return calibration.log_normalise(label_scores.mean if per_token else label_scores.total)
+        return metrics.log_normalise(label_scores.mean if per_token else label_scores.total)
 
     def calibrated(raw):  # -> [N, L] and the log prior [L] that was divided out
         shift = 0.0 if prior is None else prior(lambda examples: normalised(score(examples)[0]), raw)
-        return calibration.log_normalise(raw - shift), shift
+        return metrics.log_normalise(raw - shift), shift
 
     with utils.measure() as spent:
         found, lost = _over_processes(lambda part: score(part, progress="scoring"), task.evaluation)
@@ -290,8 +290,9 @@ def _argmax(log_probs):
 
 def _classified(task, predictions, log_probs, spent, latencies):
     targets = [ex.label for ex in task.evaluation]
-    probabilities = None if log_probs is None else np.exp(log_probs)
-    scores = metrics.classification_scores(predictions, targets, len(task.labels), probabilities)
+    scores = metrics.classification_scores(predictions, targets, len(task.labels))
+    if log_probs is not None:
+        scores.update(calibration.cells(np.exp(log_probs), targets))
     each = [{"accuracy": float(p == target)} for p, target in zip(predictions, targets)]
     return Outcome(predictions, scores, spent, latencies, each, log_probs)
 

@@ -7,10 +7,10 @@ import string
 
 import numpy as np
 from rouge_score import rouge_scorer, tokenizers
+from scipy.special import logsumexp
 from sklearn.metrics import f1_score, ndcg_score
 
 from harness.data.script_tokens import other_script, script_tokens
-from harness.evaluation import calibration
 from harness.models.thoughts import answer_of
 from harness.results import stats
 
@@ -130,6 +130,11 @@ def rouge_l(prediction, references):
     return max(ROUGE.score(ref, answer)["rougeL"].fmeasure for ref in references)
 
 
+def log_normalise(scores):
+    """Log-scores [N, L] -> log-probabilities that sum to one over the labels."""
+    return scores - logsumexp(scores, axis=1, keepdims=True)
+
+
 def label_mass(totals):
     """Mean probability that an answer is one of the labels at all: that of each, summed before they are normalised.
 
@@ -182,15 +187,15 @@ def ndcg_at_k(ranked, relevant, k=10):
     return float(ndcg_score(gains, [list(range(len(order), 0, -1))], k=k, ignore_ties=True))
 
 
-def classification_scores(predictions, targets, n_labels, probabilities=None):
+def classification_scores(predictions, targets, n_labels):
     """The quality cells of a classification row.
 
     predictions: [N] class index, or None for an answer that could not be read (wrong, and counted in invalid_rate);
-    targets: [N]; probabilities: [N, C] or None.
+    targets: [N].
     """
     score = accuracy(predictions, targets)
     low, high = stats.wilson_interval(round(score * len(targets)), len(targets))
-    cells = {
+    return {
         "metric": "accuracy",
         "score": score,
         "score_low": low,
@@ -199,10 +204,6 @@ def classification_scores(predictions, targets, n_labels, probabilities=None):
         "macro_f1": macro_f1(predictions, targets, n_labels),
         "invalid_rate": sum(p is None for p in predictions) / len(predictions),
     }
-    if probabilities is not None:
-        cells["calibration_error"] = calibration.calibration_error(probabilities, targets)
-        cells["brier"] = calibration.brier(probabilities, targets)
-    return cells
 
 
 def answer_scores(predictions, references):

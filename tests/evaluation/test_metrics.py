@@ -29,6 +29,12 @@ def test_answers_are_normalised_as_squad_does():
     assert metrics.rouge_l("the cat sat", ("the cat ran",)) == pytest.approx(2 / 3)
 
 
+def test_log_normalise_keeps_ratios_and_sums_to_one():
+    result = metrics.log_normalise(np.array([[-1000.0, -1001.0], [3.0, 3.0]]))
+    assert np.exp(result).sum(axis=1) == pytest.approx([1, 1])
+    assert result[0, 0] - result[0, 1] == pytest.approx(1)
+
+
 def test_label_mass_is_the_mean_sum_of_the_labels_probabilities():
     totals = np.log([[0.5, 0.25, 1e-300], [0.1, 0.0625, 0.0375]])
     assert metrics.label_mass(np.array(totals)) == pytest.approx((0.75 + 0.2) / 2)
