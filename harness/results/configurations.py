@@ -21,11 +21,7 @@ BASELINES = (
 
 
 # what is derived: the first of these cells that is known
-ALTERNATIVES = {
-    "memory": ("peak_gpu_gb", "peak_rss_gb"),
-    "serving_memory": ("serving_gpu_gb", "serving_rss_gb"),
-    "cached_latency": ("cached_latency_ms_p50", "latency_ms_p50"),
-}
+ALTERNATIVES = {"memory": ("peak_gpu_gb", "peak_rss_gb"), "serving_memory": ("serving_gpu_gb", "serving_rss_gb")}
 
 
 class Panel(NamedTuple):

@@ -222,8 +222,6 @@ DERIVED = (
            "`serving_memory`, where that is more."),
     Column("serving_memory", "float", "memory", "GB", "memory of serving", -1,
            "`serving_gpu_gb`, on a CPU `serving_rss_gb`."),
-    Column("cached_latency", "float", "time", "ms", "latency of one request (p50), cached where it can be", -1,
-           "`cached_latency_ms_p50`, where the row has it, else `latency_ms_p50`."),
 )
 # fmt: on
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from harness.results import configurations
 
 NEAR = 3.0  # models count as of similar size up to this ratio of their parameters
+CACHED = "cached_latency_ms_p50"
 TIE = 0.1  # latencies, memories and costs count as equal up to this relative difference
 
 
@@ -63,17 +64,23 @@ def eligible(configuration):
     )
 
 
+def latency_column(configuration, cached):
+    """The column of its latency: cached: that with the prompt's beginning in a cache, if it is known."""
+    known = cached and configuration.mean(CACHED) is not None
+    return CACHED if known else "latency_ms_p50"
+
+
 def measured(members, cached=False):
-    """The Candidates of one panel's Configurations. cached: latencies with the prompt's beginning in a cache, where
-    they are known. The peak stands for a serving memory that was not measured apart, which is less.
+    """The Candidates of one panel's Configurations. cached: as for latency_column.
+
+    The peak stands for a memory of serving that was not measured apart, which is less.
     """
-    column = "cached_latency" if cached else "latency_ms_p50"
     return [
         Candidate(
             c.name,
             c["strategy"],
             c.mean(),
-            c.mean(column),
+            c.mean(latency_column(c, cached)),
             c.mean("memory"),
             c.mean("labels_used"),
             c.mean("train_seconds") or 0.0,
@@ -81,7 +88,7 @@ def measured(members, cached=False):
             majority=configurations.value(c.rows[0], "majority_baseline"),
             configuration=c,
             serving_gb=c.mean("memory") if c.mean("serving_memory") is None else c.mean("serving_memory"),
-            latency_column=column,
+            latency_column=latency_column(c, cached),
         )
         for c in members
         if eligible(c)

@@ -172,8 +172,8 @@ def cautions_of(choice, considered, limits):
         cautions.append(f"its 95 % interval reaches below the {limits.required_accuracy:g} needed")
     if limits.serving_memory_gb is not None and choice.configuration.mean("serving_memory") is None:
         cautions.append("its memory of serving was not measured apart: the peak of its run stands for it")
-    if limits.cached and choice.configuration.mean("cached_latency_ms_p50") is None:
-        cautions.append("its latency with a cache was not measured: that without one stands for it")
+    if limits.cached and choice.latency_column != candidates.CACHED:
+        cautions.append("its latency was measured without a cache alone")
     if choice.majority is not None and low <= choice.majority:
         cautions.append(f"it is not shown to be above always answering the most frequent class, {choice.majority:.3f}")
     if "validation examples chose" in choice.configuration["note"]:

@@ -4,7 +4,7 @@ import dataclasses
 import math
 
 from harness.selector import rules
-from harness.selector.candidates import Candidate
+from harness.selector.candidates import CACHED, Candidate
 
 MEANING = {
     "accuracy": "share of answers that are right",
@@ -12,6 +12,7 @@ MEANING = {
     "exact_match": "share of answers that equal the reference",
     "rouge_l": "longest common subsequence with the reference, from 0 to 1",
 }
+IN_CACHE = "with the prompt's beginning in a cache"
 # limit -> (text, digits)
 RELAXED = {
     "latency_ms": ("latency to {:.0f} ms", 0),
@@ -25,7 +26,7 @@ RELAXED = {
 def words(candidate, metric):
     """A candidate in one line."""
     parts = [f"{metric} {candidate.score:.3f} ± {1.96 * candidate.score_error:.3f}"]
-    cached = ", the prompt's beginning in a cache where it can be" * (candidate.latency_column == "cached_latency")
+    cached = f", {IN_CACHE}" * (candidate.latency_column == CACHED)
     parts += [f"{candidate.latency_ms:.0f} ms a request (median{cached})"] if candidate.latency_ms is not None else []
     parts += [f"{candidate.memory_gb:.2f} GB peak memory"] if candidate.memory_gb is not None else []
     apart = candidate.serving_gb not in (None, candidate.memory_gb)
@@ -153,9 +154,11 @@ def by_numbers(decision):
     measured = f"measured on {decision.n} examples of {decision.data}, {decision.hardware}"
     where = measured if decision.basis == "rows" else "predicted from other data"
     name = f"{metric} ({MEANING[metric]})" if metric in MEANING else metric
+    cached = f" {IN_CACHE}" * (chosen.latency_column == CACHED)
     needs = [
-        f"an answer takes {chosen.latency_ms:.0f} ms" if chosen.latency_ms is not None else "",
+        f"an answer takes {chosen.latency_ms:.0f} ms" + cached if chosen.latency_ms is not None else "",
         f"the peak memory is {chosen.memory_gb:.1f} GB" if chosen.memory_gb is not None else "",
+        f"serving takes {chosen.serving_gb:.1f} GB" if chosen.serving_gb not in (None, chosen.memory_gb) else "",
         f"{chosen.labels:.0f} labelled examples were used" if chosen.labels else "",
     ]
     needed = ", ".join(filter(None, needs))

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from harness.results import configurations
 from harness.selector import rules
-from harness.selector.candidates import eligible
+from harness.selector.candidates import eligible, latency_column
 
 
 def lessons(rows, task, choice, limits, data_size):
@@ -78,8 +78,8 @@ def ranges(panels, choice, limits):
     scores = {}
     for c in members:
         scores.setdefault(c["metric"], []).append(c.mean())
-    column = "cached_latency" if limits.cached else "latency_ms_p50"
-    times = [c.mean(column) for c in members if c.mean(column) is not None]
+    times = [c.mean(latency_column(c, limits.cached)) for c in members]
+    times = [time for time in times if time is not None]
     scored = " and ".join(f"{metric} {span(values, '.2f')}" for metric, values in scores.items())
     text = f"{rules.NAMES[choice]} scored {scored}"
     text += f" and took {span(times, ',.0f')} ms a request (median)" if times else ""
