@@ -7,7 +7,6 @@ from helpers import loaded, plain_ids
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-import utils
 from harness.data import tasks
 from harness.evaluation import perplexity
 from harness.models import scoring
@@ -48,9 +47,9 @@ def test_every_token_of_a_long_text_is_scored_once(tiny_llama):
 
 def cutting(pattern, vocabulary):
     """A tokenizer whose tokens are the matches of a pattern."""
-    tokenizer = Tokenizer(models.WordLevel({token: i for i, token in enumerate(vocabulary)}, unk_token=vocabulary[0]))
+    tokenizer = Tokenizer(models.WordLevel({token: i for i, token in enumerate(vocabulary)}))
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(pattern), "isolated")
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=vocabulary[-1])
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer)
 
 
 def test_bits_per_byte_compare_two_tokenizers_of_the_same_text():
@@ -90,4 +89,3 @@ def test_a_reference_that_is_cut_has_no_bits_per_byte(tiny_gpt2):
 def test_an_encoder_decoder_has_no_perplexity_of_texts(sentiment, tiny_t5):
     model, tokenizer = loaded(tiny_t5)
     assert perplexity.text_cells(model, tokenizer, tasks.load_task(sentiment)) == {}
-    assert utils.load_tokenizer(tiny_t5)

@@ -13,9 +13,9 @@ from harness.models import adapters
 from harness.results import store
 
 
-def test_the_merged_model_is_evaluated_and_compared_with_its_adapter(questions, tiny_llama, adapter):
+def test_the_merged_model_is_evaluated_and_compared_with_its_adapter(sentiment, tiny_llama, adapter):
     model, _ = loaded(tiny_llama)
-    model, task, asked = adapters.load_adapter(model, adapter), tasks.load_task(questions), []
+    model, task, asked = adapters.load_adapter(model, adapter), tasks.load_task(sentiment), []
     assert len(task.evaluation) > serving.CHECKED
     run = SimpleNamespace(note=lambda text: asked.append(text))
 
