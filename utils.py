@@ -16,12 +16,12 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-# what every module calls utils.UserError, utils.clean_exit, utils.check_file, ...
+# what every module calls utils.UserError, utils.clean_exit, utils.look, ...
 from harness.errors import RunFailed, UserError, clean_exit, is_out_of_memory, system_message, without_credentials
-from harness.inputs import check_file, exists, expand_path, read_json
+from harness.inputs import exists, expand_path, look, read_json
 
-__all__ = ["RunFailed", "UserError", "check_file", "clean_exit", "exists", "expand_path", "is_out_of_memory"]
-__all__ += ["read_json", "system_message", "without_credentials"]
+__all__ = ["RunFailed", "UserError", "clean_exit", "exists", "expand_path", "is_out_of_memory"]
+__all__ += ["look", "read_json", "system_message", "without_credentials"]
 
 GB, MB = 2**30, 2**20
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # its import warns of an optional kernel, in every run

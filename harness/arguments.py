@@ -65,7 +65,7 @@ class ArgumentParser(argparse.ArgumentParser):
         if any("\udc80" <= character <= "\udcff" for character in text) and not utils.exists(text):
             self.error(f"{flag}: the value holds bytes that are not UTF-8, which only the name of a file may")
         try:
-            utils.check_file(text, flag)
+            utils.look(text, flag)
         except utils.UserError as error:
             self.error(str(error))
 

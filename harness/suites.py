@@ -63,7 +63,7 @@ def n_values(node, known):
 def read_yaml(path):
     """The value of a suite file: mappings, lists, str and Plain. UserError for anything that is no such file."""
     path = Path(path)
-    utils.check_file(path)
+    utils.look(path)
     try:
         if path.stat().st_size > MOST_BYTES:
             raise utils.UserError(f"{path} is larger than {MOST_BYTES // utils.MB} MB; that is no suite")

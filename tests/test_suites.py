@@ -1,23 +1,7 @@
 import pytest
+from sweep_helpers import suite, words
 
 import sweep
-
-
-@pytest.fixture(autouse=True)
-def heavy_imports():
-    """The functions of the script are called directly, without its main."""
-    sweep.import_heavy()
-
-
-def suite(path, text):
-    path.write_text(text)
-    return str(path)
-
-
-def words(path):
-    """The suite's commands without where they write."""
-    args = sweep.parse_args([path])
-    return [" ".join(cell.argv).split(" --results")[0] for cell in sweep.make_cells(path, args)[1]]
 
 
 def bomb(first, line):

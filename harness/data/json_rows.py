@@ -44,18 +44,6 @@ def read(text, path, kind):
     return value
 
 
-def one_value(text, path):
-    """The one JSON value of a text; UserError, with the line, where it holds none."""
-    try:
-        return cells.clean(json.loads(text))
-    except RecursionError:
-        raise utils.UserError(f"{path} cannot be read as json: its brackets are nested too deeply") from None
-    except json.JSONDecodeError as error:
-        raise utils.UserError(f"{path} cannot be read as json: line {error.lineno}: {_reason(error)}") from None
-    except ValueError as error:  # a number of too many digits
-        raise utils.UserError(f"{path} cannot be read as json: {error}") from None
-
-
 def _parse(text, path, kind):
     """The JSON value of the whole text, or the list of those of its lines."""
     whole, lines = kind == "json" or text.lstrip()[0] == "[", None

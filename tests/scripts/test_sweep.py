@@ -9,21 +9,11 @@ from pathlib import Path
 import psutil
 import pytest
 from helpers import ROOT, write_jsonl
+from sweep_helpers import planned, suite, words
 
 import sweep
 import utils
-from harness.results import done_runs, store
-
-
-@pytest.fixture(autouse=True)
-def heavy_imports():
-    """The functions of the script are called directly, without its main."""
-    sweep.import_heavy()
-
-
-def suite(path, text):
-    path.write_text(text)
-    return str(path)
+from harness.results import store
 
 
 def run_sweep(*argv):
@@ -34,17 +24,6 @@ def run_sweep(*argv):
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": "2"},
     )
-
-
-def planned(path, args):
-    done = done_runs.DoneRuns(sweep.read_rows(args.results))
-    return sweep.plan(sweep.make_cells(path, args)[1], args, done)
-
-
-def words(path):
-    """The suite's commands without where they write."""
-    args = sweep.parse_args([path])
-    return [" ".join(cell.argv).split(" --results")[0] for cell in sweep.make_cells(path, args)[1]]
 
 
 def test_every_suite_that_is_shipped_is_read_by_its_scripts():

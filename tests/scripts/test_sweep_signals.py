@@ -9,20 +9,10 @@ import time
 import psutil
 import pytest
 from helpers import ROOT
+from sweep_helpers import suite
 
 import sweep
 from harness import processes
-
-
-@pytest.fixture(autouse=True)
-def heavy_imports():
-    """The functions of the script are called directly, without its main."""
-    sweep.import_heavy()
-
-
-def suite(path, text):
-    path.write_text(text)
-    return str(path)
 
 
 def interrupted(tmp_path, number, *flags, again=False):
