@@ -13,9 +13,7 @@ def test_pipes_devices_and_sockets_are_no_inputs(tmp_path):
     with socket.socket(socket.AF_UNIX) as listening:
         listening.bind(str(tmp_path / "s"))
     for path in (tmp_path / "pipe", tmp_path / "link", "/dev/zero", tmp_path / "s"):
-        with pytest.raises(
-            utils.UserError, match="--dataset .*: a pipe or device; write what it"
-        ):
+        with pytest.raises(utils.UserError, match="--dataset .*: a pipe or device; write what it"):
             inputs.look(path, "--dataset")
     (tmp_path / "file").touch()
     assert (inputs.look(tmp_path / "file"), inputs.look(tmp_path)) == ("file", "folder")

@@ -116,7 +116,16 @@ def check_place(path, flag):
     # the folder must be writable too: a new file replaces the old one
     if not os.access(folder, os.W_OK | os.X_OK) or (found and not os.access(target, os.W_OK)):
         raise utils.UserError(f"{name} cannot be written: no permission")
+    _try_to_write(folder, name)
     return found
+
+
+def _try_to_write(folder, name):
+    """UserError unless something new can be made in a folder: permissions do not tell in /proc or on a full disk."""
+    try:
+        os.rmdir(tempfile.mkdtemp(dir=folder))
+    except OSError as error:
+        raise utils.UserError(f"{name} cannot be written: nothing can be made in {folder} ({error.strerror})") from None
 
 
 def check_folder(path, flag):
@@ -130,6 +139,7 @@ def check_folder(path, flag):
         raise utils.UserError(f"{name}: {place} is a file; give a folder")
     if not os.access(place, os.W_OK | os.X_OK):
         raise utils.UserError(f"{name} cannot be written: no permission for {place}")
+    _try_to_write(place, name)
 
 
 def check(path, kind, flag=""):
