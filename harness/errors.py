@@ -129,11 +129,12 @@ def _system_line(number, path=None):
 class Output:
     """A standard stream that outlives its reader: after `script | head -1` has its line, the run goes on unheard.
 
-    Characters that the stream cannot encode are written as escapes. Everything else is the stream's own.
+    Characters that the stream cannot encode are written as escapes. Everything else is the stream's own. lost: output
+    was lost to a full disk; the script ends with exit code 2 then.
     """
 
     def __init__(self, stream):
-        self.stream = stream
+        self.stream, self.lost = stream, False
         with contextlib.suppress(AttributeError, ValueError):
             stream.reconfigure(errors="backslashreplace")
 
@@ -154,6 +155,7 @@ class Output:
             os.dup2(nowhere, self.stream.fileno())
             os.close(nowhere)
             if not isinstance(error, BrokenPipeError) and self.stream is sys.__stdout__:
+                self.lost = True
                 print(f"the output cannot be written ({error.strerror}); going on without it", file=sys.stderr)
             return otherwise
 
@@ -228,6 +230,7 @@ def clean_exit(main):
         guard_streams()
         if main.__module__ == "__main__":
             sys.unraisablehook = _interrupt_again
+        code = None
         try:
             return main(argv)
         except UserError as error:
@@ -250,6 +253,8 @@ def clean_exit(main):
         finally:
             for stream in filter(None, (sys.stdout, sys.stderr)):
                 stream.flush()
+            if code is None and sys.exc_info()[0] is None and getattr(sys.stdout, "lost", False):
+                raise SystemExit(2)
         print(f"{script}: {without_credentials(message)}", file=sys.stderr)
         raise SystemExit(code)
 
