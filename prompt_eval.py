@@ -212,7 +212,7 @@ def run_once(args):
         run.row.update(task.row(), variant=variant(args, task.kind, args.adapter), n_train=args.k_shots)
 
         # 4. model
-        tokenizer = loading.load_tokenizer(args.model, args.trust_remote_code, args.thinking)
+        tokenizer = loading.load_tokenizer(args.model, args.trust_remote_code, args.thinking, args.adapter)
         chat = loading.uses_chat(args.prompt_format, tokenizer, scoring=by_likelihood)
         pool = short_enough(task, tokenizer, chat, args.max_demo_tokens) if args.max_demo_tokens else task
         demonstrations = draw(pool.train, args.k_shots, args.data_seed)

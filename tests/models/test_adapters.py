@@ -175,6 +175,17 @@ def test_an_adapter_with_added_tokens_brings_their_embeddings(tiny_llama, tmp_pa
 @pytest.mark.parametrize(
     "file, text, said",
     [
+        (
+            "adapter_config.json",
+            '{"peft_type": "LORA", "target_modules": ["q_proj"], "megatron_config": {"a": 1}}',
+            "megatron",
+        ),
+        ("adapter_config.json", '{"peft_type": "LORA", "alora_invocation_tokens": [5]}', "an activated LoRA"),
+        (
+            "adapter_config.json",
+            '{"peft_type": "LORA", "trainable_token_indices": [9999]}',
+            "is damaged or was made for",
+        ),
         ("adapter_config.json", "{broken", "cannot be read as JSON"),
         ("adapter_config.json", "[1]", "is expected, not list"),
         ("adapter_config.json", "{}", "names no peft_type"),
