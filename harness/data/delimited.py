@@ -9,6 +9,7 @@ import warnings
 import pandas as pd
 
 import utils
+from harness.data.cells import Written
 
 DELIMITERS = (",", ";", "\t", "|")  # of a CSV, the first that fits
 SAMPLE = 1 << 16  # characters that tell the delimiter
@@ -54,7 +55,10 @@ def read(text, path, kind, columns=None, known=(), notes=None):
                 notes.append(told)
         frame.columns = _checked(columns or _guess_columns(frame, path), frame, path)
     frame.columns = [name.strip() if isinstance(name, str) else name for name in frame.columns]
-    return frame.to_dict("records")
+    rows = frame.to_dict("records")
+    return [
+        {name: Written(cell) if str(cell)[:1] in ("[", "{") else cell for name, cell in row.items()} for row in rows
+    ]
 
 
 def _frame(text, path, kind, header, above, **options):

@@ -5,6 +5,7 @@ import re
 
 import utils
 from harness.data import cells
+from harness.data.columns import KNOWN
 from harness.data.splits import split_of
 
 WRAPPERS = ("data", "rows", "examples", "instances", "items", "records", "samples", "entries", "questions")
@@ -93,7 +94,14 @@ def _check_rows(rows, path):
 
 
 def _unwrap(value, path, kind):
-    """The rows in an object, or {split: rows}; [value] where it is itself a row."""
+    """The rows in an object, or {split: rows}; [value] where it is itself a row.
+
+    The one line of a JSONL file is a row if a text or number stands in it under a known column name.
+    """
+    if kind == "jsonl" and any(
+        name.lower() in KNOWN and not isinstance(cell, (list, dict)) for name, cell in value.items()
+    ):
+        return [value]
     lists = {
         name: part
         for name, part in value.items()

@@ -9,10 +9,8 @@ import pyarrow.parquet
 import utils
 from harness import flags, inputs
 from harness.data import delimited, json_rows
-from harness.data.columns import ANSWER, INSTRUCTION, LABEL, QUESTION, TEXT
+from harness.data.columns import KNOWN
 
-# a first line with one of these is a header
-HEADER_NAMES = frozenset((*TEXT, *LABEL, *QUESTION, *ANSWER, *INSTRUCTION))
 MARKS = {  # a byte order mark -> encoding, the longer ones first
     b"\xff\xfe\0\0": "utf-32",
     b"\0\0\xfe\xff": "utf-32",
@@ -74,7 +72,7 @@ def read_parts(path, columns=None, named=(), encoding=None, notes=None):
         return _read_parquet(path)[0]
     text = read_text(path, encoding, kind)
     if kind in ("csv", "tsv"):
-        return delimited.read(text, path, kind, columns, {*HEADER_NAMES, *named}, notes)
+        return delimited.read(text, path, kind, columns, {*KNOWN, *named}, notes)
     return json_rows.read(text, path, kind)
 
 

@@ -117,8 +117,9 @@ def _series(files, folder, split):
     if match is None or (len(files) == 1 and match["total"] is None):
         return files
     indexes = [int(SHARD.fullmatch(file.stem)["index"]) for file in files]
-    start = 1 if match["total"] is None and min(indexes) == 1 else 0
-    wanted = range(start, start + (int(match["total"]) if match["total"] else len(files)))
+    total = int(match["total"] or len(files))
+    start = 1 if min(indexes) == 1 and (match["total"] is None or max(indexes) == total) else 0
+    wanted = range(start, start + total)
     if sorted(indexes) != list(wanted):
         raise utils.UserError(
             f"{folder}: the {split} split is {len(files)} numbered files, {files[0].name} to {files[-1].name}, but not "
