@@ -26,7 +26,6 @@ from dataclasses import replace
 
 import utils
 from harness import flags, hub
-from harness.models import thoughts
 from harness.results.run import Run
 
 
@@ -106,7 +105,8 @@ def parse_args(argv=None):
 def label_forms(words):
     """[(pattern, label)] of the label words, longest first: as written, and without the symbols around them.
 
-    What stands between the parts of a label does not count. "C" is "C++" without symbols only where no label is "C".
+    What stands between the parts of a label does not count. "C" is "C++" without symbols only where no label is "C". An
+    empty word has no form: no answer says it.
     """
     forms, bare = {}, []
     for i, word in enumerate(words):
@@ -117,6 +117,7 @@ def label_forms(words):
     for i, form in enumerate(bare):
         if form and bare.count(form) == 1:
             forms.setdefault(form, i)
+    forms.pop("", None)
     guarded = []
     for form, i in sorted(forms.items(), key=lambda item: -len(item[0])):
         # a number is not read out of one with another sign or with decimals
@@ -132,7 +133,9 @@ def read_label(answer, words):
     """
     forms = label_forms(words)
     pattern = re.compile("|".join(f"({form})" for form, _ in forms))
-    found = {forms[match.lastindex - 1][1] for match in pattern.finditer(thoughts.answer_of(answer).lower())}
+    if not forms:
+        return None
+    found = {forms[match.lastindex - 1][1] for match in pattern.finditer(answer.lower())}
     return found.pop() if len(found) == 1 else None
 
 
