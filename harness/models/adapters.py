@@ -64,7 +64,7 @@ def head_labels(name, adapter, labels):
         names = [str(label) for label in inputs.read_json(file, list, "--adapter")] if file.is_file() else None
     else:
         by_index = AutoConfig.from_pretrained(name).id2label
-        names = [str(by_index[i]) for i in range(len(by_index))]
+        names = [str(by_index[i]) for i in sorted(by_index)]  # some count from 1
         if all(name.startswith("LABEL_") for name in names) and len(names) == len(labels):
             names = None
     if names is None:

@@ -1,3 +1,6 @@
+import json
+import shutil
+
 import architectures
 import pytest
 import torch
@@ -89,8 +92,6 @@ def test_an_adapter_round_trip_and_the_wrong_bases(tmp_path, tiny_llama, tiny_gp
 
 
 def test_an_adapter_of_a_base_of_the_same_shapes_is_refused(tmp_path, tiny_llama):
-    import shutil
-
     save_adapter(tiny_llama, tmp_path / "adapter", target_modules=["q_proj"])
     shutil.copytree(tiny_llama, tmp_path / "llama-instruct")
     with pytest.raises(utils.UserError, match="was made for another base .*llama.* than .*llama-instruct"):
@@ -254,3 +255,11 @@ def test_new_layers_of_a_quantized_base_can_be_trained(tmp_path):
     folder = architectures.save_body("deberta-v2", tmp_path / "base")
     model = loading.load_model(folder, "classifier", labels=["a", "b"], precision="nf4")
     assert type(model.pooler.dense) is torch.nn.Linear and model.pooler.dense.weight.is_floating_point()
+
+
+def test_labels_of_a_head_that_are_counted_from_1(tiny_classifier, tmp_path):
+    shutil.copytree(tiny_classifier, tmp_path / "head")
+    config = json.loads((tmp_path / "head" / "config.json").read_text())
+    config.update(id2label={"1": "good", "2": "bad"}, label2id={"good": 1, "bad": 2})
+    (tmp_path / "head" / "config.json").write_text(json.dumps(config))
+    assert adapters.head_labels(str(tmp_path / "head"), None, ["bad", "good"]) == (["good", "bad"], None)

@@ -104,3 +104,17 @@ def test_a_file_is_read_once_for_as_long_as_it_stays(tmp_path, monkeypatch):
     (tmp_path / "a").write_bytes(b"b" * 100)
     os.utime(tmp_path / "a", ns=(1, 1))
     assert provenance.fingerprint(tmp_path / "a") != first
+
+
+def test_hidden_folders_are_no_input(tmp_path):
+    """`hf download --local-dir` keeps its notes in one, with the time of the download."""
+    folder = tmp_path / ".hidden" / "model"
+    (folder / "more").mkdir(parents=True)
+    (folder / "more" / "config.json").write_text("{}")
+    first = provenance.fingerprint(folder)
+    for place in (folder / ".cache" / "huggingface" / "download", folder / "more" / ".git"):
+        place.mkdir(parents=True)
+        (place / "config.json.metadata").write_text("2026")
+    assert provenance.fingerprint(folder) == first
+    (folder / "more" / "config.json").write_text("[]")
+    assert provenance.fingerprint(folder) != first
