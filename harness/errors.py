@@ -80,17 +80,25 @@ def short(text, most=160):
     return text if len(text) <= most else f"{text[: most // 2]}...{text[-most // 4 :]}"
 
 
-def without_credentials(value):
-    """Texts, also of lists and dicts, whose addresses have no user, password or parameters: any may be a secret."""
+def without_credentials(value, within=True):
+    """Texts, also of lists and dicts, whose addresses have no user, password or parameters: any may be a secret.
+
+    within: True for messages, which may quote an address. False for flags, as a dict or as argv: there parameters are
+    taken from values that are an address, and from --judge_url; a prompt may speak of an address with parameters, and
+    without them two prompts would be one.
+    """
+    url = "judge_url"
     if isinstance(value, dict):
-        return {key: without_credentials(each) for key, each in value.items()}
+        return {key: without_credentials(each, within or key == url) for key, each in value.items()}
     if isinstance(value, (list, tuple)):
-        return [without_credentials(each) for each in value]
+        before = [None, *value]
+        return [without_credentials(each, within or flag == f"--{url}") for flag, each in zip(before, value)]
     if not isinstance(value, str):
         return value
+    whole = re.fullmatch(r"\s*[\w+.-]+://\S+\s*", value)
     # a password may hold / and ?, which a port does not, and quotation marks where the address is all there is
-    secret = r"^[^/?#@:]*:(?!\d+[/?#])[^@/?#]*[/?#].*@|^[^/?#]*@|\?.*|#.*=.*"
-    address = r"://(\S+)" if re.fullmatch(r"\s*[\w+.-]+://\S+\s*", value) else r"://([^\s\"'<>]+)"
+    secret = r"^[^/?#@:]*:(?!\d+[/?#])[^@/?#]*[/?#].*@|^[^/?#]*@" + r"|\?.*|#.*=.*" * bool(whole or within)
+    address = r"://(\S+)" if whole else r"://([^\s\"'<>]+)"
     return re.sub(address, lambda match: f"://{re.sub(secret, '', match[1])}", value)
 
 
