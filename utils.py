@@ -235,22 +235,8 @@ def folder_mb(folder, pattern="*"):
     return sum(file.stat().st_size for file in Path(folder).rglob(pattern) if file.is_file()) / MB
 
 
-def load_tokenizer(model_name, trust_remote_code=False, thinking=None):
-    """The model's tokenizer, with a padding token (its end-of-sequence token where it brings none) and no length
-    warning.
+def load_tokenizer(name, trust_remote_code=False, thinking=None):
+    """harness.models.tokenizer.load_tokenizer, under the name that its users know."""
+    from harness.models import tokenizer  # not for --help: see above
 
-    thinking: the value of enable_thinking in its chat template (Qwen3, SmolLM3, ..), None for the template's own.
-    """
-    from transformers import AutoTokenizer  # not for --help: see above
-
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(model_name, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError) as error:
-        if is_out_of_memory(error):
-            raise
-        raise UserError(f"no tokenizer can be loaded from {model_name}: {str(error).splitlines()[0]}") from None
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    if thinking is not None and isinstance(tokenizer.chat_template, str):
-        tokenizer.chat_template = f"{{%- set enable_thinking = {str(thinking).lower()} -%}}{tokenizer.chat_template}"
-    return tokenizer
+    return tokenizer.load_tokenizer(name, trust_remote_code, thinking)
