@@ -200,3 +200,12 @@ def test_a_cell_that_fails_stops_the_suite_or_does_not(tiny_bert, sentiment, tmp
     )
     whole = run_sweep(path, *out, "--continue_on_error", "--workers", 2)
     assert whole.returncode == 1 and len(store.read_results(tmp_path / "r.csv")) == 1
+
+
+def test_prompts_that_differ_behind_a_question_mark_are_two_runs(tmp_path, capsys):
+    text = (
+        "script: prompt_eval.py\ngrid: {template: ['See https://x.org/?q=1 {text}', 'See https://x.org/?q=2 {text}']}"
+    )
+    sweep.main([suite(tmp_path / "s.yaml", text), "--dry_run", "--results", str(tmp_path / "r.csv")])
+    told = capsys.readouterr().out
+    assert "2 of 2 to run" in told and "--template 'See https://x.org/?q=2 {text}'" in told
