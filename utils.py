@@ -235,8 +235,8 @@ def folder_mb(folder, pattern="*"):
     return sum(file.stat().st_size for file in Path(folder).rglob(pattern) if file.is_file()) / MB
 
 
-def load_tokenizer(name, trust_remote_code=False, thinking=None):
+def load_tokenizer(*args, **kwargs):
     """harness.models.tokenizer.load_tokenizer, under the name that its users know."""
     from harness.models import tokenizer  # not for --help: see above
 
-    return tokenizer.load_tokenizer(name, trust_remote_code, thinking)
+    return tokenizer.load_tokenizer(*args, **kwargs)
