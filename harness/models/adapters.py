@@ -1,5 +1,6 @@
 """peft adapters: loading, merging, whether they change anything."""
 
+import re
 from collections import Counter
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from harness.models import folder, new_layers
 
 WANTED = ["adapter_*", "labels.json", "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*"]
 WANTED += ["merges.txt", "chat_template*"]  # of an adapter on the hub
+TASKS_BY_NUMBER = ("MULTITASK_PROMPT_TUNING", "POLY")
 HEADS = ("classifier", "pre_classifier", "score", "lm_head")  # never quantized: a head is trained, or decides the label
 
 
@@ -39,6 +41,7 @@ def adapter_config(adapter):
     if not path.is_file():
         inside = sorted(path.parent.glob("*/adapter_config.json"))
         hint = f"; give {inside[0].parent}" if inside else "; give the folder that peft saved"
+        hint = "; it is a whole model, for --model" if (path.parent / "config.json").is_file() else hint
         raise utils.UserError(f"--adapter {adapter}: no adapter_config.json there{hint}")
     config = inputs.read_json(path, dict, "--adapter")
     if not isinstance(config.get("peft_type"), str):
@@ -99,9 +102,12 @@ def load_adapter(model, adapter, trainable=False):
         raise utils.UserError(f"--adapter {adapter}: peft cannot read its adapter_config.json ({reason})") from None
     if getattr(config, "alora_invocation_tokens", None):  # labels are scored, and texts cached, in parts
         raise utils.UserError(f"--adapter {adapter}: an activated LoRA needs each text in one piece, not done here")
+    method = adapter_config(adapter)["peft_type"]
+    if method in TASKS_BY_NUMBER:
+        raise utils.UserError(f"--adapter {adapter}: {method} needs the number of a task with each text, not done here")
     try:
         adapted = PeftModel.from_pretrained(model, adapter, config=config, is_trainable=trainable)
-    except folder.BROKEN_FILE as error:
+    except (*folder.BROKEN_FILE, re.error) as error:  # re.error: target_modules may be a pattern
         if utils.is_out_of_memory(error):
             raise
         raise utils.UserError(f"{wrong}: {folder.first_line(error)}") from None

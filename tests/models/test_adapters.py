@@ -86,6 +86,8 @@ def test_an_adapter_round_trip_and_the_wrong_bases(tmp_path, tiny_llama, tiny_gp
         loading.load_model(tiny_gpt2, adapter=str(tmp_path / "adapter"))
     with pytest.raises(utils.UserError, match="no adapter_config.json"):
         loading.load_model(tiny_llama, adapter=str(tmp_path))
+    with pytest.raises(utils.UserError, match="it is a whole model, for --model"):
+        loading.load_model(tiny_llama, adapter=tiny_gpt2)
     (tmp_path / "adapter" / "adapter_model.safetensors").unlink()
     with pytest.raises(utils.UserError, match="no adapter_model.safetensors"):
         loading.load_model(tiny_llama, adapter=str(tmp_path / "adapter"))
