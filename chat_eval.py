@@ -154,7 +154,7 @@ def systems_of(args):
 
 def load(args, name, adapter=None, judge=False):
     """(model, tokenizer) at --precision, on --device; --thinking is for the models that answer, not for a judge."""
-    tokenizer = loading.load_tokenizer(name, args.trust_remote_code, None if judge else args.thinking)
+    tokenizer = loading.load_tokenizer(name, args.trust_remote_code, None if judge else args.thinking, adapter)
     model = loading.load_model(
         name,
         precision=args.precision,

@@ -30,7 +30,6 @@ from dataclasses import replace
 
 import utils
 from harness import flags, hub
-from harness.models import thoughts
 from harness.results.run import Run
 
 
@@ -141,7 +140,8 @@ def check_calibration(parser, args):
 def label_forms(words):
     """[(pattern, label)] of the label words, longest first: as written, and without the symbols around them.
 
-    What stands between the parts of a label does not count. "C" is "C++" without symbols only where no label is "C".
+    What stands between the parts of a label does not count. "C" is "C++" without symbols only where no label is "C". An
+    empty word has no form: no answer says it.
     """
     forms, bare = {}, []
     for i, word in enumerate(words):
@@ -152,6 +152,7 @@ def label_forms(words):
     for i, form in enumerate(bare):
         if form and bare.count(form) == 1:
             forms.setdefault(form, i)
+    forms.pop("", None)
     guarded = []
     for form, i in sorted(forms.items(), key=lambda item: -len(item[0])):
         # a number is not read out of one with another sign or with decimals
@@ -167,7 +168,9 @@ def read_label(answer, words):
     """
     forms = label_forms(words)
     pattern = re.compile("|".join(f"({form})" for form, _ in forms))
-    found = {forms[match.lastindex - 1][1] for match in pattern.finditer(thoughts.answer_of(answer).lower())}
+    if not forms:
+        return None
+    found = {forms[match.lastindex - 1][1] for match in pattern.finditer(answer.lower())}
     return found.pop() if len(found) == 1 else None
 
 
@@ -287,7 +290,7 @@ def run_once(args):
         run.row.update(task.row(), variant=variant(args, task.kind, args.adapter), n_train=args.k_shots)
 
         # 4. model
-        tokenizer = loading.load_tokenizer(args.model, args.trust_remote_code, args.thinking)
+        tokenizer = loading.load_tokenizer(args.model, args.trust_remote_code, args.thinking, args.adapter)
         chat = loading.uses_chat(args.prompt_format, tokenizer, scoring=by_likelihood)
         pool = short_enough(task, tokenizer, chat, args.max_demo_tokens) if args.max_demo_tokens else task
         demonstrations = draw(pool.train, args.k_shots or 0, args.data_seed)

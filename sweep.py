@@ -86,7 +86,7 @@ class Cell:
 
     @property
     def command(self):
-        return shlex.join(["python", self.script, *utils.without_credentials(self.argv)])
+        return shlex.join(["python", self.script, *utils.without_credentials(self.argv, within=False)])
 
 
 def available():
@@ -123,7 +123,8 @@ def make_cells(suite, args):
             argv, values = parsed(script, settings, args)
         except utils.UserError as error:
             raise utils.UserError(f"{suite}, {short(label)}: {error}") from None
-        values = utils.without_credentials(json.loads(json.dumps(values)))  # as a row's args cell has them
+        # as a row's args cell has them
+        values = utils.without_credentials(json.loads(json.dumps(values)), within=False)
         cell = Cell(utils.without_credentials(label), script, tuple(argv), values)
         key = identity(script, cell.args)
         if key in seen:

@@ -18,12 +18,12 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-# what every module calls utils.UserError, utils.clean_exit, utils.check_file, ...
+# what every module calls utils.UserError, utils.clean_exit, utils.look, ...
 from harness.errors import RunFailed, UserError, clean_exit, is_out_of_memory, system_message, without_credentials
-from harness.inputs import check_file, exists, expand_path, read_json
+from harness.inputs import exists, expand_path, look, read_json
 
-__all__ = ["RunFailed", "UserError", "check_file", "clean_exit", "exists", "expand_path", "is_out_of_memory"]
-__all__ += ["read_json", "system_message", "without_credentials"]
+__all__ = ["RunFailed", "UserError", "clean_exit", "exists", "expand_path", "is_out_of_memory"]
+__all__ += ["look", "read_json", "system_message", "without_credentials"]
 
 GB, MB = 2**30, 2**20
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # its import warns of an optional kernel, in every run
@@ -261,22 +261,8 @@ def folder_mb(folder, pattern="*"):
     return sum(file.stat().st_size for file in Path(folder).rglob(pattern) if file.is_file()) / MB
 
 
-def load_tokenizer(model_name, trust_remote_code=False, thinking=None):
-    """The model's tokenizer, with a padding token (its end-of-sequence token where it brings none) and no length
-    warning.
+def load_tokenizer(*args, **kwargs):
+    """harness.models.tokenizer.load_tokenizer, under the name that its users know."""
+    from harness.models import tokenizer  # not for --help: see above
 
-    thinking: the value of enable_thinking in its chat template (Qwen3, SmolLM3, ..), None for the template's own.
-    """
-    from transformers import AutoTokenizer  # not for --help: see above
-
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(model_name, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError) as error:
-        if is_out_of_memory(error):
-            raise
-        raise UserError(f"no tokenizer can be loaded from {model_name}: {str(error).splitlines()[0]}") from None
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    if thinking is not None and isinstance(tokenizer.chat_template, str):
-        tokenizer.chat_template = f"{{%- set enable_thinking = {str(thinking).lower()} -%}}{tokenizer.chat_template}"
-    return tokenizer
+    return tokenizer.load_tokenizer(*args, **kwargs)

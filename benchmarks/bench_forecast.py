@@ -17,7 +17,7 @@ from common import ROOT
 
 import utils
 from harness import flags
-from harness.results import store
+from harness.results import outputs, store
 from harness.selector import memory
 
 BOUNDS = {"cpu": 0.2, "cuda": 0.1}
@@ -75,9 +75,8 @@ def main(argv=None):
         raise utils.UserError(
             f"{args.results} has too few rows with predicted_gb and a measured peak, {memory.MIN_ROWS + 1} are needed"
         )
-    Path(args.output).write_text(
-        json.dumps({"results": Path(args.results).name, "leave_one_out": report}, indent=2) + "\n"
-    )
+    data = {"results": Path(args.results).name, "leave_one_out": report}
+    outputs.write(args.output, json.dumps(data, indent=2) + "\n", "benchmark", "--output")
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from common import ROOT
 
 import utils
 from harness import flags
-from harness.results import configurations, store
+from harness.results import configurations, outputs, store
 from harness.selector import predictor, rules
 from harness.selector.candidates import Limits, measured, obstacles
 
@@ -188,9 +188,8 @@ def main(argv=None):
         told = ", ".join(f"{name} {cell['feasible']:.1%}" for name, cell in cells.items())
         reached = f"{members[0]['reached']} of {members[0]['n']} configurations in reach"
         print(f"  {group}: {len(members)} settings, {reached}; feasible: {told}")
-    Path(args.output).write_text(
-        json.dumps({"results": Path(args.results).name, "settings": len(outcomes), **report}, indent=2) + "\n"
-    )
+    data = {"results": Path(args.results).name, "settings": len(outcomes), **report}
+    outputs.write(args.output, json.dumps(data, indent=2) + "\n", "benchmark", "--output")
 
 
 if __name__ == "__main__":

@@ -40,6 +40,8 @@ class ArgumentParser(argparse.ArgumentParser):
         "--peft_type": "--method",
     }
 
+    MAY_BE_EMPTY = ("--instruction", "--template", "--system", "--query_prompt", "--passage_prompt")
+
     def __init__(self, description, **kwargs):
         formatter = argparse.RawDescriptionHelpFormatter
         super().__init__(description=description, formatter_class=formatter, allow_abbrev=False, **kwargs)
@@ -48,6 +50,8 @@ class ArgumentParser(argparse.ArgumentParser):
         """As argparse's own, which parse_args calls; and no value may name what can be no input and no output."""
         known, others = super().parse_known_args(args, namespace)
         for name, value in vars(known).items():
+            if isinstance(value, str) and not value.strip() and f"--{name}" not in self.MAY_BE_EMPTY:
+                self.error(f"--{name}: the value is empty; give one, or leave the flag out")  # $NAME that is not set?
             for item in value if isinstance(value, list) else [value]:
                 if isinstance(item, str):
                     flag = f"--{name}"
@@ -65,7 +69,7 @@ class ArgumentParser(argparse.ArgumentParser):
         if any("\udc80" <= character <= "\udcff" for character in text) and not utils.exists(text):
             self.error(f"{flag}: the value holds bytes that are not UTF-8, which only the name of a file may")
         try:
-            utils.check_file(text, flag)
+            utils.look(text, flag)
         except utils.UserError as error:
             self.error(str(error))
 

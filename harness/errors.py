@@ -80,17 +80,25 @@ def short(text, most=160):
     return text if len(text) <= most else f"{text[: most // 2]}...{text[-most // 4 :]}"
 
 
-def without_credentials(value):
-    """Texts, also of lists and dicts, whose addresses have no user, password or parameters: any may be a secret."""
+def without_credentials(value, within=True):
+    """Texts, also of lists and dicts, whose addresses have no user, password or parameters: any may be a secret.
+
+    within: True for messages, which may quote an address. False for flags, as a dict or as argv: there parameters are
+    taken from values that are an address, and from --judge_url; a prompt may speak of an address with parameters, and
+    without them two prompts would be one.
+    """
+    url = "judge_url"
     if isinstance(value, dict):
-        return {key: without_credentials(each) for key, each in value.items()}
+        return {key: without_credentials(each, within or key == url) for key, each in value.items()}
     if isinstance(value, (list, tuple)):
-        return [without_credentials(each) for each in value]
+        before = [None, *value]
+        return [without_credentials(each, within or flag == f"--{url}") for flag, each in zip(before, value)]
     if not isinstance(value, str):
         return value
+    whole = re.fullmatch(r"\s*[\w+.-]+://\S+\s*", value)
     # a password may hold / and ?, which a port does not, and quotation marks where the address is all there is
-    secret = r"^[^/?#@:]*:(?!\d+[/?#])[^@/?#]*[/?#].*@|^[^/?#]*@|\?.*|#.*=.*"
-    address = r"://(\S+)" if re.fullmatch(r"\s*[\w+.-]+://\S+\s*", value) else r"://([^\s\"'<>]+)"
+    secret = r"^[^/?#@:]*:(?!\d+[/?#])[^@/?#]*[/?#].*@|^[^/?#]*@" + r"|\?.*|#.*=.*" * bool(whole or within)
+    address = r"://(\S+)" if whole else r"://([^\s\"'<>]+)"
     return re.sub(address, lambda match: f"://{re.sub(secret, '', match[1])}", value)
 
 
@@ -129,11 +137,12 @@ def _system_line(number, path=None):
 class Output:
     """A standard stream that outlives its reader: after `script | head -1` has its line, the run goes on unheard.
 
-    Characters that the stream cannot encode are written as escapes. Everything else is the stream's own.
+    Characters that the stream cannot encode are written as escapes. Everything else is the stream's own. lost: output
+    was lost to a full disk; the script ends with exit code 2 then.
     """
 
     def __init__(self, stream):
-        self.stream = stream
+        self.stream, self.lost = stream, False
         with contextlib.suppress(AttributeError, ValueError):
             stream.reconfigure(errors="backslashreplace")
 
@@ -154,6 +163,7 @@ class Output:
             os.dup2(nowhere, self.stream.fileno())
             os.close(nowhere)
             if not isinstance(error, BrokenPipeError) and self.stream is sys.__stdout__:
+                self.lost = True
                 print(f"the output cannot be written ({error.strerror}); going on without it", file=sys.stderr)
             return otherwise
 
@@ -228,6 +238,7 @@ def clean_exit(main):
         guard_streams()
         if main.__module__ == "__main__":
             sys.unraisablehook = _interrupt_again
+        code = None
         try:
             return main(argv)
         except UserError as error:
@@ -250,6 +261,8 @@ def clean_exit(main):
         finally:
             for stream in filter(None, (sys.stdout, sys.stderr)):
                 stream.flush()
+            if code is None and sys.exc_info()[0] is None and getattr(sys.stdout, "lost", False):
+                raise SystemExit(2)
         print(f"{script}: {without_credentials(message)}", file=sys.stderr)
         raise SystemExit(code)
 

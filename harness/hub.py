@@ -41,9 +41,11 @@ def check_names(models=None, datasets=None):
     """
     remote = []
     for flag, name in {**(models or {}), **(datasets or {})}.items():
+        if name is not None and not name.strip():
+            raise utils.UserError(f"{flag}: the name is empty; give a folder or a hub name")
         if name is None or utils.exists(name):
             continue
-        local = name.startswith((".", "/", "~", "assets/")) or name.count("/") > 1 or not name.strip()
+        local = name.startswith((".", "/", "~", "assets/")) or name.count("/") > 1
         if local or Path(name).suffix in FILE_TYPES:
             hint = (
                 f" in {Path.cwd()}; run `python prepare_data.py demo` there first" if name.startswith("assets/") else ""

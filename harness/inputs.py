@@ -1,5 +1,6 @@
-"""Checks and readers of what people name as input: an ordinary file, a JSON file of the right kind."""
+"""What stands where a person points: a file, a folder, nothing, or what no program should open. And JSON files."""
 
+import errno
 import json
 import os
 import stat
@@ -15,29 +16,53 @@ def expand_path(path):
     return Path(os.path.expanduser(path))
 
 
-def exists(path):
-    """True where there is such a file or folder; False also for names that no file can have (too long, NUL)."""
-    try:
-        os.stat(expand_path(path))
-    except (FileNotFoundError, NotADirectoryError, ValueError):
-        return False
-    except OSError as error:
-        return isinstance(error, PermissionError)  # it may be there; who opens it is told
-    return True
-
-
-def check_file(path, flag=""):
-    """UserError for a path that is neither a file nor a folder: a FIFO, a device, a socket.
-
-    Opening a FIFO waits for ever, reading a device never ends. What does not exist is no matter of this check.
-    flag: what to call the path in the message, such as --dataset.
-    """
+def _kind(path):
+    """ "file", "folder", "other", or None for nothing and for names that no file can have; OSError if it is hidden."""
     try:
         mode = os.stat(expand_path(path)).st_mode
-    except (OSError, ValueError):
-        return
-    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
-        raise UserError(f"{flag} {short(path)}: a pipe or device; give an ordinary file".strip())
+    except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: a NUL in the name
+        return None
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            return None
+        raise
+    return "file" if stat.S_ISREG(mode) else "folder" if stat.S_ISDIR(mode) else "other"
+
+
+def exists(path):
+    """True where there is such a file or folder; what cannot be seen may be there, and who opens it is told."""
+    try:
+        return _kind(path) is not None
+    except OSError:
+        return True
+
+
+def look(path, flag=""):
+    """What stands at a path: "file", "folder", or None for nothing. A ~ at its start is the home folder.
+
+    UserError for a FIFO, a device or a socket, which would be waited for or never end, and for what may not be seen.
+    flag: what to call the path in the message, such as --dataset.
+    """
+    name = f"{flag} {short(path)}".strip()
+    try:
+        kind = _kind(path)
+    except OSError as error:
+        raise UserError(f"{name}: {error.strerror or error}") from None
+    if kind == "other":
+        raise UserError(f"{name}: a pipe or device; write what it gives into an ordinary file, and give that")
+    return kind
+
+
+def read_bytes(path, flag=""):
+    """The bytes of a regular file; UserError where there is none or it cannot be read."""
+    there = look(path, flag)
+    name = f"{flag} {short(path)}".strip()
+    if there != "file":
+        raise UserError(f"{name}: {'a folder, a file is wanted' if there else 'no such file'}")
+    try:
+        return expand_path(path).read_bytes()
+    except OSError as error:
+        raise UserError(f"{name} cannot be read: {error.strerror}") from None
 
 
 def read_json(path, kind=None, flag=""):
@@ -45,12 +70,13 @@ def read_json(path, kind=None, flag=""):
 
     kind: dict, list or None for any. flag: what to call the file in the message.
     """
-    path, name = Path(path), f"{flag} {short(path)}".strip()
-    check_file(path, flag)
+    name = f"{flag} {short(path)}".strip()
     try:
-        value = json.loads(path.read_text(encoding="utf-8-sig"))
+        value = json.loads(read_bytes(path, flag))  # by its byte order mark, else UTF-8
     except RecursionError:
         raise UserError(f"{name}: JSON nested too deeply") from None
+    except UserError:  # a ValueError too
+        raise
     except ValueError as error:
         raise UserError(f"{name} cannot be read as JSON: {short(error)}") from None
     if kind is not None and not isinstance(value, kind):

@@ -4,6 +4,7 @@ YAML reads an unquoted no as False, 1:30 as 90 and 2024-05-01 as a date; a suite
 the person typed. So a plain scalar stays text (`Plain`), and `as_typed` makes of it what the flag takes.
 """
 
+import collections
 import itertools
 import math
 import re
@@ -36,8 +37,8 @@ class Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
         return node.value if node.style else Plain(node.value)  # plain: None or ""
 
     def mapping(self, node):
-        own = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-        twice = sorted({key for key in own if own.count(key) > 1})
+        own = collections.Counter(key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode))
+        twice = sorted(key for key, n in own.items() if n > 1)
         if twice:
             raise yaml.constructor.ConstructorError(None, None, f"{twice[0]} is given twice", node.start_mark)
         return self.construct_yaml_map(node)
@@ -63,7 +64,7 @@ def n_values(node, known):
 def read_yaml(path):
     """The value of a suite file: mappings, lists, str and Plain. UserError for anything that is no such file."""
     path = Path(path)
-    utils.check_file(path)
+    utils.look(path)
     try:
         if path.stat().st_size > MOST_BYTES:
             raise utils.UserError(f"{path} is larger than {MOST_BYTES // utils.MB} MB; that is no suite")

@@ -54,3 +54,10 @@ def test_values_that_no_file_can_have_and_pipes_are_one_line(tmp_path, capsys):
     other = tmp_path / os.fsdecode(b"caf\xe9.csv")  # a name in another encoding
     other.touch()
     assert finetune.parse_args(["--dataset", str(other)]).dataset == str(other)
+
+
+def test_an_empty_value_is_one_line_where_a_name_is_wanted(capsys):
+    for flag in ("--model", "--dataset", "--runs_dir", "--results", "--adapter"):
+        said = refused(prompt_eval, "--model", "m", flag, "", capsys=capsys)
+        assert f"{flag}: the value is empty" in said
+    assert prompt_eval.parse_args(["--model", "m", "--instruction", ""]).instruction == ""

@@ -55,6 +55,8 @@ def test_names_are_checked_before_anything_is_loaded(tmp_path, monkeypatch):
     hub.check_names({"--model": str(tmp_path)}, {"--dataset": None})
     with pytest.raises(utils.UserError, match=r"--model \./nowhere: no such file or folder"):
         hub.check_names({"--model": "./nowhere"})
+    with pytest.raises(utils.UserError, match="--embed_model: the name is empty; give a folder or a hub name"):
+        hub.check_names({"--embed_model": " "})
     with pytest.raises(utils.UserError, match="prepare_data.py demo"):
         hub.check_names({"--model": "assets/models/nowhere"})
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")

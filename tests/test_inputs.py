@@ -13,11 +13,12 @@ def test_pipes_devices_and_sockets_are_no_inputs(tmp_path):
     with socket.socket(socket.AF_UNIX) as listening:
         listening.bind(str(tmp_path / "s"))
     for path in (tmp_path / "pipe", tmp_path / "link", "/dev/zero", tmp_path / "s"):
-        with pytest.raises(utils.UserError, match="--dataset .*: a pipe or device; give an ordinary file"):
-            inputs.check_file(path, "--dataset")
+        with pytest.raises(utils.UserError, match="--dataset .*: a pipe or device; write what it"):
+            inputs.look(path, "--dataset")
     (tmp_path / "file").touch()
-    for path in (tmp_path / "file", tmp_path, tmp_path / "nothing", "n" * 300, "a\0b", "~nobody/x"):
-        inputs.check_file(path, "--dataset")
+    assert (inputs.look(tmp_path / "file"), inputs.look(tmp_path)) == ("file", "folder")
+    for path in (tmp_path / "nothing", tmp_path / "file/below", "n" * 300, "a\0b", "~nobody/x"):
+        assert inputs.look(path) is None
 
 
 def test_what_exists(tmp_path):
@@ -26,6 +27,16 @@ def test_what_exists(tmp_path):
     for name in ("nothing", "file/below", "n" * 300, "a\0b"):
         assert not inputs.exists(f"{tmp_path}/{name}")
     assert not inputs.exists("~nobody_of_that_name/x")
+
+
+def test_what_may_not_be_seen_is_one_line(monkeypatch):
+    def refuse(*args, **kwargs):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(inputs.os, "stat", refuse)
+    with pytest.raises(utils.UserError, match="--dataset a.jsonl: Permission denied"):
+        inputs.look("a.jsonl", "--dataset")
+    assert inputs.exists("a.jsonl")
 
 
 @pytest.mark.parametrize(

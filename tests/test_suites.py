@@ -1,23 +1,9 @@
 import pytest
+import yaml
+from sweep_helpers import suite, words
 
 import sweep
-
-
-@pytest.fixture(autouse=True)
-def heavy_imports():
-    """The functions of the script are called directly, without its main."""
-    sweep.import_heavy()
-
-
-def suite(path, text):
-    path.write_text(text)
-    return str(path)
-
-
-def words(path):
-    """The suite's commands without where they write."""
-    args = sweep.parse_args([path])
-    return [" ".join(cell.argv).split(" --results")[0] for cell in sweep.make_cells(path, args)[1]]
+from harness import suites
 
 
 def bomb(first, line):
@@ -121,3 +107,21 @@ grid: {k_shots: [0, 2.0]}
         assert words(path) == [f"--seed 1{flag}" for flag in wanted]
     text = "script: finetune.py\nflags: &f {seed: 1}\nruns: [{flags: {<<: *f, epochs: 2}}]\n"
     assert words(suite(tmp_path / "c.yaml", text)) == ["--seed 1 --epochs 2"]
+
+
+def test_many_keys_are_not_compared_with_each_other():
+    compared = []
+
+    class Key(str):
+        __hash__ = str.__hash__
+
+        def __eq__(self, other):
+            compared.append(other)
+            return str.__eq__(self, other)
+
+    def scalar(text):
+        return yaml.ScalarNode("tag:yaml.org,2002:str", text, style='"')
+
+    node = yaml.MappingNode("tag:yaml.org,2002:map", [(scalar(Key(f"k{i}")), scalar("v")) for i in range(300)])
+    made = suites.Loader("").construct_document(node)
+    assert len(made) == 300 and len(compared) < 3000

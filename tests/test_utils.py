@@ -43,6 +43,25 @@ def test_addresses_are_told_without_credentials(text, public):
     assert utils.without_credentials({"a": [text, 1, None]}) == {"a": [public, 1, None]}
 
 
+def test_flags_lose_the_parameters_of_addresses_that_are_all_of_a_value():
+    prompt, url = "See https://x.org/?q=1#a=2 {text}", "http://me:s3cret@host/v1?key=s3cret"
+    flags = {
+        "template": prompt,
+        "judge_url": f"{url} x",
+        "docs": [url, f" {url}\n"],
+        "model": "http://me:pw@host {text}",
+    }
+    told = utils.without_credentials(flags, within=False)
+    assert told == {
+        "template": prompt,
+        "judge_url": "http://host/v1 x",
+        "docs": ["http://host/v1", " http://host/v1\n"],
+        "model": "http://host {text}",
+    }
+    argv = ("--template", prompt, "--judge_url", f"{url} x", "--docs", url)
+    assert utils.without_credentials(argv, within=False) == [*argv[:3], "http://host/v1 x", "--docs", "http://host/v1"]
+
+
 def test_measure_latency_passes_its_arguments_on():
     seen = []
     utils.measure_latency(lambda *args, **kwargs: seen.append((args, kwargs)), 1, 2, n_runs=3, word="x")
@@ -114,15 +133,12 @@ def test_clean_exit_is_one_line_and_code_2(capsys):
     assert capsys.readouterr().err == "test_utils.py: error: this is not allowed\n"
 
 
-def test_thinking_is_switched_in_the_chat_template(tiny_llama, tmp_path):
-    template = "{{ messages[0]['content'] }}{% if enable_thinking is defined and not enable_thinking %}no{% endif %}"
-    tokenizer = utils.load_tokenizer(tiny_llama)
-    tokenizer.chat_template = template
-    tokenizer.save_pretrained(tmp_path)
-    said = [
-        utils.load_tokenizer(tmp_path, thinking=value).apply_chat_template(
-            [{"role": "user", "content": "film"}], tokenize=False
-        )
-        for value in (None, True, False)
-    ]
-    assert said == ["film", "film", "filmno"]
+def test_the_tokenizer_is_that_of_the_models(tiny_llama, tmp_path):
+    """The one that the scripts load, with all its checks."""
+    from harness.models import loading
+
+    theirs = loading.load_tokenizer(tiny_llama)
+    assert utils.load_tokenizer(tiny_llama).init_kwargs == theirs.init_kwargs
+    for load in (utils.load_tokenizer, loading.load_tokenizer):
+        with pytest.raises(utils.UserError, match="--no-thinking: this model's chat template has no such switch"):
+            load(tiny_llama, thinking=False)

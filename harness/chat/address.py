@@ -23,6 +23,17 @@ class Address:
     port: int
     scheme: str
 
+    @property
+    def secrets(self):
+        """What the address holds besides the public part, quoted and unquoted, the longest first; no text of under
+        four characters, which would be found in any message.
+        """
+        parts = urllib.parse.urlsplit(self.url)
+        texts = [parts.username, parts.password, *self.parameters.values()]
+        texts = [urllib.parse.unquote(text) for text in filter(None, texts)]
+        texts += [urllib.parse.quote(text, safe="") for text in texts]
+        return sorted({text for text in texts if text and len(text) >= 4}, key=len, reverse=True)
+
 
 def read(url, plain_http=False):
     """The Address of --judge_url. UserError for one that is malformed, and for http:// to another machine unless
@@ -39,10 +50,13 @@ def read(url, plain_http=False):
         raise utils.UserError(f"{name}: not a valid address ({error})") from None
     if parts.scheme != "https" and not _is_here(host) and not plain_http:
         raise utils.UserError(f"{name}: http is not encrypted; use https, or allow it with --judge_plain_http")
-    parameters = dict(urllib.parse.parse_qsl(parts.query))
+    parameters = urllib.parse.parse_qs(parts.query, keep_blank_values=True)
+    twice = [each for each, values in parameters.items() if len(values) > 1]
+    if twice:
+        raise utils.UserError(f"{name}: the parameter {twice[0]} stands in it twice; give it once")
     return Address(
         parts._replace(query="", fragment="").geturl(),
-        parameters,
+        {each: text for each, (text,) in parameters.items()},
         utils.without_credentials(url),
         host,
         port,

@@ -175,9 +175,11 @@ class EndpointJudge:
                 keep(request, *reply)
 
     def _words(self, error):
-        """The first line of an error's text, without the key."""
-        text = (str(error).splitlines() or [""])[0][:300]
-        return utils.without_credentials(text.replace(self.key, "...") if self.key else text)
+        """The first line of an error's text, without the key and what the address holds besides it."""
+        text = (str(error).splitlines() or [""])[0]
+        for secret in filter(None, (self.key, *self.address.secrets)):
+            text = text.replace(secret, "...")
+        return utils.without_credentials(text)[:300]
 
     def _next(self, todo):
         """The next request if the budget covers its highest cost, which is reserved; else None, as at the end."""
@@ -226,7 +228,8 @@ class EndpointJudge:
             create = client.chat.completions.with_raw_response.create
             try:
                 return replies.to_json(await create(model=self.model, messages=messages, **options))
-            except openai.APITimeoutError:
+            except openai.APITimeoutError:  # the endpoint may have answered, and may charge it
+                self.spent += self.estimate([request])[2] or 0.0
                 late += 1
                 if late > min(self.retries, 1):
                     raise

@@ -117,9 +117,10 @@ def fill(template, **values):
     return re.sub(r"\{(\w+)\}", lambda match: values.get(match[1], match[0]), template)
 
 
-# a direct reply: the label, perhaps behind its name, and nothing that could belong to another word
+# a direct reply: the label, perhaps behind its name, and the end of its line; "1. It is right" begins a list
 NAMED = r"(?i:(?:my |the |final |overall )*(?:rating|answer|verdict|choice|winner|response|assistant)(?: is)?)\W+"
-DIRECT = re.compile(rf"\W*(?:{NAMED})?(\d+(?:\.\d+)?|[AB])(?:\s*$|\W*\n|\s*[.,:;)\]\"'*/]|\s+out\s+of\s+10\b)")
+DIRECT = re.compile(rf"\W*(?:{NAMED})?(\d+(?:\.\d+)?|[AB])(?:[^\w\n/]*(?:\n|$)|\s*/\s*10\b|\s+out\s+of\s+10\b)")
+REASONED = re.compile(r"([AB])[.,:;]\s")  # of a pair, "B, since it is complete": only if no other letter stands alone
 # a sentence that prefers one answer: "Answer B is better", "the better answer is B"
 WHICH = r"(?i:answer|assistant|response|option|candidate)\W*"
 BETTER = r"(?i:better|best|stronger|preferable|superior)"
@@ -132,8 +133,9 @@ PREFERS = re.compile(
 def read_verdict(request, text):
     """The label that a reply gives behind its thoughts; None, never a guess, where it gives none or more than one.
 
-    Explained ratings are read as in FastChat, [[5]] or else [5]. A reply to a direct request must begin with the label,
-    or, of a pair, mark one as [[B]] or prefer one in words (PREFERS).
+    Explained ratings are read as in FastChat, [[5]] or else [5]. The first line of a reply to a direct request must be
+    the label alone; of a pair, the reply may also mark one as [[B]], prefer one in words (PREFERS), or give a reason
+    behind the letter (REASONED). Whatever of these it holds must agree.
     """
     text = thoughts.answer_of(text).strip()
     if not request.direct:
@@ -142,11 +144,12 @@ def read_verdict(request, text):
     match = DIRECT.match(text)
     if request.kind == "rating":
         return match[1] if match and match[1] not in LETTERS and 1 <= float(match[1]) <= 10 else None
-    preferred = re.findall(r"\[\[([AB])\]\]", text)
-    if not preferred and match:
-        return match[1] if match[1] in LETTERS else None
-    preferred = preferred or [first or second for first, second in PREFERS.findall(text)]
-    return preferred[0] if len(set(preferred)) == 1 else None
+    preferred = re.findall(r"\[\[([AB])\]\]", text) or [first or second for first, second in PREFERS.findall(text)]
+    if match:
+        preferred.append(match[1])
+    elif not preferred and REASONED.match(text):
+        preferred = re.findall(r"\b[AB]\b", text)
+    return preferred[0] if len(set(preferred)) == 1 and preferred[0] in LETTERS else None
 
 
 def verdict_of(request, text, alternatives=None):

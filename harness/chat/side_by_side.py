@@ -47,8 +47,8 @@ class System:
 
 def system_of(name, questions, records, row):
     """The System of a model's answers. records: [N] of answers.answer; row: the run's, with times and perplexity."""
-    # records of earlier versions hold the thoughts too
-    turns = [list(map(thoughts.answer_of, record["turns"])) for record in records]
+    # records of earlier versions hold the thoughts too, and have no "generated"
+    turns = [r["turns"] if "generated" in r else list(map(thoughts.answer_of, r["turns"])) for r in records]
     system = System(name, {question.id: texts for question, texts in zip(questions, turns)})
     system.generated = {q.id: record.get("generated", record["turns"]) for q, record in zip(questions, records)}
     system.scores = {q.id: measures(q, own, record["cut"]) for q, own, record in zip(questions, turns, records)}

@@ -13,6 +13,12 @@ NUMPY_NUMBERS = re.compile(r"\[\s*-?\d+\.?(?:\s+-?\d+\.?)+\s*\]")  # [0 1]
 NUMPY_ARRAY = re.compile(r"array\((\[.*?\])(?:,\s*dtype=[^)]*)?\)", re.S)
 
 
+class Written(str):
+    """A cell of a CSV or TSV that begins like a list or an object: such a file can hold these only as text."""
+
+    __slots__ = ()
+
+
 def clean(value):
     """A JSON value whose texts can be written as UTF-8: half of a surrogate pair becomes a question mark."""
     if isinstance(value, str):
@@ -73,13 +79,12 @@ def text(value, where, join=None):
 
 
 def texts(value, where):
-    """The texts of a cell, none of them empty: one, a list of them, or a list that is written down as text.
+    """The texts of a cell, none of them empty: one, a list of them, or a list that a CSV or TSV writes down as text.
 
-    Also the answers of SQuAD, {"text": [..]} or [{"text": ..}], and of TriviaQA, {"value": .., "aliases": [..]}.
+    A text in brackets in any other file is one text. Also the answers of SQuAD, {"text": [..]} or [{"text": ..}], and
+    of TriviaQA, {"value": .., "aliases": [..]}.
     """
-    found = parse(value)
-    if isinstance(value, str) and _is_nested(found):
-        found = value  # a text in brackets, such as a matrix
+    found = _read(value)
     if isinstance(found, dict):
         if not {"text", "value"} & set(found):
             raise utils.UserError(f"{where} holds an object ({_short(found)}); a text or a list of texts is wanted")
@@ -89,6 +94,17 @@ def texts(value, where):
     items = found if isinstance(found, (list, tuple)) else [found]
     items = [item["text"] if isinstance(item, dict) and "text" in item else item for item in items]
     return tuple(filter(None, (text(item, where).strip() for item in items)))
+
+
+def is_written_list(value):
+    """True for a cell of a CSV or TSV whose text `texts` reads as a list or an object of texts."""
+    return _read(value) is not value
+
+
+def _read(value):
+    """What a Written cell writes down, unless that holds no answers, such as a matrix; any other value as it is."""
+    found = parse(value) if isinstance(value, Written) else value
+    return value if found is not value and _is_nested(found) else found
 
 
 def _is_nested(value):

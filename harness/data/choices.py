@@ -2,6 +2,7 @@
 
 import re
 
+import utils
 from harness.data import cells
 
 # columns with an option each: what is before the letter or number -> how many there must be to be options
@@ -63,7 +64,8 @@ def rule(rows, answer, options):
     """How the answers of `rows` name options: (one of RULES, True if an option's text goes before it), else None.
 
     None: they are the options' texts, or other texts. answer, options: columns, as in `options_of`. The rule is the one
-    that most answers fit which are no option's text; texts go first where most answers are an option's text.
+    that most answers fit which are no option's text; texts go first where most answers are an option's text. UserError
+    where nothing tells places from 0 from places from 1: no answer is 0 or the number of its row's options.
     """
     read = [(*options_of(row, options), cells.texts(_place(row.get(answer)), answer)) for row in rows]
     read = [(texts, names, answers) for texts, names, answers in read if texts and answers]
@@ -72,9 +74,19 @@ def rule(rows, answer, options):
         return None
     fits = {}
     for candidate in RULES:
-        fits[candidate] = sum(all(_index(text, *each[:2], candidate) is not None for text in each[2]) for each in other)
-    best = max(RULES, key=fits.get)
-    return (best, len(other) < len(read) / 2) if fits[best] > len(other) / 2 else None
+        fits[candidate] = [all(_index(text, *each[:2], candidate) is not None for text in each[2]) for each in other]
+    best = max(RULES, key=lambda candidate: sum(fits[candidate]))
+    if sum(fits[best]) <= len(other) / 2:
+        return None
+    texts_first = len(other) < len(read) / 2
+    if best == 0 and fits[0] == fits[1]:
+        if texts_first:  # a few numbers beside options are other texts
+            return None
+        raise utils.UserError(
+            f"column {answer}: whether the answers are places of the options counted from 0 or from 1 cannot be told: "
+            "none is 0 or the number of options; write letters (A, B, ..) or the options' texts instead"
+        )
+    return best, texts_first
 
 
 def resolve(value, texts, names, chosen, where):

@@ -17,6 +17,8 @@ ANSWER, OPTIONS = ("answers", "answer", "answerkey", "answer_key"), ("options", 
 INSTRUCTION, RESPONSE = ("instruction", "prompt"), ("output", "response", "completion")
 GROUP = ("heuristic", "source", "category")  # groups that are also scored one by one
 CATEGORY = ("category",)  # the label of a text that has no other
+# a first line with one of these is a header, a JSON object with one a row
+KNOWN = frozenset((*TEXT, *LABEL, *QUESTION, *ANSWER, *INSTRUCTION))
 
 # kind -> the roles that must have a column
 NEEDED = {"classification": ("text", "label"), "qa": ("question", "answer"), "instruction": ("instruction", "response")}

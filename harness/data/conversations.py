@@ -7,6 +7,14 @@ CHATS = ("messages", "conversations", "conversation")
 PROMPT, CHOSEN, REJECTED = "prompt", "chosen", "rejected"
 ASKED = (PROMPT, "question", "instruction")  # of a preference pair, the first that is there
 USER, ASSISTANT, SYSTEM = ("user", "human", "prompter"), ("assistant", "gpt", "chatgpt", "bot", "model"), ("system",)
+JUDGED = {
+    "true": True,
+    "1": True,
+    "1.0": True,
+    "false": False,
+    "0": False,
+    "0.0": False,
+}  # of completions, in KTO's label
 LAST_ANSWER = "\n\nAssistant:"  # of Anthropic's HH-RLHF, whose chosen text is the whole conversation
 
 
@@ -19,36 +27,57 @@ def shape(names):
     return "completion" if PROMPT in names and "completion" in names else None
 
 
-def as_instructions(rows, names):
-    """(instruction rows, notes) of rows of a `shape`; other rows as they are, without notes.
+def as_instructions(splits, names):
+    """({split: instruction rows}, notes) of {split: rows} of a `shape`; other rows as they are, without notes.
 
     names: the columns of the rows. OpenAI's messages and ShareGPT's conversations: the last user turn before an
     assistant's last is the instruction, what was said before it the context, the assistant's turn the response. Of a
-    preference pair the chosen answer is the response, of completions that were judged (label) those judged good. A row
-    without an assistant's turn has an empty response.
+    preference pair the chosen answer is the response, of completions that were judged (KTO's label, true or false)
+    those judged good. A row without an assistant's turn has an empty response. UserError where none was judged good.
     """
     found = shape(names)
     if found is None:
-        return rows, []
-    notes, made, longer = [], [], 0
+        return splits, []
+    notes, made, longer = [], {}, 0
     chat = next((name for name in CHATS if name in names), None)
     if found == "preference":
         notes.append("preference pairs: the chosen answers are the responses, the rejected ones are not used")
-    if found == "completion" and "label" in names:
-        good = [row for row in rows if row.get("label") in (True, 1, "True", "true", "1")]
-        notes.append(f"judged completions: the {len(rows) - len(good)} that were judged bad are not used")
-        rows = good
-    for number, row in enumerate(rows):
-        where = f"row {number}: {chat or (CHOSEN if found == 'preference' else PROMPT)}"
-        turns = _turns(row.get(chat), where) if chat else _prompted(row, found, where)
-        instruction, context, response = _last_exchange(turns, _system(row))
-        longer += len([role for role, _ in turns if role == "assistant"]) > 1
-        kept = {name: cell for name, cell in row.items() if name not in (chat, PROMPT, "completion", CHOSEN, REJECTED)}
-        context = context or row.get("context") or row.get("input") or ""
-        made.append({**kept, "instruction": instruction, "context": context, "response": response})
+    if found == "completion":
+        splits, said = _judged_good(splits)
+        notes += said
+    for split, rows in splits.items():
+        made[split] = []
+        for number, row in enumerate(rows):
+            where = f"{split} row {number}: {chat or (CHOSEN if found == 'preference' else PROMPT)}"
+            turns = _turns(row.get(chat), where) if chat else _prompted(row, found, where)
+            instruction, context, response = _last_exchange(turns, _system(row))
+            longer += len([role for role, _ in turns if role == "assistant"]) > 1
+            used = (chat, PROMPT, "completion", CHOSEN, REJECTED)
+            kept = {name: cell for name, cell in row.items() if name not in used}
+            context = context or row.get("context") or row.get("input") or ""
+            made[split].append({**kept, "instruction": instruction, "context": context, "response": response})
     if longer:
         notes.append(f"{longer} chats of several turns: the last answer is the response, earlier turns are its context")
     return made, notes
+
+
+def _judged_good(splits):
+    """({split: rows that were judged good}, notes); all rows where their labels are no judgements, true or false."""
+    found = [row.get("label") for rows in splits.values() for row in rows]
+    if not {str(label).strip().lower() for label in found if not cells.is_empty(label)} <= set(JUDGED):
+        return splits, []
+    if all(map(cells.is_empty, found)):
+        return splits, []
+    good = {
+        split: [row for row in rows if JUDGED.get(str(row.get("label")).strip().lower())]
+        for split, rows in splits.items()
+    }
+    n = sum(map(len, good.values()))
+    if not n:
+        raise utils.UserError(
+            f"label: none of the {len(found)} completions was judged good, so no response can be used"
+        )
+    return good, [f"judged completions: the {len(found) - n} that were judged bad are not used"]
 
 
 def _turns(value, where):
@@ -84,8 +113,8 @@ def _content(content, where):
 
 def _prompted(row, found, where):
     """The turns of a prompt and its completion or chosen answer, which may be texts or lists of messages."""
-    prompt = cells.parse(next((row[name] for name in ASKED if not cells.is_empty(row.get(name))), None))
-    answer = cells.parse(row.get(CHOSEN if found == "preference" else "completion"))
+    prompt = _written_messages(next((row[name] for name in ASKED if not cells.is_empty(row.get(name))), None))
+    answer = _written_messages(row.get(CHOSEN if found == "preference" else "completion"))
     if isinstance(answer, (list, tuple, dict)):
         turns = _turns(answer, where)
         if any(role == "user" for role, _ in turns):  # the whole conversation
@@ -96,7 +125,22 @@ def _prompted(row, found, where):
             asked, _, answer = answer.rpartition(LAST_ANSWER)
             return [("user", asked.strip().removeprefix("Human:").strip()), ("assistant", answer.strip())]
         turns = [("assistant", answer)]
-    return [*(_turns(prompt, where) if isinstance(prompt, list) else [("user", cells.text(prompt, where))]), *turns]
+    asked = isinstance(prompt, (list, tuple, dict))
+    return [*(_turns(prompt, where) if asked else [("user", cells.text(prompt, where))]), *turns]
+
+
+def _written_messages(value):
+    """The messages that a text writes down; any other value as it is, such as an answer that is itself JSON."""
+    found = cells.parse(value) if isinstance(value, str) else value
+    messages = [found] if isinstance(found, dict) else found
+    if isinstance(value, str) and not (
+        isinstance(messages, list)
+        and messages
+        and all(isinstance(message, dict) and {"role", "from"} & set(message) for message in messages)
+        and any({"content", "value"} & set(message) for message in messages)
+    ):
+        return value
+    return found
 
 
 def _system(row):

@@ -230,7 +230,8 @@ def instructions(args):
         rows = loaded["train"]
     names = column_names(rows)
     if not any(name in names for name in INSTRUCTION["instruction"]):  # chats, preference pairs, prompts
-        rows, notes = conversations.as_instructions(rows, names)
+        made, notes = conversations.as_instructions({"file": rows}, names)
+        rows = made["file"]
         print("\n".join(notes), end="\n" if notes else "")
     elif not any(name in names for name in INSTRUCTION["context"]):  # no row has an input
         rows = [{**row, "context": ""} for row in rows]

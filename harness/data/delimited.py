@@ -9,6 +9,7 @@ import warnings
 import pandas as pd
 
 import utils
+from harness.data.cells import Written
 
 DELIMITERS = (",", ";", "\t", "|")  # of a CSV, the first that fits
 SAMPLE = 1 << 16  # characters that tell the delimiter
@@ -25,6 +26,7 @@ def read(text, path, kind, columns=None, known=(), notes=None):
     said so in `notes`. known: column names; without `columns` a TSV's first line is a header if it holds one of them,
     in any case, or looks like one; a CSV's always is.
     """
+    whole = text
     separated = re.match(r"sep=(.)\r?\n", text, re.I)  # Excel's own line
     text = text[separated.end() :] if separated else text
     if not text.strip():
@@ -37,7 +39,8 @@ def read(text, path, kind, columns=None, known=(), notes=None):
     quoting = 0 if kind == "csv" or delimiter != "\t" or is_quoted_tsv(text) else NO_QUOTES
     names = [name.strip() for name in next(csv.reader([first_line], delimiter=delimiter, quoting=quoting), [])]
     has_header = not columns and (kind == "csv" or any(name in known or name.lower() in known for name in names))
-    frame = _frame(text, path, kind, 0 if has_header else None, sep=delimiter, quoting=quoting)
+    above = whole.count("\n", 0, len(whole) - len(text))  # lines that were left out
+    frame = _frame(text, path, kind, 0 if has_header else None, above, sep=delimiter, quoting=quoting)
     if not has_header:
         likely = _looks_like_header(frame)
         if likely and not columns:
@@ -52,11 +55,17 @@ def read(text, path, kind, columns=None, known=(), notes=None):
                 notes.append(told)
         frame.columns = _checked(columns or _guess_columns(frame, path), frame, path)
     frame.columns = [name.strip() if isinstance(name, str) else name for name in frame.columns]
-    return frame.to_dict("records")
+    rows = frame.to_dict("records")
+    return [
+        {name: Written(cell) if str(cell)[:1] in ("[", "{") else cell for name, cell in row.items()} for row in rows
+    ]
 
 
-def _frame(text, path, kind, header, **options):
-    """The cells as a pandas frame of strings; UserError, with the line, for a row of too many cells."""
+def _frame(text, path, kind, header, above, **options):
+    """The cells as a pandas frame of strings; UserError, with the line, for a row of too many cells.
+
+    above: how many lines of the file stand above the text.
+    """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", pd.errors.ParserWarning)  # pandas would cut a row with too many cells
@@ -65,8 +74,25 @@ def _frame(text, path, kind, header, **options):
             )
     except (ValueError, pd.errors.ParserWarning) as error:  # pandas' parser errors are ValueErrors
         reason = str(error).splitlines()[0].removeprefix("Error tokenizing data. C error: ")
-        hint = "" if options["quoting"] else "; a cell with the delimiter or a line break in it needs quotation marks"
-        raise utils.UserError(f"{path} cannot be read as {kind}: {reason}{hint}") from None
+        reason = _too_many_cells(text, above, options["sep"], options["quoting"]) or reason
+        raise utils.UserError(f"{path} cannot be read as {kind}: {reason}") from None
+
+
+def _too_many_cells(text, above, delimiter, quoting):
+    """A line that names the first row with more cells than the first one, and what to do; None where there is none."""
+    rows = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, quoting=quoting)
+    sign = {"\t": "tab", ",": "comma", ";": "semicolon"}.get(delimiter, delimiter)
+    advice = f"take the {sign} out of the cells" if quoting else f"put quotation marks around cells with a {sign}"
+    width = last = 0
+    try:
+        for row in rows:
+            width = width or len(row)
+            if len(row) > width:
+                advice = advice if any(row[width:]) else f"its last is empty: take the {sign} off the ends of the lines"
+                return f"line {above + last + 1} has {len(row)} cells, the first line {width}; {advice}"
+            last = rows.line_num
+    except csv.Error:
+        return None
 
 
 def _delimiter(text, columns, known):

@@ -5,6 +5,7 @@ import re
 
 import utils
 from harness.data import cells
+from harness.data.columns import KNOWN
 from harness.data.splits import split_of
 
 WRAPPERS = ("data", "rows", "examples", "instances", "items", "records", "samples", "entries", "questions")
@@ -42,18 +43,6 @@ def read(text, path, kind):
     for part in value.values() if isinstance(value, dict) else [value]:
         _check_rows(part, path)
     return value
-
-
-def one_value(text, path):
-    """The one JSON value of a text; UserError, with the line, where it holds none."""
-    try:
-        return cells.clean(json.loads(text))
-    except RecursionError:
-        raise utils.UserError(f"{path} cannot be read as json: its brackets are nested too deeply") from None
-    except json.JSONDecodeError as error:
-        raise utils.UserError(f"{path} cannot be read as json: line {error.lineno}: {_reason(error)}") from None
-    except ValueError as error:  # a number of too many digits
-        raise utils.UserError(f"{path} cannot be read as json: {error}") from None
 
 
 def _parse(text, path, kind):
@@ -105,7 +94,14 @@ def _check_rows(rows, path):
 
 
 def _unwrap(value, path, kind):
-    """The rows in an object, or {split: rows}; [value] where it is itself a row."""
+    """The rows in an object, or {split: rows}; [value] where it is itself a row.
+
+    The one line of a JSONL file is a row if a text or number stands in it under a known column name.
+    """
+    if kind == "jsonl" and any(
+        name.lower() in KNOWN and not isinstance(cell, (list, dict)) for name, cell in value.items()
+    ):
+        return [value]
     lists = {
         name: part
         for name, part in value.items()

@@ -64,7 +64,7 @@ def label_names(splits, column, declared):
             f"--label_column {column} holds {len(names)} different values; a class label has at most {MAX_LABELS}"
         )
     ordered = sorted(
-        names, key=lambda name: (0, int(name), "") if re.fullmatch("-?[0-9]{1,18}", name) else (1, 0, name)
+        names, key=lambda name: (0, int(name), name) if re.fullmatch("-?[0-9]{1,18}", name) else (1, 0, name)
     )
     return ordered, {name: i for i, name in enumerate(ordered)}
 

@@ -1,19 +1,16 @@
 """Files of the formats that people bring -> rows. Every file of data is read here, whatever room asks for it."""
 
-import os
-import stat
+import json
 from pathlib import Path
 
 import pyarrow
 import pyarrow.parquet
 
 import utils
-from harness import flags
+from harness import flags, inputs
 from harness.data import delimited, json_rows
-from harness.data.columns import ANSWER, INSTRUCTION, LABEL, QUESTION, TEXT
+from harness.data.columns import KNOWN
 
-# a first line with one of these is a header
-HEADER_NAMES = frozenset((*TEXT, *LABEL, *QUESTION, *ANSWER, *INSTRUCTION))
 MARKS = {  # a byte order mark -> encoding, the longer ones first
     b"\xff\xfe\0\0": "utf-32",
     b"\0\0\xfe\xff": "utf-32",
@@ -21,33 +18,6 @@ MARKS = {  # a byte order mark -> encoding, the longer ones first
     b"\xfe\xff": "utf-16",
     b"\xef\xbb\xbf": "utf-8-sig",
 }
-
-
-def look(path):
-    """What stands at a path: "file", "folder", or None for nothing. A ~ at its start is the home folder.
-
-    UserError for a FIFO, a device or a socket, which would wait or never end, and for what the system does not show.
-    """
-    shown = str(path) if len(str(path)) <= 100 else f"{str(path)[:97]}..."
-    try:
-        mode = os.stat(os.path.expanduser(path)).st_mode
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except (OSError, ValueError) as error:  # no permission, a name too long, a zero byte in it
-        raise utils.UserError(f"{shown}: {getattr(error, 'strerror', None) or error}") from None
-    if stat.S_ISREG(mode) or stat.S_ISDIR(mode):
-        return "file" if stat.S_ISREG(mode) else "folder"
-    raise utils.UserError(f"{shown} is no regular file (a pipe, a device or a socket); write what it gives into a file")
-
-
-def read_bytes(path):
-    """The bytes of a regular file; UserError where there is none or it cannot be read."""
-    if look(path) != "file":
-        raise utils.UserError(f"{path}: {'a folder, a file is wanted' if look(path) else 'no such file'}")
-    try:
-        return Path(os.path.expanduser(path)).read_bytes()
-    except OSError as error:
-        raise utils.UserError(f"{path} cannot be read: {error.strerror}") from None
 
 
 def decode(data, path, encoding=None, kind="text"):
@@ -72,12 +42,7 @@ def decode(data, path, encoding=None, kind="text"):
 
 def read_text(path, encoding=None, kind="text"):
     """The text of a file, as `decode` reads it."""
-    return decode(read_bytes(path), path, encoding, kind)
-
-
-def read_json(path):
-    """The JSON value of a file of one value (settings, a manifest). UserError, with the line, where there is none."""
-    return json_rows.one_value(read_text(path, kind="json"), path)
+    return decode(inputs.read_bytes(path), path, encoding, kind)
 
 
 def read_table(path, columns=None, named=(), encoding=None, notes=None):
@@ -107,7 +72,7 @@ def read_parts(path, columns=None, named=(), encoding=None, notes=None):
         return _read_parquet(path)[0]
     text = read_text(path, encoding, kind)
     if kind in ("csv", "tsv"):
-        return delimited.read(text, path, kind, columns, {*HEADER_NAMES, *named}, notes)
+        return delimited.read(text, path, kind, columns, {*KNOWN, *named}, notes)
     return json_rows.read(text, path, kind)
 
 
@@ -124,9 +89,9 @@ def class_names(path):
 
 def _read_parquet(path, schema_only=False):
     """(rows, {column: label names}) of a parquet file."""
-    if look(path) != "file":
-        raise utils.UserError(f"{path}: {'a folder, a file is wanted' if look(path) else 'no such file'}")
-    place = os.path.expanduser(path)
+    if inputs.look(path) != "file":
+        raise utils.UserError(f"{path}: {'a folder, a file is wanted' if inputs.look(path) else 'no such file'}")
+    place = inputs.expand_path(path)
     try:
         declared = _declared(pyarrow.parquet.read_schema(place))
         # lists stay lists, where pandas would give arrays
@@ -139,9 +104,9 @@ def _read_parquet(path, schema_only=False):
 def _declared(schema):
     """{column: label names} of the ClassLabel columns in the metadata that `datasets` writes."""
     try:
-        features = json_rows.one_value((schema.metadata or {}).get(b"huggingface", b"{}").decode(), "metadata")
+        features = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
         features = features.get("info", {}).get("features", {})
         named = {name: kind["names"] for name, kind in features.items() if kind.get("_type") == "ClassLabel"}
-    except (utils.UserError, UnicodeDecodeError, AttributeError, KeyError):
+    except (ValueError, RecursionError, AttributeError, KeyError):
         return {}
     return {name: list(map(str, names)) for name, names in named.items() if isinstance(names, list) and names}

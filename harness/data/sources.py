@@ -1,6 +1,5 @@
 """Where a data set's rows come from: files, folders, what `datasets` saved, the hub."""
 
-import os
 import re
 from pathlib import Path
 
@@ -8,7 +7,7 @@ import datasets
 import pyarrow
 
 import utils
-from harness import flags
+from harness import flags, inputs
 from harness.data import readers, splits
 
 # of several files of one split: train-00000-of-00002.parquet, also with a hash behind; train_0.jsonl
@@ -26,14 +25,14 @@ def read_splits(dataset, subset, files, columns=None, named=(), encoding=None):
     if files:
         parts = {split: [Path(file)] for split, file in files.items()}
         return _read_files(parts, options, notes)
-    path = Path(os.path.expanduser(dataset))
-    there = readers.look(path)
+    path = inputs.expand_path(dataset)
+    there = inputs.look(path)
     if there and subset:
         path = path / subset
-        there = readers.look(path)
+        there = inputs.look(path)
         if there != "folder":
             raise utils.UserError(f"--subset {subset}: {dataset} is a local path and has no such subfolder")
-    if there == "folder" and (readers.look(path / "dataset_dict.json") or readers.look(path / "state.json")):
+    if there == "folder" and (inputs.look(path / "dataset_dict.json") or inputs.look(path / "state.json")):
         return _from_datasets(_load_from_disk(path), str(path), notes)
     if there == "folder":
         return _read_files(_local_files(path, notes), options, notes)
@@ -118,8 +117,9 @@ def _series(files, folder, split):
     if match is None or (len(files) == 1 and match["total"] is None):
         return files
     indexes = [int(SHARD.fullmatch(file.stem)["index"]) for file in files]
-    start = 1 if match["total"] is None and min(indexes) == 1 else 0
-    wanted = range(start, start + (int(match["total"]) if match["total"] else len(files)))
+    total = int(match["total"] or len(files))
+    start = 1 if min(indexes) == 1 and (match["total"] is None or max(indexes) == total) else 0
+    wanted = range(start, start + total)
     if sorted(indexes) != list(wanted):
         raise utils.UserError(
             f"{folder}: the {split} split is {len(files)} numbered files, {files[0].name} to {files[-1].name}, but not "
@@ -130,8 +130,8 @@ def _series(files, folder, split):
 
 def only_file(dataset):
     """The file that a path names, or the one data file of a folder; None for anything else."""
-    path = Path(os.path.expanduser(dataset))
-    there = readers.look(path)
+    path = inputs.expand_path(dataset)
+    there = inputs.look(path)
     files = [path] if there == "file" else _listed(path)[0] if there == "folder" else []
     return files[0] if len(files) == 1 else None
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import utils
 from harness import flags
-from harness.data import choices, conversations, labels, sources
+from harness.data import cells, choices, conversations, labels, sources
 from harness.data.columns import FORCED, column_names, recognise, to_examples, yes_no
 from harness.data.examples import OutOfDomain, Task, draw, draw_in_proportion
 from harness.data.prompts import with_prompt
@@ -112,8 +112,11 @@ def _examples(splits, declared, kind, given):
     if kind == "classification":
         labels.tidy(splits, column)
         names, index = labels.label_names(splits, column, declared.get(column))
-    elif kind == "qa" and roles["options"]:
-        chosen = choices.rule(rows, roles["answer"], roles["options"])
+    elif kind == "qa":
+        written = sum(cells.is_written_list(row.get(roles["answer"])) for row in rows)
+        if written:
+            notes.append(f"{written} answers in brackets read as lists, each item as a reference of its own")
+        chosen = choices.rule(rows, roles["answer"], roles["options"]) if roles["options"] else None
         if chosen:
             notes.append(f"answers read as {choices.MEANT[chosen[0]]}")
     examples = {}
@@ -136,12 +139,9 @@ def _recognise(splits, kind, given):
         except utils.UserError:
             if found is None:
                 raise
-    made, notes = {}, {}
-    for split, part in splits.items():
-        made[split], said = conversations.as_instructions(part, names)
-        notes.update(dict.fromkeys(said))
+    made, notes = conversations.as_instructions(splits, names)
     kind, roles = recognise(made, options)
-    return made, roles, kind, list(notes)
+    return made, roles, kind, notes
 
 
 def _make_splits(examples, data_seed, validate=True):

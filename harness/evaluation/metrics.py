@@ -11,7 +11,6 @@ from scipy.special import logsumexp
 from sklearn.metrics import f1_score, ndcg_score
 
 from harness.data.script_tokens import other_script, script_tokens
-from harness.models.thoughts import answer_of
 from harness.results import stats
 
 # a number with a sign or a decimal point keeps them: without, 3.5 would be 35 and -5 would be 5. Not a part of a word
@@ -45,11 +44,11 @@ def _plain_number(text):
 def normalise_answer(text):
     """SQuAD's normalisation (Rajpurkar et al. 2016): lower case, no punctuation, no articles, single spaces.
 
-    Beyond SQuAD's: thoughts are left out; numbers keep sign and decimal point; words of other scripts than Latin lose
+    Beyond SQuAD's: numbers keep sign and decimal point; words of other scripts than Latin lose
     all punctuation, and their characters stand apart where the script has no spaces (see script_tokens); a text of
     nothing but punctuation and articles stays as it is, so that "+" is not "-".
     """
-    text = answer_of(text).lower()
+    text = text.lower()
     plain = NUMBER_OR_PUNCTUATION.sub(lambda match: _plain_number(match[1]) if match[1] else "", text)
     words = re.sub(r"\b(a|an|the)\b", " ", plain).split()
     tokens = [token for word in words for token in (script_tokens(word) if other_script(word) else [word])]
@@ -125,9 +124,8 @@ ROUGE = rouge_scorer.RougeScorer(["rougeL"], tokenizer=_RougeTokens())
 
 
 def rouge_l(prediction, references):
-    """ROUGE-L F-measure (rouge-score, with its stemmer), the best over the references; thoughts are left out."""
-    answer = answer_of(prediction)
-    return max(ROUGE.score(ref, answer)["rougeL"].fmeasure for ref in references)
+    """ROUGE-L F-measure (rouge-score, with its stemmer), the best over the references."""
+    return max(ROUGE.score(ref, prediction)["rougeL"].fmeasure for ref in references)
 
 
 def log_normalise(scores):
@@ -210,7 +208,7 @@ def answer_scores(predictions, references):
     """(cells, per-example scores) of free answers. predictions: [N] texts; references: [N] tuples of texts. Metric:
     token F1.
 
-    invalid_rate is the share of empty answers.
+    Predictions come without a thinking model's thoughts (generation.Answers). invalid_rate: the share of empty ones.
     """
     functions = {
         "exact_match": exact_match,
@@ -230,7 +228,7 @@ def answer_scores(predictions, references):
         score=cells["token_f1"],
         score_low=low,
         score_high=high,
-        invalid_rate=float(np.mean([not answer_of(p).strip() for p in predictions])),
+        invalid_rate=float(np.mean([not p.strip() for p in predictions])),
     )
     return cells, each
 

@@ -1,5 +1,6 @@
 """peft adapters: loading, merging, whether they change anything."""
 
+import re
 from collections import Counter
 from pathlib import Path
 
@@ -13,8 +14,11 @@ from transformers import AutoConfig
 
 import utils
 from harness import inputs
-from harness.models import new_layers
+from harness.models import folder, new_layers
 
+WANTED = ["adapter_*", "labels.json", "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*"]
+WANTED += ["merges.txt", "chat_template*"]  # of an adapter on the hub
+TASKS_BY_NUMBER = ("MULTITASK_PROMPT_TUNING", "POLY")
 HEADS = ("classifier", "pre_classifier", "score", "lm_head")  # never quantized: a head is trained, or decides the label
 
 
@@ -24,7 +28,7 @@ def adapter_folder(adapter):
     if path.exists():
         return path
     try:
-        return Path(snapshot_download(adapter, allow_patterns=["adapter_*", "labels.json"]))
+        return Path(snapshot_download(adapter, allow_patterns=WANTED))
     except (OSError, ValueError) as error:
         raise utils.UserError(
             f"--adapter {adapter}: no such folder, and the hub does not give it ({str(error).splitlines()[0]})"
@@ -37,6 +41,7 @@ def adapter_config(adapter):
     if not path.is_file():
         inside = sorted(path.parent.glob("*/adapter_config.json"))
         hint = f"; give {inside[0].parent}" if inside else "; give the folder that peft saved"
+        hint = "; it is a whole model, for --model" if (path.parent / "config.json").is_file() else hint
         raise utils.UserError(f"--adapter {adapter}: no adapter_config.json there{hint}")
     config = inputs.read_json(path, dict, "--adapter")
     if not isinstance(config.get("peft_type"), str):
@@ -62,7 +67,7 @@ def head_labels(name, adapter, labels):
         names = [str(label) for label in inputs.read_json(file, list, "--adapter")] if file.is_file() else None
     else:
         by_index = AutoConfig.from_pretrained(name).id2label
-        names = [str(by_index[i]) for i in range(len(by_index))]
+        names = [str(by_index[i]) for i in sorted(by_index)]  # some count from 1
         if all(name.startswith("LABEL_") for name in names) and len(names) == len(labels):
             names = None
     if names is None:
@@ -80,12 +85,14 @@ def load_adapter(model, adapter, trainable=False):
 
     UserError unless each of its weights has its place in the model; RunFailed if one is no number.
     """
-    adapter, base = adapter_folder(adapter), adapter_config(adapter).get("base_model_name_or_path")
-    wrong = f"--adapter {adapter} was made for another base ({base}) than {model.config._name_or_path}"
-    if other_base(adapter, model.config._name_or_path):  # the same shapes do not make the same weights
+    adapter, name = adapter_folder(adapter), model.config._name_or_path
+    other = other_base(adapter, name)
+    if other:  # the same shapes do not make the same weights
         raise utils.UserError(
-            f"{wrong}; load that base, or correct base_model_name_or_path in adapter_config.json if it has a new name"
+            f"--adapter {adapter} was made for another base ({other}) than {name}; load that base, or correct "
+            "base_model_name_or_path in adapter_config.json if it has a new name"
         )
+    wrong = f"--adapter {adapter} is damaged or was made for another base than {name}"
     shapes = saved_weights(adapter)
     resize_embeddings(model, shapes)
     try:
@@ -93,12 +100,17 @@ def load_adapter(model, adapter, trainable=False):
     except (AttributeError, KeyError, TypeError, ValueError) as error:  # values of other types, an unknown method
         reason = " ".join(str(error).split())
         raise utils.UserError(f"--adapter {adapter}: peft cannot read its adapter_config.json ({reason})") from None
+    if getattr(config, "alora_invocation_tokens", None):  # labels are scored, and texts cached, in parts
+        raise utils.UserError(f"--adapter {adapter}: an activated LoRA needs each text in one piece, not done here")
+    method = adapter_config(adapter)["peft_type"]
+    if method in TASKS_BY_NUMBER:
+        raise utils.UserError(f"--adapter {adapter}: {method} needs the number of a task with each text, not done here")
     try:
         adapted = PeftModel.from_pretrained(model, adapter, config=config, is_trainable=trainable)
-    except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
+    except (*folder.BROKEN_FILE, re.error) as error:  # re.error: target_modules may be a pattern
         if utils.is_out_of_memory(error):
             raise
-        raise utils.UserError(f"{wrong}: {str(error).splitlines()[0]}") from None
+        raise utils.UserError(f"{wrong}: {folder.first_line(error)}") from None
     needed = set(get_peft_model_state_dict(adapted, save_embedding_layers=False))
     may = needed | set(get_peft_model_state_dict(adapted, save_embedding_layers=True))  # as trl saves new tokens
     if not needed <= set(shapes) <= may:
@@ -128,6 +140,12 @@ def saved_weights(adapter):
     if broken:
         raise utils.RunFailed(f"--adapter {adapter}: {len(broken)} of its weights are NaN or infinite: {broken[0]}, ..")
     return {name: tuple(weight.shape) for name, weight in weights.items()}
+
+
+def embedding_rows(adapter):
+    """The most rows of a matrix that an adapter brings whole, as it does embeddings of added tokens; 0 for none."""
+    shapes = saved_weights(adapter).items()
+    return max((shape[0] for name, shape in shapes if len(shape) == 2 and "lora_" not in name), default=0)
 
 
 def resize_embeddings(model, shapes):

@@ -7,19 +7,40 @@ from tokenizers import Tokenizer
 from transformers import AutoTokenizer
 
 import utils
-from harness.models import folder
+from harness.models import adapters, folder
 
 
-def load_tokenizer(name, trust_remote_code=False, thinking=None):
+def load_tokenizer(name, trust_remote_code=False, thinking=None, adapter=None):
     """The tokenizer of a hub name or folder. UserError, one line, for one that is broken or does not fit its model.
 
     It has a padding token. Of a causal language model it has an end-of-sequence token, if the model's configuration
     names one, and puts none behind a prompt, which would be read as the end of everything. thinking: the value of
-    enable_thinking in its chat template (Qwen3, SmolLM3, ..), None for the template's own.
+    enable_thinking in its chat template (Qwen3, SmolLM3, ..), None for the template's own. adapter: a peft adapter that
+    is put on the model; a tokenizer beside it that has tokens or a chat template which the model's lacks takes its
+    place.
     """
-    config = folder.configuration(name, trust_remote_code)
+    config, rows = folder.configuration(name, trust_remote_code), 0
+    tokenizer = _read(name, trust_remote_code)
+    own = _of_adapter(adapter, tokenizer, config, trust_remote_code) if adapter else None
+    if own is not None:
+        tokenizer, name, rows = own, f"--adapter {adapter}", adapters.embedding_rows(adapter)
+    if tokenizer.eos_token is None:
+        tokenizer.eos_token = _end_of(config, tokenizer)
+    if tokenizer.pad_token is None:  # masked wherever it stands, so any token will do
+        known = (tokenizer.eos_token, tokenizer.unk_token, tokenizer.bos_token, tokenizer.convert_ids_to_tokens(0))
+        tokenizer.pad_token = next(token for token in known if token is not None)
+    if folder.kind_of(config) == "causal":
+        _end_no_prompt(tokenizer, name)
+    _check_vocabulary(tokenizer, config, name, rows)
+    if thinking is not None:
+        _set_thinking(tokenizer, thinking)
+    return tokenizer
+
+
+def _read(name, trust_remote_code, **options):
+    """The tokenizer as it is saved; UserError where none can be read."""
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code, **options)
         size = len(tokenizer)
     except Exception as error:  # the tokenizers library raises nothing narrower
         if utils.is_out_of_memory(error):
@@ -28,17 +49,33 @@ def load_tokenizer(name, trust_remote_code=False, thinking=None):
     if not size or not isinstance(tokenizer.model_max_length, (int, float)):
         problem = "model_max_length is no number" if size else "its vocabulary is empty"
         raise utils.UserError(f"no tokenizer can be loaded from {name}: {problem}")
-    if tokenizer.eos_token is None:
-        tokenizer.eos_token = _end_of(config, tokenizer)
-    if tokenizer.pad_token is None:  # masked wherever it stands, so any token will do
-        known = (tokenizer.eos_token, tokenizer.unk_token, tokenizer.bos_token, tokenizer.convert_ids_to_tokens(0))
-        tokenizer.pad_token = next(token for token in known if token is not None)
-    if folder.kind_of(config) == "causal":
-        _end_no_prompt(tokenizer, name)
-    _check_vocabulary(tokenizer, config, name)
-    if thinking is not None:
-        _set_thinking(tokenizer, thinking)
     return tokenizer
+
+
+def _of_adapter(adapter, base, config, trust_remote_code):
+    """The tokenizer beside an adapter if it has tokens that the base's lacks, else None.
+
+    A token for padding alone, which is masked, is no reason. A chat template alone goes to a base that has none.
+    UserError if it gives the base's tokens other numbers.
+    """
+    place = adapters.adapter_folder(adapter)
+    if not (place / "tokenizer_config.json").is_file():
+        return None
+    try:
+        own = _read(place, trust_remote_code, config=config)
+    except utils.UserError as error:
+        raise utils.UserError(f"{error}; delete the tokenizer's files there to take the base's") from None
+    known, vocabulary = base.get_vocab(), own.get_vocab()
+    if not set(vocabulary) - set(known) - {own.pad_token}:
+        base.chat_template = base.chat_template or own.chat_template
+        return None
+    other = next((token for token, i in known.items() if vocabulary.get(token, i) != i), None)
+    if other is not None:
+        raise utils.UserError(
+            f"--adapter {adapter}: its tokenizer gives {other!r} another number than its base's; delete the "
+            "tokenizer's files there to take the base's"
+        )
+    return own
 
 
 def _end_of(config, tokenizer):
@@ -89,13 +126,15 @@ def _without_end(processor, end):
     return changed
 
 
-def _check_vocabulary(tokenizer, config, name):
+def _check_vocabulary(tokenizer, config, name, rows=0):
     """UserError if prompts can hold tokens that the model has no embedding for.
 
-    Added tokens that nothing writes do no harm: Gemma 3's 1B model has one for images.
+    Added tokens that nothing writes do no harm: Gemma 3's 1B model has one for images. rows: of the embeddings that an
+    adapter brings.
     """
     size = getattr(config.get_text_config(), "vocab_size", None)
-    if not isinstance(size, int) or max(tokenizer.get_vocab().values()) < size:
+    size = max(size, rows) if isinstance(size, int) else None
+    if size is None or max(tokenizer.get_vocab().values()) < size:
         return
     added, template = tokenizer.get_added_vocab(), str(tokenizer.chat_template or "")
     beyond = {token: i for token, i in tokenizer.get_vocab().items() if i >= size}

@@ -107,7 +107,7 @@ def command(row, always=(), **changes):
             continue
         if name in always or value != usual.get(name):
             argv += words(name, value, known.get(name))
-    return shlex.join(["python", script, *utils.without_credentials(argv)])  # an older row may hold some
+    return shlex.join(["python", script, *utils.without_credentials(argv, within=False)])  # an older row may hold some
 
 
 def to_argv(settings, script=""):

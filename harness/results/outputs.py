@@ -75,6 +75,11 @@ def _is_run(data, path):
     return all(len(row) == 6 and row[1] == b"Q0" and row[5].startswith(RUN_TAG.encode()) for row in cells)
 
 
+def _is_benchmark(data, path):
+    record = _first_record(data)
+    return isinstance(record, dict) and "results" in record and bool({"groups", "leave_one_out"} & set(record))
+
+
 def _is_png(data, path):
     return data.startswith(b"\x89PNG") and b"Software\0" + PNG_SOFTWARE.encode() in data[:4096]
 
@@ -84,6 +89,7 @@ KINDS = {
     "report": ("report", lambda data, path: bool(REPORT.match(data))),
     "chart": ("chart", _is_png),
     "json": ("JSON export", _is_json_export),
+    "benchmark": ("benchmark result", _is_benchmark),
     "database": ("SQLite export", _is_database),
     "run": ("TREC run of rag_eval.py", _is_run),
     "answers": ("file of answers", lambda data, path: all(_written_by("answers", line) for line in _lines(data))),
@@ -116,7 +122,16 @@ def check_place(path, flag):
     # the folder must be writable too: a new file replaces the old one
     if not os.access(folder, os.W_OK | os.X_OK) or (found and not os.access(target, os.W_OK)):
         raise utils.UserError(f"{name} cannot be written: no permission")
+    _try_to_write(folder, name)
     return found
+
+
+def _try_to_write(folder, name):
+    """UserError unless something new can be made in a folder: permissions do not tell in /proc or on a full disk."""
+    try:
+        os.rmdir(tempfile.mkdtemp(dir=folder))
+    except OSError as error:
+        raise utils.UserError(f"{name} cannot be written: nothing can be made in {folder} ({error.strerror})") from None
 
 
 def check_folder(path, flag):
@@ -130,6 +145,7 @@ def check_folder(path, flag):
         raise utils.UserError(f"{name}: {place} is a file; give a folder")
     if not os.access(place, os.W_OK | os.X_OK):
         raise utils.UserError(f"{name} cannot be written: no permission for {place}")
+    _try_to_write(place, name)
 
 
 def check(path, kind, flag=""):
@@ -152,7 +168,8 @@ def check(path, kind, flag=""):
         raise utils.UserError(f"{flag} {path} cannot be read: {error.strerror}") from None
     if not ours(data, path):
         raise utils.UserError(
-            f"{flag} {path} is there and is no {what} of this project, so it is not replaced; name another file".strip()
+            f"{flag} {path} is there and is no {what} that this version wrote, so it is not replaced; name another "
+            "file, or delete it".strip()
         )
 
 

@@ -76,13 +76,16 @@ def _object(path):
 def fingerprint(path):
     """sha256 over a file's contents and size, or over names, sizes and contents of a folder's files but hidden ones.
 
+    What lies in a hidden folder below, such as the .cache of `hf download --local-dir`, is hidden too.
+
     Whole files are read: half a second for a GB. Within a process nothing is read twice that has kept its size and
     time. Pipes and devices are passed over.
     """
     path = Path(path)
     files = [path]
     if path.is_dir():
-        files = sorted(file for file in path.rglob("*") if not file.name.startswith("."))
+        there = path.rglob("*")
+        files = sorted(f for f in there if not any(part.startswith(".") for part in f.relative_to(path).parts))
     known = [(file, os.stat(file)) for file in files if file.is_file()]
     places = tuple(
         (str(file), str(file.relative_to(path)) if path.is_dir() else "", found.st_size, found.st_mtime_ns)

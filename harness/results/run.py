@@ -68,7 +68,7 @@ class Run:
         if n_processes > 1:
             self.id = _agree(self.id, args.device)
         self.dir = Path(folder) if folder else Path(args.runs_dir) / self.id
-        self.args = utils.without_credentials(vars(args))
+        self.args = utils.without_credentials(vars(args), within=False)
         self.results = args.results
         self.headline = ""  # the strategy's own words in the summary line
         self.labelled = set()  # ids of the labelled examples that influenced the run
@@ -150,7 +150,8 @@ class Run:
         self.row.setdefault("status", "ok")
         if self.row.get("model"):
             self.row["model_source"] = provenance.model_source(self.row["model"])
-        self.row.update(utils.without_credentials(self.row))  # a note may quote an address
+        texts = {name: cell for name, cell in self.row.items() if name != "args"}
+        self.row.update(utils.without_credentials(texts))  # a note may quote an address
         self._record(error, is_bug=self.row["status"] == "failed" and not (of_the_system or kind is utils.RunFailed))
         if self.row["status"] == "oom":
             text = f"{self.row['script']}: out of memory, recorded in {self.results}: {error}".splitlines()[0]

@@ -1,6 +1,7 @@
 """BM25, reciprocal rank fusion and maximal marginal relevance."""
 
 import re
+import unicodedata
 from itertools import pairwise
 
 import bm25s
@@ -12,20 +13,30 @@ from harness.data.script_tokens import UNSPACED, script_tokens
 
 RRF_CONSTANT = 60  # of reciprocal rank fusion, as in its paper
 WORDS = re.compile(r"\b\w\w+\b")  # as bm25s and scikit-learn find them
-CHARACTER = regex.compile(rf"(?V1){UNSPACED}\p{{M}}*")
-NOT_WORDS = regex.compile(rf"(?V1){UNSPACED}|\p{{M}}")  # WORDS breaks at combining marks, such as Hindi's vowel signs
+WIDTHS = regex.compile("[\uff00-\uffef]+")  # full-width Latin, half-width kana
+# a run of characters without spaces between words, or what stands between two runs and two spaces
+PARTS = regex.compile(rf"(?V1)(?:{UNSPACED}\p{{M}}*)+|(?:(?!{UNSPACED})\S)+")
+MARKED = regex.compile(r"[\w\p{M}\u200c\u200d]{2,}")  # WORDS breaks at combining marks, such as Hindi's vowel signs
+UNUSUAL = regex.compile(rf"(?V1){UNSPACED}|\p{{M}}|[\uff00-\uffef]")
 
 
 def bm25_words(text):
     """The words of a text in lower case; of scripts without spaces the characters and pairs of neighbours.
 
     A pair is what Lucene's analyzer for Chinese, Japanese and Korean indexes; a word of one character is found, too.
+    Words with spaces are the same ones whatever stands beside them.
     """
-    if not NOT_WORDS.search(text):
+    if not UNUSUAL.search(text):
         return WORDS.findall(text.lower())
-    tokens = script_tokens(text)
-    pairs = [a + b for a, b in pairwise(tokens) if CHARACTER.fullmatch(a) and CHARACTER.fullmatch(b)]
-    return [token for token in tokens if len(token) > 1 or CHARACTER.fullmatch(token)] + pairs
+    words, pairs = [], []
+    for part in PARTS.findall(WIDTHS.sub(lambda match: unicodedata.normalize("NFKC", match[0]), text)):
+        if regex.match(UNSPACED, part, regex.V1):
+            words += (characters := script_tokens(part))
+            pairs += [a + b for a, b in pairwise(characters)]
+        else:
+            part = unicodedata.normalize("NFC", part.lower()) if regex.search(r"\p{M}", part) else part.lower()
+            words += (MARKED if regex.search(r"\p{M}", part) else WORDS).findall(part)
+    return words + pairs
 
 
 class Bm25:

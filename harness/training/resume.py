@@ -14,7 +14,8 @@ def find_resumable(args, script):
     """The run folder that --resume means, None without the flag; UserError if no run with these flags is unfinished."""
     if args.resume is None:
         return None
-    wanted = {key: value for key, value in vars(args).items() if key != "resume"}
+    # as args.json has them, without credentials
+    wanted = utils.without_credentials({k: v for k, v in vars(args).items() if k != "resume"}, within=False)
     folders = [Path(args.resume)]
     if args.resume == "auto":
         folders = sorted(Path(args.runs_dir).glob(f"*-{Path(script).stem}-*"), reverse=True)
@@ -26,7 +27,7 @@ def find_resumable(args, script):
             continue
         if ended in ("ok", "degenerate"):
             continue
-        if {key: value for key, value in had.items() if key != "resume"} == wanted:
+        if utils.without_credentials({k: v for k, v in had.items() if k != "resume"}, within=False) == wanted:
             hold(folder)
             return folder
     where = args.runs_dir if args.resume == "auto" else args.resume

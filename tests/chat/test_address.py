@@ -48,6 +48,17 @@ def test_an_address_is_told_without_what_is_sent():
     assert "s3cret" not in str(error.value)
 
 
+def test_a_parameter_may_be_empty_but_stands_once():
+    assert address.read("https://host/v1?debug&key=").parameters == {"key": "", "debug": ""}
+    with pytest.raises(utils.UserError, match="the parameter key stands in it twice"):
+        address.read("https://host/v1?key=s3cret&key=other")
+
+
+def test_the_secrets_of_an_address_are_known_in_both_spellings():
+    found = address.read("https://me:hunt%20er@host/v1?api-key=s3%2Fcret&v=3")
+    assert {"hunt er", "hunt%20er", "s3/cret", "s3%2Fcret"} <= set(found.secrets) and "3" not in found.secrets
+
+
 def test_a_key_goes_only_where_it_was_meant_to_go(monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", "sk-1")
     monkeypatch.setenv("MINE", " k2\n")

@@ -156,3 +156,23 @@ def test_an_endpoints_words_are_told_without_the_key(endpoint, monkeypatch):
     with pytest.raises(utils.UserError) as error:
         judging_of(judge_at(endpoint, key_variable="MINE"), pairs(1))
     assert "wrong key: ..." in str(error.value) and "s3cret" not in str(error.value)
+
+
+def test_an_endpoints_words_are_told_without_login_and_parameters(endpoint, monkeypatch):
+    monkeypatch.setenv("MINE", "sk-" + "k" * 40)
+    padding = "x" * 280
+    endpoint.answer = lambda asked: (
+        401,
+        json.dumps({"error": {"message": f"param-1 of me2:hunter2 {padding} sk-{'k' * 40}"}}),
+    )
+    url = f"http://me2:hunter2@127.0.0.1:{endpoint.server_port}/v1?api-key=param-1"
+    with pytest.raises(utils.UserError) as error:
+        judging_of(endpoints.EndpointJudge(url, "m", key_variable="MINE"), pairs(1))
+    assert not any(secret in str(error.value) for secret in ("param-1", "hunter2", "sk-k"))
+
+
+def test_a_reply_that_comes_too_late_may_be_charged(endpoint):
+    endpoint.faults = ["stuck"] * 9
+    judge = judge_at(endpoint, timeout=0.3, retries=8, prices=(1e6, 1e6), max_cost=1e9)
+    judging_of(judge, pairs(1))
+    assert judge.spent == pytest.approx(2 * judge.estimate(pairs(1))[2]) and judge.reserved == 0.0

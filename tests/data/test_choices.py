@@ -44,7 +44,6 @@ def test_what_an_answer_names(tmp_path, answers, meant, options):
         {**dict(zip("ABCD", OPTIONS)), "answer": "C"},  # C-Eval
         {**{f"option{i + 1}": text for i, text in enumerate(OPTIONS)}, "answer": "3"},  # Winogrande
         {**{f"ending{i}": text for i, text in enumerate(OPTIONS)}, "label": 2},  # SWAG
-        {"choices": OPTIONS, "label": 2},
     ],
 )
 def test_options_in_many_shapes(tmp_path, row):
@@ -68,3 +67,16 @@ def test_a_letter_beyond_the_options_is_an_error(tmp_path):
 def test_answers_beside_options_that_are_other_texts_stay(tmp_path):
     rows = [{"choices": OPTIONS, "answer": text} for text in ("a city", "Rome", "none of these")]
     assert references(tmp_path, rows)[0] == [("a city",), ("Rome",), ("none of these",)]
+
+
+@pytest.mark.parametrize("column", ["answer", "label"])
+def test_places_that_may_be_counted_from_0_or_from_1(tmp_path, column):
+    rows = [{"choices": OPTIONS, column: place} for place in (1, 2, 3)]
+    with pytest.raises(utils.UserError, match=f"column {column}: .* counted from 0 or from 1 cannot be told"):
+        references(tmp_path, rows)
+    for one_more, last in ((0, "bern"), (4, "oslo")):
+        assert references(tmp_path, [*rows, {"choices": OPTIONS, column: one_more}])[0][2] == (last,)
+    texts = [{"choices": OPTIONS, column: text} for text in OPTIONS]
+    assert references(tmp_path, [*texts, rows[0]])[0][4] == ("1",)  # a text beside its options
+    short = [*rows, {"choices": OPTIONS[:3], column: 3}]  # the last of its row
+    assert references(tmp_path, short)[0] == [("rome",), ("paris",), ("oslo",), ("oslo",)]

@@ -45,7 +45,6 @@ def test_kinds_are_recognised_from_the_columns(tmp_path):
     assert kind({"question": "q", "context": "c", "answers": {"text": ["a", "b"], "answer_start": [1, 2]}}).evaluation[
         0
     ].references == ("a", "b")
-    assert kind({"question": "q", "passage": "p", "answer": "['x', 'y']"}).evaluation[0].references == ("x", "y")
     assert kind({"instruction": "i", "input": "c", "output": "o"}).evaluation[0].context == "c"
     assert kind({"instruction": "i", "context": "", "response": "o", "category": "z"}).kind == "instruction"
     assert kind({"question": "q", "sentence": "s", "label": 1}).evaluation[0].text == "q"  # QNLI
@@ -154,12 +153,12 @@ def test_flags_name_the_columns_of_questions_and_instructions(tmp_path):
 @pytest.mark.parametrize(
     "answer, expected",
     [
-        ("['a' 'b c']", ("a", "b c")),
-        ('["a", "b"]', ("a", "b")),
         ([{"text": "a", "answer_start": 1}, {"text": "b"}], ("a", "b")),
-        ("{'text': array(['a'], dtype=object), 'answer_start': array([1])}", ("a",)),
         ({"value": "a", "aliases": ["a", "b"]}, ("a", "b")),
         ("{a set}", ("{a set}",)),
+        ("[1, 2, 5]", ("[1, 2, 5]",)),  # a list would not be a text here
+        ('["a", "b"]', ('["a", "b"]',)),
+        ('{"text": "a"}', ('{"text": "a"}',)),
         ("[" * 300 + "]" * 300, ("[" * 300 + "]" * 300,)),
         (b"bytes".decode(), ("bytes",)),
     ],
@@ -182,3 +181,25 @@ def test_lists_where_a_text_belongs(tmp_path):
             load(**row)
     with pytest.raises(utils.UserError, match="test row 0: answer holds an object"):
         load(question="q", answer={"spans": [1]})
+
+
+@pytest.mark.parametrize(
+    "answer, expected, is_list",
+    [
+        ("['a' 'b c']", ("a", "b c"), True),
+        ('["a", "b"]', ("a", "b"), True),
+        ("[1, 2, 5]", ("1", "2", "5"), True),
+        ("{'text': array(['a'], dtype=object), 'answer_start': array([1])}", ("a",), True),
+        ("[[1, 2], [3, 4]]", ("[[1, 2], [3, 4]]",), False),
+        ("{a set}", ("{a set}",), False),
+        ('{"name": "Bob"}', ('{"name": "Bob"}',), False),
+    ],
+)
+@pytest.mark.parametrize("kind, separator", [("csv", ","), ("tsv", "\t")])
+def test_lists_in_delimited_files_can_only_be_text(tmp_path, answer, expected, is_list, kind, separator):
+    quoted = answer.replace('"', '""')
+    (tmp_path / f"test.{kind}").write_text(f'question{separator}answer\nq{separator}"{quoted}"\np{separator}"x""y"\n')
+    task = tasks.load_task(str(tmp_path))
+    found = {ex.text: ex.references for ex in task.evaluation}
+    assert found == {"q": expected, "p": ('x"y',)}
+    assert task.notes == ["1 answers in brackets read as lists, each item as a reference of its own"] * is_list

@@ -88,3 +88,37 @@ def test_chats_are_converted_as_well(tmp_path):
     task = tasks.load_task(str(tmp_path / "out"))
     together = {(ex.text, ex.references) for ex in [*task.train, *task.validation, *task.evaluation]}
     assert together == {(f"say {i}", (f"said {i}",)) for i in range(10)}
+
+
+@pytest.mark.parametrize(
+    "answer",
+    ["[1, 2, 0]", '{"name": "Bob"}', '["a", "b"]', "[]", '[{"from": "Rome", "to": "Oslo"}]', '{"role": "cook"}'],
+)
+@pytest.mark.parametrize("names", [("prompt", "completion"), ("prompt", "chosen", "rejected")])
+def test_an_answer_that_is_json_itself_is_a_text(tmp_path, answer, names):
+    assert examples(tmp_path, [dict(zip(names, (ASKED, answer, "no")))])[0] == {(ASKED, None, (answer,))}
+    assert examples(tmp_path, [dict(zip(names, (answer, SAID, "no")))])[0] == {(answer, None, (SAID,))}
+
+
+def test_messages_that_are_written_as_text_are_messages(tmp_path):
+    row = {"prompt": str(chat(("user", ASKED))), "completion": '{"role": "assistant", "content": "it is said"}'}
+    assert examples(tmp_path, [row])[0] == {(ASKED, None, (SAID,))}
+    assert examples(tmp_path, [{**row, "prompt": chat(("user", ASKED))[0]}])[0] == {(ASKED, None, (SAID,))}
+
+
+@pytest.mark.parametrize("labels", [("spam", "ham"), (1, 2, 0), (None, None)])
+def test_labels_that_judge_nothing_leave_all_completions(tmp_path, labels):
+    """Also where those of one split alone could be judgements."""
+    rows = [{"prompt": f"p{i}", "completion": f"c{i}", "label": label} for i, label in enumerate(labels)]
+    write_jsonl(tmp_path / "train.jsonl", rows)
+    found, notes = examples(tmp_path, [{"prompt": "p", "completion": "c", "label": 0 if 2 in labels else labels[0]}])
+    assert found == {("p", None, ("c",))} and notes == []
+
+
+@pytest.mark.parametrize("good, bad", [(True, False), (1, 0), ("True", "false"), (1.0, None)])
+def test_completions_of_which_none_is_good(tmp_path, good, bad):
+    rows = [{"prompt": f"p{i}", "completion": "c", "label": label} for i, label in enumerate((bad, good, bad))]
+    assert examples(tmp_path, rows)[0] == {("p1", None, ("c",))}
+    if bad is not None:
+        with pytest.raises(utils.UserError, match="none of the 2 completions was judged good"):
+            examples(tmp_path, rows[::2])

@@ -97,3 +97,19 @@ def test_columns_of_a_format_that_has_its_own(tmp_path):
 def test_carriage_returns_and_blank_lines_before_the_header(tmp_path):
     (tmp_path / "a.csv").write_bytes(b"\r\n\ntext,label\ra,b\rc,d\r")
     assert readers.read_table(tmp_path / "a.csv") == [{"text": "a", "label": "b"}, {"text": "c", "label": "d"}]
+
+
+@pytest.mark.parametrize(
+    "name, text, message",
+    [
+        ("a.csv", "text,label\na, b and c,1\nd,0\n", "line 2 has 3 cells, the first line 2; put quotation marks"),
+        ("a.csv", 'text,label\n"a\nb",1\nd, e, f,0\n', "line 4 has 4 cells, the first line 2; .* with a comma"),
+        ("a.csv", "sep=;\n\ntext;label\na;1\nb; c;0\n", "line 5 has 3 cells, .* with a semicolon"),
+        ("a.csv", "text,label\na,1,\nb,0,\n", "line 2 has 3 cells, .* take the comma off the ends of the lines"),
+        ("a.tsv", "text\tlabel\na\t1\nb\tc\t0\n", "line 3 has 3 cells, the first line 2; take the tab out"),
+    ],
+)
+def test_a_row_of_too_many_cells_is_named_by_its_line(tmp_path, name, text, message):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(utils.UserError, match=f"{name} cannot be read as ...: {message}"):
+        readers.read_table(tmp_path / name)

@@ -91,3 +91,13 @@ def test_half_of_a_surrogate_pair_becomes_a_question_mark(tmp_path):
     )
     (row,) = readers.read_table(tmp_path / "test.jsonl")
     assert row == {"text": "half ?", "label": "a?", "x": ["\U0001f600", {"?": 1}]}
+
+
+@pytest.mark.parametrize("name", ["items", "data", "test"])
+def test_the_one_line_of_a_jsonl_file_is_a_row_where_it_has_a_text(tmp_path, name):
+    row, rows = {"Text": "a", name: [{"b": 1}]}, {"version": 1, "labels": ["b"], name: [{"b": 1}]}
+    write_jsonl(tmp_path / "a.jsonl", [row])
+    assert readers.read_table(tmp_path / "a.jsonl") == [row]
+    for path in (tmp_path / "b.jsonl", tmp_path / "c.json"):
+        path.write_text(json.dumps(rows))
+        assert readers.read_table(path) == [{"b": 1}]

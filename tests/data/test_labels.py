@@ -49,3 +49,9 @@ def test_a_question_with_a_label_is_one_text(tmp_path):
     write_jsonl(tmp_path / "test.jsonl", [{"question": f"q{i}", "label": i % 2} for i in range(4)])
     task = tasks.load_task(str(tmp_path))
     assert task.kind == "classification" and {ex.text_pair for ex in task.evaluation} == {None}
+
+
+def test_names_of_one_number_have_one_order(tmp_path):
+    """That of a set is another one in each process."""
+    names = ["0" * n + "1" for n in range(8)]
+    assert load(tmp_path, names)[0] == tuple(sorted(names))

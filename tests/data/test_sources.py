@@ -31,6 +31,7 @@ def everything(path):
         ),
         ("data/train-00000-of-00002.parquet", "data/train-00001-of-00002.parquet", "data/test-00000-of-00001.parquet"),
         ("train_1.parquet", "train_2.parquet", "test.parquet"),
+        ("train-00001-of-00002.parquet", "train-00002-of-00002.parquet", "test-00001-of-00001.parquet"),
         ("train/0000.parquet", "train/0001.parquet", "test/0000.parquet"),
     ],
 )
@@ -46,6 +47,9 @@ def test_a_split_in_several_files(tmp_path, names):
 def test_a_series_with_a_gap_is_refused(tmp_path):
     for name in ("train-00000-of-00003.jsonl", "train-00002-of-00003.jsonl"):
         write_jsonl(tmp_path / name, ROWS)
+    with pytest.raises(utils.UserError, match="not each number from 0 to 2 once"):
+        tasks.load_task(str(tmp_path))
+    (tmp_path / "train-00000-of-00003.jsonl").rename(tmp_path / "train-00001-of-00003.jsonl")
     with pytest.raises(utils.UserError, match="not each number from 0 to 2 once"):
         tasks.load_task(str(tmp_path))
     (tmp_path / "train-00002-of-00003.jsonl").rename(tmp_path / "train.jsonl")

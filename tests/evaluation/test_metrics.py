@@ -111,10 +111,26 @@ def test_rouge_of_latin_text_is_that_of_the_library():
             assert metrics.rouge_l(a, (b,)) == library.score(b, a)["rougeL"].fmeasure
 
 
-def test_thoughts_are_not_scored():
-    answer = "<think>\n\n</think>\n\nParis"
-    assert metrics.exact_match(answer, ("Paris",)) == metrics.rouge_l(answer, ("Paris",)) == 1.0
-    cells, _ = metrics.answer_scores(["<think>it is Paris", "Paris"], [("Paris",), ("Paris",)])
+METRICS = (metrics.exact_match, metrics.token_f1, metrics.jaccard, metrics.rouge_l, metrics.contains_answer)
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_texts_with_the_marks_of_thoughts_are_scored_whole(metric):
+    """Thoughts are taken out once, where a text is generated: a reference may be a tag, or speak of one."""
+    reference = "<analysis>good</analysis>"
+    assert metric(reference, (reference,)) == 1.0
+    assert metric("", ("<think>2+2=4</think>",)) == metric("4", ("<think>2+2</think> 4 5",)) * 0 == 0.0
+    assert metric("<analysis>bad</analysis>", (reference,)) < 1.0
+
+
+def test_no_reference_becomes_empty():
+    letters = [chr(i) for i in range(0x3100) if not chr(i).isspace()]
+    for text in (*letters, "the", "A", "an a", "...", "-", "-0", ".5", "<think>", "\u0964", "ー", "〇"):
+        assert metrics.normalise_answer(text), repr(text)
+
+
+def test_empty_answers_are_invalid():
+    cells, _ = metrics.answer_scores(["", "Paris"], [("Paris",), ("Paris",)])
     assert cells["exact_match"] == cells["invalid_rate"] == 0.5
 
 

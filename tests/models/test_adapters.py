@@ -1,3 +1,6 @@
+import json
+import shutil
+
 import architectures
 import pytest
 import torch
@@ -83,14 +86,14 @@ def test_an_adapter_round_trip_and_the_wrong_bases(tmp_path, tiny_llama, tiny_gp
         loading.load_model(tiny_gpt2, adapter=str(tmp_path / "adapter"))
     with pytest.raises(utils.UserError, match="no adapter_config.json"):
         loading.load_model(tiny_llama, adapter=str(tmp_path))
+    with pytest.raises(utils.UserError, match="it is a whole model, for --model"):
+        loading.load_model(tiny_llama, adapter=tiny_gpt2)
     (tmp_path / "adapter" / "adapter_model.safetensors").unlink()
     with pytest.raises(utils.UserError, match="no adapter_model.safetensors"):
         loading.load_model(tiny_llama, adapter=str(tmp_path / "adapter"))
 
 
 def test_an_adapter_of_a_base_of_the_same_shapes_is_refused(tmp_path, tiny_llama):
-    import shutil
-
     save_adapter(tiny_llama, tmp_path / "adapter", target_modules=["q_proj"])
     shutil.copytree(tiny_llama, tmp_path / "llama-instruct")
     with pytest.raises(utils.UserError, match="was made for another base .*llama.* than .*llama-instruct"):
@@ -175,6 +178,17 @@ def test_an_adapter_with_added_tokens_brings_their_embeddings(tiny_llama, tmp_pa
 @pytest.mark.parametrize(
     "file, text, said",
     [
+        (
+            "adapter_config.json",
+            '{"peft_type": "LORA", "target_modules": ["q_proj"], "megatron_config": {"a": 1}}',
+            "megatron",
+        ),
+        ("adapter_config.json", '{"peft_type": "LORA", "alora_invocation_tokens": [5]}', "an activated LoRA"),
+        (
+            "adapter_config.json",
+            '{"peft_type": "LORA", "trainable_token_indices": [9999]}',
+            "is damaged or was made for",
+        ),
         ("adapter_config.json", "{broken", "cannot be read as JSON"),
         ("adapter_config.json", "[1]", "is expected, not list"),
         ("adapter_config.json", "{}", "names no peft_type"),
@@ -243,3 +257,11 @@ def test_new_layers_of_a_quantized_base_can_be_trained(tmp_path):
     folder = architectures.save_body("deberta-v2", tmp_path / "base")
     model = loading.load_model(folder, "classifier", labels=["a", "b"], precision="nf4")
     assert type(model.pooler.dense) is torch.nn.Linear and model.pooler.dense.weight.is_floating_point()
+
+
+def test_labels_of_a_head_that_are_counted_from_1(tiny_classifier, tmp_path):
+    shutil.copytree(tiny_classifier, tmp_path / "head")
+    config = json.loads((tmp_path / "head" / "config.json").read_text())
+    config.update(id2label={"1": "good", "2": "bad"}, label2id={"good": 1, "bad": 2})
+    (tmp_path / "head" / "config.json").write_text(json.dumps(config))
+    assert adapters.head_labels(str(tmp_path / "head"), None, ["bad", "good"]) == (["good", "bad"], None)

@@ -1,4 +1,5 @@
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -44,8 +45,6 @@ def test_heads_are_never_quantized(tiny_bert):
 
 
 def test_a_broken_model_folder_is_one_clear_error(tmp_path, tiny_llama):
-    import shutil
-
     shutil.copytree(tiny_llama, tmp_path / "m")
     (tmp_path / "m" / "model.safetensors").unlink()
     with pytest.raises(utils.UserError, match="cannot be loaded"):
@@ -56,8 +55,6 @@ def test_a_broken_model_folder_is_one_clear_error(tmp_path, tiny_llama):
 
 
 def test_pickled_weights_are_not_read(tmp_path, tiny_llama):
-    import shutil
-
     shutil.copytree(tiny_llama, tmp_path / "m")
     torch.save(loading.load_model(tiny_llama).state_dict(), tmp_path / "m" / "pytorch_model.bin")
     (tmp_path / "m" / "model.safetensors").unlink()
@@ -70,7 +67,8 @@ def test_tokenizer_gets_a_padding_token(tiny_gpt2):
     assert tokenizer.pad_token == tokenizer.eos_token == "<|endoftext|>"
 
 
-def test_a_missing_tokenizer_is_one_clear_error(tmp_path):
+def test_a_missing_tokenizer_is_one_clear_error(tmp_path, tiny_llama):
+    shutil.copy(f"{tiny_llama}/config.json", tmp_path)
     with pytest.raises(utils.UserError, match="no tokenizer can be loaded"):
         utils.load_tokenizer(str(tmp_path))
 

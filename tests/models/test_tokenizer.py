@@ -1,6 +1,7 @@
 import json
 import shutil
 
+import peft
 import pytest
 from helpers import bpe
 
@@ -90,3 +91,47 @@ def test_thinking_needs_a_template_with_the_switch(model):
         for value in (True, False)
     ]
     assert said == ["a", "a<think></think>"]
+
+
+def adapter_of(model, folder, tokenizer, rows=None):
+    """An adapter of the tiny Llama with a tokenizer beside it, and embeddings of so many rows."""
+    lm = loading.load_model(str(model))
+    if rows:
+        lm.resize_token_embeddings(rows)
+    adapted = peft.get_peft_model(lm, peft.LoraConfig(task_type="CAUSAL_LM", r=2, target_modules=["q_proj"]))
+    adapted.save_pretrained(folder, save_embedding_layers=bool(rows))
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+def test_an_adapter_with_added_tokens_brings_its_tokenizer(model, tmp_path):
+    own = loading.load_tokenizer(str(model))
+    own.add_tokens(["<|im_start|>", "<|im_end|>"], special_tokens=True)
+    own.chat_template = "{% for m in messages %}<|im_start|>{{ m['content'] }}<|im_end|>{% endfor %}<|im_start|>"
+    adapter = adapter_of(model, tmp_path / "a", own, rows=len(own))
+    tokenizer = loading.load_tokenizer(str(model), adapter=adapter)
+    assert len(tokenizer("<|im_start|>", add_special_tokens=False).input_ids) == 1 and tokenizer.pad_token
+    lm = loading.load_model(str(model), adapter=adapter)
+    assert scoring.score_labels(lm, tokenizer, ["<|im_start|>the film was"], [" good", " bad"]).total.shape == (1, 2)
+    without = adapter_of(model, tmp_path / "b", own)
+    with pytest.raises(utils.UserError, match="--adapter .*: the tokenizer knows 2 tokens more than the model has"):
+        loading.load_tokenizer(str(model), adapter=without)
+
+
+def test_an_adapters_tokenizer_without_news_is_passed_over(model, tmp_path):
+    own = loading.load_tokenizer(str(model))
+    own.add_special_tokens({"pad_token": "[PAD]"})  # has no embedding, and needs none
+    adapter = adapter_of(model, tmp_path / "a", own)
+    assert len(loading.load_tokenizer(str(model), adapter=adapter)) == len(own) - 1
+    bare = loading.load_tokenizer(str(model))
+    bare.chat_template = None
+    bare.save_pretrained(model)
+    (model / "chat_template.jinja").unlink(missing_ok=True)
+    assert loading.load_tokenizer(str(model), adapter=adapter).chat_template == own.chat_template
+
+
+def test_an_adapters_tokenizer_of_another_vocabulary_is_refused(model, tmp_path):
+    other = bpe(["<s>", "<x>", "<|end|>"], bos_token="<s>", eos_token="<|end|>", pad_token="<|end|>")
+    other.add_tokens(["<new>"])
+    with pytest.raises(utils.UserError, match="another number than its base's; delete"):
+        loading.load_tokenizer(str(model), adapter=adapter_of(model, tmp_path / "a", other))

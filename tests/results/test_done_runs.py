@@ -1,25 +1,9 @@
 import json
 
-import pytest
+from sweep_helpers import planned, suite
 
 import sweep
 from harness.results import done_runs, provenance, store
-
-
-@pytest.fixture(autouse=True)
-def heavy_imports():
-    """The functions of the script are called directly, without its main."""
-    sweep.import_heavy()
-
-
-def suite(path, text):
-    path.write_text(text)
-    return str(path)
-
-
-def planned(path, args):
-    done = done_runs.DoneRuns(sweep.read_rows(args.results))
-    return sweep.plan(sweep.make_cells(path, args)[1], args, done)
 
 
 def test_rows_are_found_whatever_the_spelling_of_a_number(tmp_path):

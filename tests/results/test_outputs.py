@@ -85,6 +85,19 @@ def test_places_where_no_file_can_be(tmp_path):
             store.read_results(place)
 
 
+@pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="no /proc")
+def test_folders_that_look_writable_and_are_not():
+    """Root has every permission in /proc, and can make nothing there."""
+    for check in (outputs.check_folder, outputs.check_place):
+        with pytest.raises(utils.UserError, match="/proc/a cannot be written: (nothing can be made|no permission)"):
+            check("/proc/a", "--runs_dir")
+
+
+def test_a_runs_dir_that_can_be_made_is_not_made_by_its_check(tmp_path):
+    outputs.check_folder(tmp_path / "a/b", "--runs_dir")
+    assert not list(tmp_path.iterdir())
+
+
 def test_no_link_leads_a_write_elsewhere(tmp_path):
     """Names that a write may use for its temporary file are taken by links to a file of someone else."""
     precious, path = tmp_path / "precious", tmp_path / "results.csv"

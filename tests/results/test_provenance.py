@@ -140,3 +140,17 @@ def test_a_hub_name_has_the_commit_of_its_cached_files(tmp_path, monkeypatch):
 @pytest.mark.real
 def test_the_demos_language_model_says_that_it_was_quantized():
     assert "Q4_1" in provenance.model_source(SMOLLM2)
+
+
+def test_hidden_folders_are_no_input(tmp_path):
+    """`hf download --local-dir` keeps its notes in one, with the time of the download."""
+    folder = tmp_path / ".hidden" / "model"
+    (folder / "more").mkdir(parents=True)
+    (folder / "more" / "config.json").write_text("{}")
+    first = provenance.fingerprint(folder)
+    for place in (folder / ".cache" / "huggingface" / "download", folder / "more" / ".git"):
+        place.mkdir(parents=True)
+        (place / "config.json.metadata").write_text("2026")
+    assert provenance.fingerprint(folder) == first
+    (folder / "more" / "config.json").write_text("[]")
+    assert provenance.fingerprint(folder) != first

@@ -5,7 +5,7 @@ import pytest
 from harness.retrieval.formats import Unusable, read_html, read_pdf
 
 
-def pdf(path, lines, password=None, **options):
+def pdf(path, lines, password=None, algorithm="RC4-128"):
     """A page with text at places: lines of (x, y, text)."""
     stream = "".join(f"BT /F1 12 Tf {x} {y} Td ({text}) Tj ET\n" for x, y, text in lines).encode()
     parts = [
@@ -19,7 +19,7 @@ def pdf(path, lines, password=None, **options):
     path.write_bytes(body + b"trailer<</Size 6/Root 1 0 R>>\nstartxref\n0\n%%EOF\n")
     if password is not None:
         writer = pypdf.PdfWriter(clone_from=str(path))
-        writer.encrypt(password, "owner", algorithm="RC4-128")
+        writer.encrypt(password, "owner", algorithm=algorithm)
         writer.write(str(path))
     return path
 
@@ -41,6 +41,15 @@ def test_a_pdf_with_a_password_says_so_and_one_without_is_read(tmp_path):
     assert read_pdf(pdf(tmp_path / "a.pdf", lines, password=""))[1:] == ("the city is rome", "")
     with pytest.raises(Unusable, match="password"):
         read_pdf(pdf(tmp_path / "b.pdf", lines, password="secret"))
+
+
+@pytest.mark.parametrize("algorithm", ["AES-128", "AES-256"])
+def test_a_pdf_with_aes_and_an_empty_password_is_read(tmp_path, algorithm):
+    pytest.importorskip("cryptography")
+    lines = [(50, 700, "the city is rome")]
+    assert read_pdf(pdf(tmp_path / "a.pdf", lines, "", algorithm))[1:] == ("the city is rome", "")
+    with pytest.raises(Unusable, match="password"):
+        read_pdf(pdf(tmp_path / "b.pdf", lines, "secret", algorithm))
 
 
 def test_a_pdf_whose_encryption_lacks_a_package_names_it(tmp_path, monkeypatch):

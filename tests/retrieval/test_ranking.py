@@ -58,3 +58,14 @@ def test_bm25_words_of_latin_text_are_those_of_bm25s():
     text = "The TGFβ1-induced p53_a of l'été (n = 7) — a naïve ﬁlm"
     assert " ".join(bm25_words(text)) == "the tgfβ1 induced p53_a of été naïve ﬁlm"
     assert bm25_words("北京 a COVID") == ["北", "京", "covid", "北京"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["snake_case", "x\u00b2", "5 \u00b5m", "\ufb01lm", "\uff23\uff2f\uff36\uff29\uff24", "e\u0301te\u0301_a", "don't"],
+)
+def test_words_are_the_same_beside_other_scripts(text):
+    words = bm25_words(text)
+    assert words and bm25_words(f"{text} 京") == bm25_words(f"{text}京") == [*words, "京"]
+    assert bm25_words(f"{text} नमस्ते") == [*words, "नमस्ते"]
+    assert bm25_words("\uff23\uff2f") == ["co"] and bm25_words("\uff76\uff9e") == ["ガ"]  # of other widths

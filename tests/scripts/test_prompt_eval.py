@@ -177,10 +177,14 @@ def test_a_label_within_another_and_numbers_are_read_whole():
     assert [prompt_eval.read_label(text, ("C", "C++")) for text in ("It is C.", "c++")] == [0, 1]
 
 
-def test_labels_are_not_read_out_of_a_thought():
-    words = ("negative", "positive")
-    assert prompt_eval.read_label("<think>dull, not positive</think>\n\nnegative", words) == 0
-    assert prompt_eval.read_label("<think>the word positive comes to mind", words) is None
+def test_labels_may_be_tags():
+    words = ("<think>", "<analysis>")
+    assert [prompt_eval.read_label(f"It is {word}.", words) for word in words] == [0, 1]
+
+
+def test_an_empty_label_word_is_in_no_answer():
+    assert [prompt_eval.read_label(text, ("", "yes")) for text in ("yes", "", "no")] == [1, None, None]
+    assert prompt_eval.read_label("yes", (" ", "")) is None
 
 
 def test_prompting_by_generation_counts_unreadable_answers(sentiment, tiny_llama, out, only_row):

@@ -9,21 +9,11 @@ from pathlib import Path
 import psutil
 import pytest
 from helpers import ROOT, write_jsonl
+from sweep_helpers import planned, suite, words
 
 import sweep
 import utils
-from harness.results import done_runs, store
-
-
-@pytest.fixture(autouse=True)
-def heavy_imports():
-    """The functions of the script are called directly, without its main."""
-    sweep.import_heavy()
-
-
-def suite(path, text):
-    path.write_text(text)
-    return str(path)
+from harness.results import store
 
 
 def run_sweep(*argv):
@@ -34,17 +24,6 @@ def run_sweep(*argv):
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": "2"},
     )
-
-
-def planned(path, args):
-    done = done_runs.DoneRuns(sweep.read_rows(args.results))
-    return sweep.plan(sweep.make_cells(path, args)[1], args, done)
-
-
-def words(path):
-    """The suite's commands without where they write."""
-    args = sweep.parse_args([path])
-    return [" ".join(cell.argv).split(" --results")[0] for cell in sweep.make_cells(path, args)[1]]
 
 
 def test_every_suite_that_is_shipped_is_read_by_its_scripts():
@@ -221,3 +200,12 @@ def test_a_cell_that_fails_stops_the_suite_or_does_not(tiny_bert, sentiment, tmp
     )
     whole = run_sweep(path, *out, "--continue_on_error", "--workers", 2)
     assert whole.returncode == 1 and len(store.read_results(tmp_path / "r.csv")) == 1
+
+
+def test_prompts_that_differ_behind_a_question_mark_are_two_runs(tmp_path, capsys):
+    text = (
+        "script: prompt_eval.py\ngrid: {template: ['See https://x.org/?q=1 {text}', 'See https://x.org/?q=2 {text}']}"
+    )
+    sweep.main([suite(tmp_path / "s.yaml", text), "--dry_run", "--results", str(tmp_path / "r.csv")])
+    told = capsys.readouterr().out
+    assert "2 of 2 to run" in told and "--template 'See https://x.org/?q=2 {text}'" in told
