@@ -84,7 +84,7 @@ class Trials:
         criterion = "accuracy" if self.classes or self.options else "log-likelihood a token"
         note = (
             f"prompt chosen on {len(held_out)} labels apart from the demonstrations: k {k} of "
-            f"{', '.join(map(str, counts))}, {len(sets) if k else 1} sets of demonstrations, calibration {calibrate}; "
+            f"{', '.join(map(str, counts))}, the best of {len(sets)} sets of demonstrations, calibration {calibrate}; "
             f"{criterion} there {value:.3f}"
         )
         return Chosen(list(demonstrations), calibrate, prior, [*tried.values(), *held_out], note, 0.0)
