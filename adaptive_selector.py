@@ -131,6 +131,7 @@ def main(argv=None):
 
     # 2. rows
     path = args.results or next((name for name in ("results.csv", "sample_results.csv") if Path(name).is_file()), None)
+    args.results = path
     rows = store.read_results(path) if path else []
     if args.forecast:
         hub.check_names({"--model": args.model})

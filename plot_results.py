@@ -2,7 +2,8 @@
 
 Rows are compared only where evaluation examples (eval_id), metric and hardware are the same; such rows form one panel,
 and each panel gets its own PNGs. Runs that differ only in their seeds are one configuration, drawn as mean and
-interval. Rows that are left out are listed with the reason.
+interval. Rows that are left out are listed with the reason. The best of several configurations is chosen on some of the
+evaluation examples and scored on the others, where the run folders are still beside the CSV.
 
     python plot_results.py                         # results.csv, or sample_results.csv if there is none yet
     python plot_results.py --results mine.csv --output_dir charts --report RESULTS.md
@@ -68,15 +69,18 @@ def draw(args, rows):
     for line in report.left_out(skipped):
         print(f"left out: {line}")
     if not kept:
-        raise utils.UserError(f"{args.results} has no row with status ok and a score, so there is nothing to draw")
+        raise utils.UserError(
+            f"{args.results} has no row with status ok or degenerate and a score, so there is nothing to draw"
+        )
     ids = {run_id for run_id, _ in skipped}
     left_out = collections.Counter(configurations.data_name(row) for row in rows if row["run_id"] in ids)
-    groups = {panel: configurations.group_seeds(members) for panel, members in panels.items()}
+    folder = Path(args.results).parent
+    groups = {panel: configurations.group_seeds(members, folder) for panel, members in panels.items()}
     drawn = charts.draw(groups, make_folder(args.output_dir), args.results, left_out, args.report)
     if args.report:
         words = ["python", "plot_results.py", "--results", args.results, "--output_dir", args.output_dir]
         command = shlex.join([*words, "--report", args.report])
-        report.write(args.report, rows, kept, skipped, drawn, args.results, command)
+        report.write(args.report, rows, kept, skipped, groups, drawn, args.results, command)
         print(f"saved {args.report}")
 
 
@@ -96,7 +100,7 @@ def main(argv=None):
     if args.markdown == "all":
         return tables.print_markdown(rows)
     if args.markdown == "best":
-        return tables.print_best(configurations.select(rows)[0])
+        return tables.print_best(configurations.select(rows)[0], Path(args.results).parent)
     if args.export:
         export.export(args.export, rows)
         return print(f"{len(rows)} rows in {args.export}")

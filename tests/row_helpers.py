@@ -4,7 +4,9 @@ import json
 import math
 import random
 
-from harness.results import store
+from helpers import write_jsonl
+
+from harness.results import schema, store
 
 
 def result_row(**cells):
@@ -37,6 +39,17 @@ def result_row(**cells):
         "run_id": f"{row['strategy']}-{row['variant']}-{row.get('score')}-{args['seed']}-{args['data_seed']}",
         **row,
     }
+
+
+def write_run(folder, row, right, clusters=None):
+    """A run folder with its row and predictions, of which some are right; the row as read from a CSV."""
+    records = [{"id": i, "target": "a", "prediction": "a" if r else "b"} for i, r in enumerate(right)]
+    for record, cluster in zip(records, clusters or []):
+        record["cluster"] = cluster
+    write_jsonl(folder / "predictions.jsonl", records)
+    row = {**row, "run_dir": str(folder), "score": sum(right) / len(right)}
+    (folder / "row.json").write_text(json.dumps(row))
+    return {**dict.fromkeys(schema.RESULT_COLUMNS, ""), **{k: str(v) for k, v in row.items()}}
 
 
 def results_csv(path, rows):

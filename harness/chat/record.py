@@ -65,7 +65,7 @@ def quality(run, questions, system, metric, n_failed, base):
         run.row.setdefault(name, means.get(name))  # a judge's figure over all readable judgements stays
     if metric in means:
         values = [scores[metric] for scores in system.scores.values() if scores.get(metric) is not None]
-        low, high = stats.bootstrap_interval(values)
+        low, high = stats.score_interval(values)
         run.row.update(metric=metric, score=run.row[metric], score_low=low, score_high=high)
         if len(values) < len(questions):
             run.headline = f"{len(values)} of them scored"

@@ -124,7 +124,7 @@ def table(systems):
     """A Markdown table: a row for each measure and figure, a column for each system, and differences from the first."""
     first, others = systems[0], systems[1:]
     header = ["", *(system.name for system in systems)]
-    header += [f"{other.name} - {first.name} [95 %], p" for other in others]
+    header += [f"{other.name} - {first.name} [95 %]" for other in others]
     system_means = [means(system.scores.values()) for system in systems]
     against = [differences(first, other) for other in others]
     rows = []
@@ -153,7 +153,7 @@ def _difference(found, decimals):
     if found is None:
         return ""
     interval = "" if found.low is None else f" [{found.low:+,.{decimals}f}, {found.high:+,.{decimals}f}]"
-    return f"{found.delta:+,.{decimals}f}{interval}, {found.p:.2g}"
+    return f"{found.delta:+,.{decimals}f}{interval}, {stats.p_text(found.p)}"
 
 
 def write(path_of, benchmark, questions, systems):

@@ -24,6 +24,14 @@ class Example:
     references: tuple = ()
     group: str | None = None  # HANS' heuristic, UnifiedQA's source, Dolly's category
 
+    @property
+    def cluster(self):
+        """12 hex digits that examples about one text share: the context, or the first text of a pair (a passage with
+        several questions, a premise with several hypotheses); None for an example without either.
+        """
+        shared = self.context or (self.text if self.text_pair is not None else None)
+        return shared and hashlib.sha256(" ".join(shared.lower().split()).encode()).hexdigest()[:12]
+
     def key(self):
         """Equal for two examples with the same input, apart from case and white space."""
         parts = (self.text, self.text_pair, self.context, *self.options)

@@ -143,7 +143,8 @@ def by_options(model, tokenizer, task, batch_size, latency_runs, chat, demonstra
         {"log_probs_sum": dict(zip(ex.options, map(float, values)))} for ex, values in zip(task.evaluation, found.total)
     ]
     right = outcome.scores["exact_match"]
-    low, high = stats.wilson_interval(round(right * len(answers)), len(answers))
+    rights = [scores["exact_match"] for scores in outcome.each]
+    low, high = stats.score_interval(rights, [ex.cluster for ex in task.evaluation])
     outcome.scores.update(metric="accuracy", score=right, accuracy=right, score_low=low, score_high=high)
     once = [dict(zip(ex.options, values)).values() for ex, values in zip(task.evaluation, found.total)]
     outcome.cells["label_mass"] = metrics.label_mass(once)  # an option that is given twice counts once
@@ -236,7 +237,8 @@ def serve(answer, examples):
 
 def answered(task, answers, spent, latencies):
     """The Outcome of free answers [N], scored against the examples' references."""
-    scores, each = metrics.answer_scores(answers, [ex.references for ex in task.evaluation])
+    clusters = [ex.cluster for ex in task.evaluation]
+    scores, each = metrics.answer_scores(answers, [ex.references for ex in task.evaluation], clusters)
     contains = float(np.mean([example["contains_answer"] for example in each]))
     outcome = Outcome(answers, scores, spent, latencies, each, group_metric="token_f1")
     outcome.notes.append(f"{contains:.3f} of the outputs contain a reference answer")
@@ -290,7 +292,8 @@ def _argmax(log_probs):
 
 def _classified(task, predictions, log_probs, spent, latencies):
     targets = [ex.label for ex in task.evaluation]
-    scores = metrics.classification_scores(predictions, targets, len(task.labels))
+    clusters = [ex.cluster for ex in task.evaluation]
+    scores = metrics.classification_scores(predictions, targets, len(task.labels), clusters)
     if log_probs is not None:
         scores.update(calibration.cells(np.exp(log_probs), targets))
     each = [{"accuracy": float(p == target)} for p, target in zip(predictions, targets)]

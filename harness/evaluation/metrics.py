@@ -185,14 +185,14 @@ def ndcg_at_k(ranked, relevant, k=10):
     return float(ndcg_score(gains, [list(range(len(order), 0, -1))], k=k, ignore_ties=True))
 
 
-def classification_scores(predictions, targets, n_labels):
+def classification_scores(predictions, targets, n_labels, clusters=None):
     """The quality cells of a classification row.
 
     predictions: [N] class index, or None for an answer that could not be read (wrong, and counted in invalid_rate);
-    targets: [N].
+    targets: [N]; clusters: [N] names, for the interval, see stats.cluster_index.
     """
     score = accuracy(predictions, targets)
-    low, high = stats.wilson_interval(round(score * len(targets)), len(targets))
+    low, high = stats.score_interval([float(p == target) for p, target in zip(predictions, targets)], clusters)
     return {
         "metric": "accuracy",
         "score": score,
@@ -204,11 +204,12 @@ def classification_scores(predictions, targets, n_labels):
     }
 
 
-def answer_scores(predictions, references):
+def answer_scores(predictions, references, clusters=None):
     """(cells, per-example scores) of free answers. predictions: [N] texts; references: [N] tuples of texts. Metric:
     token F1.
 
     Predictions come without a thinking model's thoughts (generation.Answers). invalid_rate: the share of empty ones.
+    clusters: [N] names, for the interval, see stats.cluster_index.
     """
     functions = {
         "exact_match": exact_match,
@@ -222,7 +223,7 @@ def answer_scores(predictions, references):
         {name: f(p, refs) for name, f in functions.items()} for p, refs in zip(predictions, references, strict=True)
     ]
     cells = {name: float(np.mean([scores[name] for scores in each])) for name in functions if name != "contains_answer"}
-    low, high = stats.bootstrap_interval([scores["token_f1"] for scores in each])
+    low, high = stats.score_interval([scores["token_f1"] for scores in each], clusters)
     cells.update(
         metric="token_f1",
         score=cells["token_f1"],

@@ -19,6 +19,9 @@ def outcome(run, task, found, model=None, other=None):
         run.note(text)
     costs(run, found.spent, found.latencies, len(found.predictions))
     files(run, task, found)
+    told = clusters(task.evaluation)
+    if told:
+        run.note(told)
     classes = task.kind == "classification"
     targets = [ex.label if classes else ex.references for ex in task.evaluation]
     degenerate(run, found.predictions, len(task.labels) or None, targets)
@@ -55,13 +58,20 @@ def files(run, task, found, prefix=""):
     """predictions.jsonl, and groups.json if the examples have groups. prefix: of the names, for a second side."""
     fields = _label_fields if task.kind == "classification" else _answer_fields
     records = [
-        {"id": ex.id, **fields(task, ex, found, i), **(found.extras[i] if found.extras else {})}
+        {"id": ex.id, "cluster": ex.cluster, **fields(task, ex, found, i), **(found.extras[i] if found.extras else {})}
         for i, ex in enumerate(task.evaluation)
     ]
     predictions(run, records, found.latencies, prefix)
     told = groups(run, task.evaluation, found.each, found.group_metric, prefix)
     if told and not prefix:
         run.note(told)
+
+
+def clusters(examples):
+    """The note's text on examples that share a passage, which the interval counts; None where none do."""
+    names = [ex.cluster for ex in examples]
+    n = stats.n_clusters(names, len(names))
+    return f"{len(names)} examples about {n} texts, which the interval counts" if stats.is_clustered(names) else None
 
 
 def predictions(run, records, latencies, prefix=""):
@@ -115,7 +125,7 @@ def out_of_domain(run, task, other, predicted, prefix=""):
     """
     mapped = [None if p is None else other.mapping[p] for p in predicted]
     right = [float(p == ex.label) for p, ex in zip(mapped, other.evaluation, strict=True)]
-    low, high = stats.wilson_interval(sum(right), len(right))
+    low, high = stats.score_interval(right, [ex.cluster for ex in other.evaluation])
     score = float(np.mean(right))
     by_group = {}
     for ex, value in zip(other.evaluation, right):
@@ -129,6 +139,7 @@ def out_of_domain(run, task, other, predicted, prefix=""):
     records = [
         {
             "id": ex.id,
+            "cluster": ex.cluster,
             "group": ex.group,
             "target": other.labels[ex.label],
             "prediction": None if p is None else task.labels[p],

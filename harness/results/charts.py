@@ -8,7 +8,7 @@ from pathlib import Path
 
 import matplotlib.patheffects as patheffects
 
-from harness.results import configurations, names, plotting, study_charts
+from harness.results import champions, configurations, names, plotting, run_scores, study_charts
 
 
 def draw(groups, folder, source, left_out=None, report=None):
@@ -122,6 +122,7 @@ def score_chart(panel, members, more=""):
     plotting.name_bars(axis, bars)
     plotting.values_beside(axis, [f"{score:.3f}" for score in scores])
     label = f"{plotting.axis_name(panel.metric)} with 95 % interval"
+    note = "\n".join(filter(None, [best_of_strategies(axis, bars, champions.by_strategy(members)), note]))
     right = max(score + above for score, above in zip(scores, reach[1]))
     baseline = plotting.majority(bars[0])
     if baseline is not None:
@@ -131,6 +132,20 @@ def score_chart(panel, members, more=""):
     axis.set_xlim(0, right * 1.03 or 1)
     axis.set_xlabel("\n".join(filter(None, [label, note])), fontsize=9)
     return figure
+
+
+def best_of_strategies(axis, bars, found):
+    """Mark the cross-fitted score of each strategy's best on its bar; a line that says how the best were chosen.
+
+    found: Champions; "" where no strategy has several configurations.
+    """
+    several = [champion for champion in found if champion.among > 1]
+    fitted = [champion for champion in several if champion.cross_fitted and champion.configuration in bars]
+    if fitted:
+        places = [bars.index(champion.configuration) for champion in fitted]
+        axis.plot([champion.mean() for champion in fitted], places, "D", color="white", mec="black", ms=5, zorder=4)
+        return "diamond: best of its strategy, chosen on some examples and scored on the others"
+    return "the best of each strategy was chosen on these examples, so its score is too high" if several else ""
 
 
 def frontier_chart(panel, members, column):
@@ -252,7 +267,7 @@ def loss_chart(panel, members, folder):
     """Training and validation loss of the first run of each configuration whose run folder is there."""
     runs = []
     for c in sorted(members, key=lambda c: -c.mean()):
-        file = configurations.run_folder(c.rows[0], folder) / "training_history.json"
+        file = run_scores.run_folder(c.rows[0], folder) / "training_history.json"
         if c["train_seconds"] and file.is_file():
             runs.append((c.name, json.loads(file.read_text(encoding="utf-8"))))
     if not runs:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import utils
-from harness.results import names, provenance, stats, store
+from harness.results import names, provenance, run_scores, stats, store
 
 SEEDS = ("seed", "data_seed")
 NO_CONFIGURATION = (*provenance.OUTPUT_FLAGS, "repeats")  # each of --repeats runs has a row of its own
@@ -65,15 +65,6 @@ def value(row, column):
     return found if found is not None and math.isfinite(found) else None
 
 
-def run_folder(row, beside):
-    """The folder of a row's run.
-
-    The row's run_dir is relative to the folder where the script ran: the current one, or `beside`, that of the CSV.
-    """
-    places = [Path(row["run_dir"]), Path(beside) / row["run_dir"]]
-    return next((place for place in places if row["run_dir"] and place.is_dir()), places[0])
-
-
 def _same(row, without):
     # a flag that is not given is None, or not there where an older version did not know it
     kept = {key: found for key, found in flags(row).items() if key not in without and found is not None}
@@ -90,11 +81,12 @@ def _same(row, without):
 def select(rows):
     """(rows that count, [(run id, why it does not count)]).
 
-    A row counts if its status is ok, it has a score, and no later row has the same script, flags, examples, hardware.
+    A row counts if it ended (status ok or degenerate), it has a score, and no later row has the same script, flags,
+    examples, hardware.
     """
     newest, skipped = {}, []
     for row in rows:
-        if row["status"] != "ok":
+        if row["status"] not in ("ok", "degenerate"):
             skipped.append((row["run_id"], f"status {row['status']}: {row['note']}"))
         elif value(row, "score") is None:
             skipped.append((row["run_id"], "no score"))
@@ -152,6 +144,8 @@ class Configuration:
 
     rows: list
     name: str = ""
+    examples: run_scores.ExampleScores | None = None  # from the run folders of all rows; None without them
+    seeds: stats.Seeds | None = None  # how its runs vary, see pool_seeds; None: not known
 
     def __getitem__(self, column):
         """A cell that all rows share, as text."""
@@ -186,36 +180,94 @@ class Configuration:
         """Evaluation examples, None where the row does not say."""
         return int(value(self.rows[0], "n_eval") or 0) or None
 
-    def variances(self):
-        """[(variance of the mean score, degrees of freedom)]: of the examples, which are shared, and of the seeds."""
+    @property
+    def degenerate(self):
+        """How many of the runs are degenerate."""
+        return sum(row["status"] == "degenerate" for row in self.rows)
+
+    @property
+    def usable(self):
+        """True if somebody could choose it: no baseline, and not all of its runs are degenerate."""
+        return self["variant"] not in BASELINES and self.degenerate < len(self.rows)
+
+    @property
+    def varies(self):
+        """True if other seeds would give other scores: it uses labels, is trained, or its runs differ."""
+        return bool(self.mean("labels_used") != 0 or self.mean("train_seconds") or self.spread())
+
+    @property
+    def scores(self):
+        """[N] scores of the examples, means over the runs; None where they are not known."""
+        return None if self.examples is None else self.examples.means
+
+    @property
+    def seed_share(self):
+        return 1 / len(self.rows)
+
+    def seed_squares(self):
+        """What stats.seed_variance returns; without the run folders nothing is known of what the examples add."""
+        if self.examples is not None:
+            return stats.seed_variance(self.examples.runs, self.examples.clusters)
+        scores = self.values("score")
+        return statistics.variance(scores) * (len(scores) - 1), len(scores) - 1, 0.0
+
+    def parts(self):
+        """[(variance, degrees of freedom)] of the mean score: of the examples, then of the seeds if that is known.
+
+        The examples are the same in all runs, so more runs do not make their part smaller. Without the run folders it
+        comes from the rows' intervals. [] where the examples' part is not known.
+        """
+        return self.parts_of(self.scores, self.seed_share)
+
+    def parts_of(self, scores, share):
+        """The same of other scores of the examples, as a Champion has them. share: 1 / (runs that are averaged)."""
+        variance, degrees = self._from_rows() if scores is None else stats.mean_variance(scores, self.clusters)
+        if variance is None:
+            return []
+        return [(variance, degrees), *(self.seeds.parts(share) if self.seeds else [])]
+
+    @property
+    def clusters(self):
+        return None if self.examples is None else self.examples.clusters
+
+    def _from_rows(self):
+        """(variance of the mean over the examples, degrees of freedom) from the intervals of the rows."""
         widths = [
             (value(row, "score_high") - value(row, "score_low")) / 2 / 1.96
             for row in self.rows
             if value(row, "score_low") is not None and value(row, "score_high") is not None
         ]
-        found = [(statistics.fmean(widths) ** 2, max(1, (self.n_eval or 2) - 1))] if widths else []
-        return found + (
-            [(self.spread() ** 2 / len(self.rows), len(self.rows) - 1)] if self.spread() is not None else []
-        )
+        return (statistics.fmean(widths) ** 2, max(1, (self.n_eval or 2) - 1)) if widths else (None, 0)
 
     @property
     def standard_error(self):
-        """Standard error of the mean score, None where it is unknown."""
-        found = self.variances()
+        """Standard error of the mean score, of all that is known to vary; None where nothing is."""
+        found = self.parts()
         return math.sqrt(sum(variance for variance, _ in found)) if found else None
 
     @property
     def interval(self):
-        """95 % interval (low, high) of the mean score, clipped to 0 and 1; (None, None) where its error is unknown."""
-        if len(self.rows) == 1:
+        """95 % interval (low, high) of the mean score; (None, None) where its error is unknown.
+
+        Of one run without a known variance over seeds it is the row's, which counts the examples alone.
+        """
+        if len(self.rows) == 1 and not (self.seeds and self.seeds.variance):
             return value(self.rows[0], "score_low"), value(self.rows[0], "score_high")
-        error = self.standard_error
-        reach = None if error is None else error * stats.quantile(self.variances())
-        return (None, None) if reach is None else (max(0.0, self.mean() - reach), min(1.0, self.mean() + reach))
+        return self.interval_of(self.mean(), self.parts())
+
+    def interval_of(self, mean, parts):
+        """95 % interval of a mean score with these parts. None from several runs whose spread cannot be known."""
+        if not parts or (len(self.rows) > 1 and self.seeds is None):
+            return None, None
+        low, high = stats.interval(mean, parts, stats.n_clusters(self.clusters, self.n_eval or 2))
+        return float(low), float(high)
 
 
-def group_seeds(rows):
-    """The Configurations of a panel's rows, each with a unique name: technique, model, labels, differing flags."""
+def group_seeds(rows, folder=None):
+    """The Configurations of a panel's rows, each with a unique name: technique, model, labels, differing flags.
+
+    folder: that of the CSV; with it the scores of single examples are read from the run folders that are there.
+    """
     groups = {}
     for row in rows:
         groups.setdefault(_same(row, CHANGES_NOTHING), []).append(row)
@@ -223,7 +275,26 @@ def group_seeds(rows):
     texts = names.tell_apart(names.rows([c.rows[0] for c in found]), [c.settings for c in found])
     for configuration, text in zip(found, texts):
         configuration.name = text
+        if folder is not None:
+            configuration.examples = run_scores.of_rows(configuration.rows, folder)
+    pool_seeds(found)
     return found
+
+
+def pool_seeds(members):
+    """Give the Configurations of a panel their variance over seeds: one for all, pooled over those with several runs.
+
+    Two runs say little about a spread, so nothing is known from fewer than two degrees of freedom in all. Seeds change
+    nothing where there is neither a label nor training. Runs of which only some collapsed (degenerate) vary in another
+    way: they are not pooled, and have their own variance where it is larger.
+    """
+    steady = [c for c in members if c.varies and len(c.rows) > 1 and not c.degenerate]
+    shared = stats.pooled([c.seed_squares() for c in steady])
+    for c in members:
+        c.seeds = shared if c.varies else stats.Seeds(0.0, 0.0, 1)
+        if 0 < c.degenerate < len(c.rows):
+            own = stats.pooled([c.seed_squares()])
+            c.seeds = max(own, shared or own, key=lambda seeds: seeds.variance) if own else None
 
 
 def pareto(points):

@@ -71,7 +71,7 @@ def bars_of(members, more):
 
     In the order of the bars from the bottom up: grouped by strategy, the best group and the best of a group last.
     """
-    ranked = sorted(members, key=lambda c: (c["variant"] in configurations.BASELINES, -c.mean()))
+    ranked = sorted(members, key=lambda c: (not c.usable, -c.mean()))
     best = list({c["strategy"]: c for c in reversed(ranked)}.values())
     chosen = sorted(best, key=ranked.index)[:MOST_BARS]
     chosen += [c for c in ranked if c not in chosen][: MOST_BARS - len(chosen)]
@@ -82,9 +82,11 @@ def bars_of(members, more):
 
 
 def bar_name(configuration):
-    """The name in at most three lines, with the number of runs where there are several."""
-    n = len(configuration.rows)
-    text, width = configuration.name + (f" ({n} runs)" if n > 1 else ""), NAME_WIDTH
+    """The name in at most three lines, with the number of runs where there are several or some collapsed."""
+    n, collapsed = len(configuration.rows), configuration.degenerate
+    remarks = [f"{n} runs"] if n > 1 else []
+    remarks += [f"{collapsed} degenerate" if n > 1 else "degenerate"] if collapsed else []
+    text, width = configuration.name + (f" ({', '.join(remarks)})" if remarks else ""), NAME_WIDTH
     while wrapped(text, width).count("\n") > 2:
         width += 4
     return wrapped(text, width)

@@ -1,11 +1,10 @@
 """The report that plot_results.py writes from the rows: docs/report.md."""
 
 import math
-import re
 import textwrap
 from pathlib import Path
 
-from harness.results import commands, compare, configurations, markdown, names, outputs, stats, tables
+from harness.results import champions, commands, compare, configurations, markdown, names, outputs, stats, tables
 
 COLUMNS = (
     "configuration",
@@ -18,23 +17,28 @@ COLUMNS = (
     "MB trained",
     "rows",
 )
-DEGENERATE = re.compile("^all |could not be read|changed no")  # the remark in a note that says why a run is degenerate
 METHOD = (
-    "Runs that differ only in their seeds are one configuration: mean ± standard deviation over the runs, then a 95 % "
-    "interval that covers the examples and the seeds. The p values of differences between strategies are adjusted for "
-    "the number of comparisons (Benjamini and Hochberg), those between the worst and the best level of a flag for the "
-    "number of pairs of levels (Bonferroni). Where the run folders lay beside the CSV, a test is paired over the "
-    "examples; without them it uses the intervals alone, and its p is larger."
+    "Runs that differ only in their seeds are one configuration: mean ± standard deviation over the runs, then a 95 "
+    "% interval. It counts the examples, clusters of them (questions about one passage) and, where it is known, the "
+    "variance over seeds, which is pooled over the configurations of a section; without it an interval is about "
+    "these runs alone. Degenerate runs count. The best of a strategy is chosen on one half of the examples and "
+    "scored on the other, over 20 random halvings (cross-fitted), where the run folders lay beside the CSV; without "
+    "them it is reported by the score that chose it, with a bound on how much too high that is. A configuration of "
+    "one run is chosen with the luck of its seed. The tables and the Pareto frontier have the scores on all "
+    "examples. The p values of differences between strategies are adjusted for the number of comparisons (Benjamini "
+    "and Hochberg), those between the worst and the best level of a flag for the number of pairs of levels "
+    "(Bonferroni). With the run folders a test is paired over the examples; without them it uses the intervals "
+    "alone, and its p is larger."
 )
 
 
-def write(path, all_rows, kept, skipped, charts, source, command):
+def write(path, all_rows, kept, skipped, groups, charts, source, command):
     """Write the report: findings, a table and the charts of each panel, then the command of each row.
 
-    kept, skipped: what configurations.select returns. charts: {Panel: {file: caption}}, as charts.draw returns them.
-    source: the results CSV; run folders are looked for beside it. command: the one that writes this report.
+    kept, skipped: what configurations.select returns. groups: {Panel: [Configuration]}. charts: {Panel: {file:
+    caption}}, as charts.draw returns them. source: the results CSV. command: the one that writes this report.
     """
-    path, folder = Path(path), Path(source).parent
+    path = Path(path)
     commits = sorted({row["git_commit"][:10] for row in kept if row["git_commit"]})
     hardware = sorted({row["device_name"] for row in kept})
     measured = f", code {', '.join(commits)}" if commits else ""
@@ -47,8 +51,8 @@ def write(path, all_rows, kept, skipped, charts, source, command):
         METHOD,
     ]
     numbered = {row["run_id"]: i for i, row in enumerate(kept, start=1)}
-    for panel, members in configurations.panels(kept).items():
-        lines += section(panel, members, numbered, folder)
+    for panel, members in groups.items():
+        lines += section(panel, members, numbered)
         for file, caption in charts.get(panel, {}).items():
             lines += ["", f"![{caption}]({link(file, path)})"]
     if skipped:
@@ -58,9 +62,8 @@ def write(path, all_rows, kept, skipped, charts, source, command):
     outputs.write(path, "\n".join(lines) + "\n", "report", "--report")
 
 
-def section(panel, members, numbered, folder):
-    """The lines of one panel: findings and the table of its configurations. numbered: {run id: number of the row}."""
-    found = configurations.group_seeds(members)
+def section(panel, found, numbered):
+    """The lines of one panel: findings and the table of its Configurations. numbered: {run id: number of the row}."""
     table = [
         [*cells(c), " ".join(str(numbered[row["run_id"]]) for row in c.rows)]
         for c in sorted(found, key=lambda c: -c.mean())
@@ -69,12 +72,28 @@ def section(panel, members, numbered, folder):
         "",
         f"## {panel.data}: {panel.metric}, n = {panel.n_eval}",
         "",
-        f"{count(len(found), 'configuration')}, {count(len(members), 'run')}, on {panel.device}.",
+        f"{count(len(found), 'configuration')}, {count(sum(len(c.rows) for c in found), 'run')}, on {panel.device}. "
+        + " ".join(what_varies(found)),
         "",
-        *findings(panel, found, folder),
+        *findings(panel, found),
         "",
         markdown.table(COLUMNS, table),
     ]
+
+
+def what_varies(found):
+    """Sentences on what the intervals of a panel count. found: its Configurations."""
+    lines = []
+    known = next((c.examples for c in found if c.examples is not None), None)
+    if known is not None and stats.is_clustered(known.clusters):
+        lines.append(f"The examples are in {stats.n_clusters(known.clusters, len(known.ids))} clusters.")
+    pooled = next((c.seeds for c in found if c.varies and not c.degenerate), None)
+    if pooled:
+        deviation = math.sqrt(pooled.variance)
+        lines.append(f"The standard deviation over seeds is {deviation:.3f} ({pooled.degrees} degrees of freedom).")
+    elif any(c.varies for c in found):
+        lines.append("There are too few repeated runs to know the variance over seeds, so no interval counts it.")
+    return lines
 
 
 def count(n, what):
@@ -89,13 +108,7 @@ def link(file, page):
 
 def left_out(skipped):
     """A line for each row that counts nowhere: its run id and why, shortened. skipped: [(run id, why)]."""
-    lines = []
-    for run_id, why in skipped:
-        status, _, note = why.partition(": ")
-        reason = next((remark for remark in note.split("; ") if DEGENERATE.search(remark)), note)
-        why = ": ".join(filter(None, [status, reason if status == "status degenerate" else note]))
-        lines.append(f"{run_id}: {textwrap.shorten(why, 100, placeholder=' ...')}")
-    return lines
+    return [f"{run_id}: {textwrap.shorten(why, 100, placeholder=' ...')}" for run_id, why in skipped]
 
 
 def cells(configuration):
@@ -111,16 +124,18 @@ def cells(configuration):
     ]
 
 
-def findings(panel, found, folder):
+def findings(panel, found):
     """What the rows of one panel show, as lines of Markdown. found: its Configurations."""
-    usable = [c for c in found if c["variant"] not in configurations.BASELINES]
+    usable = [c for c in found if c.usable]
+    collapsed = [f"{c.name} ({tables.degenerate(c)})" for c in found if c.degenerate]
+    lines = [f"- Degenerate: {'; '.join(collapsed)}."] if collapsed else []
     if not usable:
-        return ["Only baselines were measured here."]
-    ranked = sorted(usable, key=lambda c: -c.mean())
-    best = ranked[0]
-    lines = [f"The highest score is that of **{best.name}**: {panel.metric} {tables.score_cell(best)}."]
-    lines += against_the_best(best, ranked, folder)
-    timed = [c for c in ranked if c.mean("latency_ms_p50")]
+        return ["Only baselines and degenerate runs were measured here.", *lines]
+    ranked = champions.by_strategy(found)
+    best = max(usable, key=lambda c: c.mean())
+    lines = [f"The highest score is that of **{best.name}**: {panel.metric} {highest(best, usable)}.", *lines]
+    lines += between_strategies(ranked)
+    timed = [c for c in sorted(usable, key=lambda c: -c.mean()) if c.mean("latency_ms_p50")]
     frontier = [timed[i] for i in configurations.pareto([(c.mean("latency_ms_p50"), c.mean()) for c in timed])]
     if len(frontier) > 1:
         steps = [f"{c.name} ({c.mean('latency_ms_p50'):.0f} ms, {c.mean():.3f})" for c in frontier]
@@ -128,38 +143,59 @@ def findings(panel, found, folder):
     baseline = configurations.value(found[0].rows[0], "majority_baseline")
     below = [c.name for c in usable if baseline is not None and c.interval[0] is not None and c.interval[0] <= baseline]
     if below:
-        lines.append(f"- Not above the majority class ({baseline:.3f}): {'; '.join(below)}.")
-    return lines + [effect(flag, levels, folder) for flag, levels in compare.studies(found)]
+        lines.append(f"- Not shown to be above the majority class ({baseline:.3f}): {'; '.join(below)}.")
+    return lines + [effect(flag, levels) for flag, levels in compare.studies(found)]
 
 
-def against_the_best(best, ranked, folder):
-    """A line for the best of each other strategy: whether it differs from the best of all."""
-    champions = {c["strategy"]: c for c in reversed(ranked)}
-    others = [c for c in ranked if champions[c["strategy"]] is c and c is not best]
-    known = [(c, test) for c in others if (test := compare.difference(best, c, folder)) is not None]
-    lines = []
+def highest(best, usable):
+    """The highest score of a panel, and what choosing the best of all its configurations gives on other examples."""
+    champion = champions.champion(usable)
+    if champion.among < 2:
+        return tables.score_cell(best)
+    if champion.cross_fitted:
+        return f"{best.mean():.3f} on all examples; {tables.champion_cell(champion)}"
+    return f"{tables.score_cell(best)}; {champion.how()}"
+
+
+def between_strategies(ranked):
+    """Lines on the best of each strategy: its score, and whether it differs from the best strategy's.
+
+    ranked: their Champions, the best first.
+    """
+    if len(ranked) < 2:
+        return []
+    best, known = ranked[0], []
+    for other in ranked[1:]:
+        test = compare.difference(best, other)
+        known += [] if test is None else [(other, test)]
+    lines = [f"- Best of {strategy(best)}: {best.name} ({tables.champion_cell(best)})."]
     for (other, test), p in zip(known, stats.adjusted([test for _, test in known])):
         certain = p < stats.SIGNIFICANT
-        shown = "is below it" if certain else f"cannot be told apart from it with n = {test.n}"
-        strategy = names.STRATEGIES.get(other["strategy"], other["strategy"])
+        shown = "is below that" if certain else f"cannot be told apart from that with n = {test.n}"
         lines.append(
-            f"- Best of {strategy}: {other.name} ({tables.score_cell(other)}) {shown}: {test.delta:+.3f}, p = {p:.2g} "
-            f"({test.test}){'' if certain else test.settle()}."
+            f"- Best of {strategy(other)}: {other.name} ({tables.champion_cell(other)}) {shown}: {test.delta:+.3f}, "
+            f"{stats.p_text(p)} ({test.test}){'' if certain else test.limit()}."
         )
     return lines
 
 
-def effect(flag, levels, folder):
+def strategy(champion):
+    return names.STRATEGIES.get(champion["strategy"], champion["strategy"])
+
+
+def effect(flag, levels):
     """A line about a flag: the score at each level, and whether the best level differs from the worst."""
     means = [configuration.mean() for _, configuration in levels]
     low, high = levels[means.index(min(means))], levels[means.index(max(means))]
-    test, verdict = compare.difference(low[1], high[1], folder), ""
+    test, verdict = compare.difference(low[1], high[1]), ""
     if test is not None:
         p = min(1.0, test.p * math.comb(len(levels), 2))  # the worst and the best of all pairs of levels (Bonferroni)
-        shown = "." if p < stats.SIGNIFICANT else ", not a difference that these runs can show."
-        verdict = f" Between {low[0]} and {high[0]}: {test.delta:+.3f}, p = {p:.2g}{shown}"
+        shown = "." if p < stats.SIGNIFICANT else f", not a difference that these runs can show{test.limit()}."
+        verdict = f" Between {low[0]} and {high[0]}: {test.delta:+.3f}, {stats.p_text(p)}{shown}"
     scores = [
-        f"{level}: {configuration.mean():.3f}" + (f" ± {configuration.spread():.3f}" if configuration.spread() else "")
+        f"{level}: {configuration.mean():.3f}"
+        + (f" ± {configuration.spread():.3f}" if configuration.spread() else "")
+        + (f" ({tables.degenerate(configuration)})" if configuration.degenerate else "")
         for level, configuration in levels
     ]
     shared = names.shared([configuration.rows[0] for _, configuration in levels])

@@ -40,7 +40,7 @@ STATUSES = {
     "oom": "it ran out of memory, which is a result: the note has the message, the exit code is 3",
     "failed": "it ended with an error, whose traceback was printed, or with a loss that is not a number",
     "degenerate": "it ended, but its outputs are of no use: one class only, most answers unreadable, or an adapter "
-    "that changes nothing; charts and the report leave the row out and say so",
+    "that changes nothing; the row counts in means and intervals, and charts, report and selector say so",
 }
 
 # fmt: off
@@ -80,7 +80,8 @@ COLUMNS = (
     Column("metric", "str", "quality", about="The column that `score` repeats, such as `accuracy` or `token_f1`."),
     Column("score", "float", "quality", "", "score", 1, "The run's main figure."),
     Column("score_low", "float", "quality",
-           about="Lower end of its 95 % interval over the examples: Wilson for accuracy, else percentile bootstrap."),
+           about="Lower end of its 95 % interval over the examples, clusters of them counted (questions about one "
+                 "passage): Wilson's, for clusters and graded scores at the effective sample size."),
     Column("score_high", "float", "quality", about="Upper end of that interval."),
     Column("accuracy", "float", "quality", "", "accuracy", 1,
            "Share of right labels. An answer that cannot be read counts as wrong."),

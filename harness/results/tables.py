@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from harness.results import configurations, markdown
+from harness.results import champions, configurations, markdown
 
 # the columns of the printed table; one that is empty in all rows of a panel is left out there
 COLUMNS = (
@@ -45,11 +45,30 @@ def number(value, digits=3):
 
 
 def score_cell(configuration):
-    """Mean score ± standard deviation over the seeds [95 % interval], as far as they are known."""
-    low, high = configuration.interval
-    interval = "" if low is None else f" [{low:.3f}, {high:.3f}]"
-    spread = configuration.spread()
-    return f"{configuration.mean():.3f}" + (f" ± {spread:.3f}" if spread is not None else "") + interval
+    """Mean score ± standard deviation over the runs [95 % interval], as far as they are known, and collapsed runs."""
+    spread, collapsed = configuration.spread(), degenerate(configuration)
+    text = f"{configuration.mean():.3f}" + (f" ± {spread:.3f}" if spread is not None else "") + interval(configuration)
+    return text + (f", {collapsed}" if collapsed else "")
+
+
+def interval(found):
+    """The 95 % interval of a Configuration or Champion after a space; "" where it is not known."""
+    low, high = found.interval
+    return "" if low is None else f" [{low:.3f}, {high:.3f}]"
+
+
+def degenerate(configuration):
+    """3 of 5 runs degenerate; "" for none."""
+    n, runs = configuration.degenerate, len(configuration.rows)
+    return f"{n} of {runs} run{'s' * (runs > 1)} degenerate" if n else ""
+
+
+def champion_cell(champion):
+    """A Champion's score [95 % interval] and how it was found; of the only configuration as score_cell."""
+    if champion.among < 2:
+        return score_cell(champion.configuration)
+    parts = [f"{champion.mean():.3f}{interval(champion)}", champion.how(), degenerate(champion.configuration)]
+    return ", ".join(filter(None, parts))
 
 
 def print_table(panel, members):
@@ -100,28 +119,36 @@ def print_markdown(rows):
     print(markdown.table(columns.split(", "), lines))
 
 
-def print_best(rows):
-    """The configuration with the best mean score of each strategy in each panel, as a Markdown table."""
+def print_best(rows, folder):
+    """The configuration with the best mean score of each strategy in each panel, as a Markdown table.
+
+    The score is cross-fitted where the run folders are there; else the table says how much too high it is at most.
+    folder: that of the CSV.
+    """
     lines = []
     for panel, members in configurations.panels(rows).items():
-        best = {}
-        for c in sorted(configurations.group_seeds(members), key=lambda c: -c.mean()):
-            if c["variant"] not in configurations.BASELINES:
-                best.setdefault(c["strategy"], c)
-        lines += [
-            [
-                f"{panel.data}, {panel.n_eval}",
-                strategy,
-                c.name,
-                len(c.rows),
-                f"{panel.metric} {score_cell(c)}",
-                number(c.mean("latency_ms_p50"), 0),
-                number(c.mean("memory"), 2),
-                number(c.mean("train_seconds"), 0),
-            ]
-            for strategy, c in best.items()
-        ]
-    columns = (
-        "data and n, strategy, configuration, runs, score [95 % interval], ms a request (p50), peak GB, training s"
-    )
-    print(markdown.table(columns.split(", "), lines))
+        for champion in champions.by_strategy(configurations.group_seeds(members, folder)):
+            c = champion.configuration
+            score = f"{champion.mean():.3f}{interval(champion)}" if champion.cross_fitted else score_cell(c)
+            lines.append(
+                [
+                    f"{panel.data}, {panel.n_eval}",
+                    c["strategy"],
+                    c.name,
+                    len(c.rows),
+                    f"{panel.metric} {score}",
+                    best_of(champion),
+                    number(c.mean("latency_ms_p50"), 0),
+                    number(c.mean("memory"), 2),
+                    number(c.mean("train_seconds"), 0),
+                ]
+            )
+    columns = "data and n, strategy, configuration, runs, score [95 % interval], best of"
+    print(markdown.table([*columns.split(", "), "ms a request (p50)", "peak GB", "training s"], lines))
+
+
+def best_of(champion):
+    """Of how many configurations a Champion is the best, and how its score was found."""
+    if champion.cross_fitted:
+        return f"{champion.among}, cross-fitted"
+    return f"{champion.among}, at most about {champion.optimism:.3f} too high" if champion.optimism else champion.among

@@ -116,11 +116,13 @@ def retrieval(run, task, outcome):
             "documents, so there is nothing to measure"
         )
     values = [scores["ndcg_at_10"] for scores in outcome.known]
-    low, high = stats.bootstrap_interval(values)
+    clusters = [ex.cluster for ex, scores in zip(task.evaluation, outcome.scores) if scores]
+    low, high = stats.score_interval(values, clusters)
     run.row.update(metric="ndcg_at_10", score=float(np.mean(values)), score_low=low, score_high=high)
     latencies, ids = [request.ms for request in outcome.requests], [ex.id for ex in task.evaluation]
     record.costs(run, outcome.spent, latencies, len(ids))
-    record.predictions(run, [{"id": id, **extra} for id, extra in zip(ids, outcome.extras())], latencies)
+    records = [{"id": ex.id, "cluster": ex.cluster, **extra} for ex, extra in zip(task.evaluation, outcome.extras())]
+    record.predictions(run, records, latencies)
     record.degenerate(run, ids)
 
 

@@ -71,7 +71,8 @@ def latency_column(configuration, cached):
 
 
 def measured(members, cached=False):
-    """The Candidates of one panel's Configurations. cached: as for latency_column.
+    """The Candidates of one panel's Configurations; one whose runs are all degenerate is none. cached: as for
+    latency_column.
 
     The peak stands for a memory of serving that was not measured apart, which is less.
     """
@@ -91,7 +92,7 @@ def measured(members, cached=False):
             latency_column=latency_column(c, cached),
         )
         for c in members
-        if eligible(c)
+        if eligible(c) and c.usable
     ]
 
 

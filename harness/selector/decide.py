@@ -8,7 +8,7 @@ from pathlib import Path
 
 import utils
 from harness.results import commands, configurations
-from harness.selector import candidates, lessons, predictor, rules
+from harness.selector import candidates, lessons, predictor, promises, rules
 from harness.selector.candidates import NEAR
 from harness.selector.decision import Decision, Undecided, command_for, data_of, flags_of_data, limits_of
 
@@ -78,13 +78,13 @@ def comparable(rows, args):
 
 
 def largest_panel(rows, args):
-    """(Panel, its Candidates, a remark on the other panels or ""): the panel with most configurations.
+    """(Panel, its Candidates, a remark on what is not used or ""): the panel with most configurations.
 
     With --knowledge_heavy one that measures retrieval-augmented generation comes first.
     """
+    rows_of = configurations.panels(rows)
     panels = {
-        panel: candidates.measured(configurations.group_seeds(members), args.cached)
-        for panel, members in configurations.panels(rows).items()
+        panel: candidates.measured(configurations.group_seeds(some), args.cached) for panel, some in rows_of.items()
     }
     panels = {panel: members for panel, members in panels.items() if members}
     if not panels:
@@ -99,7 +99,11 @@ def largest_panel(rows, args):
         for panel, members in panels.items()
         if panel != best
     ]
-    return best, panels[best], f"other examples or hardware, not used: {'; '.join(others)}" if others else ""
+    found = configurations.group_seeds(rows_of[best], Path(args.results).parent if args.results else None)
+    collapsed = [c.name for c in found if c.degenerate == len(c.rows)]
+    remarks = [f"other examples or hardware, not used: {'; '.join(others)}"] if others else []
+    remarks += [f"not recommended, since all runs are degenerate: {'; '.join(collapsed)}"] if collapsed else []
+    return best, candidates.measured(found, args.cached), "; ".join(remarks)
 
 
 def from_rows(rows, args):
@@ -126,7 +130,11 @@ def from_rows(rows, args):
         return commands.command(configuration.rows[0], always=commands.NAMED)
 
     if choice:
-        return recommended(decision, args, choice, ties, [c for c in within if c is not choice], again)
+        promise = promises.promised(members, choice, limits, args.prefer)
+        others, sure = [c for c in within if c is not choice], promises.with_promise(choice, promise)
+        decision = dataclasses.replace(decision, cautions=promises.cautions_of(sure, promise, len(members), limits))
+        found = recommended(decision, args, sure, ties, others, again)
+        return dataclasses.replace(found, reasons=[*promises.how_scored(choice, promise), *found.reasons])
     near, relaxed, alone = candidates.nearest(members, limits)
     thumb = from_rules(rows, args)
     new = thumb.choice and thumb.choice not in {c.strategy for c in members}
@@ -151,7 +159,6 @@ def recommended(decision, args, choice, ties, others, command):
         choice=choice.strategy,
         configuration=with_command(choice, command),
         reasons=tied,
-        cautions=decision.cautions or cautions_of(choice, decision.considered, decision.limits),
         runner_up=next((c.strategy for c in others if c.strategy != choice.strategy), None),
         ties=ties,
         others=[with_command(c, command) for c in distinct(others, {choice.name})[:LISTED]],
@@ -163,24 +170,6 @@ def recommended(decision, args, choice, ties, others, command):
 def with_command(candidate, command):
     """The Candidate with the command that measures it."""
     return dataclasses.replace(candidate, command=command(candidate.configuration))
-
-
-def cautions_of(choice, considered, limits):
-    """What to know before relying on a measured choice."""
-    low, cautions = choice.score - 1.96 * choice.score_error, []
-    if limits.required_accuracy is not None and low < limits.required_accuracy:
-        cautions.append(f"its 95 % interval reaches below the {limits.required_accuracy:g} needed")
-    if limits.serving_memory_gb is not None and choice.configuration.mean("serving_memory") is None:
-        cautions.append("its memory of serving was not measured apart: the peak of its run stands for it")
-    if limits.cached and choice.latency_column != candidates.CACHED:
-        cautions.append("its latency was measured without a cache alone")
-    if choice.majority is not None and low <= choice.majority:
-        cautions.append(f"it is not shown to be above always answering the most frequent class, {choice.majority:.3f}")
-    if "validation examples chose" in choice.configuration["note"]:
-        cautions.append("besides its labelled examples, validation examples chose the checkpoint (see the row's note)")
-    if considered == 1:
-        cautions.append("nothing else was measured to compare it with")
-    return cautions
 
 
 # ---- from predictions

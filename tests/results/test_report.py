@@ -15,13 +15,33 @@ def test_a_study_is_what_differs_in_one_flag_alone(tmp_path):
 
 
 def test_left_out_rows_are_a_short_line_each():
-    note = "learning rate 0.1; all 150 predictions are class 1; timed with the adapter unmerged"
-    lines = report.left_out(
-        [("a", f"status degenerate: {note}"), ("b", "status oom: " + "x " * 200), ("c", "no score")]
-    )
-    assert lines[0] == "a: status degenerate: all 150 predictions are class 1"
-    assert lines[1].startswith("b: status oom: x x") and lines[1].endswith(" ...") and len(lines[1]) <= 110
-    assert lines[2] == "c: no score"
+    lines = report.left_out([("b", "status oom: " + "x " * 200), ("c", "no score")])
+    assert lines[0].startswith("b: status oom: x x") and lines[0].endswith(" ...") and len(lines[0]) <= 110
+    assert lines[1] == "c: no score"
+
+
+def test_degenerate_runs_are_told_and_are_not_the_best(tmp_path):
+    rows = [
+        result_row(score=0.64, variant="a", status="degenerate", note="all 100 predictions are class 1"),
+        result_row(score=0.60, strategy="prompting", variant="0_shot", majority_baseline=0.64),
+        *(
+            result_row(score=score, strategy="peft", variant="lora_r8", seed=seed, train_seconds=9, status=status)
+            for seed, (score, status) in enumerate(((0.63, "ok"), (0.36, "degenerate"), (0.36, "degenerate")))
+        ),
+    ]
+    ((panel, members),) = configurations.panels(configurations.select(rows_as_read(tmp_path, rows))[0]).items()
+    lines = report.findings(panel, configurations.group_seeds(members))
+    assert lines[0].startswith("The highest score is that of **0-shot prompt, m**: accuracy 0.600")
+    assert lines[1].endswith("(1 of 1 run degenerate); LoRA r=8, m (2 of 3 runs degenerate).")
+    assert "LoRA r=8, m (0.450 ± 0.156" in "\n".join(lines)
+
+
+def test_a_report_says_what_its_intervals_count(tmp_path):
+    rows = [result_row(score=0.5 + seed / 100, seed=seed, train_seconds=9) for seed in range(3)]
+    found = configurations.group_seeds(rows_as_read(tmp_path, rows))
+    assert report.what_varies(found) == ["The standard deviation over seeds is 0.010 (2 degrees of freedom)."]
+    two = configurations.group_seeds(found[0].rows[:2])
+    assert report.what_varies(two)[0].startswith("There are too few repeated runs to know the variance over seeds")
 
 
 def test_files_below_the_page_are_linked_relatively(tmp_path):

@@ -61,10 +61,11 @@ def test_the_report_has_every_row_its_numbers_and_its_command(tmp_path):
             ]
     for part in (
         "By rank (LoRA, m, 100 labels): 4: 0.640, 8: 0.680, 16: 0.760.",
-        "cannot be told apart from it with n = 100",
+        "cannot be told apart from that with n = 100",
         "![Scores with 95 % intervals, d](plots/scores_d.png)",
         "status oom: CUDA out of memory",
-        "about ",
+        "best of 3, chosen and reported on the same examples, at most about ",
+        "cannot be detected at this n (80 % power)",
     ):
         assert part in text, part
 

@@ -1,7 +1,8 @@
 import json
+import random
 
 import pytest
-from row_helpers import made_up_rows, result_row, results_csv
+from row_helpers import made_up_rows, result_row, results_csv, write_run
 from selector_helpers import BASIC, answered, decide, parsed
 
 import adaptive_selector
@@ -141,3 +142,51 @@ def test_the_model_refuses_to_extrapolate_and_the_rules_answer(tmp_path, capsys)
         with pytest.raises(SystemExit) as ended:
             decide(f"--dataset new --params_b 70 --basis {basis}", capsys, path)
         assert ended.value.code == code and f"--basis {basis}: " in capsys.readouterr().err
+
+
+def rows_of_ranks(folder):
+    """Twelve equal configurations with run folders, so that the best is the luckiest."""
+    rng, rows = random.Random(0), []
+    for rank in range(1, 13):
+        (folder / str(rank)).mkdir()
+        row = result_row(score=0.5, variant=f"lora_r{rank}", strategy="peft", train_seconds=9, flags={"rank": rank})
+        written = write_run(folder / str(rank), row, [rng.random() < 0.7 for _ in range(100)])
+        rows.append({**row, "score": float(written["score"]), "run_dir": written["run_dir"]})
+    return rows
+
+
+def test_a_promise_is_not_the_score_that_chose(capsys, tmp_path):
+    rows = rows_of_ranks(tmp_path)
+    luckiest = max(row["score"] for row in rows)
+    path = results_csv(tmp_path / "r.csv", rows)
+    found = decide("--dataset data/d", capsys, path)
+    assert found["configuration"]["score"] < luckiest
+    (how,) = [reason for reason in found["reasons"] if "cross-fitted" in reason]
+    assert how.startswith("its score is the best of 12, cross-fitted: on examples that did not choose it; 0.")
+    adaptive_selector.main(["--dataset", "data/d", "--results", path])
+    assert f"Choice: {found['configuration']['name']}: accuracy {found['configuration']['score']:.3f} ±" in (
+        capsys.readouterr().out
+    )
+    asked = decide(f"--dataset data/d --required_accuracy {luckiest - 0.001}", capsys, path)
+    assert "its 95 % interval reaches below the" in asked["cautions"][0]
+
+    gone = [{**row, "run_dir": ""} for row in rows]
+    found = decide("--dataset data/d --prefer accuracy", capsys, results_csv(tmp_path / "gone.csv", gone))
+    assert "its score is the best of 12, chosen and reported on the same examples, at most about 0.0" in str(
+        found["cautions"]
+    )
+
+
+def test_collapsed_runs_are_counted_and_told(capsys, tmp_path):
+    lora = {"strategy": "peft", "variant": "lora_r8", "train_seconds": 9, "flags": {"rank": 8}}
+    rows = [
+        *(
+            result_row(**{**lora, "flags": {"rank": 8}}, score=score, seed=seed, status=status)
+            for seed, (score, status) in enumerate(((0.9, "ok"), (0.9, "ok"), (0.5, "degenerate")))
+        ),
+        result_row(score=0.95, variant="constant", status="degenerate", note="all 100 predictions are class 1"),
+    ]
+    found = decide("--dataset data/d", capsys, results_csv(tmp_path / "r.csv", rows))
+    assert found["configuration"]["score"] == pytest.approx(2.3 / 3) and found["considered"] == 1
+    assert "1 of its 3 runs are degenerate; its score counts them" in found["cautions"]
+    assert "not recommended, since all runs are degenerate: full finetuning constant, m" in found["elsewhere"]
