@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import utils
-from harness.results import names, provenance, run_scores, stats, store
+from harness.results import names, provenance, run_scores, seed_spread, stats, store
 
 SEEDS = ("seed", "data_seed")
 NO_CONFIGURATION = (*provenance.OUTPUT_FLAGS, "repeats")  # each of --repeats runs has a row of its own
@@ -145,7 +145,7 @@ class Configuration:
     rows: list
     name: str = ""
     examples: run_scores.ExampleScores | None = None  # from the run folders of all rows; None without them
-    seeds: stats.Seeds | None = None  # how its runs vary, see pool_seeds; None: not known
+    seeds: seed_spread.Seeds | None = None  # how its runs vary, see seed_spread; None: not known
 
     def __getitem__(self, column):
         """A cell that all rows share, as text."""
@@ -205,9 +205,9 @@ class Configuration:
         return 1 / len(self.rows)
 
     def seed_squares(self):
-        """What stats.seed_variance returns; without the run folders nothing is known of what the examples add."""
+        """What seed_spread.of_runs returns; without the run folders nothing is known of what the examples add."""
         if self.examples is not None:
-            return stats.seed_variance(self.examples.runs, self.examples.clusters)
+            return seed_spread.of_runs(self.examples.runs, self.examples.clusters)
         scores = self.values("score")
         return statistics.variance(scores) * (len(scores) - 1), len(scores) - 1, 0.0
 
@@ -277,24 +277,8 @@ def group_seeds(rows, folder=None):
         configuration.name = text
         if folder is not None:
             configuration.examples = run_scores.of_rows(configuration.rows, folder)
-    pool_seeds(found)
+    seed_spread.share(found)
     return found
-
-
-def pool_seeds(members):
-    """Give the Configurations of a panel their variance over seeds: one for all, pooled over those with several runs.
-
-    Two runs say little about a spread, so nothing is known from fewer than two degrees of freedom in all. Seeds change
-    nothing where there is neither a label nor training. Runs of which only some collapsed (degenerate) vary in another
-    way: they are not pooled, and have their own variance where it is larger.
-    """
-    steady = [c for c in members if c.varies and len(c.rows) > 1 and not c.degenerate]
-    shared = stats.pooled([c.seed_squares() for c in steady])
-    for c in members:
-        c.seeds = shared if c.varies else stats.Seeds(0.0, 0.0, 1)
-        if 0 < c.degenerate < len(c.rows):
-            own = stats.pooled([c.seed_squares()])
-            c.seeds = max(own, shared or own, key=lambda seeds: seeds.variance) if own else None
 
 
 def pareto(points):

@@ -18,7 +18,6 @@ POWER = 0.8  # with which a difference of the size `detectable` is found
 FLIPS = 49_999  # random sign flips of a permutation test: the smallest p is below the 0.0001 that is printed
 EXACT = 15  # clusters up to which all 2^15 sign flips are tried
 MANY = 1e9  # degrees of freedom of what is taken as known
-MIN_SEED_DEGREES = 2  # that a spread over seeds needs to count in an interval: two runs alone have 1
 
 
 @dataclass(frozen=True)
@@ -104,48 +103,6 @@ def mean_variance(scores, clusters=None):
     """example_variance of [N] scores, or its mean over the halvings of [SPLITS, N] scores, see champions."""
     variance, degrees = example_variance(scores, clusters)
     return None if variance is None else float(np.mean(variance)), degrees
-
-
-def seed_variance(runs, clusters=None):
-    """(sum of squares of the S run means, degrees of freedom, what the examples alone contribute to that sum).
-
-    runs: [.., S, N] scores. Two runs that differ on single examples differ in their means as well, without any effect
-    of the seed on all examples; the interval counts that part with the examples, so here it is taken out.
-    """
-    runs = np.asarray(runs, dtype=float)
-    means = runs.mean(axis=-1)
-    squares = ((means - means.mean(axis=-1, keepdims=True)) ** 2).sum(axis=-1)
-    within, _ = example_variance(runs - runs.mean(axis=-2, keepdims=True), clusters)
-    return squares, runs.shape[-2] - 1, 0.0 if within is None else within.sum(axis=-1)
-
-
-@dataclass(frozen=True)
-class Seeds:
-    """How much the score of one run varies over seeds: the variance of run means less what the examples add to it."""
-
-    between: float
-    within: float
-    degrees: int
-
-    @property
-    def variance(self):
-        return self.between - self.within
-
-    def parts(self, share):
-        """The parts that they add to the variance of a mean. share: 1 / (runs that are averaged)."""
-        return [(self.between * share, self.degrees), (-self.within * share, MANY)] if np.any(self.variance) else []
-
-
-def pooled(parts):
-    """The Seeds of a panel; None where the degrees of freedom, which are summed, are too few.
-
-    parts: [what seed_variance returns] of its configurations with several runs.
-    """
-    degrees = sum(degrees for _, degrees, _ in parts)
-    if degrees < MIN_SEED_DEGREES:
-        return None
-    between, within = (sum(part[i] for part in parts) / degrees for i in (0, 2))
-    return Seeds(*(np.where(between > within, variance, 0.0) for variance in (between, within)), degrees)
 
 
 def degrees_of_freedom(parts):

@@ -83,9 +83,7 @@ def largest_panel(rows, args):
     With --knowledge_heavy one that measures retrieval-augmented generation comes first.
     """
     rows_of = configurations.panels(rows)
-    panels = {
-        panel: candidates.measured(configurations.group_seeds(some), args.cached) for panel, some in rows_of.items()
-    }
+    panels = {panel: candidates.measured(configurations.group_seeds(some)) for panel, some in rows_of.items()}
     panels = {panel: members for panel, members in panels.items() if members}
     if not panels:
         raise Undecided("the rows measure no configuration that can be recommended")
@@ -101,9 +99,9 @@ def largest_panel(rows, args):
     ]
     found = configurations.group_seeds(rows_of[best], Path(args.results).parent if args.results else None)
     collapsed = [c.name for c in found if c.degenerate == len(c.rows)]
-    remarks = [f"other examples or hardware, not used: {'; '.join(others)}"] if others else []
-    remarks += [f"not recommended, since all runs are degenerate: {'; '.join(collapsed)}"] if collapsed else []
-    return best, candidates.measured(found, args.cached), "; ".join(remarks)
+    remark = f"other examples or hardware, not used: {'; '.join(others)}" if others else ""
+    told = f"not recommended, since all runs are degenerate: {'; '.join(collapsed)}" if collapsed else ""
+    return best, candidates.measured(found, args.cached), "; ".join(filter(None, [remark, told]))
 
 
 def from_rows(rows, args):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from simulated_scores import CONFIGURATIONS, SEEDS_SD, expected, panel
 
-from harness.results import stats
+from harness.results import seed_spread, stats
 
 
 def parts_of(scores, clusters):
@@ -17,7 +17,7 @@ def parts_of(scores, clusters):
     parts = [stats.example_variance(scores.mean(axis=2), clusters)]
     if scores.shape[2] == 1:
         return parts
-    pooled = stats.pooled([stats.seed_variance(scores[:, c], clusters) for c in range(CONFIGURATIONS)])
+    pooled = seed_spread.pooled([seed_spread.of_runs(scores[:, c], clusters) for c in range(CONFIGURATIONS)])
     seeds = pooled.parts(1 / scores.shape[2])
     return parts + [(np.expand_dims(variance, -1), degrees) for variance, degrees in seeds]
 

@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 
-from harness.results import stats
+from harness.results import seed_spread, stats
 
 
 def test_wilson_interval_is_the_formula():
@@ -174,14 +174,14 @@ def test_the_seeds_variance_is_that_of_a_random_effect():
     rng = np.random.default_rng(0)
     examples, seeds = rng.normal(0, 1, (2000, 1, 50)), rng.normal(0, 0.1, (2000, 4, 1))
     runs = examples + seeds + rng.normal(0, 1, (2000, 4, 50))
-    squares, degrees, within = stats.seed_variance(runs)
+    squares, degrees, within = seed_spread.of_runs(runs)
     assert degrees == 3 and np.mean((squares - within) / degrees) == pytest.approx(0.01, abs=0.001)
     assert np.mean(squares / degrees) == pytest.approx(0.01 + 1 / 50, abs=0.001)
-    assert stats.pooled([(0.02, 1, 0.0)]) is None, "two runs alone"
-    pooled = stats.pooled([(0.02, 1, 0.0), (0.04, 2, 0.03)])
+    assert seed_spread.pooled([(0.02, 1, 0.0)]) is None, "two runs alone"
+    pooled = seed_spread.pooled([(0.02, 1, 0.0), (0.04, 2, 0.03)])
     assert pooled.variance == pytest.approx(0.01) and pooled.degrees == 3
     assert sum(variance for variance, _ in pooled.parts(1 / 2)) == pytest.approx(0.005)
-    assert stats.pooled([(0.02, 2, 0.03)]).parts(1) == []
+    assert seed_spread.pooled([(0.02, 2, 0.03)]).parts(1) == []
 
 
 def test_the_expected_maximum():
