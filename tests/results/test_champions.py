@@ -5,7 +5,7 @@ import pytest
 from row_helpers import result_row, write_run
 from simulated_scores import expected, panel
 
-from harness.results import champions, configurations, report, seed_spread, stats, tables
+from harness.results import champions, compare, configurations, report, seed_spread, stats, tables
 
 N = 400
 
@@ -81,7 +81,10 @@ def test_with_run_folders_the_best_of_a_strategy_is_cross_fitted(tmp_path):
     assert (second.among, second.mean(), second.how()) == (1, 0.5, ""), "nothing was chosen"
     assert tables.champion_cell(second) == "0.500 [0.450, 0.550]", "as in its row"
     lines = report.between_strategies([first, second])
-    assert f"{second.mean() - first.mean():+.3f}" in lines[1] and "t test, paired over the examples)" in lines[1]
+    test = compare.difference(first, second)
+    assert (
+        test.delta == pytest.approx(second.mean() - first.mean()) and "(t test, paired over the examples)" in lines[1]
+    )
 
 
 def test_without_run_folders_the_best_says_that_it_was_chosen_on_the_same_examples(tmp_path):
