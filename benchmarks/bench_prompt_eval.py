@@ -1,38 +1,32 @@
-"""How fast is label scoring? Ours, lm-evaluation-harness on the same prompts, and the floor, side by side in one run.
+"""How fast is label scoring? Ours, lm-evaluation-harness at several batch sizes, and the floor, on the same prompts.
+
+Each configuration runs in a process of its own: prompts, model, precision and number of threads are the same, and
+loading is timed apart. The processes take turns, forwards and backwards, so every time of lm-evaluation-harness has one
+of ours beside it. What is timed is from the prompts' texts to the labels' log-probabilities; both sides tokenize in it.
+Memory is the peak of the whole process, while it scores and with loading,
+read in the same way for all. lm-evaluation-harness is asked through its own
+`HFLM.loglikelihood`, without its reading of data and its reports, and reuses the logits of labels of one token.
 
 The floor is a bare forward pass over exactly the tokens that the prompts do not share, in rows of equal length without
-padding or cache, after one pass over the tokens that they share: batches of 32 and of 128 such rows are both timed, and
-the one with the smaller median counts. Each attempt runs in a process of its own, all start alike, and ours and the
-floor take turns. The time of a subject is that from the prompts' texts to the labels' scores, the model loaded; the
-time of the whole process, with all that the subject's library does besides, stands beside it. Where a subject runs out
-of memory its batch is halved. Ours may beat the floor where some prompts share more than all do.
+padding or cache, after one pass over the tokens that they share. Ours may beat it where some prompts share more than
+all do.
 
     pip install -r benchmarks/requirements.txt -c constraints.txt
-    OMP_NUM_THREADS=2 python benchmarks/bench_prompt_eval.py --k_shots 0 8 16 --readme docs/speed.md   # 14 minutes
+    OMP_NUM_THREADS=2 python benchmarks/bench_prompt_eval.py --readme docs/speed.md     # 6 minutes on two cores
+    python benchmarks/bench_prompt_eval.py --n 4 --k_shots 0 2 --repeats 1 --output try.json                  # a trial
     python benchmarks/bench_prompt_eval.py --device cuda --precision bf16 --random_llama 32   # a 7B shape, random
 """
 
 import argparse
-import json
 import resource
 import statistics
 import sys
-import tempfile
 import time
 from pathlib import Path
 
-from common import (
-    add_model_args,
-    load,
-    machine,
-    markdown,
-    measured_at,
-    model_name,
-    peak_memory_gb,
-    publish,
-    run_child,
-    saved,
-)
+import common
+import psutil
+import torch
 
 import utils
 from harness import flags
@@ -42,28 +36,26 @@ from harness.data.prompts import render
 from harness.models import prefix_cache, scoring
 from harness.results.run import OOM_EXIT_CODE
 
-SUBJECTS = ("ours", "floor", "lm_eval")
+FLOOR_BATCH = 32
+N_WARMUP = 2  # prompts
 
 
 def parse_args():
     parser = flags.ArgumentParser(__doc__)
-    add_model_args(parser)
+    common.add_model_args(parser)
     parser.add_argument("--dataset", default="assets/data/movie_reviews", help="folder or file (default: %(default)s)")
+    parser.add_argument("--k_shots", type=flags.whole_number, nargs="+", default=[0, 8], help="(default: 0 8)")
+    parser.add_argument("--n", type=flags.positive_int, default=40, help="evaluation examples (default: %(default)s)")
     parser.add_argument(
-        "--k_shots", type=flags.whole_number, nargs="+", default=[0, 8, 16, 32], help="(default: 0 8 16 32)"
+        "--batch_sizes", type=flags.positive_int, nargs="+", default=[1, 4, 32], help="of lm_eval (default: 1 4 32)"
     )
-    parser.add_argument("--n", type=flags.positive_int, default=200, help="evaluation examples (default: %(default)s)")
-    parser.add_argument("--batch_size", type=flags.positive_int, default=32, help="of lm_eval (default: %(default)s)")
-    parser.add_argument(
-        "--repeats", type=flags.positive_int, default=3, help="of ours and the floor; lm_eval runs once (default: 3)"
-    )
-    parser.add_argument("--subjects", nargs="+", choices=SUBJECTS, default=SUBJECTS, help="(default: all)")
-    parser.add_argument("--readme", metavar="FILE", help="put the table between its marks there")
-    parser.add_argument("--child", choices=SUBJECTS, help=argparse.SUPPRESS)
+    parser.add_argument("--repeats", type=flags.positive_int, default=3, help="turns (default: %(default)s)")
+    common.add_output_args(parser)
+    parser.add_argument("--child", choices=("ours", "floor", "lm_eval"), help=argparse.SUPPRESS)
     return parser.parse_args()
 
 
-# --------------------------------------------------------------------------------------------------- one subject, timed
+# --------------------------------------------------------------------------------------------------- one configuration
 
 
 def prompts(args, k):
@@ -71,228 +63,167 @@ def prompts(args, k):
     task = tasks.load_task(args.dataset, max_eval_samples=args.n)
     demonstrations = draw(task.train, k, 0)
     rendered = [render(task, ex, demonstrations) for ex in task.evaluation]
-    return [prompt for prompt, _ in rendered], list(task.words), rendered[0][1], [ex.label for ex in task.evaluation]
+    separator = rendered[0][1]
+    return (
+        [prompt for prompt, _ in rendered],
+        [separator + word for word in task.words],
+        [ex.label for ex in task.evaluation],
+    )
 
 
-def clock(func, *args):
-    """(what func returns, seconds), the device synchronised."""
-    utils.synchronize()
-    start = time.perf_counter()
-    found = func(*args)
-    utils.synchronize()
-    return found, time.perf_counter() - start
+def ours(args, model, tokenizer):
+    """texts, labels -> log-probabilities [N, L], as prompt_eval.py scores."""
+    return lambda texts, labels: scoring.score_labels(model, tokenizer, texts, labels).total.tolist()
 
 
-def ours(args, model, tokenizer, texts, words, separator):
-    return scoring.score_labels(model, tokenizer, texts, [separator + word for word in words]).total.tolist()
+def lm_eval(args, model, tokenizer):
+    """The same by lm-evaluation-harness."""
+    # only here: the memory of the other subjects is measured without it
+    from lm_eval.api.instance import Instance
+    from lm_eval.models.huggingface import HFLM
+
+    (batch_size,) = args.batch_sizes
+    limit = model.config.max_position_embeddings
+    theirs = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size, max_length=limit)
+
+    def score(texts, labels):
+        pairs = [(text, label) for text in texts for label in labels]
+        requests = [Instance("loglikelihood", {}, pair, i) for i, pair in enumerate(pairs)]
+        values = [value for value, _ in theirs.loglikelihood(requests, disable_tqdm=True)]
+        return [values[i : i + len(labels)] for i in range(0, len(values), len(labels))]
+
+    return score
 
 
-def floor(args, model, tokenizer, texts, batch_size):
-    import torch
+def floor(args, model, tokenizer):
+    """Forward passes over the tokens that the texts do not share; no log-probabilities."""
 
-    rows = sorted(tokenizer(texts).input_ids, key=len, reverse=True)
-    shared = min(prefix_cache.common_prefix(rows), min(map(len, rows)) - 1)
-    with torch.inference_mode():
+    @torch.inference_mode()
+    def score(texts, labels):
+        rows = sorted(tokenizer(texts).input_ids, key=len, reverse=True)
+        shared = min(prefix_cache.common_prefix(rows), min(map(len, rows)) - 1)
         if shared:
             model(torch.tensor([rows[0][:shared]], device=model.device), use_cache=False, logits_to_keep=1)
-        for start in range(0, len(rows), batch_size):
-            batch = [row[shared:] for row in rows[start : start + batch_size]]
+        for start in range(0, len(rows), FLOOR_BATCH):
+            batch = [row[shared:] for row in rows[start : start + FLOOR_BATCH]]
             tokens = sum(batch, [])
-            width = -(
-                -len(tokens) // len(batch)
-            )  # rows of equal length with the same number of tokens, but for the last row
-            ids = torch.tensor(tokens + tokens[: width * len(batch) - len(tokens)], device=model.device).view(
-                len(batch), width
-            )
+            width = -(-len(tokens) // len(batch))  # as many tokens in rows of equal length, but for the last row
+            tokens += tokens[: width * len(batch) - len(tokens)]
+            ids = torch.tensor(tokens, device=model.device).view(len(batch), width)
             model(ids, use_cache=False, logits_to_keep=1)
+        return []
 
-
-def lm_eval(args, model, tokenizer, texts, words, separator, labels):
-    import lm_eval as harness
-    from lm_eval.models.huggingface import HFLM
-    from lm_eval.tasks import TaskManager
-
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "prompts.jsonl"
-        file.write_text(
-            "".join(json.dumps({"prompt": text, "label": label}) + "\n" for text, label in zip(texts, labels))
-        )
-        task = {
-            "task": "prompts",
-            "dataset_path": "json",
-            "dataset_kwargs": {"data_files": {"test": str(file)}, "cache_dir": folder},
-            "test_split": "test",
-            "output_type": "multiple_choice",
-            "doc_to_text": "{{prompt}}",
-            "doc_to_choice": words,
-            "doc_to_target": "label",
-            "target_delimiter": separator,
-            "metric_list": [{"metric": "acc"}],
-        }
-        model = HFLM(
-            pretrained=model,
-            tokenizer=tokenizer,
-            batch_size=args.batch_size,
-            max_length=model.config.max_position_embeddings,
-        )
-        manager = TaskManager(include_defaults=False)  # without the index of its own tasks, which takes seconds
-        spent, scoring = [], model.loglikelihood
-
-        def timed(*args, **kwargs):  # its scoring alone, without reading the data, describing the machine and the like
-            start = time.perf_counter()
-            answers = scoring(*args, **kwargs)
-            spent.append(time.perf_counter() - start)
-            return answers
-
-        model.loglikelihood = timed
-        found = harness.simple_evaluate(
-            model, tasks=[task], num_fewshot=0, bootstrap_iters=0, log_samples=True, task_manager=manager
-        )
-    samples = sorted(found["samples"]["prompts"], key=lambda sample: sample["doc_id"])
-    return [[float(answer[0]) for answer in sample["filtered_resps"]] for sample in samples], sum(spent)
+    return score
 
 
 def child(args):
-    """Time one subject and print what was seen as JSON."""
-    (k,) = args.k_shots
+    """One configuration: load, warm up, then score all prompts at every turn."""
     if args.device == "cpu":  # less than the machine has, so that too large a batch ends in an error and not in a kill
-        import psutil
-
         room = psutil.virtual_memory().available
         resource.setrlimit(resource.RLIMIT_DATA, (int(0.9 * room), resource.RLIM_INFINITY))
-    import torch
+    (k,) = args.k_shots
+    texts, labels, _ = prompts(args, k)
+    begin = time.perf_counter()
+    model, tokenizer = common.load(args)
+    score = {"ours": ours, "floor": floor, "lm_eval": lm_eval}[args.child](args, model, tokenizer)
+    loaded = {"load_seconds": time.perf_counter() - begin}
 
-    texts, words, separator, labels = prompts(args, k)
-    model, tokenizer = load(args)
-    with torch.inference_mode():  # warm-up, a pass of ordinary size
-        model(torch.tensor([(tokenizer(texts[0]).input_ids * 999)[:1024]], device=model.device), logits_to_keep=1)
+    def turn():
+        with utils.measure() as spent:
+            scores = score(texts, labels)
+        scoring_gb = spent.peak_gpu_gb if args.device == "cuda" else spent.peak_rss_gb
+        peak = common.peak_memory_gb(args.device)
+        return {"seconds": spent.seconds, "scoring_gb": scoring_gb, "peak_gb": peak, "scores": scores}
+
     try:
-        if args.child == "lm_eval":
-            scores, seconds = lm_eval(args, model, tokenizer, texts, words, separator, labels)
-        elif args.child == "ours":
-            scores, seconds = clock(ours, args, model, tokenizer, texts, words, separator)
-        else:
-            scores, seconds = clock(floor, args, model, tokenizer, texts, args.batch_size)
+        score(texts[:N_WARMUP], labels)
+        common.answer_turns(loaded, turn)
     except (RuntimeError, MemoryError) as error:
         if not utils.is_out_of_memory(error):
             raise
         sys.exit(OOM_EXIT_CODE)
-    print(json.dumps({"seconds": seconds, "peak_gb": peak_memory_gb(args.device), "labels": labels, "scores": scores}))
 
 
 # -------------------------------------------------------------------------------------------------------- all, compared
 
 
-def measure(args, subject, k, batch_size):
-    """One process, the batch halved until it fits into memory."""
-    flags = [
-        "--child",
-        subject,
-        "--k_shots",
-        k,
-        "--batch_size",
-        batch_size,
-        "--model",
-        args.model,
-        "--dataset",
-        args.dataset,
-        "--precision",
-        args.precision,
-        "--device",
-        args.device,
-        "--n",
-        args.n,
-    ]
-    flags += ["--random_llama", args.random_llama] if args.random_llama else []
-    found, process = run_child(__file__, *flags)
-    if found is None:
-        print(f"  {subject} k={k}: out of memory with batches of {batch_size}", file=sys.stderr, flush=True)
-        return measure(args, subject, k, batch_size // 2)
-    print(
-        f"  {subject} k={k}: {found['seconds']:.1f} s, process {process:.1f} s, {found['peak_gb']:.2f} GB",
-        file=sys.stderr,
-        flush=True,
-    )
-    return {**found, "process_seconds": process, "batch_size": batch_size}
-
-
 def compare(args, k):
-    """All subjects for one number of demonstrations: medians of seconds, peaks, accuracy, agreement."""
-    runs, floors = {subject: [] for subject in args.subjects}, {32: [], 128: []}
-    for turn in range(args.repeats):
-        for subject in args.subjects:
-            if subject == "floor":
-                for size, attempts in floors.items():
-                    attempts.append(measure(args, subject, k, size))
-            elif subject == "ours" or turn == 0:
-                runs[subject].append(measure(args, subject, k, args.batch_size))
-    row = {"k_shots": k, "ours_batch_size": "auto"}
-    if "floor" in runs:
-        row["floor_batch_size"] = min(
-            floors, key=lambda size: statistics.median(run["seconds"] for run in floors[size])
-        )
-        runs["floor"] = floors[row["floor_batch_size"]]
-    for subject, found in runs.items():
-        for name in ("seconds", "process_seconds"):
-            row[f"{subject}_{name}"] = statistics.median(run[name] for run in found)
-        row[f"{subject}_peak_gb"] = max(run["peak_gb"] for run in found)
-        row[f"{subject}_all_seconds"] = [run["seconds"] for run in found]
-        if subject == "lm_eval":
-            row["lm_eval_batch_size"] = found[-1]["batch_size"]
-        if found[0]["scores"]:
-            predicted = [max(range(len(scores)), key=scores.__getitem__) for scores in found[0]["scores"]]
-            row[f"{subject}_accuracy"] = statistics.mean(p == label for p, label in zip(predicted, found[0]["labels"]))
-            runs[subject] = found[0]["scores"], predicted
-    if {"ours", "lm_eval"} <= set(runs):
-        (a, ours_said), (b, theirs) = runs["ours"], runs["lm_eval"]
-        row["same_label"] = sum(x == y for x, y in zip(ours_said, theirs))
-        row["largest_difference"] = max(abs(x - y) for one, other in zip(a, b) for x, y in zip(one, other))
-    return row
+    """A row for each configuration with k demonstrations, measured in turns."""
+    configurations = [("ours", None), *(("lm_eval", size) for size in args.batch_sizes), ("floor", FLOOR_BATCH)]
+    given = ["--k_shots", k, "--dataset", args.dataset, "--n", args.n, *common.model_flags(args)]
+    workers, runs = {}, {name: [] for name in configurations}
+    for name, size in configurations:
+        batch = ["--batch_sizes", size] if name == "lm_eval" else []
+        workers[name, size] = common.Worker(__file__, "--child", name, *batch, *given)
+    for repeat in range(args.repeats):
+        for name in configurations if repeat % 2 == 0 else configurations[::-1]:
+            runs[name].append(workers[name].turn())
+    for worker in workers.values():
+        worker.close()
+    _, _, labels = prompts(args, k)
+    reference, rows = runs["ours", None], []
+    if reference[0] is None:
+        sys.exit(f"ours is out of memory at k = {k}")
+    for (name, size), turns in runs.items():
+        rows.append({"k_shots": k, "by": name, "batch_size": size or "auto"})
+        if turns[0] is None:
+            rows[-1]["out_of_memory"] = True
+            continue
+        seconds = [turn["seconds"] for turn in turns]
+        rows[-1].update(workers[name, size].loaded, seconds=seconds)
+        rows[-1].update({cell: max(turn[cell] for turn in turns) for cell in ("peak_gb", "scoring_gb")})
+        rows[-1]["times_ours"] = common.ratio([turn["seconds"] for turn in reference], seconds)
+        if turns[0]["scores"]:
+            rows[-1].update(agreement(reference[0]["scores"], turns[0]["scores"], labels))
+    return rows
+
+
+def agreement(ours, theirs, labels):
+    """Accuracy of `theirs`, on how many examples both choose the same label, the largest difference of a score."""
+    chosen = [[max(range(len(row)), key=row.__getitem__) for row in scores] for scores in (ours, theirs)]
+    return {
+        "accuracy": statistics.mean(choice == label for choice, label in zip(chosen[1], labels)),
+        "same_label": sum(a == b for a, b in zip(*chosen)),
+        "largest_difference": max(abs(a - b) for one, other in zip(ours, theirs) for a, b in zip(one, other)),
+    }
+
+
+def best(rows, k):
+    """One sentence on lm_eval's best seconds and its best memory at k demonstrations."""
+    own = next(row for row in rows if row["k_shots"] == k and row["by"] == "ours")
+    theirs = [row for row in rows if row["k_shots"] == k and row["by"] == "lm_eval" and "seconds" in row]
+    fastest = min(theirs, key=lambda row: statistics.median(row["seconds"]))
+    smallest = min(theirs, key=lambda row: row["scoring_gb"])
+    times = "{median:.1f} ({low:.1f} to {high:.1f})".format(**fastest["times_ours"])
+    return (
+        f"k = {k}: lm-eval is fastest at batch {fastest['batch_size']} with {times} times our seconds, and needs least "
+        f"memory at batch {smallest['batch_size']}, {smallest['scoring_gb']:.2f} GB while scoring against "
+        f"{own['scoring_gb']:.2f}."
+    )
 
 
 def section(args, rows):
-    """The README's text."""
-    begin = (
-        f"Label scoring of {args.n} examples of {Path(args.dataset).name}, {model_name(args)} in {args.precision}, on "
-        f"{machine(args.device, 'lm-eval')}. Seconds from texts to labels (of the whole process), ours and the floor "
-        "the median of "
-        f"{args.repeats} runs, lm-eval one run."
-    )
-    header = [
-        "k",
-        "ours",
-        "lm-eval",
-        "floor",
-        "lm-eval / ours",
-        "ours / floor",
-        "ours GB",
-        "lm-eval GB",
-        "same label",
-        "largest difference",
-    ]
+    """The text of docs/speed.md."""
+    header = ["k", "by", "batch", "load s", "median s", "least s", "times ours (range)", "GB while scoring", "peak GB"]
+    header += ["same label", "largest difference"]
     table = []
     for row in rows:
-        cells = [f"{row[f'{s}_seconds']:.1f} ({row[f'{s}_process_seconds']:.1f})" for s in ("ours", "lm_eval", "floor")]
-        cells[1] += f", batch {row['lm_eval_batch_size']}"
-        ratios = [f"{row[f'lm_eval_{s}'] / row[f'ours_{s}']:.1f}" for s in ("seconds", "process_seconds")]
-        table.append(
-            [
-                row["k_shots"],
-                *cells,
-                f"{ratios[0]} ({ratios[1]})",
-                f"{row['ours_seconds'] / row['floor_seconds']:.2f}",
-                f"{row['ours_peak_gb']:.2f}",
-                f"{row['lm_eval_peak_gb']:.2f}",
-                f"{row['same_label']} of {args.n}",
-                f"{row['largest_difference']:.1e}",
-            ]
-        )
-    accuracies = ", ".join(
-        f"{row['ours_accuracy']:.3f} and {row['lm_eval_accuracy']:.3f} (k = {row['k_shots']})" for row in rows
-    )
+        cells = [row["k_shots"], row["by"].replace("_", "-"), row["batch_size"]]
+        if "seconds" in row:
+            cells += [f"{row['load_seconds']:.1f}", f"{statistics.median(row['seconds']):.1f}"]
+            cells += [f"{min(row['seconds']):.1f}", "{median:.2f} ({low:.2f}-{high:.2f})".format(**row["times_ours"])]
+            cells += [f"{row['scoring_gb']:.2f}", f"{row['peak_gb']:.2f}"]
+        else:
+            cells += ["out of memory"] + [""] * 5
+        same = row["by"] == "lm_eval" and "same_label" in row
+        cells += [f"{row['same_label']} of {args.n}", f"{row['largest_difference']:.1e}"] if same else ["", ""]
+        table.append(cells)
     memory = "allocated on the GPU" if args.device == "cuda" else "resident memory of the whole process"
     return (
-        f"{begin}\n\n{markdown(header, table)}\n\nAccuracy of ours and of lm-eval: {accuracies}. GB is peak {memory}."
+        f"Label scoring of {args.n} examples of {Path(args.dataset).name}, {common.model_name(args)} in "
+        f"{args.precision}, on {common.machine(args.device, 'lm-eval')}. {args.repeats} turns of each configuration; "
+        f'"times ours" compares within a turn. GB is {memory}; the peak counts loading, too.\n\n'
+        f"{common.markdown(header, table)}\n\n" + "\n".join(f"- {best(rows, k)}" for k in args.k_shots)
     )
 
 
@@ -300,24 +231,19 @@ def main():
     args = parse_args()
     if args.child:
         return child(args)
-    if set(args.subjects) != set(SUBJECTS):
-        return print(json.dumps([compare(args, k) for k in args.k_shots], indent=2))
     name = "bench_prompt_eval" + ("_gpu" if args.device == "cuda" else "") + ("_7b" if args.random_llama else "")
     setting = {
-        "machine": machine(args.device, "lm-eval"),
-        "model": model_name(args),
+        "machine": common.machine(args.device, "lm-eval"),
+        "model": common.model_name(args),
         "precision": args.precision,
         "n": args.n,
         "dataset": Path(args.dataset).name,
         "repeats": args.repeats,
+        **common.measured_at(),
     }
-    before = saved(name)
-    rows = {row["k_shots"]: row for row in before.get("rows", ()) if before["setting"] == setting}
-    for k in args.k_shots:  # saved one by one, and other k of the same setting are kept: lm-eval takes its time
-        rows[k] = {**compare(args, k), **measured_at()}
-        ordered = [rows[k] for k in sorted(rows)]
-        publish(name, section(args, ordered), {"setting": setting, "rows": ordered}, args.readme)
-    if args.precision == "fp32" and any(row["same_label"] < args.n for row in rows.values()):
+    rows = [row for k in args.k_shots for row in compare(args, k)]
+    common.publish(name, section(args, rows), {"setting": setting, "rows": rows}, args.readme, args.output)
+    if args.precision == "fp32" and any(row.get("same_label", args.n) < args.n for row in rows):
         sys.exit("ours and lm-eval do not agree on every label")
 
 

@@ -16,13 +16,17 @@ are built in one process and take turns at the same queries; recall@10 is agains
 
 import argparse
 import json
+import os
 import statistics
 import tempfile
 import time
 from pathlib import Path
 
+import faiss
 import numpy as np
+import torch
 from common import machine, markdown, measured_at, publish, run_child, saved
+from sentence_transformers import SentenceTransformer
 
 import utils
 from harness import flags
@@ -67,16 +71,12 @@ def embeddings(args):
         texts = [ex.text for ex in [*task.train, *task.validation, *task.evaluation]]
     texts = list(dict.fromkeys(texts))
     texts = [texts[i] for i in np.random.default_rng(0).permutation(len(texts))[: max(args.sizes) + N_QUERIES]]
-    from sentence_transformers import SentenceTransformer
-
     model = SentenceTransformer(args.embed_model, device="cpu")
     return model.encode(texts, batch_size=64, normalize_embeddings=True, show_progress_bar=True).astype(np.float32)
 
 
 def like(real, n, seed, n_clusters=100):
     """n unit vectors [n, D] of the mixture described above."""
-    import faiss
-
     kmeans = faiss.Kmeans(real.shape[1], n_clusters, niter=20, seed=0)
     kmeans.train(real)
     nearest = kmeans.index.search(real, 1)[1][:, 0]
@@ -107,17 +107,13 @@ def build(name, vectors):
 
 def make(name, vectors, chunks):
     if name == "matrix product":
-        import torch
-
         table = torch.from_numpy(vectors)
         return (
             lambda queries: (torch.from_numpy(queries) @ table.T).topk(K, dim=1).indices.numpy(),
             vectors.nbytes / utils.GB,
         )
     if name == "hnswlib":
-        import os
-
-        import hnswlib
+        import hnswlib  # only here: the other subjects do without it
 
         index = hnswlib.Index(space="ip", dim=vectors.shape[1])
         index.init_index(max_elements=len(vectors), ef_construction=200, M=32)
@@ -213,7 +209,7 @@ def main():
             queries = real[n : n + N_QUERIES] if genuine else like(real, N_QUERIES, seed=2)
             np.save(Path(folder) / "vectors.npy", vectors)
             np.save(Path(folder) / "queries.npy", queries)
-            found, _ = run_child(__file__, "--child", folder, "--rounds", args.rounds, "--subjects", *args.subjects)
+            found = run_child(__file__, "--child", folder, "--rounds", args.rounds, "--subjects", *args.subjects)
         kind = "synthetic" if not genuine else "chunks" if args.docs else "reviews"
         for name, row in found.items():
             rows.append(

@@ -1,17 +1,25 @@
-"""How fast is training? Our LoRA and full fine-tuning, the plain Trainer and TRL's SFTTrainer, on the same data and
-steps.
+"""How fast is training? Ours, transformers' Trainer and TRL's SFTTrainer, on the same examples for whole epochs.
 
 All train on the same answers (the loss is on the responses), with the same model, seed, batch size, learning rate,
-optimizer, precision and number of steps, each in a process of its own, in turns; validation loss is computed afterwards
-by one function over the same examples. What differs is how batches are made and what is projected and kept:
+optimizer, precision and number of epochs, each run in a process of its own, in turns, forwards and backwards. What
+differs is which rows share a batch, and at how many positions the logits are computed:
 
-    ours             rows of similar length together, padded to the longest, the head on response positions only
-    trainer          every row padded to --max_length, shuffled: what a plain recipe with Trainer does
-    trl              SFTTrainer's defaults (padded to the longest row, shuffled, gradient checkpointing), in fp32
-    trl_no_ckpt      the same without gradient checkpointing, which costs time and saves memory
+    ours              rows of similar length together; logits at the last columns only, as many as the longest answer
+    ours_shuffled     ablation: rows shuffled, padded to the longest of the batch
+    ours_full_head    ablation: logits at every position
+    trainer           transformers' Trainer: rows shuffled, padded to the longest of the batch; logits at every position
+    trainer_grouped   the same with train_sampling_strategy="group_by_length"
+    trl_grouped       SFTTrainer with group_by_length, without gradient checkpointing; logits at the answers' positions
+    trl_checkpointed  the same with gradient checkpointing, its default, which costs time and saves memory
+
+It is checked that all do the same work: each epoch sees every example once, and the loss of the first step is that of a
+plain forward pass over the examples of that step, one by one. The tokens that go through the layers (with padding) and
+the positions that go through the head are counted.
 
     pip install -r benchmarks/requirements.txt -c constraints.txt
-    OMP_NUM_THREADS=2 python benchmarks/bench_training.py --steps 6 --repeats 1 --readme docs/speed.md   # 8 minutes
+    OMP_NUM_THREADS=2 python benchmarks/bench_training.py --readme docs/speed.md     # 6 minutes on two cores
+    OMP_NUM_THREADS=2 python benchmarks/bench_training.py --methods full --output full.json
+    python benchmarks/bench_training.py --n 8 --batch_size 4 --repeats 1 --output try.json            # a trial
 """
 
 import argparse
@@ -21,45 +29,52 @@ import sys
 import tempfile
 from pathlib import Path
 
-from common import add_model_args, load, machine, markdown, measured_at, model_name, peak_memory_gb, publish, run_child
+import common
+import peft
+import torch
+import transformers
 
 import utils
 from harness import flags
 from harness.data import tasks
 from harness.data.prompts import render
 from harness.models import layers, loading, scoring
-from harness.training import collators, trainer
+from harness.training import collators, loop, trainer
 
-SUBJECTS = ("ours", "trainer", "trl", "trl_no_ckpt")
+SUBJECTS = ("ours", "ours_shuffled", "ours_full_head", "trainer", "trainer_grouped", "trl_grouped", "trl_checkpointed")
 RATES = {"lora": 5e-4, "full": 5e-5}
+LOSS_TOLERANCE = 1e-3  # of the first step's loss, relative; fp32
+N_VALIDATION = 32
 
 
 def parse_args():
     parser = flags.ArgumentParser(__doc__)
-    add_model_args(parser)
+    common.add_model_args(parser)
     parser.add_argument(
         "--dataset", default="assets/data/openbookqa", help="question answering or instructions (default: %(default)s)"
     )
-    parser.add_argument("--methods", nargs="+", choices=tuple(RATES), default=list(RATES), help="(default: lora full)")
+    parser.add_argument("--methods", nargs="+", choices=tuple(RATES), default=["lora"], help="(default: lora)")
     parser.add_argument("--subjects", nargs="+", choices=SUBJECTS, default=list(SUBJECTS), help="(default: all)")
-    parser.add_argument(
-        "--steps", type=flags.positive_int, default=8, help="optimizer steps of a run (default: %(default)s)"
-    )
-    parser.add_argument("--batch_size", type=flags.positive_int, default=8, help="(default: %(default)s)")
+    parser.add_argument("--n", type=flags.positive_int, default=48, help="training examples (default: %(default)s)")
+    parser.add_argument("--epochs", type=flags.positive_int, default=1, help="(default: %(default)s)")
+    parser.add_argument("--batch_size", type=flags.positive_int, default=4, help="(default: %(default)s)")
     parser.add_argument("--max_length", type=flags.positive_int, default=256, help="tokens (default: %(default)s)")
     parser.add_argument("--repeats", type=flags.positive_int, default=2, help="turns (default: %(default)s)")
-    parser.add_argument("--readme", metavar="FILE", help="put the table between its marks there")
-    parser.add_argument("--child", choices=SUBJECTS, help=argparse.SUPPRESS)
-    return parser.parse_args()
+    common.add_output_args(parser)
+    parser.add_argument("--child", choices=(*SUBJECTS, "reference"), help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if not args.child and "ours" not in args.subjects:
+        parser.error("--subjects needs ours, which the others are compared with")
+    return args
 
 
-# --------------------------------------------------------------------------------------------------- one subject, timed
+# ------------------------------------------------------------------------------------------------------------ one run
 
 
 class Folder:
     """As much of a results.run.Run as trainer.fit uses: a folder and a row."""
 
-    main, resumed, id = True, False, "benchmark"
+    main, resumed, id = False, False, "benchmark"
 
     def __init__(self, folder):
         self.dir, self.row = folder, {"precision": "fp32"}
@@ -70,34 +85,54 @@ class Folder:
     def note(self, text):
         pass
 
-    def write_json(self, name, value):
-        pass
+
+class Batches:
+    """A collator that counts what it makes of the training rows."""
+
+    def __init__(self, collate, rows, answers_only=False):
+        self.collate, self.made, self.answers_only = collate, [], answers_only
+        self.index = {tuple(row["input_ids"]): i for i, row in enumerate(rows)}
+
+    def __getattr__(self, name):  # trainer.fit asks the collator for partial_head
+        return getattr(self.collate, name)
+
+    def __call__(self, rows):
+        batch = self.collate(rows)
+        ids, head = [self.index[tuple(row["input_ids"])] for row in rows], batch["labels"].numel()
+        if self.answers_only:
+            head = int((batch["labels"] != -100).sum())
+        elif "logits_to_keep" in batch:
+            head = len(rows) * batch["logits_to_keep"]
+        self.made.append({"ids": ids, "tokens": batch["input_ids"].numel(), "head": head})
+        return batch
 
 
-def settings(args, method, **changes):
-    """training.py's flags at their defaults, with the benchmark's."""
+class FirstLoss(transformers.TrainerCallback):
+    """Logs the first step and keeps its loss."""
+
+    loss = None
+
+    def on_step_end(self, args, state, control, **kwargs):
+        control.should_log |= state.global_step == 1
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        self.loss = logs.get("loss") if self.loss is None else self.loss
+
+
+def settings(args, method):
+    """The training flags at their defaults, with the benchmark's."""
     parser = argparse.ArgumentParser()
     flags.add_training_args(parser)
-    given = vars(parser.parse_args([]))
-    return argparse.Namespace(
-        **{
-            **given,
-            "max_steps": args.steps,
-            "batch_size": args.batch_size,
-            "max_length": args.max_length,
-            "learning_rate": RATES[method],
-            "seed": 0,
-            **changes,
-        }
-    )
+    changes = {"epochs": args.epochs, "batch_size": args.batch_size, "max_length": args.max_length, "seed": 0}
+    return argparse.Namespace(**{**vars(parser.parse_args([])), **changes, "learning_rate": RATES[method]})
 
 
-def common_arguments(args, method, folder):
-    """What the plain Trainer and TRL are given, the same as ours."""
-    given = settings(args, method)
+def their_arguments(args, given, folder):
+    """What Trainer and SFTTrainer are given, the same as ours."""
+    grouped = args.child.endswith("grouped") or args.child == "trl_checkpointed"
     return {
         "output_dir": folder,
-        "max_steps": args.steps,
+        "num_train_epochs": args.epochs,
         "per_device_train_batch_size": args.batch_size,
         "seed": given.seed,
         "learning_rate": given.learning_rate,
@@ -105,159 +140,176 @@ def common_arguments(args, method, folder):
         "weight_decay": given.weight_decay,
         "optim": given.optim,
         "lr_scheduler_type": given.lr_scheduler,
+        "train_sampling_strategy": "group_by_length" if grouped else "random",
         "use_cpu": args.device == "cpu",
         "bf16": False,
-        "save_strategy": "no",
+        "save_strategy": "epoch",  # ours saves once, too
         "report_to": "none",
         "disable_tqdm": True,
         "dataloader_pin_memory": args.device == "cuda",
     }
 
 
-def child(args):
-    """Train one subject and print seconds, peak memory and the validation loss as JSON."""
-    import peft
-    import transformers
-    from datasets import Dataset
+def fit(args, model, tokenizer, data, given, folder):
+    """Train the subject --child. Returns (seconds, the Batches, the first step's loss)."""
+    first = FirstLoss()
+    if args.child.startswith("ours"):
+        if args.child == "ours_shuffled":
+            loop.Trainer._get_train_sampler = transformers.Trainer._get_train_sampler
+        data.collate.partial_head = data.collate.partial_head and args.child != "ours_full_head"
+        data.collate, run = Batches(data.collate, data.train), Folder(folder)
+        trainer.fit(model, tokenizer, data, given, run, args.device, given.learning_rate, [first])
+        return run.row["train_seconds"], data.collate, first.loss
+    options = {"model": model, "train_dataset": data.train, "processing_class": tokenizer, "callbacks": [first]}
+    arguments = their_arguments(args, given, folder)
+    if args.child.startswith("trainer"):
+        arguments = transformers.TrainingArguments(**arguments)
+        collate = transformers.DataCollatorForSeq2Seq(tokenizer)  # DataCollatorWithPadding that pads the labels, too
+        theirs = transformers.Trainer(args=arguments, data_collator=collate, **options)
+    else:
+        import trl  # only here: the memory of the other subjects is measured without it
 
-    (method,) = args.methods
-    utils.set_seed(0)
-    model, tokenizer = load(args)
-    task = tasks.load_task(args.dataset)
-    chat = bool(tokenizer.chat_template)
-    if method == "lora":
-        config = peft.LoraConfig(task_type="CAUSAL_LM", r=8, lora_alpha=16, target_modules=layers.target_modules(model))
-        model = peft.get_peft_model(model, config)
-    given = settings(args, method)
-    with tempfile.TemporaryDirectory() as folder:
-        if args.child == "ours":
-            data = collators.answer_data(model, tokenizer, task, given, chat)
-            data.validation = None
-            run = Folder(folder)
-            trainer.fit(model, tokenizer, data, given, run, args.device, given.learning_rate)
-            seconds = run.row["train_seconds"]
-        else:
-            rows = collators.answer_data(model, tokenizer, task, given, chat).train
-            if args.child == "trainer":
+        arguments.update(gradient_checkpointing=args.child == "trl_checkpointed", max_length=args.max_length)
+        theirs = trl.SFTTrainer(args=trl.SFTConfig(**arguments), **options)
+    theirs.data_collator = Batches(theirs.data_collator, data.train, args.child.startswith("trl"))
+    with utils.measure() as spent:
+        theirs.train()
+    return spent.seconds, theirs.data_collator, first.loss
 
-                def collate(batch):
-                    short = transformers.DataCollatorForSeq2Seq(
-                        tokenizer, padding="max_length", max_length=args.max_length
-                    )
-                    return short([{**row, "attention_mask": [1] * len(row["input_ids"])} for row in batch])
 
-                arguments = transformers.TrainingArguments(
-                    **common_arguments(args, method, folder), remove_unused_columns=False
-                )
-                theirs = transformers.Trainer(model=model, args=arguments, train_dataset=rows, data_collator=collate)
-            else:
-                import trl
+def reference(model, rows):
+    """[n] of (summed negative log-likelihood of the answer's tokens, their number): a forward pass for each row."""
+    sums = []
+    for row in rows:
+        ids, labels = (torch.tensor([row[name]], device=model.device) for name in ("input_ids", "labels"))
+        with torch.inference_mode():
+            logits = model(ids, use_cache=False).logits
+        loss = torch.nn.functional.cross_entropy(logits[0, :-1].float(), labels[0, 1:], reduction="sum")
+        sums.append((float(loss), int((labels[:, 1:] != -100).sum())))
+    return sums
 
-                rows = Dataset.from_dict({"input_ids": rows["input_ids"], "labels": rows["labels"]})
-                extra = {} if args.child == "trl" else {"gradient_checkpointing": False}
-                arguments = trl.SFTConfig(**common_arguments(args, method, folder), max_length=args.max_length, **extra)
-                theirs = trl.SFTTrainer(model=model, args=arguments, train_dataset=rows, processing_class=tokenizer)
-            with utils.measure() as spent:
-                theirs.train()
-            seconds = spent.seconds
-    peak, examples = peak_memory_gb(args.device), task.validation[:64]
+
+def validation_loss(model, tokenizer, task, chat):
+    """Per token, of the first answers of the validation split."""
+    examples = task.validation[:N_VALIDATION]
     loading.base_model(model.eval()).__dict__.pop("forward", None)  # TRL leaves its own forward on the model
     rendered = [render(task, ex, (), tokenizer if chat else None) for ex in examples]
     targets = [[separator + task.target(ex)] for (_, separator), ex in zip(rendered, examples)]
     scores = scoring.score_labels(model, tokenizer, [prompt for prompt, _ in rendered], targets, 8, not chat)
-    print(json.dumps({"seconds": seconds, "peak_gb": peak, "loss": -scores.total.sum() / int(scores.n_tokens.sum())}))
+    return -scores.total.sum() / int(scores.n_tokens.sum())
+
+
+def child(args):
+    """Train one subject and print what was seen as JSON."""
+    (method,) = args.methods
+    utils.set_seed(0)
+    model, tokenizer = common.load(args)
+    task = tasks.load_task(args.dataset, max_train_samples=args.n)
+    given, chat = settings(args, method), bool(tokenizer.chat_template)
+    data = collators.answer_data(model, tokenizer, task, given, chat)
+    data.validation = None
+    if args.child == "reference":
+        n_tokens = sum(len(row["input_ids"]) for row in data.train)
+        return print(json.dumps({"tokens": n_tokens, "losses": reference(model, data.train)}))
+    if method == "lora":
+        config = peft.LoraConfig(task_type="CAUSAL_LM", r=8, lora_alpha=16, target_modules=layers.target_modules(model))
+        model = peft.get_peft_model(model, config)
+    with tempfile.TemporaryDirectory() as folder:
+        seconds, batches, first_loss = fit(args, model, tokenizer, data, given, folder)
+    found = {"seconds": seconds, "peak_gb": common.peak_memory_gb(args.device), "first_loss": first_loss}
+    print(json.dumps({**found, "batches": batches.made, "loss": validation_loss(model, tokenizer, task, chat)}))
 
 
 # -------------------------------------------------------------------------------------------------------- all, compared
 
 
+def start(args, subject, method):
+    """What the process of one subject prints."""
+    sizes = [(f"--{name}", getattr(args, name)) for name in ("dataset", "n", "epochs", "batch_size", "max_length")]
+    given = [word for pair in sizes for word in pair]
+    seen = common.run_child(__file__, "--child", subject, "--methods", method, *given, *common.model_flags(args))
+    if seen is None:
+        sys.exit(f"{subject} ran out of memory")
+    return seen
+
+
+def first_loss_error(args, run, losses):
+    """Relative difference of the first step's loss from that of a plain forward pass. Ends where the work differs."""
+    seen = sorted(i for batch in run["batches"] for i in batch["ids"])
+    if seen != sorted(list(range(len(losses))) * args.epochs):
+        sys.exit(f"not every example was trained on {args.epochs} times: {seen}")
+    sums, counts = zip(*(losses[i] for i in run["batches"][0]["ids"]))
+    return abs(run["first_loss"] / (sum(sums) / sum(counts)) - 1)
+
+
 def compare(args, method):
-    """All subjects for one method: medians of seconds, peaks, validation losses."""
+    """A row for each subject of one method, measured in turns."""
+    plain = start(args, "reference", method)
     runs = {subject: [] for subject in args.subjects}
-    for _ in range(args.repeats):
-        for subject, found in runs.items():
-            flags = [
-                "--child",
-                subject,
-                "--methods",
-                method,
-                "--model",
-                args.model,
-                "--dataset",
-                args.dataset,
-                "--steps",
-                args.steps,
-                "--batch_size",
-                args.batch_size,
-                "--max_length",
-                args.max_length,
-                "--precision",
-                args.precision,
-                "--device",
-                args.device,
-                *(["--random_llama", args.random_llama] if args.random_llama else []),
-            ]
-            seen, _ = run_child(__file__, *flags)
-            if seen is None:
-                sys.exit(f"{subject} ran out of memory")
-            print(
-                f"  {method} {subject}: {seen['seconds']:.1f} s, {seen['peak_gb']:.2f} GB, loss {seen['loss']:.4f}",
-                file=sys.stderr,
-            )
-            found.append(seen)
-    row = {"method": method}
-    for subject, found in runs.items():
-        row[f"{subject}_seconds"] = statistics.median(run["seconds"] for run in found)
-        row[f"{subject}_all_seconds"] = [run["seconds"] for run in found]
-        row[f"{subject}_peak_gb"] = max(run["peak_gb"] for run in found)
-        row[f"{subject}_loss"] = found[0]["loss"]
-    return {**row, **measured_at()}
+    for repeat in range(args.repeats):
+        for subject in args.subjects if repeat % 2 == 0 else args.subjects[::-1]:
+            run = start(args, subject, method)
+            runs[subject].append(run)
+            print(f"  {method} {subject}: {run['seconds']:.1f} s, {run['peak_gb']:.2f} GB", file=sys.stderr, flush=True)
+    rows = []
+    for subject, same in runs.items():
+        seconds, batches = [run["seconds"] for run in same], same[0]["batches"]
+        row = {"method": method, "by": subject, "seconds": seconds, "loss": same[0]["loss"]}
+        row["times_ours"] = common.ratio([run["seconds"] for run in runs["ours"]], seconds)
+        row["peak_gb"] = max(run["peak_gb"] for run in same)
+        row["first_loss_error"] = max(first_loss_error(args, run, plain["losses"]) for run in same)
+        if args.precision == "fp32" and row["first_loss_error"] > LOSS_TOLERANCE:
+            sys.exit(f"{subject}: the first loss is off by {row['first_loss_error']:.1e}, so it is not the same work")
+        tokens, head = (sum(batch[name] for batch in batches) for name in ("tokens", "head"))
+        row.update(tokens=tokens, padding=1 - args.epochs * plain["tokens"] / tokens, head_positions=head)
+        rows.append(row)
+    return rows
 
 
 def section(args, rows):
-    """The README's text."""
-    turns = f"Medians of {args.repeats} runs in turns" if args.repeats > 1 else "One run each"
+    """The text of docs/speed.md."""
     begin = (
-        f"Training {model_name(args)} in {args.precision}, {args.steps} steps of {args.batch_size} examples of "
-        f"{args.dataset.rstrip('/').split('/')[-1]}, at most {args.max_length} tokens, on "
-        f"{machine(args.device, 'trl', 'peft')}. "
-        f"{turns}; loss is that of 64 validation answers, per token, after training."
+        f"Training {common.model_name(args)} in {args.precision} on {args.n} examples of {Path(args.dataset).name}, "
+        f"{args.epochs} epoch{'s' * (args.epochs > 1)} in batches of {args.batch_size}, at most {args.max_length} "
+        f'tokens, on {common.machine(args.device, "trl", "peft")}. {args.repeats} turns of each; "times ours" compares '
+        f"within a turn. Loss is that of {N_VALIDATION} validation answers, per token, after training. The first "
+        "step's loss differs from that of a plain forward pass over the same examples by at most "
+        f"{max(row['first_loss_error'] for row in rows):.0e} of it."
     )
+    header = [
+        "method",
+        "by",
+        "median s",
+        "least s",
+        "times ours (range)",
+        "peak GB",
+        "padding",
+        "head positions",
+        "loss",
+    ]
     table = []
     for row in rows:
-        for subject in args.subjects:
-            seconds = row[f"{subject}_seconds"]
-            table.append(
-                [
-                    row["method"],
-                    subject,
-                    f"{seconds:.1f}",
-                    f"{seconds / row['ours_seconds']:.2f}",
-                    f"{row[f'{subject}_peak_gb']:.2f}",
-                    f"{row[f'{subject}_loss']:.3f}",
-                ]
-            )
-    return f"{begin}\n\n{markdown(['method', 'by', 'seconds', 'times ours', 'peak GB', 'loss'], table)}"
+        times = "{median:.2f} ({low:.2f}-{high:.2f})".format(**row["times_ours"])
+        cells = [row["method"], row["by"], f"{statistics.median(row['seconds']):.1f}", f"{min(row['seconds']):.1f}"]
+        cells += [times, f"{row['peak_gb']:.2f}", f"{row['padding']:.0%}", row["head_positions"], f"{row['loss']:.3f}"]
+        table.append(cells)
+    return f"{begin}\n\n{common.markdown(header, table)}"
 
 
 def main():
     args = parse_args()
     if args.child:
         return child(args)
-    rows = []
-    for method in args.methods:
-        rows.append(compare(args, method))
     name = "bench_training" + ("_gpu" if args.device == "cuda" else "")
     setting = {
-        "machine": machine(args.device, "trl", "peft"),
-        "model": model_name(args),
-        "precision": args.precision,
-        "steps": args.steps,
-        "batch_size": args.batch_size,
-        "max_length": args.max_length,
-        "repeats": args.repeats,
+        "machine": common.machine(args.device, "trl", "peft"),
+        "model": common.model_name(args),
+        "dataset": Path(args.dataset).name,
+        **{key: getattr(args, key) for key in ("precision", "n", "epochs", "batch_size", "max_length", "repeats")},
+        **common.measured_at(),
     }
-    publish(name, section(args, rows), {"setting": setting, "rows": rows}, args.readme)
+    rows = [row for method in args.methods for row in compare(args, method)]
+    common.publish(name, section(args, rows), {"setting": setting, "rows": rows}, args.readme, args.output)
 
 
 if __name__ == "__main__":

@@ -4,14 +4,18 @@ import json
 import os
 import platform
 import resource
+import statistics
 import subprocess
 import sys
-import time
+import tempfile
 from importlib import metadata
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # a benchmark is started by its path, so the project's modules are not found without this
+
+import torch  # noqa: E402
+from transformers import LlamaConfig, LlamaForCausalLM  # noqa: E402
 
 import utils  # noqa: E402
 from harness import flags  # noqa: E402
@@ -40,6 +44,18 @@ def add_model_args(parser):
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="(default: %(default)s)")
 
 
+def model_flags(args):
+    """What a process of a subject's own is given of these flags."""
+    shape = ["--random_llama", args.random_llama] if args.random_llama else []
+    return ["--model", args.model, "--precision", args.precision, "--device", args.device, *shape]
+
+
+def add_output_args(parser):
+    """Where the numbers and the table go."""
+    parser.add_argument("--output", metavar="FILE", help="the numbers (default: benchmarks/results/NAME.json)")
+    parser.add_argument("--readme", metavar="FILE", help="put the table between its marks there")
+
+
 def model_name(args):
     """What a table calls the model."""
     return (
@@ -54,9 +70,6 @@ def load(args):
     tokenizer = utils.load_tokenizer(args.model)
     if not args.random_llama:
         return loading.load_model(args.model, precision=args.precision, device=args.device), tokenizer
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
-
     loading.quiet()
     config = LlamaConfig(
         vocab_size=len(tokenizer),
@@ -75,28 +88,67 @@ def load(args):
     return model, tokenizer
 
 
-def run_child(script, *flags):
-    """Run `python script flags`, whose last line of output is JSON. Returns (that, seconds of the whole process).
+class Worker:
+    """A subject in a process of its own, `python script flags`, which stays while others take their turns.
 
-    None instead of the JSON where it ran out of memory: the scripts' exit code for that, or a kill by the system.
+    The process prints a line of JSON when it is ready, and one for each line that it reads (see `answer_turns`).
     """
-    begin = time.perf_counter()
+
+    def __init__(self, script, *flags):
+        self.command = [sys.executable, script, *map(str, flags)]
+        self.errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 - the process writes to it while it lives
+        self.process = subprocess.Popen(
+            self.command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors, text=True
+        )
+        self.loaded = self._read()
+
+    def _read(self):
+        """The next line of JSON. None where the process ran out of memory: its exit code for that, or the kernel's
+        SIGKILL.
+        """
+        for line in self.process.stdout:
+            if line.startswith("{"):  # libraries may print, too
+                return json.loads(line)
+        if self.process.wait() in (-9, OOM_EXIT_CODE):
+            return None
+        self.errors.seek(0)
+        sys.exit(f"{' '.join(self.command[1:])} failed:\n{self.errors.read()}")
+
+    def turn(self):
+        """What the process answers to one turn, None where it is out of memory (now or in a turn before)."""
+        if self.process.poll() is None:
+            self.process.stdin.write("\n")
+            self.process.stdin.flush()
+        return self._read()
+
+    def close(self):
+        """End the process."""
+        self.process.stdin.close()
+        self.process.wait()
+
+
+def answer_turns(loaded, work):
+    """A Worker's side: print `loaded` (a dict), then `work()` (a dict) at every line of the input, until it ends."""
+    print(json.dumps(loaded), flush=True)
+    for _ in sys.stdin:
+        print(json.dumps(work()), flush=True)
+
+
+def run_child(script, *flags):
+    """What `python script flags` prints in its last line, JSON; None where it ran out of memory."""
     done = subprocess.run([sys.executable, script, *map(str, flags)], cwd=ROOT, capture_output=True, text=True)
-    seconds = time.perf_counter() - begin
     if done.returncode == 0:
-        return json.loads(done.stdout.splitlines()[-1]), seconds
+        return json.loads(done.stdout.splitlines()[-1])
     if done.returncode in (-9, OOM_EXIT_CODE):
-        return None, seconds
+        return None
     sys.exit(f"{Path(script).name} {' '.join(map(str, flags))} failed:\n{done.stderr}")
 
 
 def peak_memory_gb(device):
     """Peak of this process so far: allocated on the GPU, else resident."""
     if device == "cuda":
-        import torch
-
-        return torch.cuda.max_memory_allocated() / 2**30
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # Linux counts in KiB
+        return torch.cuda.max_memory_allocated() / utils.GB
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / utils.GB  # Linux counts in KiB
 
 
 def machine(device, *packages):
@@ -117,12 +169,18 @@ def measured_at():
     return {name: value for name, value in provenance.of_checkout().items() if name != "versions"}
 
 
-def publish(name, text, data, readme):
+def ratio(ours, others):
+    """Times of one subject over those of ours in the same rounds: {"median": .., "low": .., "high": ..}."""
+    ratios = [other / own for own, other in zip(ours, others, strict=True)]
+    return {"median": statistics.median(ratios), "low": min(ratios), "high": max(ratios)}
+
+
+def publish(name, text, data, readme, output=None):
     """Print a section, save its numbers as benchmarks/results/NAME.json and put it between NAME's marks in a page."""
     print(text, flush=True)
-    folder = ROOT / "benchmarks" / "results"
-    folder.mkdir(exist_ok=True)
-    (folder / f"{name}.json").write_text(json.dumps(data, indent=2) + "\n")
+    output = Path(output or ROOT / "benchmarks" / "results" / f"{name}.json")
+    output.parent.mkdir(exist_ok=True)
+    output.write_text(json.dumps(data, indent=2) + "\n")
     if readme:
         begin, end = f"<!-- {name}: written by its command -->", f"<!-- end of {name} -->"
         page = Path(readme).read_text(encoding="utf-8")

@@ -2,9 +2,8 @@
 script.
 
 The scripts differ in what they let the optimizer change, not in how they train. TRL's SFTTrainer is not used: it
-computes its own loss from the base model (so AdaLoRA's regulariser, which peft adds to the model's loss, is lost),
-projects every position on a CPU, and leaves a changed forward on the model. benchmarks/bench_training.py compares the
-two.
+computes its own loss from the base model (so AdaLoRA's regulariser, which peft adds to the model's loss, is lost), and
+leaves a changed forward on the model. benchmarks/bench_training.py compares the two.
 """
 
 import math
