@@ -12,7 +12,7 @@ every draft is right, and what is lost is what drafting costs.
 """
 
 import numpy as np
-from common import add_model_args, load, machine, markdown, measured_at, model_name, publish
+from common import add_model_args, add_output_args, load, machine, markdown, measured_at, model_name, publish
 from scipy.stats import bootstrap
 
 import quantize_and_parallel
@@ -34,7 +34,7 @@ def parse_args():
     parser.add_argument(
         "--new_tokens", type=flags.positive_int, default=32, help="at most, of an answer (default: %(default)s)"
     )
-    parser.add_argument("--readme", metavar="FILE", help="put the table between its marks there")
+    add_output_args(parser)
     return parser.parse_args()
 
 
@@ -134,9 +134,8 @@ def main():
         f"out.\n\n{markdown(header, table)}"
     )
     name = "bench_decoding" + ("_gpu" if args.device == "cuda" else "") + ("_7b" if args.random_llama else "")
-    publish(
-        name, text, {"machine": machine(args.device), "args": vars(args), **measured_at(), "rows": rows}, args.readme
-    )
+    data = {"machine": machine(args.device), "args": vars(args), **measured_at(), "rows": rows}
+    publish(name, text, data, args.readme, args.output)
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ from pathlib import Path
 import faiss
 import numpy as np
 import torch
-from common import machine, markdown, measured_at, publish, run_child, saved
+from common import add_output_args, machine, markdown, measured_at, publish, run_child, saved
 from sentence_transformers import SentenceTransformer
 
 import utils
@@ -51,7 +51,7 @@ def parse_args():
     parser.add_argument("--docs", nargs="+", help="documents whose chunks are embedded instead")
     parser.add_argument("--chunk_tokens", type=flags.positive_int, default=24, help="of --docs (default: %(default)s)")
     parser.add_argument("--rounds", type=flags.positive_int, default=5, help="turns (default: %(default)s)")
-    parser.add_argument("--readme", help="the page whose marked section is replaced")
+    add_output_args(parser)
     parser.add_argument("--child", help=argparse.SUPPRESS)
     return parser.parse_args()
 
@@ -223,7 +223,7 @@ def main():
         "GB is that of the index as it is saved; build seconds include ours of the table of chunks.\n\n"
         f"{table(rows)}"
     )
-    publish("bench_retrieval", text, {"machine": about, "rows": rows}, args.readme)
+    publish("bench_retrieval", text, {"machine": about, "rows": rows}, args.readme, args.output)
 
 
 if __name__ == "__main__":
