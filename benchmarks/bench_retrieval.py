@@ -204,7 +204,7 @@ def main():
     rows = [row for row in saved("bench_retrieval").get("rows", []) if row["n"] not in args.sizes]
     for n in args.sizes:
         with tempfile.TemporaryDirectory() as folder:
-            genuine = n + 100 <= len(real)
+            genuine = n + N_QUERIES <= len(real)  # as many as the timed batches take
             vectors = real[:n] if genuine else like(real, n, seed=1)
             queries = real[n : n + N_QUERIES] if genuine else like(real, N_QUERIES, seed=2)
             np.save(Path(folder) / "vectors.npy", vectors)
