@@ -2,7 +2,7 @@ import pytest
 
 import prompt_eval
 import utils
-from harness.evaluation import evaluate, record
+from harness.evaluation import evaluate, metrics, record
 from harness.results import store
 from harness.results.run import OOM_EXIT_CODE
 
@@ -57,3 +57,21 @@ def test_another_side_writes_its_own_files_and_no_cell(sentiment):
     records = run.files["teacher_predictions.jsonl"]
     assert [record["target"] == record["prediction"] for record in records] == [False, True, True, True]
     assert [record["latency_ms"] for record in records] == [10.0, 30.0, None, None]
+
+
+def test_questions_about_one_passage_are_a_cluster_in_file_note_and_interval():
+    from harness.data.examples import Example, Task
+
+    examples = [Example(str(i), f"question {i}?", context=f"passage {i // 5}", references=("yes",)) for i in range(20)]
+    task = Task("d", None, "qa", evaluation=examples)
+    answers = ["yes"] * 10 + ["no"] * 10
+    outcome = evaluate.answered(task, answers, utils.Measurement(seconds=1.0), [])
+    run = Rows()
+    record.files(run, task, outcome)
+    clusters = [line["cluster"] for line in run.files["predictions.jsonl"]]
+    assert clusters == [ex.cluster for ex in examples] and len(set(clusters)) == 4
+    assert record.clusters(examples) == "20 examples about 4 texts, which the interval counts"
+    assert record.clusters(examples[::5]) is None
+    alone = evaluate.answered(task, answers, utils.Measurement(seconds=1.0), [])
+    single = metrics.answer_scores(answers, [ex.references for ex in examples])[0]
+    assert alone.scores["score_low"] < single["score_low"] and alone.scores["score_high"] > single["score_high"]

@@ -4,7 +4,7 @@ import json
 import pytest
 from row_helpers import result_row
 
-from harness.results import compare, configurations, label_counts, store
+from harness.results import configurations, label_counts, run_scores, store
 
 CHOSE = "566 validation examples chose the checkpoint; learning rate 0.0001"
 
@@ -49,5 +49,5 @@ def test_a_comparison_names_the_labels_of_old_and_new_run_folders(tmp_path):
         (tmp_path / name).mkdir()
         store.write_jsonl(tmp_path / name / "predictions.jsonl", [{"id": "a", "target": 1, "prediction": 1}])
         (tmp_path / name / "row.json").write_text(json.dumps(row))
-    assert compare.run_scores(tmp_path / "old")[3].endswith("666 labelled examples")
-    assert compare.run_scores(tmp_path / "new")[3].endswith("50 labelled examples")
+    assert run_scores.read(tmp_path / "old").name.endswith("666 labelled examples")
+    assert run_scores.read(tmp_path / "new").name.endswith("50 labelled examples")
