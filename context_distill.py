@@ -25,6 +25,7 @@ from harness.results.run import Run
 
 LEARNING_RATES = {"lora": 5e-4, "full": 2e-5}
 K_SHOTS = 8  # of the teacher
+EPOCHS = 3  # the targets are distributions over many inputs, not a few labels
 TOP_K = (
     64  # likeliest tokens that precomputed targets of generated answers keep at each position; the rest counts as one
 )
@@ -94,7 +95,8 @@ def parse_args(argv=None):
         metavar="auto|attention|mlp|all-linear|A,B,..",
         help="(default: %(default)s)",
     )
-    flags.add_training_args(parser, resume=False, padding_free=False)
+    flags.add_training_args(parser, resume=False, padding_free=False, tune=False)
+    parser.set_defaults(epochs=EPOCHS)
     flags.add_data_args(parser)
     flags.add_common_args(parser)
     args = flags.check_training_args(parser, flags.check_data_args(parser, parser.parse_args(argv)))
@@ -211,6 +213,7 @@ def distil(student, teacher, tokenizer, task, examples, args, run, device, chat,
     data = collators.Data(items[cut:], items[:cut] or None, collator(tokenizer.pad_token_id, ask))
     loss = (distillation.label_loss if classes else distillation.answer_loss)(args.temperature)
     rate = args.learning_rate or LEARNING_RATES[args.student]
+    args = trainer.with_epochs(args, len(data.train), task.kind)
     return trainer.fit(student, tokenizer, data, args, run, device, rate, loss=loss, reload=reload)
 
 

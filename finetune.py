@@ -46,6 +46,16 @@ def parse_args(argv=None):
     return flags.check_training_args(parser, flags.check_data_args(parser, parser.parse_args(argv)))
 
 
+# ------------------------------------------------------------------------------------------------------- the technique
+
+
+def new_model(args, task, tokenizer, device):
+    """The model of a trial, all its weights to be trained."""
+    model = trainer.load_base(args, task, tokenizer, device, args.weights)
+    heads.start(model, tokenizer, task, args)
+    return model
+
+
 def run_once(args):
     # 1. settings
     run = Run(args, __file__, "full_finetuning", folder=resume.find_resumable(args, __file__))
@@ -70,16 +80,22 @@ def run_once(args):
         other = tasks.out_of_domain(args, task)
         run.row.update(task.row())
 
-        # 4. model
+        # 4. model, after the trials of --tune
         tokenizer = loading.load_tokenizer(args.model, args.trust_remote_code, args.thinking)
+        chat = trainer.uses_chat(args, task, tokenizer)
+        learning_rate = args.learning_rate or LEARNING_RATES[task.kind]
+        args = trainer.with_epochs(args, len(task.train), task.kind)
+        if args.tune:
+            build = functools.partial(new_model, tokenizer=tokenizer, device=device)
+            args = tuning.tune(args, task, tokenizer, run, device, build, learning_rate, chat)
+            learning_rate = args.learning_rate
         with utils.measure() as load:
             model = trainer.load_base(args, task, tokenizer, device, args.weights)
         loading.check_trainable(model, args.model)
         run.row.update(**load.load_columns(), **loading.size_columns(model, trained=True))
 
         # 5. adapt
-        chat = trainer.uses_chat(args, task, tokenizer)
-        learning_rate = args.learning_rate or LEARNING_RATES[task.kind]
+        heads.start(model, tokenizer, task, args, run)
         reload = functools.partial(trainer.load_base, args, task, tokenizer, device, args.weights)
         model = trainer.train(model, tokenizer, task, args, run, device, learning_rate, chat, reload=reload)
         if run.main:
@@ -99,11 +115,11 @@ def run_once(args):
 
 def import_heavy():
     """Import what takes seconds, once the arguments are known to be right: --help and a wrong flag answer at once."""
-    global evaluate, loading, record, tasks, trainer
+    global evaluate, heads, loading, record, tasks, trainer, tuning
     from harness.data import tasks
     from harness.evaluation import evaluate, record
     from harness.models import loading
-    from harness.training import trainer
+    from harness.training import heads, trainer, tuning
 
 
 @utils.clean_exit

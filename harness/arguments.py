@@ -10,6 +10,9 @@ from harness.errors import short
 
 INT32 = 2**31 - 1  # what the libraries behind take for a size
 MOST_IN_A_BATCH = 2**20
+# of --epochs auto, by the kind of data; see docs/training.md for the search
+LEAST_STEPS = {"head": 200, "answers": 60}
+LEAST_EPOCHS, MOST_CHECKS = 3, 10
 
 
 class ArgumentParser(argparse.ArgumentParser):
@@ -119,9 +122,27 @@ seed = at_least(0, 2**32 - 1)  # numpy's range
 data_seed = number_type(int, "a whole number of at least -4,294,967,295", lambda value: value > -(2**32), 2**32 - 1)
 fraction = number_type(float, "a number from 0 up to, but not including, 1", lambda value: 0 <= value < 1)
 positive = number_type(float, "a number above 0", lambda value: 0 < value < math.inf)
-epochs = number_type(float, "a number above 0", lambda value: value > 0, 10_000)
+epochs = number_type(
+    lambda text: text if text == "auto" else float(text),
+    "a number above 0, or auto",
+    lambda value: value == "auto" or value > 0,
+    10_000,
+)
 non_negative = number_type(float, "a number of at least 0", lambda value: 0 <= value < math.inf)
 share = number_type(float, "a number from 0 to 1", lambda value: 0 <= value <= 1)
+
+
+def auto_epochs(n_examples, batch_size, kind):
+    """Passes over the training examples of --epochs auto: at least LEAST_EPOCHS, and more until there are LEAST_STEPS.
+
+    Few examples give few steps an epoch, and a model that has made few steps has not learnt, however often it is said
+    that it was trained for 3 epochs. batch_size: examples of an optimizer step. More than MOST_CHECKS epochs are a
+    multiple of so many that validation after each multiple happens at most MOST_CHECKS times.
+    """
+    least = LEAST_STEPS["head" if kind == "classification" else "answers"]
+    passes = max(LEAST_EPOCHS, math.ceil(least / max(1, math.ceil(n_examples / batch_size))))
+    every = math.ceil(passes / MOST_CHECKS)
+    return every * math.ceil(passes / every)
 
 
 def comma_list(text):

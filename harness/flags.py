@@ -59,11 +59,15 @@ HUB_DATA = {
 SPLIT_SEED, SPLIT_FRACTIONS = 13, (0.8, 0.1, 0.1)  # train, validation, test
 
 
-def add_training_args(parser, resume=True, padding_free=True):
-    """The flags of every training script; resume, padding_free: those that not every one has."""
+def add_training_args(parser, resume=True, padding_free=True, tune=True):
+    """The flags of every training script; resume, padding_free, tune: those that not every one has."""
     group = parser.add_argument_group("training")
     group.add_argument(
-        "--epochs", type=epochs, default=3, help="passes over the training examples (default: %(default)s)"
+        "--epochs",
+        type=epochs,
+        default="auto",
+        metavar="N|auto",
+        help="passes over the training examples; auto: 3, and more where that makes too few steps (default: auto)",
     )
     group.add_argument("--max_steps", type=step_count, help="optimizer steps to train for, instead of --epochs")
     group.add_argument(
@@ -92,6 +96,27 @@ def add_training_args(parser, resume=True, padding_free=True):
         action="store_true",
         help="compute activations again in the backward pass: less memory",
     )
+    if tune:
+        group.add_argument(
+            "--tune",
+            type=positive_int,
+            metavar="N",
+            help="first try N settings (learning rate, length, batch; LoRA: rank, alpha, layers) on parts of the "
+            "training examples, then train on all of them with the best",
+        )
+        group.add_argument(
+            "--head_start",
+            choices=("logreg", "random"),
+            default="logreg",
+            help="a new classification head begins as a logistic regression on the frozen features (default: logreg)",
+        )
+        group.add_argument(
+            "--head_reads",
+            choices=("auto", "own"),
+            default="auto",
+            help="a new classification head on a sentence-transformers checkpoint reads the mean of all tokens; own: "
+            "what its architecture reads, the first token (default: auto)",
+        )
     group.add_argument(
         "--early_stopping", type=positive_int, metavar="N", help="stop after N checkpoints without a better one"
     )
@@ -158,8 +183,9 @@ def add_training_args(parser, resume=True, padding_free=True):
 
 def check_training_args(parser, args):
     """Cross-checks that need no library. Returns args."""
-    if args.repeats > 1 and getattr(args, "resume", None):
-        parser.error("--resume goes on with one run; leave out --repeats")
+    if getattr(args, "resume", None) and (args.repeats > 1 or args.tune):
+        flag = "--repeats" if args.repeats > 1 else "--tune"
+        parser.error(f"--resume goes on with one training; leave out {flag}")
     if args.max_steps and args.epochs != parser.get_default("epochs"):
         parser.error("--max_steps replaces --epochs; give one of them")
     if args.fp16 and args.weights == "bf16":

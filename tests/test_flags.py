@@ -12,7 +12,7 @@ import prompt_eval
     [
         ("finetune.py --model assets/nowhere", "no such file or folder"),
         ("finetune.py --model BERT --dataset ./nowhere", "--dataset ./nowhere: no such file or folder"),
-        ("finetune.py --model BERT --dataset DATA --epochs 0", "--epochs: must be a number above 0, not 0"),
+        ("finetune.py --model BERT --dataset DATA --epochs 0", "--epochs: must be a number above 0, or auto, not 0"),
         ("finetune.py --model BERT --dataset DATA --lr 1", "here it is called --learning_rate"),
         ("finetune.py --model BERT --dataset DATA --max_train 1", "unrecognized arguments"),
         ("finetune.py --model BERT --dataset DATA --test_file x.tsv", "exclude each other"),

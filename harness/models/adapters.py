@@ -17,7 +17,7 @@ from harness import inputs
 from harness.models import folder, new_layers
 
 WANTED = ["adapter_*", "labels.json", "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*"]
-WANTED += ["merges.txt", "chat_template*"]  # of an adapter on the hub
+WANTED += ["merges.txt", "chat_template*", "head.json"]  # of an adapter on the hub
 TASKS_BY_NUMBER = ("MULTITASK_PROMPT_TUNING", "POLY")
 HEADS = ("classifier", "pre_classifier", "score", "lm_head")  # never quantized: a head is trained, or decides the label
 
@@ -78,6 +78,12 @@ def head_labels(name, adapter, labels):
             f"{adapter or name} was trained for the labels {', '.join(names)}; the data have {', '.join(labels)}"
         )
     return [task_names[name.lower()] for name in names], None
+
+
+def head_pooling(adapter):
+    """What the head of an adapter reads, of its head.json: mean, or None for what its architecture reads."""
+    file = adapter_folder(adapter) / "head.json"
+    return inputs.read_json(file, dict, "--adapter").get("pooling") if file.is_file() else None
 
 
 def load_adapter(model, adapter, trainable=False):

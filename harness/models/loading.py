@@ -15,7 +15,7 @@ from transformers import (
 from transformers.utils import logging as hf_logging
 
 import utils
-from harness.models import adapters, folder, new_layers
+from harness.models import adapters, folder, new_layers, pooling
 from harness.models import tokenizer as tokenizers
 from harness.models.tokenizer import load_tokenizer  # noqa: F401, scripts know it here
 
@@ -87,12 +87,14 @@ def load_model(
     pad_token_id=None,
     trust_remote_code=False,
     attention=None,
+    head_reads="auto",
 ):
     """A model in eval mode on its device, a PeftModel if there is an adapter.
 
     kind: causal, seq2seq, classifier, or auto (by the configuration); labels: class names of a classification head,
     which is new if the checkpoint has none; device_map: as accelerate's (auto, cpu, ...), instead of one device;
-    attention: an attn_implementation of transformers. UserError for a name that cannot be loaded, a precision that the
+    attention: an attn_implementation of transformers; head_reads: auto or own, what a new head reads (see pooling).
+    UserError for a name that cannot be loaded, a precision that the
     device lacks, an adapter of another base.
     """
     quiet()
@@ -144,6 +146,10 @@ def load_model(
             raise
         raise utils.UserError(f"{name} cannot be loaded as a {kind} model: {folder.first_line(error)}") from None
     check_complete(model, report, name, labels)
+    if kind == "classifier":
+        new_head = folder.kind_of(checkpoint) != "classifier"
+        if pooling.wanted(name, checkpoint, adapter, new_head, head_reads) == "mean":
+            pooling.apply(model)
     if config is not None:
         check_quantized(model, name, precision)
     elif not device_map and not saved:

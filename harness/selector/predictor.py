@@ -14,6 +14,7 @@ from sklearn.gaussian_process.kernels import RBF, ConstantKernel, DotProduct, Wh
 from sklearn.preprocessing import StandardScaler
 
 import utils
+from harness.arguments import auto_epochs
 from harness.results import configurations
 from harness.selector.candidates import Candidate, Limits, choose, eligible
 
@@ -110,6 +111,8 @@ def spec(configuration, tokens):
     """The Spec of a Configuration. tokens: of one example's prompt on its data set."""
     row, flags = configuration.rows[0], configurations.flags(configuration.rows[0])
     trained_on, epochs = configuration.mean("n_train") or 0, flags.get("epochs") or 0
+    if epochs == "auto":
+        epochs = auto_epochs(trained_on, configurations.value(row, "batch_size") or 1, configurations.task_kind(row))
     trainable = configuration.mean("trainable_params") or 0.0
     steps = (
         (flags.get("max_steps") or math.ceil(epochs * trained_on / (configurations.value(row, "batch_size") or 1)))

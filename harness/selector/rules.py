@@ -26,8 +26,8 @@ NAMES = {
 }
 # script and flags that measure a strategy; best_precision sets --precision or --quantize
 COMMANDS = {
-    "full_finetuning": ("finetune.py", {"epochs": 2, "batch_size": 32}),
-    "peft": ("peft_finetune.py", {"rank": 8, "epochs": 2, "batch_size": 32}),
+    "full_finetuning": ("finetune.py", {}),
+    "peft": ("peft_finetune.py", {"rank": 8}),
     "prompting": ("prompt_eval.py", {"max_eval_samples": 200}),
     "rag": ("rag_eval.py", {"k": 4, "max_eval_samples": 60}),
 }

@@ -6,11 +6,13 @@ computes its own loss from the base model (so AdaLoRA's regulariser, which peft 
 leaves a changed forward on the model. benchmarks/bench_training.py compares the two.
 """
 
+import argparse
 import math
 
 import transformers
 
 import utils
+from harness.arguments import MOST_CHECKS, auto_epochs
 from harness.evaluation import metrics
 from harness.models import loading, memory_forecast, scoring
 from harness.training import collators, curves, loop, resume
@@ -36,6 +38,7 @@ def load_base(args, task, tokenizer, device, precision, name=None):
         pad_token_id=tokenizer.pad_token_id,
         trust_remote_code=args.trust_remote_code,
         attention=args.attn_implementation,
+        head_reads=args.head_reads,
     )
 
 
@@ -48,6 +51,18 @@ def n_steps(n_examples, args):
     """Optimizer steps of a training run, as the Trainer counts them."""
     batches = math.ceil(n_examples / args.batch_size / utils.world()[1])
     return args.max_steps or math.ceil(args.epochs * max(math.ceil(batches / args.gradient_accumulation), 1))
+
+
+def with_epochs(args, n_examples, kind):
+    """`args` with a number in place of --epochs auto, and as few validations (--save_steps) as MOST_CHECKS allows."""
+    if args.epochs != "auto":
+        return args
+    examples = args.batch_size * args.gradient_accumulation * utils.world()[1]  # of an optimizer step
+    passes = auto_epochs(n_examples, examples, kind)
+    length = argparse.Namespace(**{**vars(args), "epochs": passes})
+    if passes > MOST_CHECKS and not args.max_steps and not args.save_steps:
+        length.save_steps = n_steps(n_examples, length) * math.ceil(passes / MOST_CHECKS) // passes
+    return length
 
 
 def train(
@@ -64,18 +79,45 @@ def train(
     run.use_labels(task.train)
     if not keep_last:
         run.use_labels(task.validation)  # they choose the checkpoint
-    options = {"reload": reload, "keep_last": keep_last}
-    if task.kind == "classification":
-        data = collators.classification_data(model, tokenizer, task, args, device)
-        if args.max_length:  # saved with the tokenizer, so that whoever loads it cuts inputs alike
-            tokenizer.model_max_length = scoring.classifier_length(model, tokenizer, args.max_length)
-        options.update(best="accuracy", compute_metrics=validation_accuracy)
-    else:
-        data = collators.answer_data(model, tokenizer, task, args, chat)
-        if data.note:
-            print(data.note)
-            run.note(data.note)
+    data, options = prepare(model, tokenizer, task, args, device, chat)
+    if data.note:
+        print(data.note)
+        run.note(data.note)
+    options.update(reload=reload, keep_last=keep_last)
     return fit(model, tokenizer, data, args, run, device, learning_rate, callbacks, **options)
+
+
+def prepare(model, tokenizer, task, args, device, chat):
+    """(collators.Data, options of `fit`: the validation metric) for a head or for answers."""
+    if task.kind != "classification":
+        return collators.answer_data(model, tokenizer, task, args, chat), {}
+    data = collators.classification_data(model, tokenizer, task, args, device)
+    if args.max_length:  # saved with the tokenizer, so that whoever loads it cuts inputs alike
+        tokenizer.model_max_length = scoring.classifier_length(model, tokenizer, args.max_length)
+    return data, {"best": "accuracy", "compute_metrics": validation_accuracy}
+
+
+def trial(model, tokenizer, task, args, run, device, chat, callbacks=()):
+    """Train on the task's training examples and return {"loss", and "accuracy" of a head} on its validation examples.
+
+    Nothing is kept: no checkpoint, no cell of the row.
+    """
+    data, options = prepare(model, tokenizer, task, args, device, chat)
+    compute = options.get("compute_metrics")
+    settings = training_arguments(args, run, data, device, args.learning_rate, None, compute, keep=False)
+    trainer = loop.Trainer(
+        model=model,
+        args=settings,
+        processing_class=tokenizer,
+        train_dataset=data.train,
+        eval_dataset=data.validation,
+        data_collator=data.collate,
+        callbacks=list(callbacks),
+        compute_metrics=compute,
+    )
+    trainer.train()
+    scores = trainer.evaluate()
+    return {name: scores[f"eval_{name}"] for name in ("loss", "accuracy") if f"eval_{name}" in scores}
 
 
 def validation_accuracy(output):
@@ -129,7 +171,7 @@ def fit(
         run.note(f"{len(data.validation)} validation examples{used}")
     if args.fp16 or args.bf16:
         run.note(f"trained in {'fp16' if args.fp16 else 'bf16'} mixed precision")
-    run.note(f"learning rate {learning_rate:g}")
+    run.note(f"learning rate {learning_rate:g}, {n_steps(len(data.train), args)} steps")
     checkpoint = resume.last_checkpoint(run.dir) if run.resumed else None
     if run.resumed:
         begin = checkpoint.name if checkpoint else "the start"
@@ -141,7 +183,8 @@ def fit(
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     history, first = trainer.state.log_history, resume.step_of(checkpoint) if checkpoint else 0
     evaluating = sum(entry.get("eval_runtime", 0.0) for entry in history if entry["step"] > first)
-    run.row.update(train_seconds=spent.seconds - evaluating, **spent.memory_columns())
+    before = run.row.get("train_seconds") or 0.0  # of the trials and the start of the head
+    run.row.update(train_seconds=before + spent.seconds - evaluating, **spent.memory_columns())
     save_history(run, history)
     if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:  # each process goes on with a whole model of its own
         trainer.save_model(str(run.path("checkpoints") / "whole"))
@@ -151,11 +194,12 @@ def fit(
     return trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False).eval()
 
 
-def training_arguments(args, run, data, device, learning_rate, best, compute_metrics):
+def training_arguments(args, run, data, device, learning_rate, best, compute_metrics, keep=True):
     """transformers.TrainingArguments from the flags. best: the validation metric that chooses the checkpoint, None: the
-    last.
+    last; keep: False for no checkpoints and no validation on the way.
     """
-    steps, choose, classes = n_steps(len(data.train), args), data.validation is not None, compute_metrics is not None
+    steps, classes = n_steps(len(data.train), args), compute_metrics is not None
+    choose = keep and data.validation is not None
     # without validation no epoch needs a checkpoint; with few examples there would be one at every step
     every = args.save_steps or (None if choose else max(50, math.ceil(steps / max(args.epochs, 1))))
     when, best = "steps" if every else "epoch", best if choose else None
@@ -179,7 +223,7 @@ def training_arguments(args, run, data, device, learning_rate, best, compute_met
         fp16=args.fp16,
         bf16=args.bf16,
         eval_strategy=when if choose else "no",
-        save_strategy=when,
+        save_strategy=when if keep else "no",
         save_steps=every or 500,
         eval_steps=every,
         save_total_limit=2,

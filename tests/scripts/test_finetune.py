@@ -130,6 +130,8 @@ def test_a_degenerate_run_is_marked(sentiment, tiny_bert, out, only_row):
             "1",
             "--learning_rate",
             "1e-12",
+            "--head_start",
+            "random",
             *out,
         ]
     )

@@ -212,6 +212,8 @@ def test_two_runs_are_compared_on_the_examples_that_both_have_seen(sentiment, ti
                 str(seed),
                 "--learning_rate",
                 "1e-3" if epochs == "6" else "1e-6",
+                "--head_start",
+                "random",
                 "--max_eval_samples",
                 "60" if seed else "50",
                 *out,

@@ -29,6 +29,7 @@ def one_step(request, tmp_path):
     write_jsonl(data / "validation.jsonl", rows[32:-4])
     write_jsonl(data / "test.jsonl", rows[-4:])
     flags = ["--model", str(base), "--dataset", str(data), "--max_steps", "1", "--optim", "sgd", "--warmup", "0"]
+    flags += ["--head_start", "random"]  # a loss and a gradient that are not small
     return [*flags, "--learning_rate", "1e-9", "--prompt_format", "plain", "--max_new_tokens", "2", "--device", "cpu"]
 
 

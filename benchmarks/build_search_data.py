@@ -1,0 +1,123 @@
+"""Build the data sets of the search for training defaults, and those of the table that checks it, from public files.
+
+    python benchmarks/build_search_data.py DIR OUT [--narrativeqa assets/data/narrativeqa]
+
+DIR holds sst2/ (sent_train.tsv, sent_test.tsv), mnli/ (train.tsv, dev_matched.tsv), ag_news/test.csv,
+unifiedqa/squad1_1_xquad/dev.tsv, unifiedqa/arc_easy/ and dolly/dolly_3k.json; what it lacks is left out. OUT gets a
+folder with train.jsonl and test.jsonl for each:
+
+    search: sst2 (2 classes), mnli (3, pairs), ag_news (4), articles (48: the Wikipedia article that a question of
+            XQuAD is about; five passages that follow each other are one article), arc_easy (questions)
+    table:  dolly_category (8: the category of an instruction), story (101: which story a question of NarrativeQA is
+            about)
+
+The search sets are in no table of results. Where a source has no test split of its own, one is drawn in the proportions
+of the classes, by a fixed seed.
+"""
+
+import argparse
+import csv
+import json
+import random
+from collections import defaultdict
+from pathlib import Path
+
+SEED, PASSAGES_OF_AN_ARTICLE = 13, 5
+
+
+def rows_of(path):
+    return [line.rstrip("\n") for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
+
+
+def held_out(rows, n):
+    """{train, test} of classification rows: n or so for the test, in the classes' proportions, equal texts once."""
+    rows = list({row["text"]: row for row in rows}.values())
+    random.Random(SEED).shuffle(rows)
+    groups, test = defaultdict(list), []
+    for row in rows:
+        groups[row["label"]].append(row)
+    for label in sorted(groups):
+        some = groups[label]
+        test += [some.pop() for _ in range(max(1, round(n * len(some) / len(rows))))]
+    return {"train": [row for label in sorted(groups) for row in groups[label]], "test": test}
+
+
+def sst2(folder):
+    def read(name):
+        pairs = [row.rsplit("\t", 1) for row in rows_of(folder / "sst2" / name)]
+        return [{"text": text, "label": ("negative", "positive")[int(label)]} for text, label in pairs]
+
+    return {"train": read("sent_train.tsv"), "test": read("sent_test.tsv")}
+
+
+def mnli(folder):
+    def read(name):
+        with open(folder / "mnli" / name, encoding="utf-8", newline="") as file:
+            rows = list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
+        names = ("premise", "hypothesis", "gold_label")
+        return [{name: row[name] for name in names} for row in rows if row["gold_label"] != "-"]
+
+    return {"train": read("train.tsv"), "test": read("dev_matched.tsv")}
+
+
+def ag_news(folder):
+    topics = ("World", "Sports", "Business", "Sci/Tech")
+    with open(folder / "ag_news" / "test.csv", encoding="utf-8", newline="") as file:
+        return held_out([{"text": f"{r[1]} {r[2]}", "label": topics[int(r[0]) - 1]} for r in csv.reader(file)], 1000)
+
+
+def articles(folder):
+    questions = [row.split("\t")[0].split(" \\n ") for row in rows_of(folder / "unifiedqa/squad1_1_xquad/dev.tsv")]
+    place = {passage: i for i, passage in enumerate(dict.fromkeys(passage for _, passage in questions))}
+    names = {passage: f"article {i // PASSAGES_OF_AN_ARTICLE:02}" for passage, i in place.items()}
+    return held_out([{"text": question, "label": names[passage]} for question, passage in questions], 300)
+
+
+def arc_easy(folder):
+    def read(name):
+        pairs = [row.split("\t") for row in rows_of(folder / "unifiedqa/arc_easy" / name)]
+        return [{"question": question.replace(" \\n ", "\n"), "answer": [answer]} for question, answer in pairs]
+
+    return {"train": read("train.tsv"), "test": read("test.tsv")}
+
+
+def dolly_category(folder):
+    rows = json.loads((folder / "dolly" / "dolly_3k.json").read_text(encoding="utf-8"))
+    texts = [" ".join(filter(None, (row["instruction"], row["input"]))) for row in rows]
+    return held_out([{"text": text, "label": row["category"]} for text, row in zip(texts, rows)], 400)
+
+
+def story(folder):
+    """The questions of all splits; the label is the passage that they stand beside, numbered in order."""
+    rows = [json.loads(row) for split in ("train", "validation", "test") for row in rows_of(folder / f"{split}.jsonl")]
+    numbers = {passage: i for i, passage in enumerate(dict.fromkeys(row["passage"] for row in rows))}
+    return held_out([{"text": r["question"], "label": f"story {numbers[r['passage']]:03}"} for r in rows], 400)
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("dir", metavar="DIR", type=Path, help="the folder with the public files")
+    parser.add_argument("out", metavar="OUT", type=Path, help="where to make a folder for each data set")
+    parser.add_argument("--narrativeqa", type=Path, help="the demo's NarrativeQA folder, for the set story")
+    args = parser.parse_args(argv)
+    for make in (sst2, mnli, ag_news, articles, arc_easy, dolly_category, story):
+        source = args.narrativeqa if make is story else args.dir
+        try:
+            splits = make(source) if source else None
+        except FileNotFoundError as error:
+            print(f"{make.__name__}: left out, no {error.filename}")
+            continue
+        if splits is None:
+            continue
+        folder = args.out / make.__name__
+        folder.mkdir(parents=True, exist_ok=True)
+        for split, rows in splits.items():
+            lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+            (folder / f"{split}.jsonl").write_text(lines, encoding="utf-8")
+        labels = {row.get("label", row.get("gold_label")) for rows in splits.values() for row in rows} - {None}
+        sizes = ", ".join(f"{len(rows)} {split}" for split, rows in splits.items())
+        print(f"{folder}: {sizes} rows" + (f", {len(labels)} classes" if labels else ""))
+
+
+if __name__ == "__main__":
+    main()

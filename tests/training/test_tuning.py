@@ -1,0 +1,175 @@
+"""--epochs auto, the start of a head, and the trials of --tune."""
+
+import argparse
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+from helpers import SHORT
+
+import context_distill
+import finetune
+import peft_finetune
+import utils
+from harness.arguments import LEAST_EPOCHS, LEAST_STEPS, MOST_CHECKS, auto_epochs
+from harness.data import tasks
+from harness.data.examples import Example
+from harness.models import loading
+from harness.results import store
+from harness.training import heads, trainer, tuning
+
+FEW = ["--max_train_samples", "16", "--batch_size", "4", "--max_steps", "4", "--max_validation_samples", "0"]
+
+
+def settings(*flags):
+    return finetune.parse_args(list(flags))
+
+
+@pytest.mark.parametrize("n", [2, 16, 100, 500, 2000, 100_000])
+@pytest.mark.parametrize("kind, least", [("classification", LEAST_STEPS["head"]), ("qa", LEAST_STEPS["answers"])])
+def test_auto_epochs_have_a_floor_of_steps_and_one_of_epochs(kind, least, n):
+    args = trainer.with_epochs(settings(), n, kind)
+    steps, each = trainer.n_steps(n, args), math.ceil(n / args.batch_size)
+    assert steps == args.epochs * each >= least and args.epochs >= LEAST_EPOCHS
+    assert steps < 1.2 * least + each or args.epochs == LEAST_EPOCHS  # no longer than the floor asks
+    if args.save_steps:
+        assert steps % args.save_steps == 0 and steps // args.save_steps <= MOST_CHECKS
+
+
+def test_a_number_of_epochs_and_max_steps_stand():
+    assert trainer.with_epochs(settings("--epochs", "2"), 16, "classification").epochs == 2
+    args = trainer.with_epochs(settings("--max_steps", "7"), 16, "classification")
+    assert trainer.n_steps(16, args) == 7 and args.save_steps is None
+    assert context_distill.parse_args([]).epochs == context_distill.EPOCHS
+
+
+def test_auto_epochs_count_the_examples_of_a_whole_step():
+    split = settings("--batch_size", "4", "--gradient_accumulation", "4")
+    assert trainer.with_epochs(split, 160, "qa").epochs == auto_epochs(160, 16, "qa")
+
+
+@pytest.fixture
+def bert_task(sentiment, tiny_bert):
+    task = tasks.load_task(sentiment, max_train_samples=40)
+    model = loading.load_model(tiny_bert, "classifier", labels=task.labels)
+    return model, utils.load_tokenizer(tiny_bert), task
+
+
+def test_a_head_starts_as_the_regression_on_its_features(bert_task):
+    model, tokenizer, task = bert_task
+    layer = heads.output_layer(model)
+    values = heads.features(model, tokenizer, task.train, layer)
+    assert heads.output_layer(model) is layer and values.shape == (40, layer.in_features)
+    texts, labels = [ex.text for ex in task.train], np.array([ex.label for ex in task.train])
+    from harness.models import scoring
+
+    before = scoring.classify(model, tokenizer, texts)
+    logits = values @ layer.weight.detach().double().numpy().T + layer.bias.detach().double().numpy()
+    assert np.allclose(before, logits - np.logaddexp.reduce(logits, 1, keepdims=True), atol=1e-4)
+    heads.start(model, tokenizer, task, argparse.Namespace(head_start="logreg", max_length=None, seed=0))
+    after = scoring.classify(model, tokenizer, texts)
+    assert np.mean(after.argmax(1) == labels) > max(0.9, np.mean(before.argmax(1) == labels))
+
+
+def test_a_head_that_came_with_its_checkpoint_stays(bert_task, tmp_path):
+    model, tokenizer, task = bert_task
+    model.save_pretrained(tmp_path / "trained")
+    model = loading.load_model(str(tmp_path / "trained"), "classifier", labels=task.labels)
+    weight = model.classifier.weight.detach().clone()
+    heads.start(model, tokenizer, task, argparse.Namespace(head_start="logreg", max_length=None, seed=0))
+    assert heads.output_layer(model) is None and (model.classifier.weight == weight).all()
+
+
+def test_classes_without_an_example_keep_a_head_finite(bert_task):
+    model, tokenizer, task = bert_task
+    layer, some = heads.output_layer(model), [ex for ex in task.train if ex.label == 0]
+    weight = layer.weight.detach().clone()
+    task.train = some
+    heads.start(model, tokenizer, task, argparse.Namespace(head_start="logreg", max_length=None, seed=0))
+    assert (layer.weight == weight).all(), "one class alone says nothing"
+    weights, biases, classes = heads.regression(np.eye(6)[:5], np.array([0, 0, 2, 2, 5]))
+    assert list(classes) == [0, 2, 5] and np.isfinite(weights).all() and len(biases) == 3
+
+
+def examples(labels):
+    return [Example(f"train-{i}", f"text {i}", label=label) for i, label in enumerate(labels)]
+
+
+def test_parts_hold_out_each_example_once_or_a_quarter_of_many():
+    some = examples([i % 3 for i in range(90)])
+    split = tuning.parts(some, 0)
+    assert len(split) == tuning.FOLDS and sorted(ex.id for _, held in split for ex in held) == sorted(
+        ex.id for ex in some
+    )
+    for kept, held in split:
+        assert not {ex.id for ex in kept} & {ex.id for ex in held} and len(kept) + len(held) == 90
+        assert np.bincount([ex.label for ex in held]).tolist() == [10, 10, 10]
+    ((kept, held),) = tuning.parts(examples([i % 3 for i in range(1200)]), 0)
+    assert len(held) == 300 and np.bincount([ex.label for ex in held]).tolist() == [100, 100, 100] and len(kept) == 900
+    for labels in (range(20), [0] * 5, [None] * 9, [0, *[1] * 400], range(400)):  # classes with one example, answers
+        assert all(kept and held for kept, held in tuning.parts(examples(labels), 0))
+
+
+def test_trials_begin_with_the_defaults_and_are_drawn_again_alike():
+    args = peft_finetune.parse_args(["--epochs", "4"])
+    trials = tuning.draw_trials(20, args, 1e-3, low_rank=True)
+    assert trials[0] == {"learning_rate": 1e-3} and trials == tuning.draw_trials(20, args, 1e-3, True)
+    assert trials != tuning.draw_trials(20, argparse.Namespace(**{**vars(args), "seed": 1}), 1e-3, True)
+    assert all(2.5e-4 <= trial["learning_rate"] <= 4e-3 and trial["epochs"] in (2, 4, 8) for trial in trials[1:])
+    assert {trial["rank"] for trial in trials[1:]} == set(tuning.ADAPTER["rank"])
+    assert "rank" not in tuning.draw_trials(2, args, 1e-3, False)[1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("script, more", [(finetune, []), (peft_finetune, ["--learning_rate", "5e-3"])])
+def test_the_winner_of_the_trials_is_trained(script, more, sentiment, tiny_bert, tmp_path, out, only_row):
+    flags = ["--model", tiny_bert, "--dataset", sentiment, *FEW, *more, "--tune", "3", "--latency_runs", "0", *out]
+    script.main(flags)
+    row = only_row()
+    trials = [json.loads(line) for line in (Path(row["run_dir"]) / "trials.jsonl").read_text().splitlines()]
+    assert [trial["trial"] for trial in trials] == [1, 2, 3] and all(0 <= trial["score"] <= 1 for trial in trials)
+    winner = max(trials, key=lambda trial: (trial["score"], -trial["loss"]))
+    assert f"trial {winner['trial']} of 3 by 3-fold cross-validation on the 16 labels" in row["note"]
+    assert f"learning rate {winner['learning_rate']:g}, {winner['max_steps']} steps" in row["note"]
+    assert row["n_train"] == "16"
+    assert float(row["train_seconds"]) > sum(trial["seconds"] for trial in trials)
+    script.main([*flags, "--results", str(tmp_path / "again.csv")])
+    (again,) = store.read_results(tmp_path / "again.csv")
+    other = [json.loads(line) for line in (Path(again["run_dir"]) / "trials.jsonl").read_text().splitlines()]
+    assert [{**trial, "seconds": 0} for trial in other] == [{**trial, "seconds": 0} for trial in trials]
+
+
+def test_trials_of_answers_are_scored_by_their_loss(questions, tiny_llama, out, only_row):
+    flags = ["--model", tiny_llama, "--dataset", questions, "--max_train_samples", "12", *SHORT]
+    peft_finetune.main([*flags, "--max_validation_samples", "0", "--tune", "2", *out])
+    row = only_row()
+    trials = [json.loads(line) for line in (Path(row["run_dir"]) / "trials.jsonl").read_text().splitlines()]
+    assert all(trial["score"] == pytest.approx(-trial["loss"]) and trial["loss"] > 0 for trial in trials)
+
+
+def test_the_best_trial_has_the_highest_score_then_the_lowest_loss():
+    trials = [{"trial": i, "score": s, "loss": loss} for i, (s, loss) in enumerate([(0.5, 1), (0.7, 2), (0.7, 1)], 1)]
+    assert tuning.best(trials)["trial"] == 3 and tuning.best(trials + [{**trials[2], "trial": 4}])["trial"] == 3
+
+
+def test_tune_refuses_what_it_cannot_do(sentiment, tiny_bert, out, capsys, monkeypatch):
+    with pytest.raises(SystemExit) as exit_:
+        finetune.parse_args(["--tune", "3", "--resume"])
+    assert exit_.value.code == 2 and "leave out --tune" in capsys.readouterr().err
+    task = argparse.Namespace(train=examples([0, 1, 0]))
+    with pytest.raises(utils.UserError, match="3 are too few"):
+        tuning.tune(settings("--tune", "2"), task, None, None, "cpu", None, 1e-4, False)
+    monkeypatch.setattr(utils, "world", lambda: (0, 2))
+    with pytest.raises(utils.UserError, match="one process"):
+        tuning.tune(settings("--tune", "2"), task, None, None, "cpu", None, 1e-4, False)
+
+
+def test_two_trials_on_few_labels(sentiment, tiny_bert, out, only_row):
+    flags = ["--model", tiny_bert, "--dataset", sentiment, "--label_budget", "12", "--max_steps", "2", *out]
+    finetune.main([*flags, "--tune", "2", "--latency_runs", "0"])
+    row = only_row()
+    assert (row["labels_used"], row["n_train"]) == ("12", "12") and "--tune: trial " in row["note"]
+    trials = (Path(row["run_dir"]) / "trials.jsonl").read_text().splitlines()
+    assert len(trials) == 2 and float(row["train_seconds"]) > sum(json.loads(line)["seconds"] for line in trials)
