@@ -94,12 +94,16 @@ def story(folder):
     return held_out([{"text": r["question"], "label": f"story {numbers[r['passage']]:03}"} for r in rows], 400)
 
 
-def main(argv=None):
+def parse_args(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("dir", metavar="DIR", type=Path, help="the folder with the public files")
     parser.add_argument("out", metavar="OUT", type=Path, help="where to make a folder for each data set")
     parser.add_argument("--narrativeqa", type=Path, help="the demo's NarrativeQA folder, for the set story")
-    args = parser.parse_args(argv)
+    return parser.parse_args(argv)
+
+
+def main(argv=None):
+    args = parse_args(argv)
     for make in (sst2, mnli, ag_news, articles, arc_easy, dolly_category, story):
         source = args.narrativeqa if make is story else args.dir
         try:

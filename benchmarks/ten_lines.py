@@ -30,7 +30,7 @@ def embed(model, examples):
     return np.hstack([first, second, abs(first - second), first * second])
 
 
-def main(argv=None):
+def parse_args(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("dataset", help="as of finetune.py")
     parser.add_argument("--model", default="assets/models/all-MiniLM-L6-v2", help="(default: %(default)s)")
@@ -38,7 +38,11 @@ def main(argv=None):
     parser.add_argument("--data_seed", type=int, default=0)
     parser.add_argument("--max_eval_samples", type=int)
     parser.add_argument("--max_length", type=int, help="tokens a text is cut to")
-    args = parser.parse_args(argv)
+    return parser.parse_args(argv)
+
+
+def main(argv=None):
+    args = parse_args(argv)
     model, evaluation = SentenceTransformer(args.model), None
     model.max_seq_length = args.max_length or model.max_seq_length
     for n in args.label_budget:

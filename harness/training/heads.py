@@ -16,7 +16,7 @@ from sklearn.model_selection import GridSearchCV, StratifiedKFold
 from harness.data.examples import draw
 from harness.models import batching, loading, scoring
 
-STRENGTHS = (0.1, 1.0, 10.0, 100.0)  # inverse regularisation C, for features of mean square length 1
+STRENGTHS = (0.1, 1.0, 10.0, 100.0)  # inverse regularisation C, for features of mean square length 1 at most
 FOLDS, ENOUGH = 3, 2  # labels of the rarest class from which on C is cross-validated
 UNSEEN = -10.0  # bias of a class without an example
 MOST = 5000  # examples that the regression is fitted on; fine-tuning sees the others
@@ -93,7 +93,8 @@ def start(model, tokenizer, task, args, run=None):
     if values.shape[1:] != (layer.in_features,):  # the architecture does more behind its output layer
         return
     mean = values.mean(0)
-    scale = np.sqrt(((values - mean) ** 2).sum(1).mean()) or 1.0
+    # features that hardly differ would get weights so large that no learning rate suits both head and body
+    scale = max(np.sqrt(((values - mean) ** 2).sum(1).mean()), 1.0)
     weights, biases, classes = regression((values - mean) / scale, labels)
     all_weights = np.zeros(tuple(layer.weight.shape))
     all_biases = np.full(len(all_weights), UNSEEN)

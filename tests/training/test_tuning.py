@@ -38,6 +38,11 @@ def test_auto_epochs_have_a_floor_of_steps_and_one_of_epochs(kind, least, n):
         assert steps % args.save_steps == 0 and steps // args.save_steps <= MOST_CHECKS
 
 
+@pytest.mark.parametrize("n, steps", [(16, 200), (100, 210), (500, 224), (2000, 375)])
+def test_steps_of_a_head(n, steps):
+    assert trainer.n_steps(n, trainer.with_epochs(settings(), n, "classification")) == steps
+
+
 def test_a_number_of_epochs_and_max_steps_stand():
     assert trainer.with_epochs(settings("--epochs", "2"), 16, "classification").epochs == 2
     args = trainer.with_epochs(settings("--max_steps", "7"), 16, "classification")
