@@ -3,12 +3,13 @@ import json
 import numpy as np
 import pytest
 import torch
-from helpers import loaded, predictions, write_jsonl
+from helpers import loaded, plain_scores, predictions, write_jsonl
 
 import prompt_eval
 import rag_eval
 import utils
 from harness.data import tasks
+from harness.data.prompts import render
 from harness.evaluation import evaluate
 from harness.models import generation, loading
 
@@ -133,3 +134,24 @@ def test_questions_without_options_are_refused(questions, tiny_llama):
     model, tokenizer = loaded(tiny_llama)
     with pytest.raises(utils.UserError, match="no options"):
         evaluate.by_options(model, tokenizer, tasks.load_task(questions), 8, 0, False)
+
+
+def test_label_mass_is_the_probability_of_all_labels_after_the_prompt(sentiment, tmp_path, tiny_llama):
+    """Of whole label texts, before they are normalised; an option that is given twice counts once."""
+    model, tokenizer = loaded(tiny_llama)
+    task = tasks.load_task(sentiment, label_words=["very good", "bad"], max_eval_samples=4)
+    rows = [{"question": "what is it ?", "options": ["very", "good", "very"], "answer": "good"}]
+    rows.append({"question": "and this ?", "options": ["bad", "good", "dull", "weak"], "answer": "dull"})
+    write_jsonl(tmp_path / "test.jsonl", rows)
+    chosen = tasks.load_task(None, files={"test": tmp_path / "test.jsonl"})
+    for some, score, texts in (
+        (task, evaluate.by_likelihood, lambda ex: task.words),
+        (chosen, evaluate.by_options, lambda ex: set(ex.options)),
+    ):
+        masses = []
+        for ex in some.evaluation:
+            prompt, separator = render(some, ex)
+            totals = [plain_scores(model, tokenizer, prompt, separator + text) for text in texts(ex)]
+            masses.append(np.exp(totals).sum())
+        outcome = score(model, tokenizer, some, 8, 0, False)
+        assert outcome.cells["label_mass"] == pytest.approx(np.mean(masses), rel=1e-4) and max(masses) < 1
