@@ -17,7 +17,7 @@ def test_refusals_and_repetition():
 def test_thoughts_are_taken_out_of_kept_answers_once():
     question, row = (
         benchmarks.Question("1", ("write a tag",)),
-        {"tokens_per_s": 1, "generated_tokens": 1, "perplexity": None},
+        {"tokens_per_s": 1, "generated_tokens": 1, "reference_perplexity": None},
     )
     tag = "<analysis>good</analysis>"
     now = {"turns": [tag], "generated": [f"<think>a tag?</think>{tag}"], "cut": [False]}
