@@ -47,24 +47,35 @@ def by_head(model, tokenizer, task, batch_size, latency_runs, max_length=None, o
     order = [model.config.label2id[label] for label in task.labels]
     batch_size = 32 if batch_size == "auto" else batch_size
 
-    def classify(examples, size=batch_size, progress=None):  # -> [N, L]
+    def classify(examples, size, progress=None):
         pairs = None if examples[0].text_pair is None else [ex.text_pair for ex in examples]
         texts = [ex.text for ex in examples]
         return scoring.classify(model, tokenizer, texts, pairs, size, max_length, progress)[:, order]
 
-    def classify_all(examples, progress=None):
-        return np.concatenate(utils.over_processes(lambda part: classify(part, progress=progress), examples))
-
-    with utils.measure() as spent:
-        log_probs = classify_all(task.evaluation, "evaluating")
-    latencies, memory = serve(lambda example: classify([example], 1).argmax(), task.evaluation[:latency_runs])
+    outcome = by_probabilities(classify, task, batch_size, latency_runs, other, labelled)
     limit = scoring.classifier_length(model, tokenizer, max_length)
     longest = max(
         len(tokenizer(ex.text, ex.text_pair, truncation=True, max_length=limit).input_ids) for ex in task.evaluation
     )
+    outcome.workload = {"batch_size": min(batch_size, len(task.evaluation)), "longest": longest, "kind": "classified"}
+    return outcome
+
+
+def by_probabilities(classify, task, batch_size, latency_runs, other=None, labelled=()):
+    """Classify with any function (examples, batch size, title of a progress bar or None) -> log-probabilities [N, L].
+
+    Returns an Outcome with log_probs [N, L]. other: an OutOfDomain, classified as well; labelled: Examples that a
+    temperature may be fitted on.
+    """
+
+    def classify_all(examples, progress=None):
+        return np.concatenate(utils.over_processes(lambda part: classify(part, batch_size, progress), examples))
+
+    with utils.measure() as spent:
+        log_probs = classify_all(task.evaluation, "evaluating")
+    latencies, memory = serve(lambda example: classify([example], 1, None).argmax(), task.evaluation[:latency_runs])
     outcome = _classified(task, _argmax(log_probs), log_probs, spent, latencies)
     outcome.cells.update(memory, batch_size=batch_size)
-    outcome.workload = {"batch_size": min(batch_size, len(task.evaluation)), "longest": longest, "kind": "classified"}
     outcome.out_of_domain = lambda: _argmax(classify_all(other.evaluation))
     if labelled:
         outcome.labelled = labelled

@@ -91,6 +91,8 @@ def prefill(model, ids):
 def _packed_logits(model, prefix, rows, shared, wanted):
     """(logits [K, V] of rows that begin with `prefix`, in one forward; each row's places in K of its wanted positions).
 
+    A model without a language-model head gives its last hidden states [K, H] instead.
+
     Tree attention (SpecInfer, Miao et al. 2024): the rows are one sequence of a batch of 1 behind the cached prefix. So
     what they share is computed once, the cache is not copied for each row, and there is no padding.
     shared: [R], tokens that a row has in common with the row before it; wanted: [R] iterables of positions.
@@ -109,7 +111,8 @@ def _packed_logits(model, prefix, rows, shared, wanted):
         if loading.takes(model, "logits_to_keep"):  # as a list, which is an index on any device
             logits = model(ids, use_cache=prefix.cache is not None, logits_to_keep=kept, **options).logits[0]
         else:
-            logits = model(ids, use_cache=prefix.cache is not None, **options).logits[0, kept]
+            # logits, or the last hidden states of a model without a head
+            logits = model(ids, use_cache=prefix.cache is not None, **options)[0][0, kept]
     finally:
         crop(prefix, depth)
     index = {place: k for k, place in enumerate(kept)}

@@ -13,6 +13,7 @@ from harness.results import store
 STRATEGIES = {
     "full_finetuning": "Full fine-tuning",
     "peft": "PEFT",
+    "probe": "Probe",
     "prompting": "Prompting",
     "rag": "RAG",
     "quantized": "Quantized",
@@ -31,6 +32,7 @@ METHODS = {
 }
 # the variants that the scripts write: lora_r8_query+value_nf4, 8_shot_batch_calibrated_generated, k4_hybrid_flat_rerank
 ADAPTER = re.compile(rf"({'|'.join(METHODS)})(?:_r(\d+))?(?:_v(\d+))?(?:_(?!int8$|nf4$)(.+?))?(?:_(int8|nf4))?")
+PROBE = re.compile(r"(embedder|lm|tfidf)_(logreg|knn)")
 SHOTS = re.compile(
     r"(?:(\d+)_shot|searched)(?:_([a-z]+)_calibrated(?:_on_([a-z]+))?)?(_generated)?(_likelihood)?(_adapter)?"
 )
@@ -101,6 +103,15 @@ def adapter(variant):
     return text + (f" on {modules}" if modules else "") + (f", {base} base" if base else "")
 
 
+def probe(variant):
+    """lm_knn -> kNN probe on LM states; None for another variant."""
+    match = PROBE.fullmatch(variant)
+    if match is None:
+        return None
+    where = {"embedder": "", "lm": " on LM states", "tfidf": " on TF-IDF"}[match[1]]
+    return ("kNN probe" if match[2] == "knn" else "Probe") + where
+
+
 def prompt(variant, calibrated_on=CALIBRATED_ON):
     """8_shot_batch_calibrated_on_train -> 8-shot prompt, batch-calibrated on training labels; None for another variant.
 
@@ -155,7 +166,7 @@ def technique(row):
     if strategy == "chat":
         return "Chat, adapter" if variant.endswith("_adapter") else "Chat"
     name = WITHOUT_PASSAGES.get(variant)
-    for read in (adapter, prompt, retrieval, distilled):
+    for read in (adapter, probe, prompt, retrieval, distilled):
         name = name or read(variant)
     return name or f"{strategy} {variant}".replace("_", " ").strip()
 

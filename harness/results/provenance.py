@@ -18,7 +18,7 @@ from harness import hub
 ROOT = Path(__file__).resolve().parents[2]
 # packages whose versions can change a score or a time
 PACKAGES = ("torch", "transformers", "peft", "datasets", "accelerate", "bitsandbytes", "sentence-transformers")
-PACKAGES += ("faiss-cpu", "bm25s")
+PACKAGES += ("faiss-cpu", "bm25s", "scikit-learn")
 GLOB_FLAGS = ("docs",)  # flags whose values may be globs
 # flags that say where a run writes and change nothing of what it measures
 OUTPUT_FLAGS = ("results", "runs_dir", "resume", "save_run", "index_dir", "answers_dir", "output")

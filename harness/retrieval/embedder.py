@@ -1,60 +1,17 @@
 """Texts -> vectors, with a sentence-transformers model (Reimers and Gurevych 2019)."""
 
 from pathlib import Path
-from unittest import mock
 
 import numpy as np
-import torch
 from sentence_transformers import SentenceTransformer
 from tqdm.auto import tqdm
-from transformers import PreTrainedModel
 
 import utils
-from harness.models import folder, loading
+from harness.models import folder, sentence_transformer
 from harness.retrieval import index_folder
 
 # two embedders count as the same if the vectors of these texts have at least this cosine
 PROBES, SAME_VECTOR = ("The quick brown fox jumps over the lazy dog.", "How much is 17 times 3?", "Paris"), 0.9999
-
-
-def load(kind, name, flag, device, args):
-    """A SentenceTransformer or CrossEncoder (`kind`); UserError with the flag and the name if it cannot be loaded.
-
-    That is also one with pickled weights, in any of its modules, and one whose weights are not all there.
-    """
-    options = {"trust_remote_code": args.trust_remote_code, "model_kwargs": {"use_safetensors": True}}
-    try:
-        with mock.patch.object(torch, "load", _refuse_pickle):  # modules such as Dense would read pytorch_model.bin
-            model = kind(name, device=device, **options)
-        missing = _missing_weights(model.transformers_model, kind is SentenceTransformer)
-    except folder.BROKEN_FILE as error:
-        if utils.is_out_of_memory(error):
-            raise
-        raise utils.UserError(f"{flag} {name} cannot be loaded: {folder.first_line(error)}") from None
-    if missing:
-        raise utils.UserError(
-            f"{flag} {name} cannot be loaded: {len(missing)} of its weights are missing, such as {missing[0]}; they "
-            "would be random"
-        )
-    return model
-
-
-def _refuse_pickle(file, *_, **__):
-    raise utils.UserError(
-        f"{Path(str(file)).name} is a pickle, and pickled weights are not read; save it as safetensors"
-    )
-
-
-def _missing_weights(model, pooled):
-    """The weights of a transformers model that its checkpoint lacks, which transformers fills with random numbers.
-
-    pooled: vectors are pooled from the last layer, so that BERT's own pooler, which many checkpoints lack, is not used.
-    """
-    if not isinstance(model, PreTrainedModel) or hasattr(model, "peft_config"):
-        return []
-    options = {"config": model.config, "use_safetensors": True, "device_map": "meta", "output_loading_info": True}
-    _, report = type(model).from_pretrained(model.name_or_path, **options)
-    return sorted(key for key in report["missing_keys"] if not (pooled and key.split(".")[0] == "pooler"))
 
 
 class Embedder:
@@ -65,11 +22,11 @@ class Embedder:
 
     def __init__(self, args, device):
         self.args, self.name = args, f"--embed_model {args.embed_model}"
-        self.model = load(SentenceTransformer, args.embed_model, "--embed_model", device, args)
+        self.model = sentence_transformer.load(SentenceTransformer, args.embed_model, "--embed_model", device, args)
         self.tokenizer = getattr(self.model[0], "tokenizer", None)
         if not getattr(self.tokenizer, "is_fast", False):
             raise utils.UserError(f"{self.name} has no fast tokenizer, which the lengths of chunks are counted with")
-        self._limit_tokens()
+        sentence_transformer.limit_tokens(self.model, self.name)
         self.prompts = {False: self._prompt(args.passage_prompt, "document", "passage", "corpus")}
         self.prompts[True] = self._prompt(args.query_prompt, "query")
         self.max_tokens = self.room(questions=False) or 10**9
@@ -84,15 +41,6 @@ class Embedder:
                 f"{self.name} gives no vectors of texts ({folder.first_line(error)}); give a sentence-transformers "
                 "model, whose modules.json ends with a pooling"
             ) from None
-
-    def _limit_tokens(self):
-        """Let the model cut texts to what its positions allow, whatever its sentence_bert_config.json says."""
-        longest, model = self.model.max_seq_length, self.model.transformers_model
-        if longest is not None and (not isinstance(longest, int) or longest < 1):
-            raise utils.UserError(f"{self.name}: max_seq_length is {longest!r}, not a whole number above 0")
-        limit = loading.context_length(model) if isinstance(model, PreTrainedModel) else None
-        if limit and (longest is None or longest > limit):
-            self.model.max_seq_length = limit
 
     def _prompt(self, given, *names):
         """The prompt of a flag, else the one that sentence-transformers takes from the model."""

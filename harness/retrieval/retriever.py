@@ -9,7 +9,7 @@ from sentence_transformers import CrossEncoder
 
 import utils
 from harness import inputs
-from harness.models import loading
+from harness.models import loading, sentence_transformer
 from harness.retrieval import embedder, index_folder
 from harness.retrieval.chunking import OVERLAP, Chunk, split_into_chunks
 from harness.retrieval.documents import Skipped, distinct
@@ -44,7 +44,7 @@ class Retriever:
         self.size, self.overlap = self._chunking()
         self.reranker = None
         if args.reranker:
-            self.reranker = embedder.load(CrossEncoder, args.reranker, "--reranker", device, args)
+            self.reranker = sentence_transformer.load(CrossEncoder, args.reranker, "--reranker", device, args)
         self.bm25 = None  # built by the first search
         self.rows = None  # {document id: its rows}, made by the first search without some documents
         self.spent = {}  # milliseconds of searches by stage: embed, search, rerank

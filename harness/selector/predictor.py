@@ -77,7 +77,7 @@ class Spec:
         """
         strategies = [
             float(self.strategy == name)
-            for name in ("full_finetuning", "peft", "prompting", "rag", "context_distillation")
+            for name in ("full_finetuning", "peft", "probe", "prompting", "rag", "context_distillation")
         ]
         sizes = [x for name, x in self.numbers() if name != "optimizer steps"]
         return [*sizes, *strategies, float(self.encoder), float(self.kind == "classification"), float(self.calibrated)]
@@ -120,7 +120,10 @@ def spec(configuration, tokens):
         else 0
     )
     kind = configurations.task_kind(row)
-    encoder = kind == "classification" and row["strategy"] in ("full_finetuning", "peft")
+    probe = row["strategy"] == "probe"
+    steps = 1 if probe and row["train_seconds"] else steps  # a head that is fitted once
+    encoder = kind == "classification" and row["strategy"] in ("full_finetuning", "peft", "probe")
+    encoder = encoder and not (probe and row["variant"].startswith("lm_"))
     new = 0 if kind == "classification" else flags.get("max_new_tokens") or 32
     passages = flags.get("k") or 0 if row["strategy"] == "rag" else 0
     strategy = "prompting" if row["strategy"] == "quantized" else row["strategy"]  # the same at another precision

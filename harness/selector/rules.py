@@ -1,5 +1,6 @@
 """Rules of thumb, for questions that no row answers."""
 
+import math
 import shlex
 
 from harness.results import commands
@@ -12,15 +13,19 @@ WEIGHTS = {"fp32": 4.0, "bf16": 2.0, "int8": 1.1, "nf4": 0.7}
 NEEDS = {
     "full_finetuning": ({"fp32": 16.0}, 1.0),
     "peft": ({name: WEIGHTS[name] for name in ("fp32", "int8", "nf4")}, 1.5),
+    "probe": (WEIGHTS, 0.5),
     "prompting": (WEIGHTS, 0.5),
     "rag": (WEIGHTS, 1.0),
 }
-MIN_LABELS = {"full_finetuning": 1000, "peft": 100}  # of the trained strategies; rules of thumb, not measured here
+# of the trained strategies; rules of thumb
+MIN_LABELS = {"full_finetuning": 1000, "peft": 100, "probe": 50}
+FEW_LABELS = 1000  # below, a head on frozen features often does as well as training more of the model
 USUAL_PARAMS_B = 0.14  # billions, where --params_b is not given: the demo's language model
 
 NAMES = {
     "full_finetuning": "full fine-tuning",
     "peft": "LoRA fine-tuning",
+    "probe": "a probe on frozen features",
     "prompting": "prompting",
     "rag": "retrieval-augmented generation",
 }
@@ -28,6 +33,7 @@ NAMES = {
 COMMANDS = {
     "full_finetuning": ("finetune.py", {}),
     "peft": ("peft_finetune.py", {"rank": 8}),
+    "probe": ("probe.py", {}),
     "prompting": ("prompt_eval.py", {"max_eval_samples": 200}),
     "rag": ("rag_eval.py", {"k": 4, "max_eval_samples": 60}),
 }
@@ -58,6 +64,8 @@ def obstacles(strategy, args):
     if args.data_size < least:
         text = f"needs at least {least} labelled examples, more than the {args.data_size} given"
         broken.append((1 - args.data_size / least, text))
+    if strategy == "probe" and args.task not in (None, "classification"):
+        broken.append((math.inf, f"only classifies, and the task is {args.task}"))
     return broken
 
 
@@ -76,6 +84,8 @@ def points(strategy, args):
         add(-3, "the task needs no documents, so retrieval only adds latency")
     if trained:
         add(3 if args.data_size >= 1000 else 2, f"{args.data_size} labelled examples are enough to train on")
+    if strategy == "probe" and args.data_size < FEW_LABELS:
+        add(2, "with few labels a head on frozen features often does as well as training more, and takes seconds")
     if strategy == "peft":
         add(1, "an adapter takes a few MB on disk, and the base model stays unchanged")
     if strategy == "full_finetuning" and args.data_size >= 5000:
@@ -117,6 +127,8 @@ def command(strategy, args, data_flags=None):
         settings["quantize"] = "none" if precision == "fp32" else precision
     elif strategy in ("prompting", "rag"):
         settings["precision"] = precision
+    elif strategy == "probe" and (args.model or args.params_b > 1):  # else an embedder, which is small
+        settings.update(features="lm", precision=precision)
     if strategy == "prompting":
         few_shot = args.data_size >= 8
         settings.update(k_shots=8 if few_shot else 0, calibrate="batch" if few_shot else "none")

@@ -19,6 +19,10 @@ def names_of(tmp_path, rows):
         ("peft", "prompt_tuning_v20", "Prompt tuning of 20 tokens"),
         ("peft", "ia3", "(IA)3"),
         ("peft", "0_shot_adapter", "0-shot prompt, with an adapter"),
+        ("probe", "embedder_logreg", "Probe"),
+        ("probe", "lm_knn", "kNN probe on LM states"),
+        ("probe", "tfidf_logreg", "Probe on TF-IDF"),
+        ("probe", "checkpoint", "Probe, saved checkpoint"),
         ("prompting", "8_shot_batch_calibrated", "8-shot prompt, batch-calibrated (transductive)"),
         ("prompting", "8_shot_batch_calibrated_on_train", "8-shot prompt, batch-calibrated on training labels"),
         ("prompting", "0_shot_contextual_calibrated", "0-shot prompt, contextual-calibrated"),
@@ -53,6 +57,7 @@ def test_a_name_is_technique_model_and_labels(tmp_path):
         result_row(**row),
         result_row(**row, strategy="peft", variant="lora_r8", script="peft_finetune.py"),
         result_row(**{**row, "n_train": 1}),
+        result_row(**row, strategy="probe", variant="embedder_logreg", script="probe.py"),
         result_row(score=0.6, strategy="quantized", variant="nf4", model="SmolLM2-135M-Instruct", flags={"x": 1}),
     ]
     rows[2]["args"] = '{"max_train_samples": 1}'
@@ -60,6 +65,7 @@ def test_a_name_is_technique_model_and_labels(tmp_path):
         "Full fine-tuning, MiniLM, 2,000 labels",
         "LoRA r=8, MiniLM, 2,000 labels",
         "Full fine-tuning, MiniLM, 1 label",
+        "Probe, MiniLM, 2,000 labels",
         "nf4, SmolLM2-135M",
     ]
 

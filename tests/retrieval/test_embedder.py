@@ -11,7 +11,7 @@ from sentence_transformers.sentence_transformer.modules import Dense
 
 import rag_eval
 import utils
-from harness.retrieval import embedder
+from harness.models import sentence_transformer
 from harness.retrieval.documents import Document
 
 
@@ -56,7 +56,7 @@ def test_weights_that_are_not_there_are_not_made_up(copy):
 
 def test_a_reranker_without_its_head_is_refused(tiny_bert):
     with pytest.raises(utils.UserError, match="--reranker .* of its weights are missing, such as classifier"):
-        embedder.load(CrossEncoder, tiny_bert, "--reranker", "cpu", arguments(tiny_bert))
+        sentence_transformer.load(CrossEncoder, tiny_bert, "--reranker", "cpu", arguments(tiny_bert))
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@ from helpers import predictions
 
 import finetune
 import peft_finetune
+import probe
 import prompt_eval
 import quantize_and_parallel
 from harness.data import tasks
@@ -27,11 +28,12 @@ def test_all_strategies_meet_the_same_examples(sentiment, tiny_bert, tiny_llama,
     finetune.main(["--model", tiny_bert, "--max_train_samples", "4", "--max_steps", "1", *k])
     peft_finetune.main(["--model", tiny_bert, "--max_train_samples", "4", "--max_steps", "1", *k])
     prompt_eval.main(["--model", tiny_llama, "--k_shots", "4", *k])
+    probe.main(["--features", "lm", "--model", tiny_llama, "--max_train_samples", "4", *k])
     quantize_and_parallel.main(["--model", tiny_llama, "--int8", "--new_tokens", "2", *k])
     rows = store.read_results(tmp_path / "results.csv")
-    assert len(rows) == 4 and len({row["eval_id"] for row in rows}) == 1
+    assert len(rows) == 5 and len({row["eval_id"] for row in rows}) == 1
     assert len({tuple(p["id"] for p in predictions(row)) for row in rows}) == 1
-    assert [row["n_train"] for row in rows[:3]] == ["4", "4", "4"]
+    assert [row["n_train"] for row in rows[:4]] == ["4", "4", "4", "4"]
     evaluated = {ex.key() for ex in tasks.load_task(sentiment).evaluation}
     assert len(trained) == 4 and not evaluated & {ex.key() for examples in trained for ex in examples}
     demonstrations = {tuple(ex.id for ex in demos) for demos in shown if demos}

@@ -39,6 +39,7 @@ def test_every_suite_that_is_shipped_is_read_by_its_scripts():
         "speculative",
         "datasets",
         "domains",
+        "probe",
     }
     assert [line.split("--rank ")[1].split()[0] for line in found["rank"][::3]] == ["4", "8", "16", "32", "64"]
     assert "--target_modules query,value" in found["modules"][1]
@@ -47,8 +48,16 @@ def test_every_suite_that_is_shipped_is_read_by_its_scripts():
 def test_the_demo_has_every_strategy_and_one_panel_of_reviews():
     suite = str(ROOT / "suites/demo.yaml")
     cells = sweep.make_cells(suite, sweep.parse_args([suite]))[1]
-    scripts = ["finetune", "peft_finetune", "prompt_eval", "context_distill", "rag_eval", "quantize_and_parallel"]
-    assert {cell.script for cell in cells} == {f"{name}.py" for name in scripts} and len(cells) == 9
+    scripts = [
+        "finetune",
+        "peft_finetune",
+        "probe",
+        "prompt_eval",
+        "context_distill",
+        "rag_eval",
+        "quantize_and_parallel",
+    ]
+    assert {cell.script for cell in cells} == {f"{name}.py" for name in scripts} and len(cells) == 10
     sizes = {cell.args["max_eval_samples"] for cell in cells if cell.args["dataset"] == "assets/data/movie_reviews"}
     assert len(sizes) == 1
 

@@ -1,0 +1,67 @@
+"""A sentence-transformers model or cross-encoder (Reimers and Gurevych 2019), loaded whole and without pickles."""
+
+from pathlib import Path
+from unittest import mock
+
+import torch
+from sentence_transformers import SentenceTransformer
+from transformers import PreTrainedModel
+
+import utils
+from harness.models import folder, loading
+
+
+def load(kind, name, flag, device, args):
+    """A SentenceTransformer or CrossEncoder (`kind`); UserError with the flag and the name if it cannot be loaded.
+
+    That is also one with pickled weights, in any of its modules, and one whose weights are not all there.
+    """
+    options = {"trust_remote_code": args.trust_remote_code, "model_kwargs": {"use_safetensors": True}}
+    try:
+        with mock.patch.object(torch, "load", _refuse_pickle):  # modules such as Dense would read pytorch_model.bin
+            model = kind(name, device=device, **options)
+        missing = _missing_weights(model.transformers_model, kind is SentenceTransformer)
+    except folder.BROKEN_FILE as error:
+        if utils.is_out_of_memory(error):
+            raise
+        raise utils.UserError(f"{flag} {name} cannot be loaded: {folder.first_line(error)}") from None
+    if missing:
+        raise utils.UserError(
+            f"{flag} {name} cannot be loaded: {len(missing)} of its weights are missing, such as {missing[0]}; they "
+            "would be random"
+        )
+    return model
+
+
+def _refuse_pickle(file, *_, **__):
+    raise utils.UserError(
+        f"{Path(str(file)).name} is a pickle, and pickled weights are not read; save it as safetensors"
+    )
+
+
+def _missing_weights(model, pooled):
+    """The weights of a transformers model that its checkpoint lacks, which transformers fills with random numbers.
+
+    pooled: vectors are pooled from the last layer, so that BERT's own pooler, which many checkpoints lack, is not used.
+    """
+    if not isinstance(model, PreTrainedModel) or hasattr(model, "peft_config"):
+        return []
+    options = {"config": model.config, "use_safetensors": True, "device_map": "meta", "output_loading_info": True}
+    _, report = type(model).from_pretrained(model.name_or_path, **options)
+    return sorted(key for key in report["missing_keys"] if not (pooled and key.split(".")[0] == "pooler"))
+
+
+def limit_tokens(model, name, wanted=None):
+    """Let a model cut texts to what its positions allow, whatever its sentence_bert_config.json says; the limit.
+
+    wanted: a limit to take instead of the model's own, as far as its positions allow; name: what a UserError calls the
+    model. None: there is no limit.
+    """
+    longest, inner = model.max_seq_length, model.transformers_model
+    if longest is not None and (not isinstance(longest, int) or longest < 1):
+        raise utils.UserError(f"{name}: max_seq_length is {longest!r}, not a whole number above 0")
+    limit = loading.context_length(inner) if isinstance(inner, PreTrainedModel) else None
+    limits = [n for n in (wanted or longest, limit) if n]
+    if limits and longest != min(limits):
+        model.max_seq_length = min(limits)
+    return model.max_seq_length
