@@ -190,7 +190,7 @@ def test_the_rows_as_markdown(capsys, tmp_path):
     plot_results.main(["--results", results_csv(tmp_path / "r.csv", [result_row(score=0.83)]), "--markdown"])
     lines = capsys.readouterr().out.strip().splitlines()
     assert len(lines) == 3 and len({line.count("|") for line in lines}) == 1
-    assert "| full_finetuning | full | m | d, 100 | accuracy 0.830 [0.780, 0.880] | 10 |" in lines[2]
+    assert "| full_finetuning | full | m | d, 100 | 0 | accuracy 0.830 [0.780, 0.880] | 10 |" in lines[2]
     plot_results.main(["--results", results_csv(tmp_path / "l.csv", log_rows()), "--markdown", "best"])
     lines = capsys.readouterr().out.strip().splitlines()[2:]
     assert [line.split(" | ")[1] for line in lines] == ["peft", "full_finetuning", "prompting", "rag"]
