@@ -1,12 +1,14 @@
 """Full fine-tuning: train every weight of an encoder with a classification head, or of a language model that answers.
 
 Classification data train a head; questions and instructions train a causal or seq2seq language model on the answers to
-the prompts that prompt_eval.py uses. The Hugging Face Trainer trains on batches of similar length and keeps the
-checkpoint that is best on the validation split; the evaluation examples, the same for every strategy, are scored once
-at the end. Default learning rate: 1e-4 for a head, 5e-5 for a language model.
+the prompts that prompt_eval.py uses. A new head begins as a logistic regression on the frozen features. The Hugging
+Face Trainer trains on batches of similar length and keeps the checkpoint that is best on the validation split, or with
+--label_budget the last; the evaluation examples, the same for every strategy, are scored once at the end. Default
+learning rate: 1e-4 for a head, 5e-5 for a language model.
 
-    # on a CPU, offline (after `python prepare_data.py demo`): two minutes for the first
-    python finetune.py --model assets/models/all-MiniLM-L6-v2 --max_train_samples 2000 --epochs 2 --batch_size 32
+    # on a CPU, offline (after `python prepare_data.py demo`): minutes for the first
+    python finetune.py --model assets/models/all-MiniLM-L6-v2 --label_budget 500
+    python finetune.py --model assets/models/all-MiniLM-L6-v2 --label_budget 100 --tune 20
     python finetune.py --model assets/models/SmolLM2-135M-Instruct --dataset assets/data/openbookqa \\
         --max_steps 40 --batch_size 8
     # on a GPU, from the hub
@@ -15,7 +17,7 @@ at the end. Default learning rate: 1e-4 for a head, 5e-5 for a language model.
     python finetune.py --train_file train.tsv --test_file test.tsv --columns text,label --label_words negative,positive
     # few-shot: 16 labels, five draws, also scored out of domain (after `python prepare_data.py mnli_hans`)
     python finetune.py --dataset assets/data/mnli_hans/mnli --eval_ood assets/data/mnli_hans/hans \\
-        --max_train_samples 16 --repeats 5 --max_validation_samples 0 --max_steps 60 --max_eval_samples 1000
+        --label_budget 16 --repeats 5 --max_eval_samples 1000
     # a 7B model whole: bf16 weights, about 8 bytes a parameter with their optimizer, and activations
     python finetune.py --model meta-llama/Llama-2-7b-hf --dataset databricks/databricks-dolly-15k --weights bf16 \\
         --learning_rate 1e-5 --gradient_checkpointing --batch_size 4 --gradient_accumulation 8 --max_eval_samples 200

@@ -17,8 +17,9 @@ adapter is saved in peft's own format; it is scored and timed merged into the ba
 LoRA-like methods need about ten times the learning rate of full fine-tuning; methods with fewer parameters need more.
 The defaults are for small models (MiniLM, SmolLM2-135M); papers train 7B models with a tenth to a half of them.
 
-    # on a CPU, offline (after `python prepare_data.py demo`): two minutes for the first
-    python peft_finetune.py --model assets/models/all-MiniLM-L6-v2 --max_train_samples 2000 --epochs 2 --batch_size 32
+    # on a CPU, offline (after `python prepare_data.py demo`): minutes for the first
+    python peft_finetune.py --model assets/models/all-MiniLM-L6-v2 --label_budget 500
+    python peft_finetune.py --model assets/models/all-MiniLM-L6-v2 --label_budget 100 --tune 20
     python peft_finetune.py --model assets/models/SmolLM2-135M-Instruct --dataset assets/data/openbookqa \\
         --max_steps 40 --batch_size 8
     # on a GPU, from the hub: instruction tuning, QLoRA on all layers
