@@ -26,6 +26,15 @@ def pytest_collection_modifyitems(items):
             item.add_marker(pytest.mark.skip(reason="no demo assets; run python prepare_data.py demo"))
 
 
+@pytest.fixture(autouse=True)
+def short_training(request, monkeypatch):
+    """--epochs auto trains tiny models for few steps; tests/training/test_tuning.py sees its real floor."""
+    from harness import arguments
+
+    if "test_tuning" not in request.module.__name__:
+        monkeypatch.setattr(arguments, "LEAST_STEPS", dict.fromkeys(arguments.LEAST_STEPS, 12))
+
+
 @pytest.fixture(scope="session")
 def models_dir(tmp_path_factory):
     return tmp_path_factory.mktemp("models")

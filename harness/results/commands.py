@@ -101,6 +101,8 @@ def command(row, always=(), **changes):
         left_out.remove("index_dir")  # these two flags are refused without it
     if any(settings.get(f"{split}_file") for split in ("train", "validation", "test")):
         left_out.add("dataset")  # the files are given instead
+    if settings.get("max_steps"):
+        left_out.add("epochs")  # the steps replace them
     if settings.get("label_budget"):  # without these flags a budget chooses them
         always = (*always, "k_shots", *(["calibrate"] if settings.get("k_shots") is None else []))
     argv = []

@@ -29,7 +29,7 @@ def check_device(args, device):
 def load_base(args, task, tokenizer, device, precision, name=None):
     """The model to train, `name` or --model: with a new classification head, or as the language model that it is."""
     head = task.kind == "classification"
-    return loading.load_model(
+    model = loading.load_model(
         name or args.model,
         "classifier" if head else "auto",
         labels=task.labels if head else None,
@@ -40,6 +40,19 @@ def load_base(args, task, tokenizer, device, precision, name=None):
         attention=args.attn_implementation,
         head_reads=args.head_reads,
     )
+    pack_4bit(model, False)
+    return model
+
+
+def pack_4bit(model, allowed):
+    """Whether 4-bit layers on a CPU may be packed in the next pass in eval mode: faster, but without a gradient.
+
+    bitsandbytes (0.50) does so on processors with AVX512-BF16, and training cannot go on then.
+    """
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            able = module.__dict__.setdefault("able_to_pack", module.support_avx512bf16_for_cpu)
+            module.support_avx512bf16_for_cpu = allowed and able
 
 
 def uses_chat(args, task, tokenizer):
@@ -190,6 +203,7 @@ def fit(
         trainer.save_model(str(run.path("checkpoints") / "whole"))
         trainer.accelerator.wait_for_everyone()
         return reload(run.path("checkpoints") / "whole").eval()
+    pack_4bit(model, True)
     # without the autocast that mixed precision leaves on the model: it is scored as it will be loaded again
     return trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False).eval()
 

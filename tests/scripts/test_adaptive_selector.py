@@ -237,8 +237,9 @@ def test_the_decision_in_words(basic, capsys):
     [
         ("--memory_gb 8 --latency_ms 200 --data_size 5000 --knowledge_heavy --required_accuracy 0.9", "rag"),
         ("--memory_gb 8 --latency_ms 200 --data_size 5000 --required_accuracy 0.9", "full_finetuning"),
-        ("--memory_gb 24 --params_b 8 --data_size 500 --latency_ms 200", "peft"),
-        ("--memory_gb 7 --params_b 7 --data_size 500", "peft"),
+        ("--memory_gb 24 --params_b 8 --data_size 500 --latency_ms 200", "probe"),
+        ("--memory_gb 7 --params_b 7 --data_size 500", "probe"),
+        ("--memory_gb 7 --params_b 7 --data_size 2000", "peft"),
         ("--memory_gb 8 --data_size 10", "prompting"),
         ("--memory_gb 7 --params_b 8", "prompting"),
         ("--memory_gb 7 --params_b 8 --knowledge_heavy", "rag"),

@@ -21,6 +21,15 @@ def test_lora_on_a_quantized_base(sentiment, tiny_bert, tmp_path, quantize):
     assert store.read_results(tmp_path / "r.csv")[0]["precision"] == quantize
 
 
+def test_training_on_a_4_bit_base_goes_on_after_an_evaluation(sentiment, tiny_bert, out, only_row):
+    """On CPUs with AVX512-BF16 bitsandbytes would pack the weights then, and the layers behind get no gradient."""
+    flags = ["--model", tiny_bert, "--dataset", sentiment, "--quantize", "nf4", "--epochs", "3", "--batch_size", "32"]
+    peft_finetune.main([*flags, "--target_modules", "all-linear", "--learning_rate", "1e-2", *out])
+    history = json.loads((Path(only_row()["run_dir"]) / "training_history.json").read_text())
+    norms = [entry["grad_norm"] for entry in history if "grad_norm" in entry]
+    assert len([entry for entry in history if "eval_loss" in entry]) >= 3 and min(norms) > 0.01
+
+
 @pytest.mark.parametrize("quantize", ["none", "int8", "nf4"])
 def test_peft_and_the_saved_adapter(sentiment, tiny_bert, tmp_path, out, only_row, quantize):
     peft_finetune.main(

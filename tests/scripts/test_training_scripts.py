@@ -22,9 +22,8 @@ def test_an_encoder_decoder_learns_to_answer(script, method, questions, tiny_t5,
     losses = [entry["eval_loss"] for entry in history if "eval_loss" in entry]
     assert min(losses) < losses[0] and float(row["reference_perplexity"]) > 1
     place = ["--adapter", f"{row['run_dir']}/adapter"] if method else ["--model", f"{row['run_dir']}/model"]
-    kept = [*place, "--no-merge_adapter"] if method else place
     flags = ["--model", tiny_t5, "--dataset", questions, "--max_new_tokens", "4"]
-    prompt_eval.main([*flags, *kept, *out, "--results", str(tmp_path / "again.csv")])
+    prompt_eval.main([*flags, *place, *out, "--results", str(tmp_path / "again.csv")])
     (other,) = store.read_results(tmp_path / "again.csv")
     assert without_times(other) == without_times(row) and other["reference_perplexity"] == row["reference_perplexity"]
 
