@@ -4,7 +4,6 @@
 traceback. Standard library only: `utils` has these names for everybody else.
 """
 
-import _thread
 import atexit
 import contextlib
 import errno
@@ -199,7 +198,7 @@ def _interrupt_again(dropped):
     if not issubclass(dropped.exc_type, KeyboardInterrupt):
         return sys.__unraisablehook__(dropped)
     number = getattr(dropped.exc_value, "number", signal.SIGINT)
-    timer = threading.Timer(0.05, _thread.interrupt_main, [number])  # at once would be in the destructor still
+    timer = threading.Timer(0.05, os.kill, [os.getpid(), number])  # at once would be in the destructor still
     timer.daemon = True
     timer.start()
 
