@@ -1,3 +1,4 @@
+import pytest
 from helpers import predictions
 
 import finetune
@@ -11,6 +12,7 @@ from harness.results import store
 from harness.training import collators
 
 
+@pytest.mark.slow
 def test_all_strategies_meet_the_same_examples(sentiment, tiny_bert, tiny_llama, tmp_path, out, monkeypatch):
     """No evaluation example is trained on or shown as a demonstration; the k examples are the same everywhere."""
     trained, shown = [], []

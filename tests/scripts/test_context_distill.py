@@ -14,6 +14,7 @@ from harness.results import store
 from harness.training import distillation
 
 
+@pytest.mark.slow
 def test_the_student_moves_towards_its_teacher(sentiment, tiny_llama, tmp_path, out):
     """Asked once or in every step, the same targets and so the same training; the loss on unseen inputs falls."""
     flags = [

@@ -64,6 +64,7 @@ def test_prompting_counts_what_it_shows_and_what_it_chose_by(script, flags, used
     assert labels(script, f"--model {tiny_llama} --dataset {sentiment} {flags}", out, tmp_path) == used
 
 
+@pytest.mark.slow
 def test_retrieval_uses_no_labels_and_an_adapter_has_unknown_ones(
     questions, sentiment, tiny_llama, tiny_embedder, adapter, out, tmp_path
 ):
@@ -74,6 +75,7 @@ def test_retrieval_uses_no_labels_and_an_adapter_has_unknown_ones(
     assert labels(quantize_and_parallel, f"{tuned} --new_tokens 2", out, tmp_path) == [""]
 
 
+@pytest.mark.slow
 def test_labels_of_an_earlier_run_stay_in_its_weights(sentiment, tiny_bert, tiny_llama, out, tmp_path):
     data = f"--dataset {sentiment}"
     few = f"{ONE_STEP} --max_train_samples 12 --max_validation_samples 0"

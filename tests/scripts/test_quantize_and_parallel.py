@@ -62,6 +62,7 @@ def tiny_lora(tiny_llama, tmp_path_factory):
     return str(folder)
 
 
+@pytest.mark.slow
 def test_an_adapter_is_merged_or_said_to_be_unmerged(sentiment, tiny_llama, tiny_lora, tmp_path, out):
     flags = ["--model", tiny_llama, "--adapter", tiny_lora, "--dataset", sentiment, "--max_eval_samples", "20", *out]
     prompt_eval.main(flags)

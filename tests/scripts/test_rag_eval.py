@@ -27,6 +27,7 @@ def test_bm25_on_scifact_is_what_is_published(out, only_row):
     assert float(row["ndcg_at_10"]) == pytest.approx(0.665, abs=0.01) and row["n_eval"] == "300"
 
 
+@pytest.mark.slow
 def test_an_index_of_other_documents_is_not_measured_as_if_it_were_these(
     questions, tiny_embedder, tmp_path, out, only_row, capsys
 ):
@@ -183,6 +184,7 @@ def test_an_independent_evaluator_reads_the_same_scores_from_the_run_file(
     )
 
 
+@pytest.mark.slow
 def test_the_four_baselines(questions, tiny_llama, tiny_embedder, tmp_path, out):
     rag_eval.main(
         [

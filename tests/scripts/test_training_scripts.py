@@ -28,6 +28,7 @@ def test_an_encoder_decoder_learns_to_answer(script, method, questions, tiny_t5,
     assert without_times(other) == without_times(row) and other["reference_perplexity"] == row["reference_perplexity"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("script", [finetune, peft_finetune])
 def test_repeats_are_the_runs_of_their_data_seeds(script, sentiment, tiny_bert, tmp_path, out):
     flags = [
@@ -117,6 +118,7 @@ def test_two_processes_train_as_one(script, questions, tiny_llama, tmp_path, out
     assert [p["prediction"] for p in predictions(row)] == [p["prediction"] for p in predictions(one)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "script, flags",
     [

@@ -146,6 +146,7 @@ def test_the_winner_of_the_trials_is_trained(script, more, sentiment, tiny_bert,
     assert [{**trial, "seconds": 0} for trial in other] == [{**trial, "seconds": 0} for trial in trials]
 
 
+@pytest.mark.slow
 def test_trials_of_answers_are_scored_by_their_loss(questions, tiny_llama, out, only_row):
     flags = ["--model", tiny_llama, "--dataset", questions, "--max_train_samples", "12", *SHORT]
     peft_finetune.main([*flags, "--max_validation_samples", "0", "--tune", "2", *out])
@@ -171,6 +172,7 @@ def test_tune_refuses_what_it_cannot_do(sentiment, tiny_bert, out, capsys, monke
         tuning.tune(settings("--tune", "2"), task, None, None, "cpu", None, 1e-4, False)
 
 
+@pytest.mark.slow
 def test_two_trials_on_few_labels(sentiment, tiny_bert, out, only_row):
     flags = ["--model", tiny_bert, "--dataset", sentiment, "--label_budget", "12", "--max_steps", "2", *out]
     finetune.main([*flags, "--tune", "2", "--latency_runs", "0"])
