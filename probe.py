@@ -66,20 +66,7 @@ def parse_args(argv=None):
         help="of --features lm; chat: the tokenizer's chat template; auto: plain, as where labels are scored "
         "(default: %(default)s)",
     )
-    group = parser.add_argument_group("study")
-    group.add_argument(
-        "--repeats",
-        type=flags.repeat_count,
-        default=1,
-        metavar="N",
-        help="runs over N data seeds from --data_seed on, a row each (default: 1)",
-    )
-    group.add_argument(
-        "--eval_ood",
-        type=flags.user_path,
-        metavar="DATASET",
-        help="also score out of domain: a data set with the same labels, or HANS for MNLI",
-    )
+    flags.add_study_args(parser)
     flags.add_data_args(parser)
     flags.add_common_args(parser, auto_batch=True)
     args = flags.check_data_args(parser, parser.parse_args(argv))

@@ -165,6 +165,11 @@ def add_training_args(parser, resume=True, padding_free=True, tune=True):
             action="store_true",
             help="a batch is one row without padding; for causal models, fast only with flash_attention_2",
         )
+    add_study_args(parser)
+
+
+def add_study_args(parser):
+    """The flags of scripts that learn from labels: several draws of them, and another domain."""
     group = parser.add_argument_group("study")
     group.add_argument(
         "--repeats",

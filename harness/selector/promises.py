@@ -54,8 +54,6 @@ def cautions_of(choice, promise, considered, limits):
         cautions.append(f"{c.degenerate} of its {len(c.rows)} runs are degenerate; its score counts them")
     if c.varies and c.seeds is None:
         cautions.append("too few runs to know what other seeds change: its interval counts the examples alone")
-    if "validation examples chose" in c["note"]:
-        cautions.append("besides its labelled examples, validation examples chose the checkpoint (see the row's note)")
     if considered == 1:
         cautions.append("nothing else was measured to compare it with")
     return cautions
