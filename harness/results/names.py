@@ -16,7 +16,7 @@ STRATEGIES = {
     "probe": "Probe",
     "prompting": "Prompting",
     "rag": "RAG",
-    "quantized": "Quantized",
+    "quantized": "0-shot prompts by precision",
     "context_distillation": "Context distillation",
     "chat": "Chat",
 }
@@ -162,7 +162,7 @@ def technique(row):
     if strategy == "quantized":  # nf4, fp32_prompt_lookup4, bf16_compiled
         precision, _, decoding = variant.partition("_")
         decoding = re.sub(r"(\d+)$", r" \1", decoding).replace("_", " ")
-        return ", ".join(filter(None, [precision, decoding])) or STRATEGIES[strategy]
+        return ", ".join(filter(None, [f"0-shot prompt in {precision}", decoding]))
     if strategy == "chat":
         return "Chat, adapter" if variant.endswith("_adapter") else "Chat"
     name = WITHOUT_PASSAGES.get(variant)
@@ -206,7 +206,7 @@ def shared(members):
     """The name of what rows have in common: LoRA r=4 and LoRA r=8 of one model -> LoRA, MiniLM, 500 labels."""
     techniques = [technique(row).split() for row in members]
     common = " ".join(word for word in techniques[0] if all(word in words for words in techniques))
-    common = re.sub(r"( on| of|,)$", "", common)
+    common = re.sub(r"( on| of| in|,)$", "", common)
     amounts, paths = {labels(row) for row in members}, list(dict.fromkeys(row["model"] for row in members))
     parts = [common[:1].upper() + common[1:], short_model(paths[0]) if len(paths) == 1 else ""]
     return ", ".join(filter(None, [*parts, amounts.pop() if len(amounts) == 1 else ""]))

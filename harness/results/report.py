@@ -1,6 +1,7 @@
 """The report that plot_results.py writes from the rows: docs/report.md."""
 
 import math
+import re
 import textwrap
 from pathlib import Path
 
@@ -17,6 +18,8 @@ COLUMNS = (
     "MB trained",
     "rows",
 )
+ROUNDS = ("precision", "quantize")  # flags that quantize weights
+DEQUANTIZED = re.compile(r"de-?quanti[sz]ed", re.IGNORECASE)  # in a model_source
 METHOD = (
     "Runs that differ only in their seeds are one configuration: mean ± standard deviation over the runs, then a 95 "
     "% interval. It counts the examples, clusters of them (questions about one passage) and, where it is known, the "
@@ -186,9 +189,13 @@ def strategy(champion):
 def effect(flag, levels):
     """A line about a flag: the score at each level, and whether the best level differs from the worst."""
     means = [configuration.mean() for _, configuration in levels]
+    sources = {row.get("model_source") or "" for _, configuration in levels for row in configuration.rows}
+    rounded = [source for source in sorted(sources) if flag in ROUNDS and DEQUANTIZED.search(source)]
     low, high = levels[means.index(min(means))], levels[means.index(max(means))]
     test, verdict = compare.difference(low[1], high[1]), ""
-    if test is not None:
+    if rounded:
+        verdict = f" No precision's cost: these weights were quantized before ({rounded[0]})."
+    elif test is not None:
         p = min(1.0, test.p * math.comb(len(levels), 2))  # the worst and the best of all pairs of levels (Bonferroni)
         shown = "." if p < stats.SIGNIFICANT else f", not a difference that these runs can show{test.limit()}."
         verdict = f" Between {low[0]} and {high[0]}: {test.delta:+.3f}, {stats.p_text(p)}{shown}"

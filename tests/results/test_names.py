@@ -33,8 +33,8 @@ def names_of(tmp_path, rows):
         ("rag", "k4_hybrid_flat", "RAG k=4, hybrid"),
         ("rag", "k4_hnsw_rerank_mmr", "RAG k=4, dense, hnsw index, reranked, MMR"),
         ("rag", "retrieval_only_bm25", "Retrieval only, BM25"),
-        ("quantized", "nf4", "nf4"),
-        ("quantized", "fp32_prompt_lookup4", "fp32, prompt lookup 4"),
+        ("quantized", "nf4", "0-shot prompt in nf4"),
+        ("quantized", "fp32_prompt_lookup4", "0-shot prompt in fp32, prompt lookup 4"),
         ("context_distillation", "8_shot_to_lora_r8", "8-shot prompt, distilled into LoRA r=8"),
         (
             "context_distillation",
@@ -66,7 +66,7 @@ def test_a_name_is_technique_model_and_labels(tmp_path):
         "LoRA r=8, MiniLM, 2,000 labels",
         "Full fine-tuning, MiniLM, 1 label",
         "Probe, MiniLM, 2,000 labels",
-        "nf4, SmolLM2-135M",
+        "0-shot prompt in nf4, SmolLM2-135M",
     ]
 
 
@@ -119,4 +119,4 @@ def test_what_rows_share_names_a_line():
     rows = [{"strategy": "prompting", "variant": f"{k}_shot", "model": "a/m", "labels_used": str(k)} for k in (0, 4)]
     assert names.shared(rows) == "Prompt, m"
     rows = [{"strategy": "quantized", "variant": v, "model": "a/m", "labels_used": ""} for v in ("nf4", "bf16")]
-    assert names.shared(rows) == "m"
+    assert names.shared(rows) == "0-shot prompt, m"

@@ -14,6 +14,23 @@ def test_a_study_is_what_differs_in_one_flag_alone(tmp_path):
     assert flag == "rank" and [level for level, _ in levels] == [4, 8, 16] and all(len(c.rows) == 2 for _, c in levels)
 
 
+def precision_line(tmp_path, source):
+    rows = [
+        result_row(score=score, strategy="quantized", variant=name, flags={"precision": name}, model_source=source)
+        for name, score in (("fp32", 0.9), ("int8", 0.8), ("nf4", 0.5))
+    ]
+    found = configurations.group_seeds(rows_as_read(tmp_path, rows))
+    return report.effect(*compare.studies(found)[0])
+
+
+def test_what_a_precision_costs_is_not_read_from_weights_that_were_quantized_before(tmp_path):
+    scores = "- By precision (0-shot prompt, m): fp32: 0.900, int8: 0.800, nf4: 0.500."
+    assert precision_line(tmp_path, "hub/m@1").startswith(f"{scores} Between nf4 and fp32: +0.400, p ")
+    source = "Q4_1 weights de-quantized to bf16"
+    shown = precision_line(tmp_path, source)
+    assert shown == f"{scores} No precision's cost: these weights were quantized before ({source})."
+
+
 def test_left_out_rows_are_a_short_line_each():
     lines = report.left_out([("b", "status oom: " + "x " * 200), ("c", "no score")])
     assert lines[0].startswith("b: status oom: x x") and lines[0].endswith(" ...") and len(lines[0]) <= 110

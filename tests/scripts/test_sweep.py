@@ -42,8 +42,7 @@ def test_every_suite_that_is_shipped_is_read_by_its_scripts():
         "probe",
         "defaults_full",
         "defaults_lora",
-        "few_labels_full",
-        "few_labels_lora",
+        "few_labels",
     }
     assert [line.split("--rank ")[1].split()[0] for line in found["rank"][::3]] == ["4", "8", "16", "32", "64"]
     assert "--target_modules query,value" in found["modules"][1]
