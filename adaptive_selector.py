@@ -100,7 +100,7 @@ def parse_args(argv=None):
     add("--mixed", action="store_true", help="training with --bf16 or --fp16 mixed precision")
     add("--gradient_checkpointing", action="store_true", help="compute activations again in the backward pass")
     add("--attn_implementation", choices=ATTENTION, default="sdpa", help="(default: %(default)s)")
-    add("--optim", choices=flags.OPTIMIZERS, default="adamw_torch", help="(default: %(default)s)")
+    add("--optim", choices=flags.OPTIMIZERS, default="adamw_torch_fused", help="(default: %(default)s)")
     add("--n_labels", type=flags.positive_int, default=2, help="of a classification head (default: %(default)s)")
     add("--device", choices=("cpu", "cuda"), help="(default for a forecast: cuda; for a decision: any)")
 

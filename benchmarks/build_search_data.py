@@ -8,7 +8,7 @@ folder with train.jsonl and test.jsonl for each:
 
     search: sst2 (2 classes), mnli (3, pairs), ag_news (4), articles (48: the Wikipedia article that a question of
             XQuAD is about; five passages that follow each other are one article), arc_easy (questions)
-    table:  dolly_category (8: the category of an instruction), story (101: which story a question of NarrativeQA is
+    table:  dolly_category (8: the category of an instruction, without its context), story (101: which story a question of NarrativeQA is
             about)
 
 The search sets are in no table of results. Where a source has no test split of its own, one is drawn in the proportions
@@ -83,8 +83,7 @@ def arc_easy(folder):
 
 def dolly_category(folder):
     rows = json.loads((folder / "dolly" / "dolly_3k.json").read_text(encoding="utf-8"))
-    texts = [" ".join(filter(None, (row["instruction"], row["input"]))) for row in rows]
-    return held_out([{"text": text, "label": row["category"]} for text, row in zip(texts, rows)], 400)
+    return held_out([{"text": row["instruction"], "label": row["category"]} for row in rows], 400)
 
 
 def story(folder):

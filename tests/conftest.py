@@ -1,5 +1,6 @@
 """Tiny random models with real architectures and tokenizers, and small data sets in the formats that users bring."""
 
+import gc
 import http.server
 import os
 import threading
@@ -24,6 +25,13 @@ def pytest_collection_modifyitems(items):
             item.add_marker(pytest.mark.skip(reason="no CUDA GPU"))
         if "real" in item.keywords and not (ROOT / "assets/models/SmolLM2-135M-Instruct/SOURCE.json").is_file():
             item.add_marker(pytest.mark.skip(reason="no demo assets; run python prepare_data.py demo"))
+
+
+@pytest.fixture(autouse=True, scope="module")
+def few_objects_to_look_through():
+    """A run collects garbage before it measures memory; the libraries' million objects are not looked through again."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

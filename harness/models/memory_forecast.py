@@ -115,7 +115,7 @@ def training(
     *,
     precision="fp32",
     peft_config=None,
-    optimizer="adamw_torch",
+    optimizer="adamw_torch_fused",
     mixed=False,
     checkpointing=False,
     attention="sdpa",

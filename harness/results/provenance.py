@@ -139,21 +139,31 @@ def code_id(script):
     Comments, docstrings and formatting do not count: what is hashed is the syntax tree.
     """
     script = Path(script).resolve()
-    folder, todo, dumps = script.parent, [script], {}
+    folder, todo, digests = script.parent, [script], {}
     while todo:
         file = todo.pop()
-        if file in dumps:
-            continue
-        tree = ast.parse(file.read_text(encoding="utf-8"))
-        for node in ast.walk(tree):
-            body = getattr(node, "body", None)
-            first = body[0] if isinstance(body, list) and body else None
-            if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant):
-                first.value = ast.Constant("")  # the docstring
-        dumps[file] = ast.dump(tree)
-        todo += _imported_files(tree, file, folder)
-    named = sorted((file.relative_to(folder).as_posix(), dump) for file, dump in dumps.items())
+        if file not in digests:
+            seen = file.stat()
+            digests[file], imported = _module(file, folder, seen.st_size, seen.st_mtime_ns)
+            todo += imported
+    named = sorted((file.relative_to(folder).as_posix(), digest) for file, digest in digests.items())
     return hashlib.sha256(repr(named).encode()).hexdigest()[:16]
+
+
+@functools.lru_cache(maxsize=1000)  # a sweep asks for each of its cells
+def _module(file, folder, size, changed_ns):
+    """(hash of a module's syntax tree without docstrings, the files under `folder` that it imports).
+
+    size, changed_ns: the file's bytes and the time of its last change, so that what is known of another state is not
+    taken.
+    """
+    tree = ast.parse(file.read_text(encoding="utf-8"))
+    for node in ast.walk(tree):
+        body = getattr(node, "body", None)
+        first = body[0] if isinstance(body, list) and body else None
+        if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant):
+            first.value = ast.Constant("")  # the docstring
+    return hashlib.sha256(ast.dump(tree).encode()).hexdigest(), _imported_files(tree, file, folder)
 
 
 def _imported_files(tree, file, folder):

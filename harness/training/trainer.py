@@ -23,7 +23,7 @@ def check_device(args, device):
     if device == "cpu" and args.fp16:
         raise utils.UserError("--fp16 needs a CUDA GPU; on a CPU leave it out, or use --bf16")
     if device == "cpu" and ("8bit" in args.optim or "paged" in args.optim):
-        raise utils.UserError(f"--optim {args.optim} needs a CUDA GPU; on a CPU use adamw_torch")
+        raise utils.UserError(f"--optim {args.optim} needs a CUDA GPU; on a CPU use adamw_torch_fused")
 
 
 def load_base(args, task, tokenizer, device, precision, name=None):

@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import math
 import random
 import time
 
@@ -64,35 +65,68 @@ def parts(examples, seed):
 
 def best(trials):
     """The trial with the highest score, then the lowest loss, then the earliest."""
-    return min(trials, key=lambda trial: (-trial["score"], trial["loss"], trial["trial"]))
+    return ranked(trials)[0]
+
+
+def ranked(trials):
+    """Trials, the best first."""
+    return sorted(trials, key=lambda trial: (-trial["score"], trial["loss"], trial["trial"]))
+
+
+def halve(trials, split, score_part):
+    """Score all trials on the first part, the better half on the second, and so on; the trials that saw every part.
+
+    trials: [{"trial": number, ...}], which get score and loss (means over their parts), parts and seconds.
+    score_part: (trial, training examples, held-out examples) -> {"loss", and "accuracy" of a head}. Successive halving
+    with parts as the resource (Jamieson & Talwalkar 2016). RunFailed where the loss of none stayed a number.
+    """
+    alive = list(trials)
+    for number, (kept, held) in enumerate(split):
+        for trial in alive:
+            begin = time.perf_counter()
+            try:
+                seen = score_part(trial, kept, held)
+            except utils.RunFailed as error:  # its rate was too high
+                trial["failed"] = str(error)
+            else:
+                new = {"score": seen.get("accuracy", -seen["loss"]), "loss": seen["loss"]}
+                trial.update({name: (number * trial.get(name, 0.0) + new[name]) / (number + 1) for name in new})
+                trial["parts"] = number + 1
+            trial["seconds"] = trial.get("seconds", 0.0) + time.perf_counter() - begin
+        alive = ranked(trial for trial in alive if "failed" not in trial)
+        if not alive:
+            raise utils.RunFailed(f"no trial of --tune came to its end; the first: {trials[0]['failed']}")
+        if number + 1 < len(split):
+            alive = alive[: math.ceil(len(alive) / 2)]
+    return alive
 
 
 def tune(args, task, tokenizer, run, device, build, learning_rate, chat, low_rank=False):
     """Try --tune N settings on parts of the training examples. Returns `args` with those of the best trial.
 
     build: (args, task) -> model to train. The score is the mean over the parts: accuracy of a head, minus the loss of
-    answers. Writes trials.jsonl after each trial, and adds the seconds of all to the row's train_seconds.
+    answers. Writes trials.jsonl after each fit, and adds the seconds of all to the row's train_seconds.
     """
     if utils.world()[1] > 1:
         raise utils.UserError("--tune runs in one process; tune in one, then give the flags that it chose to all")
     if len(task.train) < 4:
         raise utils.UserError(f"--tune scores trials on parts of the training examples; {len(task.train)} are too few")
-    split, tried = parts(task.train, args.seed), []
+    split, tried, settings = parts(task.train, args.seed), [], {}
     for number, flags in enumerate(draw_trials(args.tune, args, learning_rate, low_rank), 1):
-        settings = argparse.Namespace(**{**vars(args), **flags})
-        begin, scores = time.perf_counter(), []
-        for kept, held in split:
-            utils.set_seed(args.seed)
-            some = dataclasses.replace(task, train=kept, validation=held)
-            scores.append(trainer.trial(build(settings, some), tokenizer, some, settings, run, device, chat))
-        loss = float(np.mean([score["loss"] for score in scores]))
-        score = float(np.mean([score.get("accuracy", -score["loss"]) for score in scores]))
-        seconds = time.perf_counter() - begin
-        chosen = {name: getattr(settings, name) for name in TUNED if hasattr(settings, name)}
-        tried.append({"trial": number, "score": score, "loss": loss, "seconds": seconds, **chosen})
+        settings[number] = argparse.Namespace(**{**vars(args), **flags})
+        chosen = {name: getattr(settings[number], name) for name in TUNED if hasattr(args, name)}
+        tried.append({"trial": number, **chosen})
+
+    def score_part(trial, kept, held):
+        utils.set_seed(args.seed)
+        some, its = dataclasses.replace(task, train=kept, validation=held), settings[trial["trial"]]
+        seen = trainer.trial(build(its, some), tokenizer, some, its, run, device, chat)
         run.write_jsonl("trials.jsonl", tried)
-        print(f"trial {number} of {args.tune}: score {score:.3f}, {seconds:.0f} s, {flags}")
-    winner = best(tried)
+        print(f"trial {trial['trial']} of {args.tune}: {seen}")
+        return seen
+
+    winner = best(halve(tried, split, score_part))
+    run.write_jsonl("trials.jsonl", tried)
     run.row["train_seconds"] = (run.row.get("train_seconds") or 0.0) + sum(trial["seconds"] for trial in tried)
     how = f"{len(split)}-fold cross-validation" if len(split) > 1 else f"one split, {len(split[0][1])} held out"
     values = ", ".join(

@@ -135,7 +135,8 @@ def test_the_winner_of_the_trials_is_trained(script, more, sentiment, tiny_bert,
     row = only_row()
     trials = [json.loads(line) for line in (Path(row["run_dir"]) / "trials.jsonl").read_text().splitlines()]
     assert [trial["trial"] for trial in trials] == [1, 2, 3] and all(0 <= trial["score"] <= 1 for trial in trials)
-    winner = max(trials, key=lambda trial: (trial["score"], -trial["loss"]))
+    assert sorted(trial["parts"] for trial in trials) == [1, 2, 3]
+    winner = max((t for t in trials if t["parts"] == 3), key=lambda trial: (trial["score"], -trial["loss"]))
     assert f"trial {winner['trial']} of 3 by 3-fold cross-validation on the 16 labels" in row["note"]
     assert f"learning rate {winner['learning_rate']:g}, {winner['max_steps']} steps" in row["note"]
     assert row["n_train"] == "16"
@@ -158,6 +159,26 @@ def test_trials_of_answers_are_scored_by_their_loss(questions, tiny_llama, out, 
 def test_the_best_trial_has_the_highest_score_then_the_lowest_loss():
     trials = [{"trial": i, "score": s, "loss": loss} for i, (s, loss) in enumerate([(0.5, 1), (0.7, 2), (0.7, 1)], 1)]
     assert tuning.best(trials)["trial"] == 3 and tuning.best(trials + [{**trials[2], "trial": 4}])["trial"] == 3
+
+
+def test_the_better_half_of_the_trials_sees_the_next_part():
+    asked = []
+
+    def score_part(trial, kept, held):  # trial 1 is the best on the first part alone, 4 on all; 5 diverges
+        asked.append((trial["trial"], held))
+        if trial["trial"] == 5:
+            raise utils.RunFailed("the training loss is nan at step 3")
+        return {"accuracy": {1: (0.9, 0.1, 0.1), 4: (0.8, 0.8, 0.5)}.get(trial["trial"], (0.6,) * 3)[held], "loss": 1.0}
+
+    trials = [{"trial": number} for number in range(1, 8)]
+    alive = tuning.halve(trials, [(None, 0), (None, 1), (None, 2)], score_part)
+    assert [trial for trial, part in asked if part == 0] == [1, 2, 3, 4, 5, 6, 7]
+    assert [trial for trial, part in asked if part == 1] == [1, 4, 2]  # of the six that came to their end
+    assert [trial for trial, part in asked if part == 2] == [4, 2]
+    assert tuning.best(alive)["trial"] == 4 and alive[0]["score"] == pytest.approx(0.7) and alive[0]["parts"] == 3
+    assert trials[4]["failed"].startswith("the training loss is nan") and "score" not in trials[4]
+    with pytest.raises(utils.RunFailed, match="no trial of --tune came to its end; the first: the training loss is"):
+        tuning.halve([{"trial": 5}], [(None, 0)], score_part)
 
 
 def test_tune_refuses_what_it_cannot_do(sentiment, tiny_bert, out, capsys, monkeypatch):
