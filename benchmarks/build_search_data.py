@@ -8,8 +8,8 @@ folder with train.jsonl and test.jsonl for each:
 
     search: sst2 (2 classes), mnli (3, pairs), ag_news (4), articles (48: the Wikipedia article that a question of
             XQuAD is about; five passages that follow each other are one article), arc_easy (questions)
-    table:  dolly_category (8: the category of an instruction, without its context), story (101: which story a question of NarrativeQA is
-            about)
+    table:  dolly_category (8: the category of an instruction, without its context), story (101: which story a question
+            of NarrativeQA is about)
 
 The search sets are in no table of results. Where a source has no test split of its own, one is drawn in the proportions
 of the classes, by a fixed seed.

@@ -85,9 +85,8 @@ def add_training_args(parser, resume=True, padding_free=True, tune=True):
     group.add_argument(
         "--weight_decay", type=non_negative, default=0.01, help="of the optimizer (default: %(default)s)"
     )
-    group.add_argument(
-        "--optim", choices=OPTIMIZERS, default="adamw_torch_fused", help="8bit and paged ones are bitsandbytes', on CUDA only"
-    )
+    on_cuda = "8bit and paged ones are bitsandbytes', on CUDA only (default: %(default)s)"
+    group.add_argument("--optim", choices=OPTIMIZERS, default="adamw_torch_fused", help=on_cuda)
     group.add_argument(
         "--gradient_accumulation", type=positive_int, default=1, metavar="N", help="batches of one optimizer step"
     )

@@ -77,7 +77,7 @@ def test_killed_at_random_moments_it_opens_as_last_saved(kind, tmp_path):
     index_folder.save_index(index, tmp_path, {})
     typical = time.perf_counter() - begin  # seconds of a save
     program, rng, saved, leftovers = KILLED.format(root=str(ROOT), folder=str(tmp_path)), random.Random(0), 1, 0
-    for _ in range(10):
+    for _ in range(6):
         child = subprocess.Popen(
             [sys.executable, "-c", program],
             stdout=subprocess.PIPE,
@@ -104,7 +104,7 @@ def test_killed_at_random_moments_it_opens_as_last_saved(kind, tmp_path):
         wanted = np.concatenate([block(n) for n in range(blocks)])
         assert np.array_equal(index.search(wanted[::25], 1, exact=True)[0][:, 0], np.arange(len(wanted))[::25])
         assert not any(tmp_path.glob("*.new"))
-    assert saved > 5 and leftovers, "it was killed while it was saving, too"
+    assert saved > 3 and leftovers, "it was killed while it was saving, too"
 
 
 def test_a_save_that_was_decided_is_finished(tmp_path):

@@ -346,7 +346,7 @@ def test_the_perplexity_of_targets(questions, tiny_llama, out, only_row):
 @pytest.mark.slow
 def test_two_processes_prompt_as_one(sentiment, tiny_llama, tmp_path, out, only_row):
     flags = ["--model", tiny_llama, "--dataset", sentiment, "--k_shots", "3", "--max_eval_samples", "31"]
-    row = launch(2, "prompt_eval.py", flags, tmp_path / "two")
+    (row,) = launch(2, ("prompt_eval.py", flags, tmp_path / "two"))
     prompt_eval.main([*flags, *out])
     one = only_row()
     assert row["world_size"] == "2" and one["world_size"] == "1"

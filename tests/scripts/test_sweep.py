@@ -150,7 +150,7 @@ def test_a_suite_runs_once_and_what_changed_runs_again(sentiment, tiny_bert, tmp
 @pytest.mark.slow
 def test_a_suite_killed_in_the_middle_goes_on(sentiment, tiny_bert, tmp_path):
     flags = f"{{model: {tiny_bert}, dataset: {sentiment}, max_steps: 1, latency_runs: 0}}"
-    text = f"script: finetune.py\nflags: {flags}\ngrid: {{seed: [0, 1, 2]}}\n"
+    text = f"script: finetune.py\nflags: {flags}\ngrid: {{seed: [0, 1]}}\n"
     path, out = (
         suite(tmp_path / "s.yaml", text),
         ["--results", str(tmp_path / "r.csv"), "--runs_dir", str(tmp_path / "runs")],
@@ -169,10 +169,10 @@ def test_a_suite_killed_in_the_middle_goes_on(sentiment, tiny_bert, tmp_path):
     os.killpg(child.pid, signal.SIGKILL)
     child.wait()
     before = len(store.read_results(tmp_path / "r.csv"))
-    assert 1 <= before < 3
+    assert before == 1
     done = run_sweep(path, *out)
-    assert f"{3 - before} of 3 to run" in done.stdout and done.returncode == 0
-    assert sorted(json.loads(row["args"])["seed"] for row in store.read_results(tmp_path / "r.csv")) == [0, 1, 2]
+    assert "1 of 2 to run" in done.stdout and done.returncode == 0
+    assert sorted(json.loads(row["args"])["seed"] for row in store.read_results(tmp_path / "r.csv")) == [0, 1]
 
 
 @pytest.mark.slow

@@ -85,37 +85,24 @@ def test_three_labels_are_scored_against_two_out_of_domain(script, nli, tiny_ber
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("script", [finetune, peft_finetune])
-def test_two_processes_train_as_one(script, questions, tiny_llama, tmp_path, out, only_row):
+def test_two_processes_train_as_one(questions, tiny_llama, tmp_path, out):
     """Each step sees all 16 examples, in one batch or in two halves: the same gradients, so the same model."""
-    flags = [
-        "--model",
-        tiny_llama,
-        "--dataset",
-        questions,
-        "--max_train_samples",
-        "16",
-        "--epochs",
-        "4",
-        "--max_new_tokens",
-        "3",
-        "--learning_rate",
-        "1e-3",
-        *(["--dropout", "0"] if script is peft_finetune else []),
-    ]
-    row = launch(2, f"{script.__name__}.py", [*flags, "--batch_size", "8"], tmp_path / "two")
-    script.main([*flags, "--batch_size", "16", *out])
-    one = only_row()
-    losses = []
-    for r in (row, one):
-        history = json.loads((Path(r["run_dir"]) / "training_history.json").read_text())
-        losses.append([entry["eval_loss"] for entry in history if "eval_loss" in entry])
-    assert losses[0] == pytest.approx(losses[1], rel=1e-4) and losses[0][-1] < losses[0][0]
-    assert (
-        float(row["reference_perplexity"]) == pytest.approx(float(one["reference_perplexity"]), rel=1e-3)
-        and row["world_size"] == "2"
-    )
-    assert [p["prediction"] for p in predictions(row)] == [p["prediction"] for p in predictions(one)]
+    data = ["--model", tiny_llama, "--dataset", questions, "--max_train_samples", "16", "--max_new_tokens", "3"]
+    flags = {
+        finetune: [*data, "--epochs", "4", "--learning_rate", "1e-3"],
+        peft_finetune: [*data, "--epochs", "4", "--learning_rate", "1e-3", "--dropout", "0"],
+    }
+    rows = launch(2, *((f"{s.__name__}.py", [*flags[s], "--batch_size", "8"], tmp_path / s.__name__) for s in flags))
+    for script, row in zip(flags, rows):
+        script.main([*flags[script], "--batch_size", "16", *out])
+        one, losses = store.read_results(tmp_path / "results.csv")[-1], []
+        for r in (row, one):
+            history = json.loads((Path(r["run_dir"]) / "training_history.json").read_text())
+            losses.append([entry["eval_loss"] for entry in history if "eval_loss" in entry])
+        assert losses[0] == pytest.approx(losses[1], rel=1e-4) and losses[0][-1] < losses[0][0]
+        perplexities = [float(r["reference_perplexity"]) for r in (row, one)]
+        assert perplexities[0] == pytest.approx(perplexities[1], rel=1e-3) and row["world_size"] == "2"
+        assert [p["prediction"] for p in predictions(row)] == [p["prediction"] for p in predictions(one)]
 
 
 @pytest.mark.slow

@@ -13,17 +13,19 @@ import peft_finetune
 NO_DROPOUT = ("hidden_dropout_prob", "attention_probs_dropout_prob", "dropout_rate", "attention_dropout")
 
 
-@pytest.fixture(params=["tiny_bert", "tiny_t5", "tiny_llama"], ids=["head", "seq2seq", "causal"])
-def one_step(request, tmp_path):
+KINDS = {"head": "tiny_bert", "seq2seq": "tiny_t5", "causal": "tiny_llama"}
+
+
+def one_step(kind, model, folder):
     """The flags of one step over 32 examples. Answers have 1 to 15 words: a mean over batches is none over tokens."""
-    base, data = tmp_path / "base", tmp_path / "data"
-    shutil.copytree(request.getfixturevalue(request.param), base)
+    base, data = folder / "base", folder / "data"
+    shutil.copytree(model, base)
     config = json.loads((base / "config.json").read_text())
     (base / "config.json").write_text(json.dumps({**config, **dict.fromkeys(NO_DROPOUT, 0.0)}))
     data.mkdir()
-    n_validation = 40 if request.param == "tiny_bert" else 7  # heads: more than a batch; answers: fewer than one
+    n_validation = 40 if kind == "head" else 7  # heads: more than a batch; answers: fewer than one
     rows = reviews(3, 32 + n_validation + 4)
-    if request.param != "tiny_bert":
+    if kind != "head":
         rows = [{"question": row["text"], "answer": ["paris " * (i % 15) + "rome"]} for i, row in enumerate(rows)]
     write_jsonl(data / "train.jsonl", rows[:32])
     write_jsonl(data / "validation.jsonl", rows[32:-4])
@@ -46,9 +48,11 @@ def run_here(script, flags, folder):
     return first_step(folder)
 
 
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("script", [finetune, peft_finetune], ids=["full", "lora"])
-def test_accumulated_batches_are_one_batch(script, one_step, tmp_path):
-    flags = one_step if script is finetune else [*one_step, "--dropout", "0"]
+def test_accumulated_batches_are_one_batch(script, kind, request, tmp_path):
+    flags = one_step(kind, request.getfixturevalue(KINDS[kind]), tmp_path)
+    flags += [] if script is finetune else ["--dropout", "0"]
     whole = run_here(script, [*flags, "--batch_size", "32"], tmp_path / "whole")
     parts = run_here(script, [*flags, "--batch_size", "8", "--gradient_accumulation", "4"], tmp_path / "parts")
     assert whole[0] > 0.1 and whole[1] > 0.01
@@ -56,17 +60,17 @@ def test_accumulated_batches_are_one_batch(script, one_step, tmp_path):
 
 
 @pytest.mark.slow
-def test_two_processes_are_one(one_step, tmp_path):
-    """LoRA; the next test trains every weight."""
-    flags = [*one_step, "--dropout", "0"]
-    whole = run_here(peft_finetune, [*flags, "--batch_size", "32"], tmp_path / "whole")
-    launch(2, "peft_finetune.py", [*flags, "--batch_size", "16"], tmp_path / "two")
-    assert first_step(tmp_path / "two") == pytest.approx(whole, rel=1e-4)
-
-
-@pytest.mark.slow
-def test_two_processes_with_two_batches_each_are_one(one_step, tmp_path):
-    whole = run_here(finetune, [*one_step, "--batch_size", "32"], tmp_path / "whole")
-    split = ["--batch_size", "8", "--gradient_accumulation", "2"]
-    launch(2, "finetune.py", [*one_step, *split], tmp_path / "split")
-    assert first_step(tmp_path / "split") == pytest.approx(whole, rel=1e-4)
+def test_two_processes_are_one(request, tmp_path):
+    """LoRA with one batch in each process, every weight with two in each."""
+    jobs, wholes = [], []
+    for kind, model in KINDS.items():
+        (tmp_path / kind).mkdir()
+        flags = one_step(kind, request.getfixturevalue(model), tmp_path / kind)
+        lora, split = ["--dropout", "0", "--batch_size"], ["--batch_size", "8", "--gradient_accumulation", "2"]
+        wholes.append(run_here(peft_finetune, [*flags, *lora, "32"], tmp_path / kind / "lora"))
+        wholes.append(run_here(finetune, [*flags, "--batch_size", "32"], tmp_path / kind / "full"))
+        jobs.append(("peft_finetune.py", [*flags, *lora, "16"], tmp_path / kind / "two_lora"))
+        jobs.append(("finetune.py", [*flags, *split], tmp_path / kind / "two_full"))
+    launch(2, *jobs)
+    for (_, _, folder), whole in zip(jobs, wholes):
+        assert first_step(folder) == pytest.approx(whole, rel=1e-4), folder
