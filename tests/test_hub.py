@@ -40,6 +40,7 @@ def test_without_a_hub_a_name_is_one_line(command, tmp_path):
     assert not (tmp_path / "results.csv").exists() and not (tmp_path / "runs").exists()
 
 
+@pytest.mark.slow
 def test_a_hub_data_set_that_cannot_be_had_is_one_line(tiny_bert, tmp_path):
     done = run(
         f"finetune.py --model {tiny_bert} --dataset glue --subset sst2 --results {tmp_path}/r.csv "

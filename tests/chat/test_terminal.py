@@ -96,6 +96,7 @@ def test_a_chat_at_a_terminal(tiny_llama, adapter, tmp_path):
     assert os.waitpid(terminal.pid, 0)[1] == 0
 
 
+@pytest.mark.slow
 def test_an_interrupt_during_an_answer_returns_to_the_prompt(tiny_gpt2, tmp_path):
     terminal = Terminal(
         ["chat_eval.py", "--model", tiny_gpt2, "--max_new_tokens", "450", "--device", "cpu", "--temperature", "1"]

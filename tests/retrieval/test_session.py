@@ -114,6 +114,7 @@ def test_typed_bytes_that_are_no_text_do_no_harm(tiny_llama, tiny_embedder, monk
     assert "1 chunks added" in printed and "the film ? is good ." in printed and "that did not work" not in printed
 
 
+@pytest.mark.slow
 def test_a_session_at_a_terminal(tiny_llama, tiny_embedder):
     ended = 0
     terminal = Terminal(
