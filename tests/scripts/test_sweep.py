@@ -60,7 +60,7 @@ def test_the_demo_has_every_strategy_and_one_panel_of_reviews():
         "rag_eval",
         "quantize_and_parallel",
     ]
-    assert {cell.script for cell in cells} == {f"{name}.py" for name in scripts} and len(cells) == 10
+    assert {cell.script for cell in cells} == {f"{name}.py" for name in scripts} and len(cells) == 9
     sizes = {cell.args["max_eval_samples"] for cell in cells if cell.args["dataset"] == "assets/data/movie_reviews"}
     assert len(sizes) == 1
 
