@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import FAST, ROOT, SHORT, check_classification, predictions, without_times
+from helpers import FAST, ROOT, SHORT, THINGS, check_classification, predictions, without_times, write_jsonl
 
 import finetune
 import peft_finetune
@@ -236,31 +236,16 @@ def test_a_run_killed_within_an_epoch_ends_with_the_same_adapter(questions, tiny
     assert all((resumed[name] == uninterrupted[name]).all() for name in uninterrupted)
 
 
-def test_adalora_keeps_its_last_checkpoint_though_an_earlier_was_better(questions, tiny_llama, out, only_row):
-    """A checkpoint of other ranks cannot be loaded into the adapter (peft); the learning rate makes the validation loss
-    rise.
+def test_adalora_keeps_its_last_checkpoint_though_an_earlier_was_better(tiny_llama, tmp_path, out, only_row):
+    """A checkpoint of other ranks cannot be loaded into the adapter (peft). The validation answers are others than those
+    that it learns, so their loss rises.
     """
-    peft_finetune.main(
-        [
-            "--model",
-            tiny_llama,
-            "--dataset",
-            questions,
-            "--method",
-            "adalora",
-            "--max_steps",
-            "10",
-            "--save_steps",
-            "2",
-            "--batch_size",
-            "4",
-            "--learning_rate",
-            "10",
-            "--max_new_tokens",
-            "2",
-            *out,
-        ]
-    )
+    for split, answer in (("train", "paris"), ("validation", "superb"), ("test", "paris")):
+        rows = [{"question": f"{split} : the {thing} ?", "answer": [answer]} for thing in THINGS]
+        write_jsonl(tmp_path / f"{split}.jsonl", rows)
+    flags = ["--max_steps", "10", "--save_steps", "2", "--batch_size", "4", "--learning_rate", "0.1", "--warmup", "0"]
+    data = ["--model", tiny_llama, "--dataset", str(tmp_path), "--max_new_tokens", "2"]
+    peft_finetune.main([*data, "--method", "adalora", *flags, *out])
     row = only_row()
     history = json.loads((Path(row["run_dir"]) / "training_history.json").read_text())
     losses = [entry["eval_loss"] for entry in history if "eval_loss" in entry]
