@@ -237,8 +237,8 @@ def test_a_run_killed_within_an_epoch_ends_with_the_same_adapter(questions, tiny
 
 
 def test_adalora_keeps_its_last_checkpoint_though_an_earlier_was_better(tiny_llama, tmp_path, out, only_row):
-    """A checkpoint of other ranks cannot be loaded into the adapter (peft). The validation answers are others than those
-    that it learns, so their loss rises.
+    """A checkpoint of other ranks cannot be loaded into the adapter (peft). The validation answers are others than the
+    training answers, so their loss rises.
     """
     for split, answer in (("train", "paris"), ("validation", "superb"), ("test", "paris")):
         rows = [{"question": f"{split} : the {thing} ?", "answer": [answer]} for thing in THINGS]
