@@ -45,7 +45,8 @@ def draw_trials(n, args, learning_rate, low_rank):
 def parts(examples, seed):
     """[(training examples, held-out examples)]: the folds of a cross-validation, or one split of many examples.
 
-    Both keep the proportions of the classes as far as these have enough examples.
+    Both keep the proportions of the classes as far as these have enough examples. An example whose class is in no
+    training example is not held out: no setting could get it right. None are left where each class has one example.
     """
     labels = np.array([-1 if ex.label is None else ex.label for ex in examples])
     rarest = np.bincount(labels - labels.min())[np.unique(labels - labels.min())].min()
@@ -60,7 +61,8 @@ def parts(examples, seed):
         n = min(FOLDS, len(examples))
         make = StratifiedKFold if np.bincount(labels - labels.min()).max() >= n and rarest >= 2 else KFold
         pairs = make(n, shuffle=True, random_state=seed).split(labels, labels)
-    return [([examples[i] for i in kept], [examples[i] for i in held]) for kept, held in pairs]
+    known = [(kept, held[np.isin(labels[held], labels[kept])]) for kept, held in pairs]
+    return [([examples[i] for i in kept], [examples[i] for i in held]) for kept, held in known if len(held)]
 
 
 def best(trials):
@@ -112,6 +114,9 @@ def tune(args, task, tokenizer, run, device, build, learning_rate, chat, low_ran
     if len(task.train) < 4:
         raise utils.UserError(f"--tune scores trials on parts of the training examples; {len(task.train)} are too few")
     split, tried, settings = parts(task.train, args.seed), [], {}
+    if not split:
+        run.note("--tune: no class has two training examples, so no trial can be scored and the defaults stay")
+        return args
     for number, flags in enumerate(draw_trials(args.tune, args, learning_rate, low_rank), 1):
         settings[number] = argparse.Namespace(**{**vars(args), **flags})
         chosen = {name: getattr(settings[number], name) for name in TUNED if hasattr(args, name)}

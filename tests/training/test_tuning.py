@@ -113,8 +113,19 @@ def test_parts_hold_out_each_example_once_or_a_quarter_of_many():
         assert np.bincount([ex.label for ex in held]).tolist() == [10, 10, 10]
     ((kept, held),) = tuning.parts(examples([i % 3 for i in range(1200)]), 0)
     assert len(held) == 300 and np.bincount([ex.label for ex in held]).tolist() == [100, 100, 100] and len(kept) == 900
-    for labels in (range(20), [0] * 5, [None] * 9, [0, *[1] * 400], range(400)):  # classes with one example, answers
-        assert all(kept and held for kept, held in tuning.parts(examples(labels), 0))
+    for labels in ([0] * 5, [None] * 9, [0, *[1] * 400], [*range(20), 3, 3]):  # classes with one example, answers
+        split = tuning.parts(examples(labels), 0)
+        assert split and all(kept and held for kept, held in split)
+        assert all({ex.label for ex in held} <= {ex.label for ex in kept} for kept, held in split)
+
+
+@pytest.mark.parametrize("n", [20, 400])
+def test_with_one_example_a_class_no_trial_can_be_scored(n, monkeypatch):
+    notes, args = [], settings("--tune", "2")
+    monkeypatch.setattr(trainer, "trial", None)
+    task, run = argparse.Namespace(train=examples(range(n))), argparse.Namespace(note=notes.append)
+    assert tuning.tune(args, task, None, run, "cpu", None, 1e-4, False) is args
+    assert notes == ["--tune: no class has two training examples, so no trial can be scored and the defaults stay"]
 
 
 def test_trials_begin_with_the_defaults_and_are_drawn_again_alike():
