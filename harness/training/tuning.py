@@ -116,7 +116,7 @@ def tune(args, task, tokenizer, run, device, build, learning_rate, chat, low_ran
     split, tried, settings = parts(task.train, args.seed), [], {}
     if not split:
         run.note("--tune: no class has two training examples, so no trial can be scored and the defaults stay")
-        return args
+        return argparse.Namespace(**{**vars(args), "learning_rate": learning_rate})
     for number, flags in enumerate(draw_trials(args.tune, args, learning_rate, low_rank), 1):
         settings[number] = argparse.Namespace(**{**vars(args), **flags})
         chosen = {name: getattr(settings[number], name) for name in TUNED if hasattr(args, name)}

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import SHORT
+from helpers import GOOD, SHORT, THINGS, write_jsonl
 
 import context_distill
 import finetune
@@ -119,13 +119,18 @@ def test_parts_hold_out_each_example_once_or_a_quarter_of_many():
         assert all({ex.label for ex in held} <= {ex.label for ex in kept} for kept, held in split)
 
 
-@pytest.mark.parametrize("n", [20, 400])
-def test_with_one_example_a_class_no_trial_can_be_scored(n, monkeypatch):
-    notes, args = [], settings("--tune", "2")
-    monkeypatch.setattr(trainer, "trial", None)
-    task, run = argparse.Namespace(train=examples(range(n))), argparse.Namespace(note=notes.append)
-    assert tuning.tune(args, task, None, run, "cpu", None, 1e-4, False) is args
-    assert notes == ["--tune: no class has two training examples, so no trial can be scored and the defaults stay"]
+@pytest.mark.parametrize("script", [finetune, peft_finetune])
+def test_with_one_example_a_class_no_trial_can_be_scored(script, tiny_bert, tmp_path, out, only_row):
+    rows = [{"text": f"the {thing} was {word}", "label": f"about the {thing}"} for word in GOOD[:2] for thing in THINGS]
+    write_jsonl(tmp_path / "train.jsonl", rows[: len(THINGS)])
+    write_jsonl(tmp_path / "test.jsonl", rows[len(THINGS) :])
+    assert tuning.parts(examples(range(400)), 0) == []
+    data = ["--model", tiny_bert, "--dataset", str(tmp_path), "--max_steps", "2", "--latency_runs", "0", *out]
+    script.main([*data, "--label_budget", "8", "--tune", "2"])
+    row = only_row()
+    assert "no class has two training examples, so no trial can be scored and the defaults stay" in row["note"]
+    assert "learning rate 0.001" in row["note"] or "learning rate 0.0001" in row["note"]
+    assert not (Path(row["run_dir"]) / "trials.jsonl").exists()
 
 
 def test_trials_begin_with_the_defaults_and_are_drawn_again_alike():
