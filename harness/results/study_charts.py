@@ -106,7 +106,7 @@ def close_study(figure, axis, left_out):
 
 
 def learning_curves(panel, members):
-    """Score by the number of labelled examples that were used for anything: mean and standard deviation."""
+    """Score by the number of labelled examples that were used for anything, with its 95 % interval."""
     varied = ("label_budget", "max_train_samples", "k_shots")
     lines = {}
     for c in members:
@@ -129,7 +129,7 @@ def learning_curves(panel, members):
         axis.errorbar(
             [used for used, _ in points],
             [c.mean() for _, c in points],
-            [c.spread() or 0 for _, c in points],
+            reach("score", [c for _, c in points]),
             marker="o",
             capsize=3,
             label=plotting.wrapped(label, 30),
@@ -142,7 +142,7 @@ def learning_curves(panel, members):
     axis.set_xlabel(
         "labelled examples used for anything" + (f"; {left} more lines left out" if left > 0 else ""), fontsize=9
     )
-    axis.set_ylabel(f"{plotting.axis_name(panel.metric)}, mean ± standard deviation", fontsize=9)
+    axis.set_ylabel(f"{plotting.axis_name(panel.metric)}, 95 % interval", fontsize=9)
     axis.tick_params(labelsize=8)
     axis.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     axis.grid(True, alpha=0.3)
