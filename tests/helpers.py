@@ -276,4 +276,6 @@ def launch(n, *jobs):
     assert done.stdout.count("row in") == len(jobs)
     for _, _, folder in jobs:
         assert len(list(Path(folder, "runs").iterdir())) == 1
-    return [store.read_results(f"{folder}/results.csv")[0] for _, _, folder in jobs]
+    rows = [store.read_results(f"{folder}/results.csv") for _, _, folder in jobs]
+    assert [len(found) for found in rows] == [1] * len(jobs)
+    return [row for (row,) in rows]

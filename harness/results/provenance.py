@@ -143,21 +143,16 @@ def code_id(script):
     while todo:
         file = todo.pop()
         if file not in digests:
-            seen = file.stat()
-            digests[file], imported = _module(file, folder, seen.st_size, seen.st_mtime_ns)
+            digests[file], imported = _module(file, folder, file.read_text(encoding="utf-8"))
             todo += imported
     named = sorted((file.relative_to(folder).as_posix(), digest) for file, digest in digests.items())
     return hashlib.sha256(repr(named).encode()).hexdigest()[:16]
 
 
 @functools.lru_cache(maxsize=1000)  # a sweep asks for each of its cells
-def _module(file, folder, size, changed_ns):
-    """(hash of a module's syntax tree without docstrings, the files under `folder` that it imports).
-
-    size, changed_ns: the file's bytes and the time of its last change, so that what is known of another state is not
-    taken.
-    """
-    tree = ast.parse(file.read_text(encoding="utf-8"))
+def _module(file, folder, text):
+    """(hash of a module's syntax tree without docstrings, the files under `folder` that it imports)."""
+    tree = ast.parse(text)
     for node in ast.walk(tree):
         body = getattr(node, "body", None)
         first = body[0] if isinstance(body, list) and body else None

@@ -88,6 +88,8 @@ def halve(trials, split, score_part):
             begin = time.perf_counter()
             try:
                 seen = score_part(trial, kept, held)
+                if not math.isfinite(seen["loss"]):
+                    raise utils.RunFailed(f"the loss of the held-out examples is {seen['loss']}")
             except utils.RunFailed as error:  # its rate was too high
                 trial["failed"] = str(error)
             else:
@@ -96,6 +98,10 @@ def halve(trials, split, score_part):
                 trial["parts"] = number + 1
             trial["seconds"] = trial.get("seconds", 0.0) + time.perf_counter() - begin
         alive = ranked(trial for trial in alive if "failed" not in trial)
+        if not alive:  # those that an earlier part has dropped are sound
+            sound = [trial for trial in trials if "failed" not in trial]
+            most = max((trial["parts"] for trial in sound), default=0)
+            alive = ranked(trial for trial in sound if trial["parts"] == most)
         if not alive:
             raise utils.RunFailed(f"no trial of --tune came to its end; the first: {trials[0]['failed']}")
         if number + 1 < len(split):

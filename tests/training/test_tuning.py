@@ -197,6 +197,18 @@ def test_the_better_half_of_the_trials_sees_the_next_part():
         tuning.halve([{"trial": 5}], [(None, 0)], score_part)
 
 
+def test_where_the_better_half_diverges_the_others_stay():
+    def score_part(trial, kept, held):
+        return {
+            "accuracy": 0.9 if trial["trial"] == 2 else 0.5,
+            "loss": math.nan if held and trial["trial"] == 2 else 1,
+        }
+
+    trials = [{"trial": 1}, {"trial": 2}]
+    (winner,) = tuning.halve(trials, [(None, 0), (None, 1)], score_part)
+    assert winner["trial"] == 1 and "nan" in trials[1]["failed"]
+
+
 def test_tune_refuses_what_it_cannot_do(sentiment, tiny_bert, out, capsys, monkeypatch):
     with pytest.raises(SystemExit) as exit_:
         finetune.parse_args(["--tune", "3", "--resume"])
