@@ -11,7 +11,7 @@ folder with train.jsonl and test.jsonl for each:
     table:  dolly_category (8: the category of an instruction, without its context), story (101: which story a question
             of NarrativeQA is about)
 
-The search sets are in no table of results, but SST-2 shares most of its sentences with the demo's movie_reviews. Where a
+The search sets are in no table of results, but SST-2 shares most sentences with the demo's movie_reviews. Where a
 source has no test split of its own, one is drawn in the proportions of the classes, by a fixed seed.
 """
 
