@@ -1,4 +1,4 @@
-"""The report that plot_results.py writes from the rows: docs/report.md."""
+"""The report that plot_results.py writes from the rows."""
 
 import math
 import re

@@ -75,12 +75,13 @@ def ranked(trials):
     return sorted(trials, key=lambda trial: (-trial["score"], trial["loss"], trial["trial"]))
 
 
-def halve(trials, split, score_part):
+def halve(trials, split, score_part, save=lambda: None):
     """Score all trials on the first part, the better half on the second, and so on; the trials that saw every part.
 
     trials: [{"trial": number, ...}], which get score and loss (means over their parts), parts and seconds.
-    score_part: (trial, training examples, held-out examples) -> {"loss", and "accuracy" of a head}. Successive halving
-    with parts as the resource (Jamieson & Talwalkar 2016). RunFailed where the loss of none stayed a number.
+    score_part: (trial, training examples, held-out examples) -> {"loss", and "accuracy" of a head}. save is called
+    after each. Successive halving with parts as the resource (Jamieson & Talwalkar 2016). RunFailed where no trial's
+    loss stayed a number.
     """
     alive = list(trials)
     for number, (kept, held) in enumerate(split):
@@ -97,6 +98,7 @@ def halve(trials, split, score_part):
                 trial.update({name: (number * trial.get(name, 0.0) + new[name]) / (number + 1) for name in new})
                 trial["parts"] = number + 1
             trial["seconds"] = trial.get("seconds", 0.0) + time.perf_counter() - begin
+            save()
         alive = ranked(trial for trial in alive if "failed" not in trial)
         if not alive:  # those that an earlier part has dropped are sound
             sound = [trial for trial in trials if "failed" not in trial]
@@ -132,12 +134,10 @@ def tune(args, task, tokenizer, run, device, build, learning_rate, chat, low_ran
         utils.set_seed(args.seed)
         some, its = dataclasses.replace(task, train=kept, validation=held), settings[trial["trial"]]
         seen = trainer.trial(build(its, some), tokenizer, some, its, run, device, chat)
-        run.write_jsonl("trials.jsonl", tried)
         print(f"trial {trial['trial']} of {args.tune}: {seen}")
         return seen
 
-    winner = best(halve(tried, split, score_part))
-    run.write_jsonl("trials.jsonl", tried)
+    winner = best(halve(tried, split, score_part, save=lambda: run.write_jsonl("trials.jsonl", tried)))
     run.row["train_seconds"] = (run.row.get("train_seconds") or 0.0) + sum(trial["seconds"] for trial in tried)
     how = f"{len(split)}-fold cross-validation" if len(split) > 1 else f"one split, {len(split[0][1])} held out"
     values = ", ".join(
