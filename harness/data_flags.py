@@ -31,7 +31,8 @@ def add_data_args(parser, dataset="assets/data/movie_reviews"):
     )
     roles = {"text": "text", "text_pair": "text pair", "label": "label", "question": "question, or the instruction"}
     roles |= {"context": "passage of a question, or what an instruction is about", "options": "options to choose from"}
-    for role, what in {**roles, "answer": "answer, or the response"}.items():
+    roles |= {"answer": "answer, or the response", "cluster": "name that examples about one thing share, for intervals"}
+    for role, what in roles.items():
         group.add_argument(f"--{role}_column", metavar="NAME", help=f"the column with the {what}")
     group.add_argument(
         "--encoding", type=encoding, help="of data files and documents that are not UTF-8, such as cp1252"

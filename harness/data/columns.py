@@ -16,13 +16,15 @@ CONTEXT = ("context", "passage", "support", "input")
 ANSWER, OPTIONS = ("answers", "answer", "answerkey", "answer_key"), ("options", "choices")
 INSTRUCTION, RESPONSE = ("instruction", "prompt"), ("output", "response", "completion")
 GROUP = ("heuristic", "source", "category")  # groups that are also scored one by one
+CLUSTER = ("cluster",)  # examples that share it vary together, see Example.cluster
 CATEGORY = ("category",)  # the label of a text that has no other
 # a first line with one of these is a header, a JSON object with one a row
 KNOWN = frozenset((*TEXT, *LABEL, *QUESTION, *ANSWER, *INSTRUCTION))
 
 # kind -> the roles that must have a column
 NEEDED = {"classification": ("text", "label"), "qa": ("question", "answer"), "instruction": ("instruction", "response")}
-FORCED = ("text", "text_pair", "label", "question", "context", "options", "answer")  # roles whose column a flag names
+# roles whose column a flag names
+FORCED = ("text", "text_pair", "label", "question", "context", "options", "answer", "cluster")
 
 
 def column_names(rows):
@@ -39,14 +41,15 @@ def recognise(splits, options):
     """(kind, {role: column name or None}) from the columns of all rows of {split: rows}, and from the flags.
 
     options: {kind, text_column, text_pair_column, label_column, question_column, context_column, options_column,
-    answer_column}, as the flags have them; what is missing counts as None. The role "boolean" is there where the labels
-    are yes and no in the words of BoolQ; the role "options" may be several columns. UserError for columns that fit no
-    kind.
+    answer_column, cluster_column}, as the flags have them; what is missing counts as None. The role "boolean" is there
+    where the labels are yes and no in the words of BoolQ; the role "options" may be several columns. UserError for
+    columns that fit no kind.
     """
     names, kind = column_names(row for rows in splits.values() for row in rows), options["kind"]
     forced = {role: options.get(f"{role}_column") for role in FORCED}
     usual = {"text": TEXT, "text_pair": PAIR, "label": LABEL, "question": QUESTION, "context": CONTEXT}
     usual |= {"options": OPTIONS, "answer": ANSWER, "instruction": INSTRUCTION, "response": RESPONSE, "group": GROUP}
+    usual["cluster"] = CLUSTER
     columns = {role: _pick(names, some, forced.get(role), f"--{role}_column") for role, some in usual.items()}
     _place_instruction(names, columns, kind, forced)
     if columns["text"] and not columns["label"]:
@@ -59,6 +62,8 @@ def recognise(splits, options):
         kind = _guess_kind(splits.get("train") or next(iter(splits.values())), columns, forced)
     if kind == "classification":
         _place_question(columns)
+    if columns["cluster"] == columns["label"] and not forced["cluster"]:
+        columns["cluster"] = None  # the label of clustered texts
     needed = NEEDED.get(kind)
     if needed is None or any(columns[role] is None for role in needed):
         raise utils.UserError(
@@ -157,7 +162,8 @@ def to_examples(rows, split, kind, columns, label_index, no_label, chosen=None):
         if example is None or not example.text.strip() or not (kind == "classification" or example.references):
             continue
         group = row_cells.text("group", join=", ") if columns["group"] != columns["label"] else ""
-        examples.append(replace(example, id=f"{split}-{number}", group=group or None))
+        about = row_cells.text("cluster").strip() if columns["cluster"] else ""
+        examples.append(replace(example, id=f"{split}-{number}", group=group or None, about=about or None))
     return examples
 
 

@@ -23,13 +23,15 @@ class Example:
     label: int | None = None
     references: tuple = ()
     group: str | None = None  # HANS' heuristic, UnifiedQA's source, Dolly's category
+    about: str | None = None  # what the data set's own column of clusters says
 
     @property
     def cluster(self):
-        """12 hex digits that examples about one text share: the context, or the first text of a pair (a passage with
-        several questions, a premise with several hypotheses); None for an example without either.
+        """12 hex digits that examples about one thing share: what the data set's column of clusters names, else the
+        context or the first text of a pair (a passage with several questions, a premise with several hypotheses); None
+        for an example without any.
         """
-        shared = self.context or (self.text if self.text_pair is not None else None)
+        shared = self.about or self.context or (self.text if self.text_pair is not None else None)
         return shared and hashlib.sha256(" ".join(shared.lower().split()).encode()).hexdigest()[:12]
 
     def key(self):

@@ -27,6 +27,7 @@ def load_task(
     context_column=None,
     options_column=None,
     answer_column=None,
+    cluster_column=None,
     encoding=None,
     label_words=None,
     instruction=None,
@@ -54,6 +55,7 @@ def load_task(
         context_column,
         options_column,
         answer_column,
+        cluster_column,
     )
     named = [name for name in given if name]
     splits, declared, told = sources.read_splits(dataset, subset, files, columns, named, encoding)
@@ -220,6 +222,7 @@ def from_args(args):
         context_column=args.context_column,
         options_column=args.options_column,
         answer_column=args.answer_column,
+        cluster_column=args.cluster_column,
         encoding=args.encoding,
         label_words=args.label_words,
         instruction=args.instruction,

@@ -19,6 +19,7 @@ DATA_FLAGS = (
     "context_column",
     "options_column",
     "answer_column",
+    "cluster_column",
     "label_words",
     "instruction",
     "template",

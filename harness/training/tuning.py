@@ -10,29 +10,28 @@ import numpy as np
 from sklearn.model_selection import KFold, StratifiedKFold, StratifiedShuffleSplit
 
 import utils
+from harness import errors
 from harness.training import trainer
 
 FOLDS, CROSS_VALIDATED = 3, 300  # cross-validation up to so many labels; beyond, one split
 HELD_OUT = 0.25  # of that split
+LEAST_SCORED = 20  # held-out examples in all; fewer cannot tell trials apart
 FACTORS = {"learning_rate": (0.25, 4.0), "length": (0.5, 1, 2), "batch_size": (0.5, 1, 2)}  # around the defaults
 ADAPTER = {"rank": (4, 8, 16, 32), "alpha_factor": (1, 2, 4), "target_modules": ("auto", "attention", "all-linear")}
-TUNED = ("learning_rate", "epochs", "max_steps", "batch_size", "rank", "alpha", "target_modules")
+TUNED = ("learning_rate", "max_steps", "batch_size", "rank", "alpha", "target_modules")
 
 
-def draw_trials(n, args, learning_rate, low_rank):
+def draw_trials(n, args, steps, learning_rate, low_rank):
     """[n] dicts of flags to try: first those of `args` themselves, then random ones around them, by --seed.
 
-    learning_rate: the one that the run would take; low_rank: True where rank, alpha and layers are tried too.
+    steps, learning_rate: what the run would take; low_rank: True where rank, alpha and layers are tried too. The length
+    is one of optimizer steps, so that a trial on a part of the examples makes as many as the run on all of them.
     """
     rng, low, high = random.Random(args.seed), *FACTORS["learning_rate"]
-    trials = [{"learning_rate": learning_rate}]
+    trials = [{"learning_rate": learning_rate, "max_steps": steps}]
     while len(trials) < n:
         trial = {"learning_rate": float(f"{learning_rate * low * (high / low) ** rng.random():.2g}")}
-        length = rng.choice(FACTORS["length"])
-        if args.max_steps:
-            trial["max_steps"] = max(1, round(args.max_steps * length))
-        else:
-            trial["epochs"] = args.epochs * length
+        trial["max_steps"] = max(1, round(steps * rng.choice(FACTORS["length"])))
         trial["batch_size"] = max(1, round(args.batch_size * rng.choice(FACTORS["batch_size"])))
         if low_rank:
             trial["rank"] = rng.choice(ADAPTER["rank"])
@@ -78,10 +77,10 @@ def ranked(trials):
 def halve(trials, split, score_part, save=lambda: None):
     """Score all trials on the first part, the better half on the second, and so on; the trials that saw every part.
 
-    trials: [{"trial": number, ...}], which get score and loss (means over their parts), parts and seconds.
-    score_part: (trial, training examples, held-out examples) -> {"loss", and "accuracy" of a head}. save is called
-    after each. Successive halving with parts as the resource (Jamieson & Talwalkar 2016). RunFailed where no trial's
-    loss stayed a number.
+    The first trial, the defaults, stays to the last part however it does. trials: [{"trial": number, ...}], which get
+    score and loss (means over their `scored` held-out examples), parts and seconds. score_part: (trial, training
+    examples, held-out examples) -> {"loss", and "accuracy" of a head}. save is called after each. Successive halving
+    with parts as the resource (Jamieson & Talwalkar 2016). RunFailed where no trial's loss stayed a number.
     """
     alive = list(trials)
     for number, (kept, held) in enumerate(split):
@@ -91,12 +90,15 @@ def halve(trials, split, score_part, save=lambda: None):
                 seen = score_part(trial, kept, held)
                 if not math.isfinite(seen["loss"]):
                     raise utils.RunFailed(f"the loss of the held-out examples is {seen['loss']}")
-            except utils.RunFailed as error:  # its rate was too high
-                trial["failed"] = str(error)
+            except Exception as error:
+                if not isinstance(error, utils.RunFailed) and not errors.is_out_of_memory(error):
+                    raise
+                trial["failed"] = errors.short(error)  # its rate was too high, or its batch too large
             else:
                 new = {"score": seen.get("accuracy", -seen["loss"]), "loss": seen["loss"]}
-                trial.update({name: (number * trial.get(name, 0.0) + new[name]) / (number + 1) for name in new})
-                trial["parts"] = number + 1
+                before, scored = trial.get("scored", 0), trial.get("scored", 0) + len(held)
+                trial.update({k: (before * trial.get(k, 0.0) + len(held) * new[k]) / scored for k in new})
+                trial.update(parts=number + 1, scored=scored)
             trial["seconds"] = trial.get("seconds", 0.0) + time.perf_counter() - begin
             save()
         alive = ranked(trial for trial in alive if "failed" not in trial)
@@ -107,7 +109,8 @@ def halve(trials, split, score_part, save=lambda: None):
         if not alive:
             raise utils.RunFailed(f"no trial of --tune came to its end; the first: {trials[0]['failed']}")
         if number + 1 < len(split):
-            alive = alive[: math.ceil(len(alive) / 2)]
+            half = math.ceil(len(alive) / 2)
+            alive = alive[:half] + [trial for trial in alive[half:] if trial is trials[0]]
     return alive
 
 
@@ -122,10 +125,16 @@ def tune(args, task, tokenizer, run, device, build, learning_rate, chat, low_ran
     if len(task.train) < 4:
         raise utils.UserError(f"--tune scores trials on parts of the training examples; {len(task.train)} are too few")
     split, tried, settings = parts(task.train, args.seed), [], {}
-    if not split:
-        run.note("--tune: no class has two training examples, so no trial can be scored and the defaults stay")
-        return argparse.Namespace(**{**vars(args), "learning_rate": learning_rate})
-    for number, flags in enumerate(draw_trials(args.tune, args, learning_rate, low_rank), 1):
+    defaults = argparse.Namespace(**{**vars(args), "learning_rate": learning_rate})
+    scored = sum(len(held) for _, held in split)
+    if scored < LEAST_SCORED:
+        run.note(
+            f"--tune: trials would be scored on {scored} examples whose class has another one, fewer than "
+            f"{LEAST_SCORED}, so the defaults stay"
+        )
+        return defaults
+    steps = trainer.n_steps(len(task.train), args)
+    for number, flags in enumerate(draw_trials(args.tune, args, steps, learning_rate, low_rank), 1):
         settings[number] = argparse.Namespace(**{**vars(args), **flags})
         chosen = {name: getattr(settings[number], name) for name in TUNED if hasattr(args, name)}
         tried.append({"trial": number, **chosen})
@@ -146,4 +155,6 @@ def tune(args, task, tokenizer, run, device, build, learning_rate, chat, low_ran
         if winner.get(name) is not None
     )
     run.note(f"--tune: trial {winner['trial']} of {args.tune} by {how} on the {len(task.train)} labels: {values}")
+    if winner["trial"] == 1:
+        return defaults
     return argparse.Namespace(**{**vars(args), **{name: winner[name] for name in TUNED if name in winner}})

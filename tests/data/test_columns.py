@@ -203,3 +203,17 @@ def test_lists_in_delimited_files_can_only_be_text(tmp_path, answer, expected, i
     found = {ex.text: ex.references for ex in task.evaluation}
     assert found == {"q": expected, "p": ('x"y',)}
     assert task.notes == ["1 answers in brackets read as lists, each item as a reference of its own"] * is_list
+
+
+def test_a_column_of_clusters_names_what_examples_are_about(tmp_path):
+    rows = [{"text": f"question {i}", "label": f"l{i % 2}", "cluster": f"story {i // 4 % 2}", "doc": i} for i in range(16)]
+    write_jsonl(tmp_path / "train.jsonl", rows[:8])
+    write_jsonl(tmp_path / "test.jsonl", rows[8:])
+    clusters = {ex.text: ex.cluster for ex in tasks.load_task(str(tmp_path)).evaluation}
+    assert len(set(clusters.values())) == 2 and clusters["question 8"] == clusters["question 11"]
+    by_doc = tasks.load_task(str(tmp_path), cluster_column="doc").evaluation
+    assert len({ex.cluster for ex in by_doc}) == 8
+    labelled = tasks.load_task(str(tmp_path), label_column="cluster")
+    assert len(labelled.labels) == 2 and all(ex.cluster is None for ex in labelled.evaluation)
+    with pytest.raises(utils.UserError, match="--cluster_column story: no such column; there are text, label"):
+        tasks.load_task(str(tmp_path), cluster_column="story")
