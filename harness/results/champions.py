@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from harness.results import stats
+from harness.results import names, stats
 
 SPLITS = 20
 MIN_CLUSTERS = 10  # fewer are not halved
@@ -131,12 +131,12 @@ def promise(members, best, choose):
 
 
 def by_strategy(members):
-    """The Champions of the strategies of a panel's Configurations, the best first; baselines are none.
+    """The Champions of the strategies (names.kin) of a panel's Configurations, the best first; baselines are none.
 
     Runs that are all degenerate make no champion where another configuration of the strategy can be one.
     """
     groups = {}
     for c in members:
         if c.usable:
-            groups.setdefault(c["strategy"], []).append(c)
+            groups.setdefault(names.kin(c.rows[0]), []).append(c)
     return sorted((champion(some) for some in groups.values()), key=lambda found: -found.mean())

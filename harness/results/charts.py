@@ -123,7 +123,7 @@ def score_chart(panel, members, more=""):
     plotting.values_beside(axis, [f"{score:.3f}" for score in scores])
     label = f"{plotting.axis_name(panel.metric)} with 95 % interval"
     note = "\n".join(filter(None, [best_of_strategies(axis, bars, champions.by_strategy(members)), note]))
-    right = max(score + above for score, above in zip(scores, reach[1]))
+    right = max(score + (0 if math.isnan(above) else above) for score, above in zip(scores, reach[1]))
     baseline = plotting.majority(bars[0])
     if baseline is not None:
         axis.axvline(baseline, linestyle="--", linewidth=1.2, color="black", zorder=3)

@@ -1,6 +1,7 @@
 """Are two runs or configurations different on the same examples? Which configurations differ in one flag alone?"""
 
 import json
+import re
 
 import utils
 from harness.results import configurations, run_scores, schema, stats
@@ -17,6 +18,8 @@ STUDIES = {
     "quantize": "quantized base",
     "k": "passages",
 }
+ROUNDS = ("precision", "quantize")  # flags that quantize weights
+DEQUANTIZED = re.compile(r"de-?quanti[sz]ed", re.IGNORECASE)  # in a model_source
 
 
 def compare_runs(first, second):
@@ -111,3 +114,15 @@ def studies(members):
                 numbers = all(isinstance(level, (int, float)) for level, _ in levels)
                 result.append((flag, sorted(levels, key=lambda pair: pair[0]) if numbers else levels))
     return result
+
+
+def weights_doubt(flag, levels):
+    """Why the levels of a flag do not show what rounding weights costs; "" where they do or the flag rounds none.
+
+    levels: [(level, Configuration)]. Weights that were quantized before lose nothing by some roundings and twice by
+    others.
+    """
+    sources = {row["model_source"] or "" for _, c in levels for row in c.rows} if flag in ROUNDS else set()
+    if "" in sources:
+        return "these rows do not say where the weights come from"
+    return next((f"these weights were quantized before ({s})" for s in sorted(sources) if DEQUANTIZED.search(s)), "")

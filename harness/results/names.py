@@ -16,11 +16,11 @@ STRATEGIES = {
     "probe": "Probe",
     "prompting": "Prompting",
     "rag": "RAG",
-    "quantized": "0-shot prompts by precision",
+    "quantized": "By precision",
     "context_distillation": "Context distillation",
     "chat": "Chat",
 }
-NO_LABELS = ("rag", "quantized", "chat")  # strategies whose names need no number of labels
+NO_LABELS = ("rag", "chat")  # strategies whose names need no number of labels
 METHODS = {
     "lora": "LoRA",
     "dora": "DoRA",
@@ -152,6 +152,19 @@ def distilled(variant):
     return f"{prompt(teacher, {})}, distilled into {target}" + (", online targets" if online else "")
 
 
+def kin(row):
+    """The strategy that a row is a case of: at some precision, a zero-shot prompt is prompting and an adapter PEFT."""
+    if row["strategy"] != "quantized":
+        return row["strategy"]
+    try:
+        flags = json.loads(row.get("args") or "{}")
+    except ValueError:
+        flags = None
+    if isinstance(flags, dict) and flags.get("adapter"):
+        return "peft"
+    return "quantized" if store.number(row.get("labels_used")) else "prompting"  # trained by an earlier run, or not
+
+
 def technique(row):
     """What a row's strategy and variant are called, without model and labels."""
     strategy, variant = row["strategy"], row["variant"]
@@ -162,7 +175,8 @@ def technique(row):
     if strategy == "quantized":  # nf4, fp32_prompt_lookup4, bf16_compiled
         precision, _, decoding = variant.partition("_")
         decoding = re.sub(r"(\d+)$", r" \1", decoding).replace("_", " ")
-        return ", ".join(filter(None, [f"0-shot prompt in {precision}", decoding]))
+        what = {"peft": "Adapter", "prompting": "0-shot prompt"}.get(kin(row), "Trained model")
+        return ", ".join(filter(None, [f"{what} in {precision}", decoding]))
     if strategy == "chat":
         return "Chat, adapter" if variant.endswith("_adapter") else "Chat"
     name = WITHOUT_PASSAGES.get(variant)
@@ -173,7 +187,8 @@ def technique(row):
 
 def labels(row):
     """2,000 labels, for a row that was trained or chosen with so many; nothing for another."""
-    told = row["strategy"] in NO_LABELS or (prompt(row["variant"]) and not row["variant"].startswith("searched"))
+    shots = row["strategy"] == "prompting" and prompt(row["variant"]) and not row["variant"].startswith("searched")
+    told = row["strategy"] in NO_LABELS or shots
     known = None if told else store.number(row["labels_used"])
     n = int(known) if known and math.isfinite(known) else 0
     return f"{n:,} label{'s' * (n != 1)}" if n else ""

@@ -1,5 +1,6 @@
 """What the charts share: sizes, colours, names beside bars, plain ticks that do not overlap."""
 
+import math
 import textwrap
 
 import matplotlib
@@ -45,10 +46,10 @@ def colour(configuration):
 
 
 def errors(configuration):
-    """How far the 95 % interval reaches below and above the mean score; (0, 0) where it is unknown."""
+    """How far the 95 % interval reaches below and above the mean score; NaN, which draws no bar, where unknown."""
     low, high = configuration.interval
     if low is None or high is None:
-        return 0, 0
+        return math.nan, math.nan
     return max(0, configuration.mean() - low), max(0, high - configuration.mean())
 
 

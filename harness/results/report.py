@@ -1,7 +1,6 @@
 """The report that plot_results.py writes from the rows."""
 
 import math
-import re
 import textwrap
 from pathlib import Path
 
@@ -18,8 +17,6 @@ COLUMNS = (
     "MB trained",
     "rows",
 )
-ROUNDS = ("precision", "quantize")  # flags that quantize weights
-DEQUANTIZED = re.compile(r"de-?quanti[sz]ed", re.IGNORECASE)  # in a model_source
 METHOD = (
     "Runs that differ only in their seeds are one configuration: mean ± standard deviation over the runs, then a 95 "
     "% interval. It counts the examples, clusters of them (questions about one passage) and, where it is known, the "
@@ -177,24 +174,35 @@ def between_strategies(ranked):
         shown = "is below that" if certain else f"cannot be told apart from that with n = {test.n}"
         lines.append(
             f"- Best of {strategy(other)}: {other.name} ({tables.champion_cell(other)}) {shown}: {test.delta:+.3f}, "
-            f"{stats.p_text(p)} ({test.test}){'' if certain else test.limit()}."
+            f"{stats.p_text(p)} ({test.test}){'' if certain else test.limit()}.{unlike(other, best)}"
         )
     return lines
 
 
 def strategy(champion):
-    return names.STRATEGIES.get(champion["strategy"], champion["strategy"])
+    name = names.kin(champion.configuration.rows[0])
+    return names.STRATEGIES.get(name, name)
+
+
+def unlike(champion, best):
+    """Words on what two Champions do not have in common, besides the strategy: base model and number of labels."""
+    shown = names.models([champion["model"], best["model"]])
+    lines = [f"on {shown[champion['model']]} against {shown[best['model']]}"] if len(shown) > 1 else []
+    used = [found.configuration.mean("labels_used") for found in (champion, best)]
+    if used[0] != used[1]:
+        amounts = ["an unknown number of" if n is None else f"{n:,.0f}" for n in used]
+        lines.append(f"with {amounts[0]} labels against {amounts[1]}")
+    return f" Not like with like: {'; '.join(lines)}." if lines else ""
 
 
 def effect(flag, levels):
     """A line about a flag: the score at each level, and whether the best level differs from the worst."""
     means = [configuration.mean() for _, configuration in levels]
-    sources = {row.get("model_source") or "" for _, configuration in levels for row in configuration.rows}
-    rounded = [source for source in sorted(sources) if flag in ROUNDS and DEQUANTIZED.search(source)]
     low, high = levels[means.index(min(means))], levels[means.index(max(means))]
     test, verdict = compare.difference(low[1], high[1]), ""
-    if rounded:
-        verdict = f" No precision's cost: these weights were quantized before ({rounded[0]})."
+    doubt = compare.weights_doubt(flag, levels)
+    if doubt:
+        verdict = f" No precision's cost: {doubt}."
     elif test is not None:
         p = min(1.0, test.p * math.comb(len(levels), 2))  # the worst and the best of all pairs of levels (Bonferroni)
         shown = "." if p < stats.SIGNIFICANT else f", not a difference that these runs can show{test.limit()}."

@@ -42,6 +42,8 @@ def level_chart(panel, members, flag, columns):
     studies = [levels for name, levels in compare.studies(members) if name == flag]
     if not studies:
         return None
+    if any(compare.weights_doubt(flag, levels) for levels in studies):
+        columns = [column for column in columns if column != "score"]
     order = list(dict.fromkeys(str(level) for levels in sorted(studies, key=len, reverse=True) for level, _ in levels))
     left, order = order[plotting.MOST_BARS :], order[: plotting.MOST_BARS]
     figure, axes = plotting.new_figure(2.4 + 0.3 * len(order), len(columns))

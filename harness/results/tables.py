@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from harness.results import champions, configurations, markdown
+from harness.results import champions, configurations, markdown, names
 
 # the columns of the printed table; one that is empty in all rows of a panel is left out there
 COLUMNS = (
@@ -133,7 +133,7 @@ def print_best(rows, folder):
             lines.append(
                 [
                     f"{panel.data}, {panel.n_eval}",
-                    c["strategy"],
+                    names.kin(c.rows[0]),
                     c.name,
                     len(c.rows),
                     f"{panel.metric} {score}",

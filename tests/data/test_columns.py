@@ -206,7 +206,9 @@ def test_lists_in_delimited_files_can_only_be_text(tmp_path, answer, expected, i
 
 
 def test_a_column_of_clusters_names_what_examples_are_about(tmp_path):
-    rows = [{"text": f"question {i}", "label": f"l{i % 2}", "cluster": f"story {i // 4 % 2}", "doc": i} for i in range(16)]
+    rows = [
+        {"text": f"question {i}", "label": f"l{i % 2}", "cluster": f"story {i // 4 % 2}", "doc": i} for i in range(16)
+    ]
     write_jsonl(tmp_path / "train.jsonl", rows[:8])
     write_jsonl(tmp_path / "test.jsonl", rows[8:])
     clusters = {ex.text: ex.cluster for ex in tasks.load_task(str(tmp_path)).evaluation}

@@ -2,7 +2,7 @@ import pytest
 from helpers import ROOT
 from row_helpers import result_row, rows_as_read
 
-from harness.results import configurations, names, store
+from harness.results import champions, configurations, names, store
 
 
 def names_of(tmp_path, rows):
@@ -120,3 +120,28 @@ def test_what_rows_share_names_a_line():
     assert names.shared(rows) == "Prompt, m"
     rows = [{"strategy": "quantized", "variant": v, "model": "a/m", "labels_used": ""} for v in ("nf4", "bf16")]
     assert names.shared(rows) == "0-shot prompt, m"
+
+
+def test_what_is_scored_at_a_precision_is_called_by_what_it_is(tmp_path):
+    base = {"strategy": "quantized", "script": "quantize_and_parallel.py", "variant": "nf4", "score": 0.6}
+    rows = [
+        result_row(**base, labels_used=0, flags={"precision": "nf4"}),
+        result_row(**base, labels_used=500, flags={"precision": "nf4", "adapter": "runs/x/adapter"}),
+        result_row(**base, labels_used=500, flags={"precision": "nf4", "model": "runs/x/model"}),
+        result_row(score=0.6, strategy="prompting", variant="0_shot", script="prompt_eval.py"),
+        result_row(score=0.6, strategy="peft", variant="0_shot_adapter", labels_used=500, script="prompt_eval.py"),
+    ]
+    rows = rows_as_read(tmp_path, rows)
+    assert [names.kin(row) for row in rows] == ["prompting", "peft", "quantized", "prompting", "peft"]
+    assert [names.technique(row) for row in rows[:3]] == [
+        "0-shot prompt in nf4",
+        "Adapter in nf4",
+        "Trained model in nf4",
+    ]
+    assert [names.labels(row) for row in rows] == ["", "500 labels", "500 labels", "", "500 labels"]
+    best = champions.by_strategy(configurations.group_seeds(rows))
+    assert sorted((names.kin(c.configuration.rows[0]), c.among) for c in best) == [
+        ("peft", 2),
+        ("prompting", 2),
+        ("quantized", 1),
+    ]

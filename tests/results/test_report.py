@@ -1,6 +1,6 @@
 from row_helpers import result_row, rows_as_read
 
-from harness.results import compare, configurations, report
+from harness.results import champions, compare, configurations, report
 
 
 def test_a_study_is_what_differs_in_one_flag_alone(tmp_path):
@@ -29,6 +29,20 @@ def test_what_a_precision_costs_is_not_read_from_weights_that_were_quantized_bef
     source = "Q4_1 weights de-quantized to bf16"
     shown = precision_line(tmp_path, source)
     assert shown == f"{scores} No precision's cost: these weights were quantized before ({source})."
+    shown = precision_line(tmp_path, "")
+    assert shown == f"{scores} No precision's cost: these rows do not say where the weights come from."
+
+
+def test_strategies_with_other_labels_or_models_are_not_compared_as_if_they_were_alike(tmp_path):
+    rows = [
+        result_row(score=0.8, variant="full", labels_used=2000, score_low=0.78, score_high=0.82, train_seconds=9),
+        result_row(score=0.6, strategy="peft", variant="lora_r8", labels_used=2000, score_low=0.58, score_high=0.62),
+        result_row(score=0.5, strategy="prompting", variant="8_shot", labels_used=8, model="n", score_low=0.48),
+    ]
+    found = configurations.group_seeds(rows_as_read(tmp_path, rows))
+    best, peft, prompting = report.between_strategies(champions.by_strategy(found))
+    assert "Not like with like" not in best + peft
+    assert prompting.endswith(" Not like with like: on n against m; with 8 labels against 2,000.")
 
 
 def test_left_out_rows_are_a_short_line_each():
