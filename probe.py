@@ -164,9 +164,8 @@ def count_cuts(run, extract, texts):
     if extract.model is None:
         return 0, None
     lengths = [n for part in texts for n in extract.lengths(part)]
-    cut = sum(n > (extract.limit or n) for n in lengths)
-    if cut:
-        run.note(f"{cut} of {len(lengths)} evaluation texts were cut to {extract.limit} tokens")
+    for text in evaluate.cuts(lengths, extract.limit):
+        run.note(text)
     return max(lengths), sum(min(n, extract.limit or n) for n in lengths)
 
 

@@ -54,10 +54,10 @@ def by_head(model, tokenizer, task, batch_size, latency_runs, max_length=None, o
 
     outcome = by_probabilities(classify, task, batch_size, latency_runs, other, labelled)
     limit = scoring.classifier_length(model, tokenizer, max_length)
-    longest = max(
-        len(tokenizer(ex.text, ex.text_pair, truncation=True, max_length=limit).input_ids) for ex in task.evaluation
-    )
-    outcome.workload = {"batch_size": min(batch_size, len(task.evaluation)), "longest": longest, "kind": "classified"}
+    lengths = [len(tokenizer(ex.text, ex.text_pair, verbose=False).input_ids) for ex in task.evaluation]
+    outcome.warnings += cuts(lengths, limit)
+    sizes = {"batch_size": min(batch_size, len(task.evaluation)), "longest": min(max(lengths), limit)}
+    outcome.workload = {**sizes, "kind": "classified"}
     return outcome
 
 
@@ -273,6 +273,12 @@ def target_perplexity(model, tokenizer, task, prompts_of, batch_size, chat):
     prompts, separator, *_ = prompts_of(task.evaluation)
     references = [separator + task.target(ex) for ex in task.evaluation]
     return perplexity.reference_cells(model, tokenizer, prompts, references, batch_size, chat)
+
+
+def cuts(lengths, limit):
+    """A sentence on texts of `lengths` tokens that were cut to `limit` (None: no limit), in a list; none for none."""
+    cut = sum(n > (limit or n) for n in lengths)
+    return [f"{cut} of {len(lengths)} evaluation texts were cut to {limit} tokens"] if cut else []
 
 
 def truncation(room, shortened, lost, cut):

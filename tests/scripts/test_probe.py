@@ -9,6 +9,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+import finetune
 import probe
 import utils
 from harness.data import tasks
@@ -99,11 +100,14 @@ def test_the_prompt_may_be_a_chat_and_is_saved_with_the_probe(sentiment, tiny_ll
     assert int(plain["prompt_tokens"]) < int(row["prompt_tokens"])
 
 
-def test_texts_that_are_cut_are_counted(sentiment, tiny_embedder, out, tmp_path):
-    flags = ["--dataset", sentiment, "--model", tiny_embedder, *out, "--max_train_samples", "20"]
-    probe.main([*flags, "--max_length", "8"])
-    (row,) = store.read_results(tmp_path / "results.csv")
-    assert "60 of 60 evaluation texts were cut to 8 tokens" in row["note"]
+def test_texts_that_are_cut_are_counted_by_the_probe_and_by_a_classifier(sentiment, tiny_embedder, out, tmp_path):
+    flags = ["--dataset", sentiment, "--model", tiny_embedder, *out, "--max_train_samples", "20", "--max_length"]
+    probe.main([*flags, "8"])
+    finetune.main([*flags, "8", "--max_steps", "1"])
+    finetune.main([*flags, "60", "--max_steps", "1"])
+    rows = store.read_results(tmp_path / "results.csv")
+    assert all("60 of 60 evaluation texts were cut to 8 tokens" in row["note"] for row in rows[:2])
+    assert "were cut" not in rows[2]["note"]
 
 
 def test_a_label_without_training_examples(tiny_embedder, out, tmp_path):
