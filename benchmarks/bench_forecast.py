@@ -1,8 +1,8 @@
-"""How close is the memory forecast to what runs measured? Each row is forecast with a calibration on the other rows.
+"""How close is the memory forecast to what runs measured? Each row's is calibrated on the other configurations.
 
 A row has `predicted_gb`, forecast from the model's configuration before the run, and the measured peak: on a GPU what
-torch allocated, on a CPU the peak resident memory minus that before the model. A row's own measurement never enters its
-calibration (leave one out).
+torch allocated, on a CPU the peak resident memory minus that before the model. Neither a row's own
+measurement nor that of the same configuration with another seed enters its calibration (leave one configuration out).
 
     python benchmarks/bench_forecast.py --results sample_results.csv
 
@@ -17,7 +17,7 @@ from common import ROOT
 
 import utils
 from harness import flags
-from harness.results import outputs, store
+from harness.results import configurations, outputs, store
 from harness.selector import memory
 
 BOUNDS = {"cpu": 0.2, "cuda": 0.1}
@@ -47,9 +47,10 @@ def main(argv=None):
             if len(rows) <= memory.MIN_ROWS:
                 continue
             errors, raw = [], []
-            for i, row in enumerate(rows):
+            for row in rows:
                 predicted, measured = float(row["predicted_gb"]), memory.measured_gb(row)
-                others = memory.known_pairs(rows[:i] + rows[i + 1 :], device, phase, row["precision"] == "fp32")
+                others = [other for other in rows if not configurations.same_configuration(row, other)]
+                others = memory.known_pairs(others, device, phase, row["precision"] == "fp32")
                 offset, factor = memory.calibrate(others)
                 errors.append(abs((offset + factor * predicted) / measured - 1))
                 raw.append(abs(predicted / measured - 1))
