@@ -2,17 +2,17 @@
 
     python benchmarks/build_search_data.py DIR OUT [--narrativeqa assets/data/narrativeqa]
 
-DIR holds sst2/ (sent_train.tsv, sent_test.tsv), mnli/ (train.tsv, dev_matched.tsv), ag_news/test.csv,
-unifiedqa/squad1_1_xquad/dev.tsv, unifiedqa/arc_easy/ and dolly/dolly_3k.json; what it lacks is left out. OUT gets a
-folder with train.jsonl and test.jsonl for each:
+DIR holds mnli/ (train.tsv, dev_matched.tsv), ag_news/test.csv, unifiedqa/squad1_1_xquad/dev.tsv, unifiedqa/arc_easy/
+and dolly/dolly_3k.json; what it lacks is left out. OUT gets a folder with train.jsonl and test.jsonl for each:
 
-    search: sst2 (2 classes), mnli (3, pairs), ag_news (4), articles (48: the Wikipedia article that a question of
-            XQuAD is about; five passages that follow each other are one article), arc_easy (questions)
+    search: mnli (3 classes, pairs), ag_news (4), articles (48: the Wikipedia article that a question of XQuAD is about;
+            five passages that follow each other are one article), arc_easy (questions)
     table:  dolly_category (8: the category of an instruction, without its context), story (101: which story a question
             of NarrativeQA is about)
 
-The search sets are in no table of results, but SST-2 shares most sentences with the demo's movie_reviews. Where a
-source has no test split of its own, one is drawn in the proportions of the classes, by a fixed seed.
+The search sets are in no table of results. SST-2 is none of them: most of its sentences are also in the demo's
+movie_reviews. Where a source has no test split of its own, one is drawn in the proportions of the classes, by a fixed
+seed.
 """
 
 import argparse
@@ -40,14 +40,6 @@ def held_out(rows, n):
         some = groups[label]
         test += [some.pop() for _ in range(max(1, round(n * len(some) / len(rows))))]
     return {"train": [row for label in sorted(groups) for row in groups[label]], "test": test}
-
-
-def sst2(folder):
-    def read(name):
-        pairs = [row.rsplit("\t", 1) for row in rows_of(folder / "sst2" / name)]
-        return [{"text": text, "label": ("negative", "positive")[int(label)]} for text, label in pairs]
-
-    return {"train": read("sent_train.tsv"), "test": read("sent_test.tsv")}
 
 
 def mnli(folder):
@@ -104,7 +96,7 @@ def parse_args(argv=None):
 
 def main(argv=None):
     args = parse_args(argv)
-    for make in (sst2, mnli, ag_news, articles, arc_easy, dolly_category, story):
+    for make in (mnli, ag_news, articles, arc_easy, dolly_category, story):
         source = args.narrativeqa if make is story else args.dir
         try:
             splits = make(source) if source else None

@@ -40,8 +40,7 @@ def test_every_suite_that_is_shipped_is_read_by_its_scripts():
         "datasets",
         "domains",
         "probe",
-        "defaults_full",
-        "defaults_lora",
+        "defaults",
         "few_labels",
     }
     assert [line.split("--rank ")[1].split()[0] for line in found["rank"][::3]] == ["4", "8", "16", "32", "64"]
@@ -149,8 +148,10 @@ def test_a_suite_runs_once_and_what_changed_runs_again(sentiment, tiny_bert, tmp
 
 @pytest.mark.slow
 def test_a_suite_killed_in_the_middle_goes_on(sentiment, tiny_bert, tmp_path):
-    flags = f"{{model: {tiny_bert}, dataset: {sentiment}, max_steps: 1, latency_runs: 0}}"
-    text = f"script: finetune.py\nflags: {flags}\ngrid: {{seed: [0, 1]}}\n"
+    flags = f"{{model: {tiny_bert}, dataset: {sentiment}, latency_runs: 0}}"
+    # the second takes longer than the two seconds after which it is killed
+    cells = "[{name: a, seed: 0, max_steps: 1}, {name: b, seed: 1, max_steps: 300}]"
+    text = f"script: finetune.py\nflags: {flags}\nexperiments: {cells}\n"
     path, out = (
         suite(tmp_path / "s.yaml", text),
         ["--results", str(tmp_path / "r.csv"), "--runs_dir", str(tmp_path / "runs")],
