@@ -57,9 +57,9 @@ def main(argv=None):
         found.fit(values, labels)
         seconds = time.perf_counter() - begin
         evaluation = embed(model, task.evaluation) if evaluation is None else evaluation
-        right = (found.predict(evaluation) == [ex.label for ex in task.evaluation]).sum()
-        low, high = stats.wilson_interval(int(right), len(evaluation))
-        score = f"accuracy {right / len(evaluation):.3f} [{low:.3f}, {high:.3f}] on {len(evaluation)}"
+        right = (found.predict(evaluation) == [ex.label for ex in task.evaluation]).astype(float)
+        low, high = stats.score_interval(right, [ex.cluster for ex in task.evaluation])
+        score = f"accuracy {right.mean():.3f} [{low:.3f}, {high:.3f}] on {len(evaluation)}"
         print(f"{args.dataset}, {n} labels, seed {args.data_seed}: {score}, {seconds:.0f} s", flush=True)
 
 

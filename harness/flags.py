@@ -242,6 +242,11 @@ def add_common_args(parser, auto_batch=False):
     group.add_argument(
         "--trust_remote_code", action="store_true", help="run code that a model repository ships (off by default)"
     )
+    add_output_args(group)
+
+
+def add_output_args(group):
+    """Where a run leaves its row and its folder."""
     group.add_argument(
         "--results", default="results.csv", help="the CSV that gets this run's row (default: %(default)s)"
     )

@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from helpers import ROOT
 
+from harness.results import store
+
 README = ROOT / "README.md"
 PAGES = [README, *sorted((ROOT / "docs").glob("*.md"))]
 
@@ -16,6 +18,13 @@ PAGES = [README, *sorted((ROOT / "docs").glob("*.md"))]
 FENCE = re.compile(r"^ {0,3}```[^\n]*\n(.*?)^ {0,3}```", re.DOTALL | re.MULTILINE)
 INLINE_CODE = re.compile(r"`([^`]+)`")
 LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
+FIGURE = re.compile(r"\d\.\d{3} \[\d\.\d{3}, \d\.\d{3}\]")
+# (page, heading of the section, the rows that its tables show)
+MEASURED = [
+    ("README.md", "## What was found", "few_labels.csv"),
+    ("docs/training.md", "### With few labels", "few_labels.csv"),
+    ("docs/probe.md", "## What was measured", "probe.csv"),
+]
 SEPARATORS = {"&&", "||", ";", "|", "&"}
 
 
@@ -197,3 +206,18 @@ def test_benchmarks_find_their_marks():
         text = (ROOT / page).read_text(encoding="utf-8")
         begin, end = f"<!-- {name}: written by its command -->", f"<!-- end of {name} -->"
         assert text.count(begin) == text.count(end) == 1 and text.index(begin) < text.index(end), f"{page}: {name}"
+
+
+@pytest.mark.parametrize("page, heading, file", MEASURED)
+def test_measured_figures_stand_in_committed_rows(page, heading, file):
+    """Every `score [low, high]` of a section's table is that of a row; the ten lines of scikit-learn write no row."""
+    section = (ROOT / page).read_text(encoding="utf-8").split(f"{heading}\n")[1].split("\n#")[0]
+    rows = store.read_results(ROOT / "benchmarks/results" / file)
+    cells = {f"{float(r['score']):.3f} [{float(r['score_low']):.3f}, {float(r['score_high']):.3f}]" for r in rows}
+    tables = [line.split("|") for line in section.splitlines() if line.startswith("|")]
+    assert len(tables) > 3
+    skip = {i for i, title in enumerate(tables[0]) if "ten lines" in title}
+    figures = [
+        figure for line in tables for i, cell in enumerate(line) if i not in skip for figure in FIGURE.findall(cell)
+    ]
+    assert figures and set(figures) <= cells, f"in no row of {file}: {sorted(set(figures) - cells)}"

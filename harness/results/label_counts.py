@@ -5,7 +5,10 @@ import math
 import re
 from pathlib import Path
 
+import utils
+
 CHOSE = re.compile(r"(\d+) validation examples chose the checkpoint")
+FILE = "labelled.json"  # of a run folder: the ids of the labelled examples, and how many the weights came with
 TRAINS = ("finetune.py", "peft_finetune.py")  # context_distill.py chooses by unlabelled inputs
 
 
@@ -47,3 +50,26 @@ def of_weights(model_paths, adapter_paths=()):
         elif path in adapter_paths:
             return None
     return total
+
+
+def of_runs(runs):
+    """(labelled examples that influenced any of several runs, a note), each example once; None where one is unknown.
+
+    runs: [(folder, its row of row.json)] on one data set. The ids are in the folder's FILE; without it the numbers are
+    added up, and the note says so.
+    """
+    counts = [row.get("labels_used") for _, row in runs]
+    if any(count is None for count in counts):
+        return None, None
+    ids, trained_with = set(), 0
+    for (folder, _), count in zip(runs, counts):
+        try:
+            known = json.loads((Path(folder) / FILE).read_text(encoding="utf-8"))
+            ids.update(known["ids"])
+            trained_with += known["trained_with"]
+        except FileNotFoundError:
+            if count:
+                return sum(counts), "labels of both runs added up, since they do not say which labels they used"
+        except (OSError, ValueError, TypeError, KeyError):
+            raise utils.UserError(f"{folder}/{FILE} cannot be read") from None
+    return len(ids) + trained_with, None

@@ -18,6 +18,7 @@ STRATEGIES = {
     "rag": "RAG",
     "quantized": "By precision",
     "context_distillation": "Context distillation",
+    "cascade": "Cascade",
     "chat": "Chat",
 }
 NO_LABELS = ("rag", "chat")  # strategies whose names need no number of labels
@@ -177,6 +178,9 @@ def technique(row):
         decoding = re.sub(r"(\d+)$", r" \1", decoding).replace("_", " ")
         what = {"peft": "Adapter", "prompting": "0-shot prompt"}.get(kin(row), "Trained model")
         return ", ".join(filter(None, [f"{what} in {precision}", decoding]))
+    if strategy == "cascade":  # probe:embedder_logreg>prompting:8_shot
+        sides = [dict(zip(("strategy", "variant"), side.split(":", 1))) for side in variant.split(">", 1)]
+        return f"Cascade of {' and '.join(technique({'variant': '', **side}) for side in sides)}"
     if strategy == "chat":
         return "Chat, adapter" if variant.endswith("_adapter") else "Chat"
     name = WITHOUT_PASSAGES.get(variant)

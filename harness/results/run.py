@@ -1,6 +1,7 @@
 """One run: its id, its folder and exactly one row."""
 
 import atexit
+import contextlib
 import functools
 import json
 import os
@@ -79,7 +80,7 @@ class Run:
             "script": script,
             "strategy": strategy,
             "seed": args.seed,
-            "batch_size": None if args.batch_size == "auto" else args.batch_size,
+            "batch_size": None if getattr(args, "batch_size", "auto") == "auto" else args.batch_size,
             "world_size": n_processes,
             "input_id": provenance.input_id(self.args),
             "code_id": provenance.code_id(source) if source.is_file() else None,
@@ -171,6 +172,10 @@ class Run:
         not be appended, and where a good run has no row.json.
         """
         missing = None
+        if self.labelled:
+            known = {"ids": sorted(self.labelled), "trained_with": self.trained_with}
+            with contextlib.suppress(OSError, utils.UserError):  # label_counts.of_runs then adds up
+                self.write_json(label_counts.FILE, known)
         try:
             with outputs.new_file(self.path("row.json")) as file:
                 file.write_text(json.dumps(self.row, indent=2) + "\n")

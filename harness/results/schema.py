@@ -115,6 +115,8 @@ COLUMNS = (
            about="Where labels or options are scored by likelihood: mean probability that the model gives to all of "
                  "them together, before they are normalised."),
     Column("invalid_rate", "float", "quality", about="Share of answers that could not be read, or were empty."),
+    Column("deferral_rate", "float", "quality", "", "share deferred", -1,
+           "Share of the examples that the second model of a cascade answers (cascade.py)."),
     Column("majority_baseline", "float", "quality", about="Accuracy of always answering the most frequent label."),
     Column("score_ood", "float", "quality", "", "score out of domain", 1,
            "Accuracy on the data set of `--eval_ood`."),

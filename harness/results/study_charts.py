@@ -152,3 +152,31 @@ def learning_curves(panel, members):
     axis.set_xlim(used[0] / 1.3 if used[0] else -0.7, used[-1] * 1.3)
     plotting.place_ticks(figure, axis, [used[-1], *used])
     return figure
+
+
+def risk_coverage(curve, confidence, first, second, chosen, title):
+    """A cascade's chart: its score by the share deferred, and the error of what the first model answers by that share.
+
+    curve: (thresholds, shares [T], scores [T]); confidence, first, second: [N] highest probabilities of the first model
+    and scores of the two; chosen: (share, score) that the row reports.
+    """
+    figure, (axis, risk) = plotting.new_figure(4.2, 2)
+    _, shares, scores = curve
+    axis.plot(shares, scores, label="cascade, every threshold")
+    axis.plot(*chosen, "D", color="white", mec="black", ms=6, label="the row: thresholds from the other half")
+    for score, name, style in ((first.mean(), "first alone", ":"), (second.mean(), "second alone", "--")):
+        axis.axhline(score, linestyle=style, linewidth=1, color="black", label=f"{name}, {score:.3f}")
+    axis.plot([0, 1], [first.mean(), second.mean()], color="C7", linewidth=1, label="deferring at random")
+    axis.set_xlabel("share deferred to the second model", fontsize=9)
+    axis.set_ylabel("accuracy", fontsize=9)
+    axis.legend(fontsize=7)
+    wrong = 1 - first[confidence.argsort()[::-1]]  # the surest first
+    covered = range(1, len(wrong) + 1)
+    risk.plot([n / len(wrong) for n in covered], [error / n for n, error in zip(covered, wrong.cumsum())])
+    risk.set_xlabel("coverage: share that the first model answers", fontsize=9)
+    risk.set_ylabel("risk: its error on the surest of that share", fontsize=9)
+    for one in (axis, risk):
+        one.grid(True, alpha=0.3)
+        one.tick_params(labelsize=8)
+    figure.suptitle(plotting.wrapped(title, 110), x=0.01, ha="left", fontsize=9)
+    return figure
