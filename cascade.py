@@ -30,8 +30,9 @@ LARGER = ("peak_rss_gb", "peak_gpu_gb", "majority_baseline")
 
 def parse_args(argv=None):
     parser = flags.ArgumentParser(__doc__)
-    parser.add_argument("first", type=user_path, metavar="RUN_A", help="run folder of the cheap model")
-    parser.add_argument("second", type=user_path, metavar="RUN_B", help="run folder of the dear model")
+    parser.add_argument(
+        "runs", nargs="*", type=user_path, metavar="RUN", help="two run folders: of the cheap and of the dear model"
+    )
     group = parser.add_argument_group("threshold").add_mutually_exclusive_group()
     group.add_argument(
         "--keep",
@@ -47,6 +48,8 @@ def parse_args(argv=None):
     group.add_argument("--seed", type=seed, default=0, help="halves the examples (default: %(default)s)")
     flags.add_output_args(group)
     args = parser.parse_args(argv)
+    if args.runs and len(args.runs) != 2:
+        parser.error(f"a cascade is of two runs, {len(args.runs)} are given")
     if args.threshold is not None and not args.threshold >= 0:
         parser.error(f"--threshold {args.threshold}: a probability is at least 0")
     if args.keep is None and args.max_share is None and args.threshold is None:
@@ -124,13 +127,13 @@ def read_side(folder):
 
 def read_sides(args):
     """The two runs of `args`, on the same examples; UserError where these cannot be a cascade."""
-    (first, records), (second, others) = read_side(args.first), read_side(args.second)
+    (first, records), (second, others) = map(read_side, args.runs)
     if any(not isinstance(record.get("scores"), dict) for record in records):
         raise utils.UserError(
-            f"{args.first}: its predictions have no probabilities, so nothing says what it is sure of"
+            f"{args.runs[0]}: its predictions have no probabilities, so nothing says what it is sure of"
         )
     if [record["id"] for record in records] != [record["id"] for record in others] or first.targets != second.targets:
-        raise utils.UserError(f"{args.first} and {args.second} were not scored on the same examples")
+        raise utils.UserError(f"{args.runs[0]} and {args.runs[1]} were not scored on the same examples")
     return first, records, second, others
 
 
@@ -154,7 +157,7 @@ def run_once(args):
             **{name: both(a, b, name) for name in SUMMED},
             **{name: both(a, b, name, max) for name in LARGER},
         )
-        used, told = label_counts.of_runs([(args.first, a), (args.second, b)])
+        used, told = label_counts.of_runs(zip(args.runs, (a, b)))
         run.row["labels_used"] = used
         if told:
             run.note(told)
@@ -215,6 +218,8 @@ def import_heavy():
 @utils.clean_exit
 def main(argv=None):
     args = parse_args(argv)
+    if not args.runs:
+        raise utils.UserError("name two run folders, the cheap one first")
     import_heavy()
     run_once(args)
 

@@ -47,7 +47,9 @@ class _Parsing(Exception):
 
 @functools.cache
 def actions(script):
-    """{flag: argparse.Action} of the script's own parser; {} for a script that this checkout does not have."""
+    """{flag, or name of what needs none: argparse.Action} of the script's own parser; {} for a script that this
+    checkout does not have.
+    """
 
     def stop(parser, *_):
         raise _Parsing(parser)
@@ -61,7 +63,8 @@ def actions(script):
         (parser,) = caught.args
     finally:
         del flags.ArgumentParser.parse_args  # argparse's own is found again
-    return {name[2:]: action for action in parser._actions for name in action.option_strings if name.startswith("--")}
+    names = {action: [n[2:] for n in action.option_strings if n.startswith("--")] for action in parser._actions}
+    return {name: action for action, some in names.items() for name in some or [action.dest]}
 
 
 def words(name, value, action=None):
@@ -72,6 +75,8 @@ def words(name, value, action=None):
     """
     if value is None or value == []:
         return []
+    if action is not None and not action.option_strings:
+        return list(map(_text, value))
     if isinstance(value, bool):
         negated = [f"--no-{name}"] if isinstance(action, argparse.BooleanOptionalAction) else []
         return [f"--{name}"] if value else negated

@@ -58,6 +58,7 @@ def of_runs(runs):
     runs: [(folder, its row of row.json)] on one data set. The ids are in the folder's FILE; without it the numbers are
     added up, and the note says so.
     """
+    runs = list(runs)
     counts = [row.get("labels_used") for _, row in runs]
     if any(count is None for count in counts):
         return None, None

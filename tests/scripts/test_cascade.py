@@ -10,7 +10,7 @@ from helpers import predictions, write_jsonl
 import cascade
 import finetune
 import probe
-from harness.results import store
+from harness.results import commands, store
 
 cascade.import_heavy()
 
@@ -80,6 +80,7 @@ def test_the_row_is_of_both_models(sides):
     assert "labels of both runs added up" in row["note"] and "threshold 0.75, given" in row["note"]
     assert row["variant"] == "probe:embedder_logreg>full_finetuning:embedder_logreg"
     own = predictions(row)
+    assert commands.command(row) == f"python cascade.py {sides[0]} {sides[1]} --threshold 0.75"
     right = np.mean([r["prediction"] == r["target"] for r in own])
     assert float(row["score"]) == right and np.mean([r["answered_by"] == 2 for r in own]) == rate
     assert (Path(row["run_dir"]) / "risk_coverage.png").stat().st_size > 10_000
@@ -147,6 +148,8 @@ def test_what_cannot_be_a_cascade_is_refused(sides, tmp_path, capsys):
     )
     refused([str(silent), sides[1]], "scored by token_f1")
     refused([*sides[:2], "--threshold", "-1"], "a probability is at least 0")
+    refused(sides[:1], "a cascade is of two runs, 1 are given")
+    refused([], "name two run folders")
     refused([*sides[:2], "--threshold", "1", "--keep", "0.9"], "not allowed with")
     assert not Path(sides[3]).exists()
 
