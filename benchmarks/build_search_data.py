@@ -2,11 +2,13 @@
 
     python benchmarks/build_search_data.py DIR OUT [--narrativeqa assets/data/narrativeqa]
 
-DIR holds mnli/ (train.tsv, dev_matched.tsv), ag_news/test.csv, unifiedqa/squad1_1_xquad/dev.tsv, unifiedqa/arc_easy/
-and dolly/dolly_3k.json; what it lacks is left out. OUT gets a folder with train.jsonl and test.jsonl for each:
+DIR holds mnli/ (train.tsv, dev_matched.tsv), ag_news/test.csv, alpaca_eval/gpt4_1106_preview_outputs.json,
+unifiedqa/squad1_1_xquad/dev.tsv, unifiedqa/arc_easy/ and dolly/dolly_3k.json; what it lacks is left out. OUT gets a
+folder with train.jsonl and test.jsonl for each:
 
     search: mnli (3 classes, pairs), ag_news (4), articles (48: the Wikipedia article that a question of XQuAD is about;
-            five passages that follow each other are one article), arc_easy (questions)
+            five passages that follow each other are one article), source (5: which collection an instruction of
+            AlpacaEval is from), arc_easy (questions)
     table:  dolly_category (8: the category of an instruction, without its context), story (101: which story a question
             of NarrativeQA is about)
 
@@ -58,6 +60,11 @@ def ag_news(folder):
         return held_out([{"text": f"{r[1]} {r[2]}", "label": topics[int(r[0]) - 1]} for r in csv.reader(file)], 1000)
 
 
+def source(folder):
+    rows = json.loads((folder / "alpaca_eval/gpt4_1106_preview_outputs.json").read_text(encoding="utf-8"))
+    return held_out([{"text": row["instruction"], "label": row["dataset"]} for row in rows], 300)
+
+
 def articles(folder):
     questions = [row.split("\t")[0].split(" \\n ") for row in rows_of(folder / "unifiedqa/squad1_1_xquad/dev.tsv")]
     place = {passage: i for i, passage in enumerate(dict.fromkeys(passage for _, passage in questions))}
@@ -96,10 +103,10 @@ def parse_args(argv=None):
 
 def main(argv=None):
     args = parse_args(argv)
-    for make in (mnli, ag_news, articles, arc_easy, dolly_category, story):
-        source = args.narrativeqa if make is story else args.dir
+    for make in (mnli, ag_news, source, articles, arc_easy, dolly_category, story):
+        place = args.narrativeqa if make is story else args.dir
         try:
-            splits = make(source) if source else None
+            splits = make(place) if place else None
         except FileNotFoundError as error:
             print(f"{make.__name__}: left out, no {error.filename}")
             continue

@@ -66,7 +66,7 @@ def read(folder):
         raise utils.UserError(f"{folder}: the run's status is {row.get('status')}, so there is nothing to compare")
     scores = {record["id"]: _score(record, metric) for record in records}
     labels = row["labels_used"] if "labels_used" in row else label_counts.derived(row)
-    name = f"{row['strategy']} {row['variant']}, {Path(row['model']).name}"
+    name = f"{row['strategy']} {row['variant']}, {Path(row['model'] or 'no model').name}"  # TF-IDF has none
     return RunScores(
         {key: score for key, score in scores.items() if score is not None},
         metric,

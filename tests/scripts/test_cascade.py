@@ -49,7 +49,7 @@ def sides(tmp_path):
     """A cheap model that is right as often as it says, and a dear one that is right nine times of ten."""
     rng = np.random.default_rng(0)
     sure = rng.uniform(0.5, 1.0, 400)
-    cheap = write_side(tmp_path / "cheap", rng.random(400) < sure, sure, 5.0)
+    cheap = write_side(tmp_path / "cheap", rng.random(400) < sure, sure, 5.0, model=None)  # as that of TF-IDF
     dear = write_side(tmp_path / "dear", rng.random(400) < 0.9, np.full(400, 0.9), 100.0, strategy="full_finetuning")
     return [cheap, dear, "--results", str(tmp_path / "r.csv"), "--runs_dir", str(tmp_path / "runs")]
 
