@@ -4,7 +4,7 @@ Classification data train a head; questions and instructions train a causal or s
 the prompts that prompt_eval.py uses. A new head begins as a logistic regression on the frozen features. The Hugging
 Face Trainer trains on batches of similar length and keeps the checkpoint that is best on the validation split, or with
 --label_budget the last; the evaluation examples, the same for every strategy, are scored once at the end. Default
-learning rate: 1e-4 for a head, 5e-5 for a language model.
+learning rate: 1e-4 for a head (less for hidden states wider than 384, in proportion), 5e-5 for a language model.
 
     # on a CPU, offline (after `python prepare_data.py demo`): minutes for the first
     python finetune.py --model assets/models/all-MiniLM-L6-v2 --label_budget 500
@@ -33,7 +33,7 @@ from harness import flags, hub
 from harness.results.run import Run
 from harness.training import resume
 
-# for heads used with MiniLM (for BERT-base its paper, Devlin et al. 2019, has 2e-5 to 5e-5)
+# of a head searched with MiniLM, see docs/training.md; at BERT-base's width it is 5e-5, as in its paper
 LEARNING_RATES = {"classification": 1e-4, "qa": 5e-5, "instruction": 5e-5}
 
 
@@ -85,7 +85,7 @@ def run_once(args):
         # 4. model, after the trials of --tune
         tokenizer = loading.load_tokenizer(args.model, args.trust_remote_code, args.thinking)
         chat = trainer.uses_chat(args, task, tokenizer)
-        learning_rate = args.learning_rate or LEARNING_RATES[task.kind]
+        learning_rate = trainer.learning_rate(args, task, LEARNING_RATES[task.kind])
         args = trainer.with_epochs(args, len(task.train), task.kind)
         if args.tune:
             build = functools.partial(new_model, tokenizer=tokenizer, device=device)

@@ -5,17 +5,18 @@ Classification data train a new head as well, whole; questions and instructions 
 adapter is saved in peft's own format; it is scored and timed merged into the base, unless that is quantized.
 
     method         what is trained                                              default learning rate: head, answers
-    lora           low-rank updates of linear layers (Hu et al. 2022)                                  1e-3     5e-4
-    qlora          the same on an nf4 base (Dettmers et al. 2023)                                      1e-3     5e-4
-    dora           magnitudes and directions apart (Liu et al. 2024)                                   1e-3     5e-4
-    rslora         scaled by alpha / sqrt(rank) (Kalajdzievski 2023)                                   5e-4     2e-4
+    lora           low-rank updates of linear layers (Hu et al. 2022)                                  3e-3     5e-4
+    qlora          the same on an nf4 base (Dettmers et al. 2023)                                      3e-3     5e-4
+    dora           magnitudes and directions apart (Liu et al. 2024)                                   3e-3     5e-4
+    rslora         scaled by alpha / sqrt(rank) (Kalajdzievski 2023)                                 1.5e-3     2e-4
     adalora        ranks moved to where they matter during training (Zhang et al. 2023)                5e-3     2e-3
     ia3            a factor for each key, value and inner MLP activation (Liu et al. 2022)             1e-2     5e-3
     prompt_tuning  embeddings before the text (Lester et al. 2021)                                        -     3e-2
     prefix_tuning  keys and values before the text, in every layer (Li and Liang 2021)                    -     1e-2
 
-LoRA-like methods need about ten times the learning rate of full fine-tuning; methods with fewer parameters need more.
-The defaults are for small models (MiniLM, SmolLM2-135M); papers train 7B models with a tenth to a half of them.
+A head's rates are for hidden states of 384 (MiniLM); with wider ones they are smaller in proportion, so LoRA has 3e-4
+for a 7B model. LoRA-like methods need more than full fine-tuning, and methods with fewer parameters need more than
+these. The rates for answers are for small models (SmolLM2-135M); papers train 7B models with a tenth to a half of them.
 
     # on a CPU, offline (after `python prepare_data.py demo`): minutes for the first
     python peft_finetune.py --model assets/models/all-MiniLM-L6-v2 --label_budget 500
@@ -42,9 +43,9 @@ from harness.training import resume
 # method -> for a classification head, for answers; lora's is from the search in docs/training.md, dora and rslora
 # follow it, the others are as they were before the head began as a regression
 LEARNING_RATES = {
-    "lora": (1e-3, 5e-4),
-    "dora": (1e-3, 5e-4),
-    "rslora": (5e-4, 2e-4),
+    "lora": (3e-3, 5e-4),
+    "dora": (3e-3, 5e-4),
+    "rslora": (1.5e-3, 2e-4),
     "adalora": (5e-3, 2e-3),
     "ia3": (1e-2, 5e-3),
     "prompt_tuning": (None, 3e-2),
@@ -287,7 +288,7 @@ def run_once(args):
         # 4. model, after the trials of --tune
         tokenizer = loading.load_tokenizer(args.model, args.trust_remote_code, args.thinking)
         chat = trainer.uses_chat(args, task, tokenizer)
-        learning_rate = args.learning_rate or LEARNING_RATES[args.method][task.kind != "classification"]
+        learning_rate = trainer.learning_rate(args, task, LEARNING_RATES[args.method][task.kind != "classification"])
         args = trainer.with_epochs(args, len(task.train), task.kind)
         if args.tune:
             build, low_rank = functools.partial(new_model, tokenizer=tokenizer, device=device), args.method in LOW_RANK

@@ -59,7 +59,8 @@ def main(argv=None):
         evaluation = embed(model, task.evaluation) if evaluation is None else evaluation
         right = (found.predict(evaluation) == [ex.label for ex in task.evaluation]).astype(float)
         low, high = stats.score_interval(right, [ex.cluster for ex in task.evaluation])
-        score = f"accuracy {right.mean():.3f} [{low:.3f}, {high:.3f}] on {len(evaluation)}"
+        interval = "" if low is None else f" [{low:.3f}, {high:.3f}]"
+        score = f"accuracy {right.mean():.3f}{interval} on {len(evaluation)}"
         print(f"{args.dataset}, {n} labels, seed {args.data_seed}: {score}, {seconds:.0f} s", flush=True)
 
 

@@ -11,7 +11,7 @@ from harness.errors import short
 INT32 = 2**31 - 1  # what the libraries behind take for a size
 MOST_IN_A_BATCH = 2**20
 # of --epochs auto, by the kind of data; see docs/training.md for the search
-LEAST_STEPS = {"head": 200, "answers": 60}
+LEAST_STEPS = {"head": 400, "answers": 60}
 LEAST_EPOCHS, MOST_CHECKS = 3, 10
 
 

@@ -162,7 +162,8 @@ def to_examples(rows, split, kind, columns, label_index, no_label, chosen=None):
         if example is None or not example.text.strip() or not (kind == "classification" or example.references):
             continue
         group = row_cells.text("group", join=", ") if columns["group"] != columns["label"] else ""
-        about = row_cells.text("cluster").strip() if columns["cluster"] else ""
+        about = row_cells.get("cluster") if columns["cluster"] else None
+        about = None if cells.is_empty(about) else str(about).strip()
         examples.append(replace(example, id=f"{split}-{number}", group=group or None, about=about or None))
     return examples
 

@@ -63,7 +63,9 @@ class Task:
     def eval_id(self):
         """12 hex digits over the contents of the evaluation examples: rows are comparable only where it is equal."""
         contents = sorted(
-            json.dumps([ex.text, ex.text_pair, ex.context, *ex.options, ex.label, *ex.references])
+            json.dumps(
+                [ex.text, ex.text_pair, ex.context, *ex.options, ex.label, *ex.references, *filter(None, [ex.about])]
+            )
             for ex in self.evaluation
         )
         return hashlib.sha256("\n".join(contents).encode()).hexdigest()[:12]

@@ -133,7 +133,8 @@ def _recognise(splits, kind, given):
     """(splits, roles, kind, notes): chats, preference pairs and prompts as instructions, unless they are other data."""
     names = column_names(row for rows in splits.values() for row in rows)
     options = {"kind": kind, **given}
-    found = conversations.shape(names) if kind in ("auto", "instruction") and not any(given.values()) else None
+    asked = any(name for role, name in given.items() if role != "cluster_column")
+    found = conversations.shape(names) if kind in ("auto", "instruction") and not asked else None
     if found != "completion":
         try:
             kind, roles = recognise(splits, options)

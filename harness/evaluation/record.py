@@ -68,10 +68,10 @@ def files(run, task, found, prefix=""):
 
 
 def clusters(examples):
-    """The note's text on examples that share a passage, which the interval counts; None where none do."""
+    """The note's text on examples that share a cluster, which the interval counts; None where none do."""
     names = [ex.cluster for ex in examples]
     n = stats.n_clusters(names, len(names))
-    return f"{len(names)} examples about {n} texts, which the interval counts" if stats.is_clustered(names) else None
+    return f"{len(names)} examples in {n} clusters, which the interval counts" if stats.is_clustered(names) else None
 
 
 def predictions(run, records, latencies, prefix=""):
@@ -148,7 +148,8 @@ def out_of_domain(run, task, other, predicted, prefix=""):
         for ex, p, m in zip(other.evaluation, predicted, mapped)
     ]
     run.write_jsonl(f"{prefix}predictions_ood.jsonl", records)
-    return score, f"out of domain on {other.name}: {score:.3f} [{low:.3f}, {high:.3f}], n = {len(right)}"
+    interval = "" if low is None else f" [{low:.3f}, {high:.3f}]"  # unknown where all are about one thing
+    return score, f"out of domain on {other.name}: {score:.3f}{interval}, n = {len(right)}"
 
 
 def _label_fields(task, example, found, i):

@@ -14,8 +14,10 @@ import transformers
 import utils
 from harness.arguments import MOST_CHECKS, auto_epochs
 from harness.evaluation import metrics
-from harness.models import loading, memory_forecast, scoring
+from harness.models import folder, loading, memory_forecast, scoring
 from harness.training import collators, curves, loop, resume
+
+WIDTH = 384  # hidden size of MiniLM, on which the rates of heads were searched
 
 
 def check_device(args, device):
@@ -58,6 +60,17 @@ def pack_4bit(model, allowed):
 def uses_chat(args, task, tokenizer):
     """True if the examples are rendered with the tokenizer's chat template; classification heads read plain text."""
     return task.kind != "classification" and loading.uses_chat(args.prompt_format, tokenizer)
+
+
+def learning_rate(args, task, rate):
+    """--learning_rate; by default `rate`, for a head of a model wider than WIDTH that times WIDTH / hidden size.
+
+    Adam's best rate falls with the width (muP: Yang et al. 2022, arXiv:2203.03466). Rates for answers stay as they are.
+    """
+    if args.learning_rate or task.kind != "classification":
+        return args.learning_rate or rate
+    config = folder.configuration(args.model, args.trust_remote_code).get_text_config()
+    return float(f"{rate * min(1.0, WIDTH / getattr(config, 'hidden_size', WIDTH)):.2g}")
 
 
 def n_steps(n_examples, args):
@@ -111,7 +124,8 @@ def prepare(model, tokenizer, task, args, device, chat):
 
 
 def trial(model, tokenizer, task, args, run, device, chat, callbacks=()):
-    """Train on the task's training examples and return {"loss", and "accuracy" of a head} on its validation examples.
+    """Train on the task's training examples and return how the model does on its N validation examples: {"loss"}, of a
+    head also {"accuracy", "right": [N] of 0 and 1}.
 
     Nothing is kept: no checkpoint, no cell of the row.
     """
@@ -129,14 +143,22 @@ def trial(model, tokenizer, task, args, run, device, chat, callbacks=()):
         compute_metrics=compute,
     )
     trainer.train()
-    scores = trainer.evaluate()
-    return {name: scores[f"eval_{name}"] for name in ("loss", "accuracy") if f"eval_{name}" in scores}
+    if compute is None:
+        return {"loss": trainer.evaluate()["eval_loss"]}
+    output = trainer.predict(data.validation)
+    right = (predicted(output) == output.label_ids).astype(float)
+    return {"loss": output.metrics["test_loss"], "accuracy": float(right.mean()), "right": right}
+
+
+def predicted(output):
+    """[N] class indices of the Trainer's output. BART's classifier returns its encoder's states besides its logits."""
+    logits = output.predictions[0] if isinstance(output.predictions, tuple) else output.predictions
+    return logits.argmax(-1)
 
 
 def validation_accuracy(output):
-    """The Trainer's compute_metrics of a head. BART's classifier returns its encoder's states besides its logits."""
-    logits = output.predictions[0] if isinstance(output.predictions, tuple) else output.predictions
-    return {"accuracy": metrics.accuracy(logits.argmax(-1), output.label_ids)}
+    """The Trainer's compute_metrics of a head."""
+    return {"accuracy": metrics.accuracy(predicted(output), output.label_ids)}
 
 
 def fit(

@@ -64,9 +64,22 @@ def parts(examples, seed):
     return [([examples[i] for i in kept], [examples[i] for i in held]) for kept, held in known if len(held)]
 
 
-def best(trials):
-    """The trial with the highest score, then the lowest loss, then the earliest."""
-    return ranked(trials)[0]
+def winner(alive, right):
+    """The best of the trials that saw every part; the defaults (trial 1) unless it beats them by a standard error.
+
+    right: {trial: [arrays of 0 and 1 over the held-out examples of its parts]}, empty where trials are scored by their
+    loss. The best of many trials is best by luck in part; one standard error of the paired difference (Breiman et al.
+    1984's rule for the choice of a simpler model) keeps what nothing speaks against.
+    """
+    best, *others = ranked(alive)
+    defaults = next((trial for trial in others if trial["trial"] == 1), None)
+    if defaults is None or not right:
+        return best
+    mine, usual = np.concatenate(right[best["trial"]]), np.concatenate(right[1])
+    if len(mine) != len(usual):  # one of them failed on a part
+        return best
+    gain = mine - usual
+    return best if gain.mean() > gain.std(ddof=1) / math.sqrt(len(gain)) else defaults
 
 
 def ranked(trials):
@@ -98,7 +111,8 @@ def halve(trials, split, score_part, save=lambda: None):
                 new = {"score": seen.get("accuracy", -seen["loss"]), "loss": seen["loss"]}
                 before, scored = trial.get("scored", 0), trial.get("scored", 0) + len(held)
                 trial.update({k: (before * trial.get(k, 0.0) + len(held) * new[k]) / scored for k in new})
-                trial.update(parts=number + 1, scored=scored)
+                trial.update(parts=trial.get("parts", 0) + 1, scored=scored)
+            utils.free_memory()  # a model of a trial that failed, above all
             trial["seconds"] = trial.get("seconds", 0.0) + time.perf_counter() - begin
             save()
         alive = ranked(trial for trial in alive if "failed" not in trial)
@@ -115,7 +129,7 @@ def halve(trials, split, score_part, save=lambda: None):
 
 
 def tune(args, task, tokenizer, run, device, build, learning_rate, chat, low_rank=False):
-    """Try --tune N settings on parts of the training examples. Returns `args` with those of the best trial.
+    """Try --tune N settings on parts of the training examples. Returns `args` with those of the `winner`.
 
     build: (args, task) -> model to train. The score is the mean over the parts: accuracy of a head, minus the loss of
     answers. Writes trials.jsonl after each fit, and adds the seconds of all to the row's train_seconds.
@@ -124,14 +138,14 @@ def tune(args, task, tokenizer, run, device, build, learning_rate, chat, low_ran
         raise utils.UserError("--tune runs in one process; tune in one, then give the flags that it chose to all")
     if len(task.train) < 4:
         raise utils.UserError(f"--tune scores trials on parts of the training examples; {len(task.train)} are too few")
-    split, tried, settings = parts(task.train, args.seed), [], {}
+    split, tried, settings, right = parts(task.train, args.seed), [], {}, {}
     defaults = argparse.Namespace(**{**vars(args), "learning_rate": learning_rate})
     scored = sum(len(held) for _, held in split)
     if scored < LEAST_SCORED:
-        run.note(
-            f"--tune: trials would be scored on {scored} examples whose class has another one, fewer than "
-            f"{LEAST_SCORED}, so the defaults stay"
-        )
+        told = f"--tune: trials would be scored on {scored} examples whose class has another one, fewer than "
+        told += f"{LEAST_SCORED}, so the defaults stay"
+        print(told)
+        run.note(told)
         return defaults
     steps = trainer.n_steps(len(task.train), args)
     for number, flags in enumerate(draw_trials(args.tune, args, steps, learning_rate, low_rank), 1):
@@ -143,18 +157,23 @@ def tune(args, task, tokenizer, run, device, build, learning_rate, chat, low_ran
         utils.set_seed(args.seed)
         some, its = dataclasses.replace(task, train=kept, validation=held), settings[trial["trial"]]
         seen = trainer.trial(build(its, some), tokenizer, some, its, run, device, chat)
+        if "right" in seen:
+            right.setdefault(trial["trial"], []).append(seen.pop("right"))
         print(f"trial {trial['trial']} of {args.tune}: {seen}")
         return seen
 
-    winner = best(halve(tried, split, score_part, save=lambda: run.write_jsonl("trials.jsonl", tried)))
+    alive = halve(tried, split, score_part, save=lambda: run.write_jsonl("trials.jsonl", tried))
+    best = winner(alive, right)
     run.row["train_seconds"] = (run.row.get("train_seconds") or 0.0) + sum(trial["seconds"] for trial in tried)
     how = f"{len(split)}-fold cross-validation" if len(split) > 1 else f"one split, {len(split[0][1])} held out"
     values = ", ".join(
-        f"{name} {winner[name]:g}" if isinstance(winner[name], float) else f"{name} {winner[name]}"
+        f"{name} {best[name]:g}" if isinstance(best[name], float) else f"{name} {best[name]}"
         for name in TUNED
-        if winner.get(name) is not None
+        if best.get(name) is not None
     )
-    run.note(f"--tune: trial {winner['trial']} of {args.tune} by {how} on the {len(task.train)} labels: {values}")
-    if winner["trial"] == 1:
+    run.note(f"--tune: trial {best['trial']} of {args.tune} by {how} on the {len(task.train)} labels: {values}")
+    if best is not ranked(alive)[0]:
+        run.note(f"trial {ranked(alive)[0]['trial']} was better by less than a standard error, so the defaults stay")
+    if best["trial"] == 1:
         return defaults
-    return argparse.Namespace(**{**vars(args), **{name: winner[name] for name in TUNED if name in winner}})
+    return argparse.Namespace(**{**vars(args), **{name: best[name] for name in TUNED if name in best}})

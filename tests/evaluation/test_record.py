@@ -70,7 +70,7 @@ def test_questions_about_one_passage_are_a_cluster_in_file_note_and_interval():
     record.files(run, task, outcome)
     clusters = [line["cluster"] for line in run.files["predictions.jsonl"]]
     assert clusters == [ex.cluster for ex in examples] and len(set(clusters)) == 4
-    assert record.clusters(examples) == "20 examples about 4 texts, which the interval counts"
+    assert record.clusters(examples) == "20 examples in 4 clusters, which the interval counts"
     assert record.clusters(examples[::5]) is None
     alone = evaluate.answered(task, answers, utils.Measurement(seconds=1.0), [])
     single = metrics.answer_scores(answers, [ex.references for ex in examples])[0]

@@ -38,7 +38,7 @@ def test_auto_epochs_have_a_floor_of_steps_and_one_of_epochs(kind, least, n):
         assert steps % args.save_steps == 0 and steps // args.save_steps <= MOST_CHECKS
 
 
-@pytest.mark.parametrize("n, steps", [(16, 200), (100, 210), (500, 224), (2000, 375)])
+@pytest.mark.parametrize("n, steps", [(16, 400), (100, 420), (500, 448), (2000, 500)])
 def test_steps_of_a_head(n, steps):
     assert trainer.n_steps(n, trainer.with_epochs(settings(), n, "classification")) == steps
 
@@ -119,7 +119,7 @@ def test_parts_hold_out_each_example_once_or_a_quarter_of_many():
         assert all({ex.label for ex in held} <= {ex.label for ex in kept} for kept, held in split)
 
 
-@pytest.mark.parametrize("script, rate", [(finetune, "0.0001"), (peft_finetune, "0.001")])
+@pytest.mark.parametrize("script, rate", [(finetune, "0.0001"), (peft_finetune, "0.003")])
 def test_with_one_example_a_class_no_trial_can_be_scored(script, rate, tiny_bert, tmp_path, out, only_row):
     rows = [{"text": f"the {thing} was {word}", "label": f"about the {thing}"} for word in GOOD[:2] for thing in THINGS]
     write_jsonl(tmp_path / "train.jsonl", rows[: len(THINGS)])
@@ -147,7 +147,8 @@ def test_trials_begin_with_the_defaults_and_are_drawn_again_alike():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("script, more", [(finetune, []), (peft_finetune, ["--learning_rate", "5e-3"])])
-def test_the_winner_of_the_trials_is_trained(script, more, sentiment, tiny_bert, tmp_path, out, only_row):
+def test_the_winner_of_the_trials_is_trained(script, more, sentiment, tiny_bert, tmp_path, out, only_row, monkeypatch):
+    monkeypatch.setattr(tuning, "winner", lambda alive, right: tuning.ranked(alive)[0])
     flags = ["--model", tiny_bert, "--dataset", sentiment, *FEW, *more, "--tune", "3", "--latency_runs", "0", *out]
     script.main(flags)
     row = only_row()
@@ -178,7 +179,20 @@ def test_trials_of_answers_are_scored_by_their_loss(questions, tiny_llama, out, 
 
 def test_the_best_trial_has_the_highest_score_then_the_lowest_loss():
     trials = [{"trial": i, "score": s, "loss": loss} for i, (s, loss) in enumerate([(0.5, 1), (0.7, 2), (0.7, 1)], 1)]
-    assert tuning.best(trials)["trial"] == 3 and tuning.best(trials + [{**trials[2], "trial": 4}])["trial"] == 3
+    assert tuning.winner(trials, {})["trial"] == 3
+    assert tuning.winner(trials + [{**trials[2], "trial": 4}], {})["trial"] == 3
+
+
+def test_the_defaults_stay_unless_a_trial_beats_them_by_a_standard_error():
+    def chosen(gained, lost):
+        """Trial 2 is right where the defaults are not on so many of 100 examples, and the reverse."""
+        usual = np.array([0.0] * gained + [1.0] * lost + [1.0] * (100 - gained - lost))
+        mine = np.array([1.0] * gained + [0.0] * lost + [1.0] * (100 - gained - lost))
+        trials = [{"trial": i + 1, "score": part.mean(), "loss": 1.0} for i, part in enumerate((usual, mine))]
+        return tuning.winner(trials, {1: [usual[:40], usual[40:]], 2: [mine[:40], mine[40:]]})["trial"]
+
+    assert chosen(12, 10) == 1 and chosen(12, 7) == 2  # 2 and 5 points; standard errors of 4.7 and 4.3
+    assert chosen(3, 5) == 1, "a worse trial never wins"
 
 
 def test_the_better_half_of_the_trials_sees_the_next_part():
@@ -199,7 +213,7 @@ def test_the_better_half_of_the_trials_sees_the_next_part():
     # of the six that came to their end; the defaults, trial 1, are the worst and stay
     assert [trial for trial, part in asked if part == 1] == [2, 4, 3, 1]
     assert [trial for trial, part in asked if part == 2] == [4, 3, 1]
-    assert tuning.best(alive)["trial"] == 4 and alive[0]["parts"] == 3 and alive[-1]["trial"] == 1
+    assert tuning.winner(alive, {})["trial"] == 4 and alive[0]["parts"] == 3 and alive[-1]["trial"] == 1
     assert alive[0]["score"] == pytest.approx((10 * 0.8 + 10 * 0.8 + 20 * 0.5) / 40)  # an example counts once
     assert trials[4]["failed"].startswith("the training loss is nan") and "score" not in trials[4]
     assert trials[6]["failed"] == "out of memory"
