@@ -5,10 +5,9 @@ import math
 import re
 from pathlib import Path
 
-import utils
-
 CHOSE = re.compile(r"(\d+) validation examples chose the checkpoint")
 FILE = "labelled.json"  # of a run folder: the ids of the labelled examples, and how many the weights came with
+SOURCE = ("dataset", "subset", "train_file")  # flags that say where the labelled examples come from
 TRAINS = ("finetune.py", "peft_finetune.py")  # context_distill.py chooses by unlabelled inputs
 
 
@@ -43,10 +42,10 @@ def of_weights(model_paths, adapter_paths=()):
         except (OSError, ValueError):
             row = None
         if isinstance(row, dict):
-            used = row["labels_used"] if "labels_used" in row else derived(row)
-            if used in (None, ""):
+            used = number_of(row)
+            if used is None:
                 return None
-            total += int(used)
+            total += used
         elif path in adapter_paths:
             return None
     return total
@@ -55,22 +54,39 @@ def of_weights(model_paths, adapter_paths=()):
 def of_runs(runs):
     """(labelled examples that influenced any of several runs, a note), each example once; None where one is unknown.
 
-    runs: [(folder, its row of row.json)] on one data set. The ids are in the folder's FILE; without it the numbers are
-    added up, and the note says so.
+    runs: [(folder, its row of row.json)]. The ids are in the folder's FILE. Without it, or where the runs drew from
+    other files, the numbers are added up, and the note says so; so are those that weights came with.
     """
     runs = list(runs)
-    counts = [row.get("labels_used") for _, row in runs]
-    if any(count is None for count in counts):
+    counts = [number_of(row) for _, row in runs]
+    if None in counts:
         return None, None
-    ids, trained_with = set(), 0
-    for (folder, _), count in zip(runs, counts):
-        try:
-            known = json.loads((Path(folder) / FILE).read_text(encoding="utf-8"))
-            ids.update(known["ids"])
-            trained_with += known["trained_with"]
-        except FileNotFoundError:
-            if count:
-                return sum(counts), "labels of both runs added up, since they do not say which labels they used"
-        except (OSError, ValueError, TypeError, KeyError):
-            raise utils.UserError(f"{folder}/{FILE} cannot be read") from None
-    return len(ids) + trained_with, None
+    known = [_known(folder) if count else {"ids": [], "trained_with": 0} for (folder, _), count in zip(runs, counts)]
+    sources = {json.dumps([_flags(row).get(name) for name in SOURCE]) for _, row in runs}
+    if None in known or (len(sources) > 1 and all(counts)):
+        return sum(counts), "labels of both runs added up, though they may share some"
+    return len({i for each in known for i in each["ids"]}) + sum(each["trained_with"] for each in known), None
+
+
+def number_of(row):
+    """labels_used of a row of row.json as a number, None where it is unknown."""
+    used = row["labels_used"] if "labels_used" in row else derived(row)
+    return None if used in (None, "") else int(used)
+
+
+def _known(folder):
+    """The contents of a run folder's FILE, None where it has none."""
+    try:
+        found = json.loads((Path(folder) / FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    kinds = {"ids": list, "trained_with": int}
+    return found if isinstance(found, dict) and all(isinstance(found.get(k), t) for k, t in kinds.items()) else None
+
+
+def _flags(row):
+    try:
+        flags = json.loads(row.get("args") or "{}")
+    except ValueError:
+        return {}
+    return flags if isinstance(flags, dict) else {}

@@ -163,7 +163,7 @@ def kin(row):
         flags = None
     if isinstance(flags, dict) and flags.get("adapter"):
         return "peft"
-    return "quantized" if store.number(row.get("labels_used")) else "prompting"  # trained by an earlier run, or not
+    return "prompting" if str(row.get("labels_used")) in ("0", "0.0") else "quantized"  # trained before, or unknown
 
 
 def technique(row):
@@ -178,9 +178,10 @@ def technique(row):
         decoding = re.sub(r"(\d+)$", r" \1", decoding).replace("_", " ")
         what = {"peft": "Adapter", "prompting": "0-shot prompt"}.get(kin(row), "Trained model")
         return ", ".join(filter(None, [f"{what} in {precision}", decoding]))
-    if strategy == "cascade":  # probe:embedder_logreg>prompting:8_shot
-        sides = [dict(zip(("strategy", "variant"), side.split(":", 1))) for side in variant.split(">", 1)]
-        return f"Cascade of {' and '.join(technique({'variant': '', **side}) for side in sides)}"
+    if strategy == "cascade":  # probe:embedder_logreg:all-MiniLM-L6-v2>prompting:8_shot
+        sides = [[*side.split(":", 2), "", ""][:3] for side in variant.split(">", 1)]
+        said = [technique({"strategy": s, "variant": v}) + (f" ({short_model(m)})" if m else "") for s, v, m in sides]
+        return f"Cascade of {' and '.join(said)}"
     if strategy == "chat":
         return "Chat, adapter" if variant.endswith("_adapter") else "Chat"
     name = WITHOUT_PASSAGES.get(variant)

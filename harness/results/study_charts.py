@@ -157,20 +157,19 @@ def learning_curves(panel, members):
 def risk_coverage(curve, confidence, first, second, chosen, title):
     """A cascade's chart: its score by the share deferred, and the error of what the first model answers by that share.
 
-    curve: (thresholds, shares [T], scores [T]); confidence, first, second: [N] highest probabilities of the first model
-    and scores of the two; chosen: (share, score) that the row reports.
+    curve: (shares [T], scores [T]); confidence, first, second: [N] of the first model, and scores of the two; chosen:
+    (share, score) that the row reports.
     """
     figure, (axis, risk) = plotting.new_figure(4.2, 2)
-    _, shares, scores = curve
-    axis.plot(shares, scores, label="cascade, every threshold")
-    axis.plot(*chosen, "D", color="white", mec="black", ms=6, label="the row: thresholds from the other half")
+    axis.plot(*curve, label="every threshold, on all examples")
+    axis.plot(*chosen, "D", color="white", mec="black", ms=6, label="the row")
     for score, name, style in ((first.mean(), "first alone", ":"), (second.mean(), "second alone", "--")):
         axis.axhline(score, linestyle=style, linewidth=1, color="black", label=f"{name}, {score:.3f}")
     axis.plot([0, 1], [first.mean(), second.mean()], color="C7", linewidth=1, label="deferring at random")
     axis.set_xlabel("share deferred to the second model", fontsize=9)
     axis.set_ylabel("accuracy", fontsize=9)
     axis.legend(fontsize=7)
-    wrong = 1 - first[confidence.argsort()[::-1]]  # the surest first
+    wrong = 1 - first[(-confidence).argsort(kind="stable")]  # the surest first
     covered = range(1, len(wrong) + 1)
     risk.plot([n / len(wrong) for n in covered], [error / n for n, error in zip(covered, wrong.cumsum())])
     risk.set_xlabel("coverage: share that the first model answers", fontsize=9)

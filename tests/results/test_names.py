@@ -44,11 +44,13 @@ def names_of(tmp_path, rows):
         ("context_distillation", "searched_to_full", "Prompt chosen on its labels, distilled into all weights"),
         ("context_distillation", "0_shot_to_full_online", "0-shot prompt, distilled into all weights, online targets"),
         ("chat", "alpaca_eval", "Chat"),
+        ("cascade", "probe:tfidf_logreg:>prompting:8_shot", "Cascade of Probe on TF-IDF and 8-shot prompt"),
+        ("cascade", "probe:embedder_logreg:all-MiniLM-L6-v2>peft:lora_r8", "Cascade of Probe (MiniLM) and LoRA r=8"),
         ("magic", "wand", "magic wand"),
     ],
 )
 def test_what_the_scripts_measure_has_a_readable_name(strategy, variant, name):
-    assert names.technique({"strategy": strategy, "variant": variant}) == name
+    assert names.technique({"strategy": strategy, "variant": variant, "labels_used": "0"}) == name
 
 
 def test_a_name_is_technique_model_and_labels(tmp_path):
@@ -118,7 +120,7 @@ def test_what_rows_share_names_a_line():
     assert names.shared(rows) == "LoRA r=8, m, 100 labels"
     rows = [{"strategy": "prompting", "variant": f"{k}_shot", "model": "a/m", "labels_used": str(k)} for k in (0, 4)]
     assert names.shared(rows) == "Prompt, m"
-    rows = [{"strategy": "quantized", "variant": v, "model": "a/m", "labels_used": ""} for v in ("nf4", "bf16")]
+    rows = [{"strategy": "quantized", "variant": v, "model": "a/m", "labels_used": "0"} for v in ("nf4", "bf16")]
     assert names.shared(rows) == "0-shot prompt, m"
 
 

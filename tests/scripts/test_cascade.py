@@ -10,7 +10,7 @@ from helpers import predictions, write_jsonl
 import cascade
 import finetune
 import probe
-from harness.results import commands, store
+from harness.results import commands, label_counts, store
 
 cascade.import_heavy()
 
@@ -39,7 +39,7 @@ def write_side(folder, right, confidence, latency, **cells):
         "device_name": "a processor",
         "n_eval": len(right),
     }
-    row |= {"score": float(np.mean(right)), "eval_id": "e", **cells}
+    row |= {"score": float(np.mean(right)), "eval_id": "e", "start_rss_gb": 0.5, "serving_rss_gb": 2.0, **cells}
     (folder / "row.json").write_text(json.dumps(row))
     return str(folder)
 
@@ -49,9 +49,13 @@ def sides(tmp_path):
     """A cheap model that is right as often as it says, and a dear one that is right nine times of ten."""
     rng = np.random.default_rng(0)
     sure = rng.uniform(0.5, 1.0, 400)
-    cheap = write_side(tmp_path / "cheap", rng.random(400) < sure, sure, 5.0, model=None)  # as that of TF-IDF
+    cheap = write_side(tmp_path / "cheap", rng.random(400) < sure, sure, 5.0, model=None, serving_rss_gb=1.5)
     dear = write_side(tmp_path / "dear", rng.random(400) < 0.9, np.full(400, 0.9), 100.0, strategy="full_finetuning")
     return [cheap, dear, "--results", str(tmp_path / "r.csv"), "--runs_dir", str(tmp_path / "runs")]
+
+
+def right_of(folder):
+    return [r["prediction"] == r["target"] for r in store.read_jsonl(Path(folder) / "predictions.jsonl")]
 
 
 def rows(sides):
@@ -60,7 +64,7 @@ def rows(sides):
 
 def test_extreme_thresholds_are_the_two_runs(sides):
     cascade.main([*sides, "--threshold", "0"])
-    cascade.main([*sides, "--threshold", "1.1"])
+    cascade.main([*sides, "--threshold", "1"])
     for row, folder, latency, rate in zip(rows(sides), sides[:2], (5.0, 105.0), (0.0, 1.0)):
         alone = json.loads((Path(folder) / "row.json").read_text())
         assert float(row["score"]) == alone["score"] and float(row["deferral_rate"]) == rate
@@ -77,8 +81,10 @@ def test_the_row_is_of_both_models(sides):
     assert 0.4 < rate < 0.6 and float(row["latency_ms_mean"]) == pytest.approx(5 + 100 * rate)
     assert {float(row["latency_ms_p95"]), float(row["latency_ms_p99"])} == {105.0}
     assert (row["train_seconds"], row["model_gb"], row["labels_used"]) == ("6", "2", "200")
-    assert "labels of both runs added up" in row["note"] and "threshold 0.75, given" in row["note"]
-    assert row["variant"] == "probe:embedder_logreg>full_finetuning:embedder_logreg"
+    assert row["serving_rss_gb"] == "3", "1.5 and 2 less what both have before their models"
+    assert "labels of both runs added up" in row["note"] and "threshold 0.75, given; if these" in row["note"]
+    assert f"{rate:.1%} deferred, {float(row['score']) / np.mean(right_of(sides[1])):.1%} of the second" in row["note"]
+    assert row["variant"] == "probe:embedder_logreg:>full_finetuning:embedder_logreg"
     own = predictions(row)
     assert commands.command(row) == f"python cascade.py {sides[0]} {sides[1]} --threshold 0.75"
     right = np.mean([r["prediction"] == r["target"] for r in own])
@@ -110,9 +116,9 @@ def test_no_example_is_answered_by_a_threshold_that_it_chose(sides):
     args = cascade.parse_args([*sides[:2], "--keep", "1"])
     inside = cascade.champions.halves([None] * 40, 0)
     first[inside] = 1.0  # in one half the first model is always right: the threshold from it defers nothing
-    each, final, note = cascade.thresholds_of(args, confidence, first, np.ones(40), [None] * 40)
-    assert set(each[~inside]) == {0.6} and set(each[inside]) == {0.9} and final == 0.9
-    assert "each chosen on the other half" in note
+    each, note = cascade.thresholds_of(args, confidence, first, np.ones(40), [None] * 40)
+    assert set(each[~inside]) == {0.6} and set(each[inside]) == {0.9}
+    assert "each chosen on the other half" in note and f"take {cascade.shown(0.9)}, from all" in note
 
 
 def test_cross_fitting_is_unbiased_where_choosing_on_the_same_examples_is_not():
@@ -122,7 +128,8 @@ def test_cross_fitting_is_unbiased_where_choosing_on_the_same_examples_is_not():
     for _ in range(300):
         confidence, first, second = rng.random(100), rng.random(100) < 0.7, rng.random(100) < 0.7
         sides = [first.astype(float), second.astype(float)]
-        each, final, _ = cascade.thresholds_of(args, confidence, *sides, [None] * 100)
+        each, _ = cascade.thresholds_of(args, confidence, *sides, [None] * 100)
+        final = cascade.choose(confidence, *sides, None, 0.9)
         fair.append(np.where(confidence < each, sides[1], sides[0]).mean())
         naive.append(np.where(confidence < final, sides[1], sides[0]).mean())
     assert abs(np.mean(fair) - 0.7) < 0.01 < 0.02 < np.mean(naive) - 0.7
@@ -143,11 +150,15 @@ def test_what_cannot_be_a_cascade_is_refused(sides, tmp_path, capsys):
     records = [{**r, "scores": None} for r in store.read_jsonl(silent / "predictions.jsonl")]
     write_jsonl(silent / "predictions.jsonl", records)
     refused([str(silent), sides[1]], "have no probabilities")
-    (silent / "row.json").write_text(
-        json.dumps({**json.loads((silent / "row.json").read_text()), "metric": "token_f1"})
-    )
-    refused([str(silent), sides[1]], "scored by token_f1")
-    refused([*sides[:2], "--threshold", "-1"], "a probability is at least 0")
+    write_jsonl(silent / "predictions.jsonl", [{"id": r["id"], "target": "x", "prediction": "y"} for r in records])
+    refused([str(silent), sides[1]], "classify by labels; these are other answers")
+    other = Path(write_side(tmp_path / "other", [True] * 400, [0.8] * 400, 1.0))
+    records = [{**r, "scores": {**r["scores"], "perhaps": -9.0}} for r in store.read_jsonl(other / "predictions.jsonl")]
+    write_jsonl(other / "predictions.jsonl", records)
+    refused([str(other), sides[1]], "have other labels, or other places for them")
+    nested = write_side(tmp_path / "nested", [True] * 400, [0.8] * 400, 1.0, strategy="cascade")
+    refused([nested, sides[1]], "is a cascade itself")
+    refused([*sides[:2], "--threshold", "1.5"], "a number from 0 to 1")
     refused(sides[:1], "a cascade is of two runs, 1 are given")
     refused([], "name two run folders")
     refused([*sides[:2], "--threshold", "1", "--keep", "0.9"], "not allowed with")
@@ -159,7 +170,38 @@ def test_latency_of_two_machines_is_left_out(sides, tmp_path):
     (tmp_path / "dear/row.json").write_text(json.dumps({**row, "device_name": "another"}))
     cascade.main([*sides, "--threshold", "0.75"])
     (found,) = rows(sides)
-    assert found["latency_ms_p50"] == "" and "timed on a processor and on another" in found["note"]
+    assert found["latency_ms_p50"] == "" and "latency of two machines left out" in found["note"]
+
+
+def test_latency_is_paired_and_prompting_takes_no_training():
+    timed = [({"latency_ms": a}, {"latency_ms": 10 * a}) for a in range(10, 101, 10)] + [({"latency_ms": None},) * 2]
+    all_deferred = cascade.latencies(*zip(*timed), 1.0)
+    assert all_deferred["latency_ms_p50"] == 550 and all_deferred["latency_ms_p95"] == 1100
+    assert cascade.latencies(*zip(*timed), 0.5)["latency_ms_mean"] == pytest.approx(55 + 0.5 * 550)
+    assert cascade.latencies([{"latency_ms": None}], [{"latency_ms": 3.0}], 0.5) == {}
+    prompt, tuned = {"strategy": "prompting", "train_seconds": None}, {"strategy": "peft", "train_seconds": 200.0}
+    assert cascade.combined(prompt, tuned, "train_seconds") == 200.0
+    assert cascade.combined(tuned, {"strategy": "peft", "train_seconds": None}, "train_seconds") is None
+
+
+def test_what_rounds_to_certainty_keeps_its_order():
+    log_probs = np.log(np.array([[1 - 1e-12, 1e-12], [1e-9, 1 - 1e-9], [0.25, 0.75]]))
+    odds = cascade.log_odds(log_probs)
+    assert odds[0] > odds[1] > odds[2] == pytest.approx(np.log(3))
+    assert cascade.shown(odds[2]) == "0.7500" and cascade.shown(odds[1]).startswith("log-odds 20.7")
+
+
+def test_labels_of_other_files_are_not_the_same_labels(tmp_path):
+    def run(name, ids, **flags):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / label_counts.FILE).write_text(json.dumps({"ids": ids, "trained_with": 0}))
+        return tmp_path / name, {"labels_used": len(ids), "args": json.dumps(flags)}
+
+    a, b = run("a", ["train-0", "train-1"], dataset="d"), run("b", ["train-1", "train-2"], dataset="d")
+    c, none = run("c", ["train-1"], dataset="d", train_file="x"), (tmp_path, {"labels_used": 0, "args": "{}"})
+    assert label_counts.of_runs([a, b]) == (3, None) and label_counts.of_runs([a, none]) == (2, None)
+    assert label_counts.of_runs([a, c]) == (3, "labels of both runs added up, though they may share some")
+    assert label_counts.of_runs([a, (tmp_path, {"labels_used": None})]) == (None, None)
 
 
 def test_two_real_runs_on_the_same_labels_count_these_once(sentiment, tiny_bert, tiny_embedder, out, tmp_path):
