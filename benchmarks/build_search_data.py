@@ -12,8 +12,8 @@ folder with train.jsonl and test.jsonl for each:
     table:  dolly_category (8: the category of an instruction, without its context), story (101: which story a question
             of NarrativeQA is about)
 
-The search sets are in no table of results. SST-2 is none of them: most of its sentences are also in the demo's
-movie_reviews. Where a source has no test split of its own, one is drawn in the proportions of the classes, by a fixed
+No table compares trained models on the search sets. SST-2 is none of them: most of its sentences are also in the
+demo's movie_reviews. Where a source has no test split of its own, one is drawn in the proportions of the classes, by a fixed
 seed.
 """
 

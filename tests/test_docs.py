@@ -1,6 +1,7 @@
 """README and docs: commands that the scripts' own parsers accept, links that lead somewhere, a short README."""
 
 import importlib
+import json
 import re
 import shlex
 import sys
@@ -19,12 +20,26 @@ FENCE = re.compile(r"^ {0,3}```[^\n]*\n(.*?)^ {0,3}```", re.DOTALL | re.MULTILIN
 INLINE_CODE = re.compile(r"`([^`]+)`")
 LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
 FIGURE = re.compile(r"\d\.\d{3} \[\d\.\d{3}, \d\.\d{3}\]")
-# (page, heading of the section, the rows that its tables show)
+# (page, heading of the section, data set of a table without such a column, the rows that it shows)
 MEASURED = [
-    ("README.md", "## What was found", "few_labels.csv"),
-    ("docs/training.md", "### With few labels", "few_labels.csv"),
-    ("docs/probe.md", "## What was measured", "probe.csv"),
+    ("README.md", "## What was found", "story", "few_labels.csv"),
+    ("docs/training.md", "### With few labels", None, "few_labels.csv"),
+    ("docs/probe.md", "## What was measured", "movie_reviews", "probe.csv"),
 ]
+# title of a column -> (strategy, beginning of the variant, was it tuned)
+COLUMN_OF = {
+    "full": ("full_finetuning", "", False),
+    "full fine-tuning": ("full_finetuning", "", False),
+    "full, tuned": ("full_finetuning", "", True),
+    "LoRA": ("peft", "lora", False),
+    "LoRA r=8": ("peft", "lora_r8", False),
+    "LoRA, tuned": ("peft", "lora", True),
+    "probe": ("probe", "embedder_logreg", False),
+    "probe on its states": ("probe", "lm_logreg", False),
+    "probe on MiniLM": ("probe", "embedder_logreg", False),
+    "probe on TF-IDF": ("probe", "tfidf_logreg", False),
+    "prompt chosen on the labels": ("prompting", "searched", False),
+}
 SEPARATORS = {"&&", "||", ";", "|", "&"}
 
 
@@ -208,16 +223,34 @@ def test_benchmarks_find_their_marks():
         assert text.count(begin) == text.count(end) == 1 and text.index(begin) < text.index(end), f"{page}: {name}"
 
 
-@pytest.mark.parametrize("page, heading, file", MEASURED)
-def test_measured_figures_stand_in_committed_rows(page, heading, file):
-    """Every `score [low, high]` of a section's table is that of a row; the ten lines of scikit-learn write no row."""
+@pytest.mark.parametrize("page, heading, data, file", MEASURED)
+def test_measured_figures_stand_in_committed_rows(page, heading, data, file):
+    """Each `score [low, high]` of a table is that of the row with its strategy and labels; ten lines write no row."""
     section = (ROOT / page).read_text(encoding="utf-8").split(f"{heading}\n")[1].split("\n#")[0]
     rows = store.read_results(ROOT / "benchmarks/results" / file)
-    cells = {f"{float(r['score']):.3f} [{float(r['score_low']):.3f}, {float(r['score_high']):.3f}]" for r in rows}
-    tables = [line.split("|") for line in section.splitlines() if line.startswith("|")]
-    assert len(tables) > 3
-    skip = {i for i, title in enumerate(tables[0]) if "ten lines" in title}
-    figures = [
-        figure for line in tables for i, cell in enumerate(line) if i not in skip for figure in FIGURE.findall(cell)
-    ]
-    assert figures and set(figures) <= cells, f"in no row of {file}: {sorted(set(figures) - cells)}"
+    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in section.splitlines() if line[:1] == "|"]
+    title, checked = lines[0], 0
+    for line in lines[2:]:
+        place = line[0] if "data" in title else data
+        labels = line[title.index("labels")].replace(",", "")
+        for name, cell in zip(title, line):
+            wanted = COLUMN_OF.get(name)
+            if wanted is None or not FIGURE.fullmatch(cell):
+                continue
+            checked += 1
+            strategy, variant, tuned = wanted
+            assert cell in {
+                f"{float(r['score']):.3f} [{float(r['score_low']):.3f}, {float(r['score_high']):.3f}]"
+                for r in rows
+                for flags in [json.loads(r["args"])]
+                if r["strategy"] == strategy
+                and r["variant"].startswith(variant)
+                and (str(flags["label_budget"]), Path(r["dataset"]).name) == (labels, place)
+                and bool(flags.get("tune")) == tuned
+            }, f"{place}, {labels} labels, {name}: {cell}"
+    assert checked >= 6
+
+
+def test_suites_that_pages_name_are_there():
+    named = [arg for found in COMMANDS.values() for _, _, argv in found for arg in argv if arg.startswith("suites/")]
+    assert len(named) >= 3 and [arg for arg in named if not (ROOT / arg).is_file()] == []

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from harness.results import names, stats
+from harness.results import stats
 
 SPLITS = 20
 MIN_CLUSTERS = 10  # fewer are not halved
@@ -138,5 +138,5 @@ def by_strategy(members):
     groups = {}
     for c in members:
         if c.usable:
-            groups.setdefault(names.kin(c.rows[0]), []).append(c)
+            groups.setdefault(c.kin, []).append(c)
     return sorted((champion(some) for some in groups.values()), key=lambda found: -found.mean())

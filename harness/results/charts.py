@@ -164,8 +164,8 @@ def frontier_chart(panel, members, column):
     if len(listed) > plotting.MOST_BARS:
         listed[plotting.MOST_BARS :] = [f"and {len(listed) - plotting.MOST_BARS} more"]
     figure, (axis,) = plotting.new_figure(4.2 + 0.16 * len(listed))  # at most 6.3 inches, 750 pixels
-    for strategy in dict.fromkeys(c["strategy"] for c in shown):
-        some = [c for c in shown if c["strategy"] == strategy]
+    for strategy in dict.fromkeys(c.kin for c in shown):
+        some = [c for c in shown if c.kin == strategy]
         axis.errorbar(
             [c.mean(column) for c in some],
             [c.mean() for c in some],
@@ -217,7 +217,7 @@ def cost_chart(panel, members, more=""):
     if not trained:
         return None
     bars, note = plotting.bars_of(trained, more)
-    bars = sorted(bars, key=lambda c: (c["strategy"], c.mean("train_seconds")), reverse=True)
+    bars = sorted(bars, key=lambda c: (c.kin, c.mean("train_seconds")), reverse=True)
     figure, axes = plotting.new_figure(plotting.bar_height(bars), len(columns))
     for axis, column in zip(axes, columns):
         means, spreads = [c.mean(column) for c in bars], [c.spread(column) or 0 for c in bars]

@@ -151,6 +151,11 @@ class Configuration:
         """A cell that all rows share, as text."""
         return self.rows[0][column]
 
+    @property
+    def kin(self):
+        """The strategy that it is a case of, see names.kin."""
+        return names.kin(self.rows[0])
+
     def flag(self, name):
         """What a flag was set to."""
         return flags(self.rows[0]).get(name)

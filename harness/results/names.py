@@ -16,7 +16,7 @@ STRATEGIES = {
     "probe": "Probe",
     "prompting": "Prompting",
     "rag": "RAG",
-    "quantized": "By precision",
+    "quantized": "Trained model by precision",
     "context_distillation": "Context distillation",
     "cascade": "Cascade",
     "chat": "Chat",

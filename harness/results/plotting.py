@@ -42,7 +42,7 @@ def axis_name(column):
 
 
 def colour(configuration):
-    return COLOURS.get(configuration["strategy"], "C7")
+    return COLOURS.get(configuration.kin, "C7")
 
 
 def errors(configuration):
@@ -73,13 +73,13 @@ def bars_of(members, more):
     In the order of the bars from the bottom up: grouped by strategy, the best group and the best of a group last.
     """
     ranked = sorted(members, key=lambda c: (not c.usable, -c.mean()))
-    best = list({c["strategy"]: c for c in reversed(ranked)}.values())
+    best = list({c.kin: c for c in reversed(ranked)}.values())
     chosen = sorted(best, key=ranked.index)[:MOST_BARS]
     chosen += [c for c in ranked if c not in chosen][: MOST_BARS - len(chosen)]
     others = [c.mean() for c in ranked if c not in chosen]
     note = f"{len(others)} more with scores from {min(others):.3f} to {max(others):.3f}{more}" if others else ""
-    top = {s: max(c.mean() for c in chosen if c["strategy"] == s) for s in {c["strategy"] for c in chosen}}
-    return sorted(chosen, key=lambda c: (top[c["strategy"]], c["strategy"], c.mean())), note
+    top = {s: max(c.mean() for c in chosen if c.kin == s) for s in {c.kin for c in chosen}}
+    return sorted(chosen, key=lambda c: (top[c.kin], c.kin, c.mean())), note
 
 
 def bar_name(configuration):

@@ -180,7 +180,7 @@ def between_strategies(ranked):
 
 
 def strategy(champion):
-    name = names.kin(champion.configuration.rows[0])
+    name = champion.configuration.kin
     return names.STRATEGIES.get(name, name)
 
 

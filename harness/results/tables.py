@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from harness.results import champions, configurations, markdown, names
+from harness.results import champions, configurations, markdown
 
 # the columns of the printed table; one that is empty in all rows of a panel is left out there
 COLUMNS = (
@@ -133,7 +133,7 @@ def print_best(rows, folder):
             lines.append(
                 [
                     f"{panel.data}, {panel.n_eval}",
-                    names.kin(c.rows[0]),
+                    c.kin,
                     c.name,
                     len(c.rows),
                     f"{panel.metric} {score}",
