@@ -13,8 +13,8 @@ folder with train.jsonl and test.jsonl for each:
             of NarrativeQA is about)
 
 No table compares trained models on the search sets. SST-2 is none of them: most of its sentences are also in the
-demo's movie_reviews. Where a source has no test split of its own, one is drawn in the proportions of the classes, by a fixed
-seed.
+demo's movie_reviews. Where a source has no test split of its own, one is drawn in the proportions of the classes, by a
+fixed seed.
 """
 
 import argparse

@@ -67,7 +67,7 @@ def learning_rate(args, task, rate):
 
     Adam's best rate falls with the width (muP: Yang et al. 2022, arXiv:2203.03466). Rates for answers stay as they are.
     """
-    if args.learning_rate or task.kind != "classification":
+    if args.learning_rate or rate is None or task.kind != "classification":
         return args.learning_rate or rate
     config = folder.configuration(args.model, args.trust_remote_code).get_text_config()
     return float(f"{rate * min(1.0, WIDTH / getattr(config, 'hidden_size', WIDTH)):.2g}")

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import transformers
 from helpers import GOOD, SHORT, THINGS, write_jsonl
 
 import context_distill
@@ -41,6 +42,16 @@ def test_auto_epochs_have_a_floor_of_steps_and_one_of_epochs(kind, least, n):
 @pytest.mark.parametrize("n, steps", [(16, 400), (100, 420), (500, 448), (2000, 500)])
 def test_steps_of_a_head(n, steps):
     assert trainer.n_steps(n, trainer.with_epochs(settings(), n, "classification")) == steps
+
+
+@pytest.mark.parametrize("width, rate", [(64, 3e-3), (384, 3e-3), (768, 1.5e-3), (4096, 2.8e-4)])
+def test_the_rate_of_a_head_falls_with_the_width(width, rate, tmp_path):
+    transformers.BertConfig(hidden_size=width, num_attention_heads=1).save_pretrained(tmp_path)
+    args, head = settings("--model", str(tmp_path)), argparse.Namespace(kind="classification")
+    assert trainer.learning_rate(args, head, 3e-3) == rate
+    assert trainer.learning_rate(args, argparse.Namespace(kind="qa"), 5e-4) == 5e-4
+    assert trainer.learning_rate(settings("--model", str(tmp_path), "--learning_rate", "0.1"), head, 3e-3) == 0.1
+    assert trainer.learning_rate(args, head, None) is None, "prompt tuning has no head, and says so later"
 
 
 def test_a_number_of_epochs_and_max_steps_stand():
