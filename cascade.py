@@ -47,7 +47,7 @@ def parse_args(argv=None):
         "--threshold", type=float, help="a probability that other data chose; 0: the first answers all, 1: the second"
     )
     flags.add_output_args(parser.add_argument_group("run"))
-    parser.set_defaults(seed=0)  # there is no other chance in it
+    parser.set_defaults(seed=0)  # a column of every row; the halves are always the same
     args = parser.parse_args(argv)
     if args.runs and len(args.runs) != 2:
         parser.error(f"a cascade is of two runs, {len(args.runs)} are given")

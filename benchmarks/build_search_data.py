@@ -12,9 +12,9 @@ folder with train.jsonl and test.jsonl for each:
     table:  dolly_category (8: the category of an instruction, without its context), story (101: which story a question
             of NarrativeQA is about)
 
-No table compares trained models on the search sets. SST-2 is none of them: most of its sentences are also in the
-demo's movie_reviews. Where a source has no test split of its own, one is drawn in the proportions of the classes, by a
-fixed seed.
+No table compares models that were trained on the search sets. SST-2 is none of them: most of its sentences are also in
+the demo's movie_reviews. Where a source has no test split of its own, one is drawn in the proportions of the classes,
+by a fixed seed.
 """
 
 import argparse

@@ -62,7 +62,7 @@ def of_runs(runs):
     if None in counts:
         return None, None
     known = [_known(folder) if count else {"ids": [], "trained_with": 0} for (folder, _), count in zip(runs, counts)]
-    sources = {json.dumps([_flags(row).get(name) for name in SOURCE]) for _, row in runs}
+    sources = {json.dumps([flags_of(row).get(name) for name in SOURCE]) for _, row in runs}
     if None in known or (len(sources) > 1 and all(counts)):
         return sum(counts), "labels of both runs added up, though they may share some"
     return len({i for each in known for i in each["ids"]}) + sum(each["trained_with"] for each in known), None
@@ -84,7 +84,8 @@ def _known(folder):
     return found if isinstance(found, dict) and all(isinstance(found.get(k), t) for k, t in kinds.items()) else None
 
 
-def _flags(row):
+def flags_of(row):
+    """{flag: value} of a row's args; {} where they are missing or cannot be read."""
     try:
         flags = json.loads(row.get("args") or "{}")
     except ValueError:

@@ -8,7 +8,7 @@ import math
 import re
 from pathlib import Path
 
-from harness.results import store
+from harness.results import label_counts, store
 
 STRATEGIES = {
     "full_finetuning": "Full fine-tuning",
@@ -157,11 +157,7 @@ def kin(row):
     """The strategy that a row is a case of: at some precision, a zero-shot prompt is prompting and an adapter PEFT."""
     if row["strategy"] != "quantized":
         return row["strategy"]
-    try:
-        flags = json.loads(row.get("args") or "{}")
-    except ValueError:
-        flags = None
-    if isinstance(flags, dict) and flags.get("adapter"):
+    if label_counts.flags_of(row).get("adapter"):
         return "peft"
     return "prompting" if str(row.get("labels_used")) in ("0", "0.0") else "quantized"  # trained before, or unknown
 
