@@ -2,7 +2,9 @@
 
 Nothing of the model is trained, so a probe takes seconds and is the yardstick of everything that takes longer. What
 regulates the head (C; of kNN the number of neighbours, metric and weights) is chosen by stratified cross-validation on
-the training labels; the validation split is not looked at.
+the training labels; the validation split is not looked at. --head names takes no label at all: the nearest of the
+labels' names or descriptions. --tune contrastive is SetFit (Tunstall et al. 2022): the embedder is first trained on
+pairs of the labelled texts, by the setfit package with its authors' settings.
 
     --features   what a text becomes
     embedder     the unit vector of a sentence-transformers model (Reimers and Gurevych 2019)
@@ -16,6 +18,8 @@ model a pair is one prompt. Dense features are standardized. The probe is saved 
     python probe.py --max_train_samples 500
     python probe.py --features lm --max_train_samples 100 --max_eval_samples 400
     python probe.py --features tfidf --head knn --repeats 3 --max_train_samples 500
+    python probe.py --head names --label_words "a bad film,a good film"
+    python probe.py --tune contrastive --max_train_samples 16 --max_eval_samples 400
     # score a saved probe again, without training
     python probe.py --probe runs/RUN_ID
     # on a GPU, from the hub
@@ -31,7 +35,9 @@ import utils
 from harness import flags, hub
 from harness.results.run import Run
 
-OWN = ("features", "head", "max_length", "precision")  # flags that a saved probe answers for itself
+OWN = ("features", "head", "max_length", "precision", "tune")  # flags that a saved probe answers for itself
+ENCODER = "encoder"  # where a tuned encoder is saved, beside probe.json
+NAMED = "This is {}."  # what --head names embeds of a label's word
 MODELS = {"embedder": "assets/models/all-MiniLM-L6-v2", "lm": "assets/models/SmolLM2-135M-Instruct", "tfidf": None}
 
 
@@ -40,7 +46,13 @@ def parse_args(argv=None):
     group = parser.add_argument_group("probe")
     group.add_argument("--features", choices=MODELS, default="embedder", help="see above (default: %(default)s)")
     group.add_argument(
-        "--head", choices=("logreg", "knn"), default="logreg", help="on the features (default: %(default)s)"
+        "--head",
+        choices=("logreg", "knn", "names"),
+        default="logreg",
+        help="on the features; names: zero-shot, by the embeddings of the labels (default: %(default)s)",
+    )
+    group.add_argument(
+        "--tune", choices=("contrastive",), help="train the embedder on pairs of the labelled texts first (SetFit)"
     )
     group.add_argument(
         "--model", help="hub name or folder (default: the demo's MiniLM for embedder, its SmolLM2 for lm)"
@@ -77,6 +89,12 @@ def parse_args(argv=None):
         parser.error(f"--{given[-1]} belongs to --features lm")
     if args.features == "tfidf" and (args.model or args.max_length):
         parser.error("--features tfidf has no model and reads whole texts; leave out --model and --max_length")
+    if args.head == "names" and (args.features != "embedder" or args.tune):
+        parser.error("--head names compares embeddings and learns nothing; leave out --features and --tune")
+    if args.tune and (args.features != "embedder" or args.head != "logreg"):
+        parser.error("--tune contrastive is for --features embedder and --head logreg")
+    if args.head == "names" and args.label_words is None:
+        args.label_words = ["auto"]
     if not args.probe:
         args.model = args.model or MODELS[args.features]
     return args
@@ -103,8 +121,15 @@ def train(extract, texts, labels, args):
     """The Head on the features of the training texts, and of TF-IDF its vocabulary."""
     if args.features == "tfidf":
         extract.fit([text for part in texts for text in part])
+    if args.tune:
+        contrastive.tune(extract.encoder, texts[0], labels, args.seed)
     vectors = vectors_of(extract, texts, progress="features")
-    return frozen_heads.fit(vectors, labels, args.head, args.seed)
+    return frozen_heads.fit(vectors, labels, args.head, args.seed, tuned=bool(args.tune))
+
+
+def from_names(extract, task):
+    """The Head of --head names: of each label its description, or its word in a sentence."""
+    return frozen_heads.from_names(extract(task.descriptions or [NAMED.format(word) for word in task.words]))
 
 
 def load_extractor(args, device, tokenizer, chat, tfidf=None):
@@ -129,11 +154,14 @@ def saved_probe(args):
     folder = next((place for place in places if (place / "probe.json").is_file()), None)
     if folder is None:
         raise utils.UserError(f"--probe {args.probe}: it has no probe.json; give the folder of a run of probe.py")
-    about = utils.read_json(folder / "probe.json", dict, "--probe")
+    about = {"tune": None, **utils.read_json(folder / "probe.json", dict, "--probe")}  # older ones have no tune
     missing = [name for name in (*OWN, "model", "labels", "n_texts", "prompt") if name not in about]
     if missing:
         raise utils.UserError(f"--probe {folder / 'probe.json'} says nothing of {', '.join(missing)}")
-    known = {**{name: about[name] for name in OWN}, "model": args.model or about["model"]}
+    if about["tune"] and args.model:
+        raise utils.UserError(f"--probe {folder} has an encoder of its own; leave out --model")
+    own = str(folder / ENCODER) if about["tune"] else about["model"]
+    known = {**{name: about[name] for name in OWN}, "model": args.model or own}
     return argparse.Namespace(**{**vars(args), **known}), about, folder
 
 
@@ -156,7 +184,7 @@ def load_probe(about, folder, task, n_texts):
 
 def variant(args):
     """What the row calls this run: embedder_logreg, lm_knn, ...; checkpoint where it was trained by another."""
-    return "checkpoint" if args.probe else f"{args.features}_{args.head}"
+    return "checkpoint" if args.probe else "_".join(filter(None, (args.features, args.head, args.tune)))
 
 
 def count_cuts(run, extract, texts):
@@ -181,6 +209,8 @@ def save_probe(run, args, task, n_texts, chat, head, extract):
         "prompt": {"instruction": task.instruction, "template": task.template, "chat": chat},
     }
     frozen_heads.save(run.path("probe"), head, about, extract.state() if args.features == "tfidf" else None)
+    if args.tune:
+        extract.encoder.save(str(run.path("probe") / ENCODER), create_model_card=False)
     run.row["artifact_mb"] = utils.folder_mb(run.path("probe"))
 
 
@@ -207,6 +237,8 @@ def run_once(args, about=None, folder=None):
         print(task.summary())
         other = tasks.out_of_domain(args, task)
         n_texts = 1 + (task.evaluation[0].text_pair is not None)
+        if n_texts == 2 and (args.tune or args.head == "names"):
+            raise utils.UserError("--tune contrastive and --head names are for examples of one text, not for pairs")
         run.row.update(task.row())
 
         # 4. model
@@ -227,16 +259,22 @@ def run_once(args, about=None, folder=None):
             return texts_of(examples, task, tokenizer, chat)
 
         longest, tokens = count_cuts(run, extract, texts(task.evaluation))
-        features.forecast(run, extract, longest)
+        if not args.tune or about:  # the forecast is of a pass without gradients
+            features.forecast(run, extract, longest)
 
         # 5. adapt
         if head is None:
-            run.use_labels(task.train)
+            labelled = task.train if args.head != "names" else []
+            run.use_labels(labelled)
             with utils.measure() as training:
-                head = train(extract, texts(task.train), [ex.label for ex in task.train], args)
-            run.row.update(train_seconds=training.seconds, **training.memory_columns(), n_train=len(task.train))
+                if labelled:
+                    head = train(extract, texts(labelled), [ex.label for ex in labelled], args)
+                else:
+                    head = from_names(extract, task)
+            run.row.update(train_seconds=training.seconds, **training.memory_columns(), n_train=len(labelled))
             save_probe(run, args, task, n_texts, chat, head, extract)
-        run.row["trainable_params"] = 0 if about else head.n_params
+        tuned = run.row.get("total_params") or 0 if args.tune else 0
+        run.row["trainable_params"] = 0 if about else head.n_params + tuned
         for text in head.notes:
             run.note(text)
         if len(head.classes) < len(task.labels):
@@ -258,14 +296,20 @@ def run_once(args, about=None, folder=None):
             run.headline = f"trained in {run.row['train_seconds']:.1f} s"
 
 
-def import_heavy():
-    """Import what takes seconds, once the arguments are known to be right: --help and a wrong flag answer at once."""
-    global evaluate, features, frozen_heads, loading, record, render, tasks
+def import_heavy(tune):
+    """Import what takes seconds, once the arguments are known to be right: --help and a wrong flag answer at once.
+
+    tune: --tune, which needs the setfit package.
+    """
+    global contrastive, evaluate, features, frozen_heads, loading, record, render, tasks
     from harness.data import tasks
     from harness.data.prompts import render
     from harness.evaluation import evaluate, record
     from harness.models import features, loading
     from harness.training import frozen_heads
+
+    if tune:
+        from harness.training import contrastive
 
 
 @utils.clean_exit
@@ -274,7 +318,7 @@ def main(argv=None):
     if args.probe:
         args, *saved = saved_probe(args)
     hub.check_names({"--model": args.model}, {"--dataset": flags.source(args), "--eval_ood": args.eval_ood})
-    import_heavy()
+    import_heavy(args.tune)
     for once in flags.repeats(args):
         run_once(once, *saved)
 

@@ -3,11 +3,12 @@
 Classification takes the label whose words are likeliest after the prompt (--scoring likelihood), or reads a generated
 answer (--scoring generate). Questions and instructions are answered by generation, questions with options also by the
 likeliest option (--scoring likelihood). The k demonstrations are the k training examples that finetune.py
---max_train_samples k sees with the same --data_seed. A language model's prior over the label words can be divided out:
---calibrate contextual (Zhao et al. 2021) takes it from inputs without content, --calibrate batch (Zhou et al. 2024)
-from the inputs of --calibrate_on: other training examples, unlabelled inputs, or the evaluation inputs without their
-labels, which is transductive. --label_budget N without --k_shots chooses k, the demonstrations and the calibration on
-the N labels.
+--max_train_samples k sees with the same --data_seed, or with --demos nearest those nearest to each input (Liu et al.
+2022). A language model's prior over the label words can be divided out: --calibrate contextual (Zhao et al. 2021) takes
+it from inputs without content, --calibrate batch (Zhou et al. 2024) from the inputs of --calibrate_on: other training
+examples, unlabelled inputs, or the evaluation inputs without their labels, which is transductive. --label_budget N
+without --k_shots chooses k, the demonstrations and the calibration on the N labels; with --search M the best of M
+random prompts, whose templates differ too.
 
     # on a CPU, offline (after `python prepare_data.py demo`): under a minute each
     python prompt_eval.py --model assets/models/SmolLM2-135M-Instruct --max_eval_samples 200
@@ -15,6 +16,8 @@ the N labels.
         --calibrate batch --calibrate_on train
     # the best prompt that 100 labels buy
     python prompt_eval.py --model assets/models/SmolLM2-135M-Instruct --max_eval_samples 200 --label_budget 100
+    python prompt_eval.py --max_eval_samples 200 --label_budget 100 --search 16
+    python prompt_eval.py --max_eval_samples 200 --label_budget 100 --k_shots 4 --demos nearest
     # on a GPU, from the hub
     python prompt_eval.py --model google/flan-t5-base --dataset glue --subset sst2 --n_examples 20
     # UnifiedQA questions, scored by source and over all (after `python prepare_data.py unifiedqa DIR`)
@@ -62,6 +65,25 @@ def parse_args(argv=None):
         "plain where labels are scored (default: %(default)s)",
     )
     group.add_argument(
+        "--demos",
+        choices=("balanced", "random", "nearest"),
+        default="balanced",
+        help="demonstrations: drawn class by class, drawn from all, or for each input the nearest of all training "
+        "examples, whose labels then count (default: %(default)s)",
+    )
+    group.add_argument(
+        "--demo_embedder",
+        default="assets/models/all-MiniLM-L6-v2",
+        help="sentence-transformers model of --demos nearest (default: %(default)s)",
+    )
+    group.add_argument(
+        "--search",
+        type=flags.positive_int,
+        metavar="N",
+        help="with --label_budget: choose among N random prompts (k, demonstrations, instruction, template), not among "
+        "k and three sets of demonstrations",
+    )
+    group.add_argument(
         "--max_demo_tokens", type=flags.positive_int, metavar="N", help="draw demonstrations of at most N tokens each"
     )
     group.add_argument(
@@ -107,6 +129,7 @@ def parse_args(argv=None):
     args = flags.check_data_args(parser, parser.parse_args(argv))
     if args.merge_adapter is not None and not args.adapter:
         parser.error("--merge_adapter and --no-merge_adapter belong to --adapter")
+    check_demonstrations(parser, args)
     if not searches(args):
         args.k_shots, args.calibrate = args.k_shots or 0, args.calibrate or "none"
     if args.calibrate not in (None, "none") and args.scoring == "generate":
@@ -118,6 +141,16 @@ def parse_args(argv=None):
 def searches(args):
     """True if the prompt is chosen on the labels of --label_budget."""
     return args.label_budget is not None and args.k_shots is None
+
+
+def check_demonstrations(parser, args):
+    """Check --demos, --demo_embedder and --search."""
+    if args.search and not searches(args):
+        parser.error("--search chooses a prompt on the labels of --label_budget, without --k_shots")
+    if args.demos != "balanced" and not searches(args) and not args.k_shots:
+        parser.error(f"--demos {args.demos} says which demonstrations; give --k_shots K, or --label_budget")
+    if args.demo_embedder != parser.get_default("demo_embedder") and args.demos != "nearest":
+        parser.error("--demo_embedder belongs to --demos nearest")
 
 
 def check_calibration(parser, args):
@@ -179,7 +212,8 @@ def variant(args, kind, adapted):
 
     Without an _on_ the prior of batch calibration is that of the evaluation inputs.
     """
-    parts = ["searched" if searches(args) else f"{args.k_shots}_shot"]
+    parts = [(f"searched_{args.search}" if args.search else "searched") if searches(args) else f"{args.k_shots}_shot"]
+    parts += [args.demos] if args.demos != "balanced" else []
     if args.calibrate not in (None, "none"):
         parts.append(f"{args.calibrate}_calibrated")
     where = (args.calibrate_on or ["train" if searches(args) else "evaluation"])[0]
@@ -203,14 +237,16 @@ def short_enough(task, tokenizer, chat, limit):
     return replace(task, train=[example for example in task.train if length(example) <= limit])
 
 
-def calibration_inputs(args, run, task, pool, demonstrations):
-    """The Examples of --calibrate_on: None for the evaluation inputs. pool: the Examples demonstrations come from."""
+def calibration_inputs(args, run, task, pool, shown):
+    """The Examples of --calibrate_on: None for the evaluation inputs. pool: the Examples demonstrations come from;
+    shown: the demonstrations.
+    """
     where, *file = args.calibrate_on or ["evaluation"]
     if where == "evaluation":
         if args.calibrate == "batch":
             run.note("transductive: the label prior is estimated on the evaluation inputs")
         return None
-    shown = {ex.id for ex in demonstrations}
+    shown = set() if callable(shown) else {ex.id for ex in shown}
     if file:
         inputs = unlabelled.read_inputs(file[0], task, args.text_column, args.text_pair_column, args.encoding)
     else:
@@ -226,24 +262,84 @@ def calibration_inputs(args, run, task, pool, demonstrations):
     return inputs
 
 
-def chosen_prompt(args, run, task, model, tokenizer, chat, by_likelihood):
-    """(demonstrations, prior, seconds) of the best prompt that the label budget buys; see prompt_search."""
-    tried = (args.calibrate,) if args.calibrate else None
-    options = {"batch_size": args.batch_size, "per_token": args.normalise == "mean", "calibrations": tried}
-    chosen = prompt_search.choose(model, tokenizer, task, args.data_seed, chat, likelihood=by_likelihood, **options)
+def with_words(args, run, task, model, tokenizer):
+    """The task of --label_words auto: abbreviations among the label names are written out, as the model reads them."""
+    if args.label_words != ["auto"] or task.kind != "classification":
+        return task
+    found = {} if model.config.is_encoder_decoder else abbreviations.expand(task.labels, model, tokenizer)
+    words = [found.get(label, word) for label, word in zip(task.labels, task.words)]
+    if found and len(set(words)) == len(words):
+        task = with_prompt(task, words, args.instruction, args.template and task.template)
+    said = [f"{name} as {word!r}" for name, word in zip(task.labels, task.words) if name != word]
+    if said:
+        more = f" and {len(said) - 12} more" if len(said) > 12 else ""
+        run.note(f"label words: {', '.join(said[:12])}{more}")
+        print(f"label words: {', '.join(said)}")
+    return task
+
+
+def drawn_demonstrations(args, run, pool):
+    """The demonstrations of --k_shots and --demos: Examples, or a Nearest over the pool."""
+    if args.demos == "nearest" and pool:
+        run.use_labels(pool)
+        return nearest_to_each(args, run, pool)
+    drawn = draw(pool, args.k_shots or 0, args.data_seed, balanced=args.demos == "balanced")
+    run.use_labels(drawn)
+    return drawn
+
+
+def nearest_to_each(args, run, pool):
+    """A Nearest over the pool by --demo_embedder; its seconds are the row's train_seconds."""
+    if args.k_shots and args.k_shots > len(pool):
+        raise utils.UserError(f"--k_shots {args.k_shots}: there are {len(pool)} training examples to choose from")
+    options = {"model": args.demo_embedder, "max_length": None, "batch_size": 32}
+    embed = features.Embeddings(argparse.Namespace(**{**vars(args), **options}), run.row["device"])
+    with utils.measure() as spent:
+        found = demonstrations.Nearest(embed, pool, args.k_shots)
+    run.row["train_seconds"] = spent.seconds
+    run.note(
+        f"demonstrations are the nearest of {len(pool)} labelled examples by {args.demo_embedder}, so prompts share "
+        "their instruction at most"
+    )
+    return found
+
+
+def chosen_prompt(args, run, task, nearest, model, tokenizer, chat, by_likelihood):
+    """(task with its template, demonstrations, prior) of the best prompt that the label budget buys; see prompt_search.
+
+    nearest: a Nearest, or None.
+    """
+    search = (args.search, forms(task, args.instruction, args.template)) if args.search else None
+    chosen = prompt_search.choose(
+        model,
+        tokenizer,
+        task,
+        args.data_seed,
+        chat,
+        search=search,
+        demos=args.demos,
+        nearest=nearest,
+        batch_size=args.batch_size,
+        per_token=args.normalise == "mean",
+        calibrations=(args.calibrate,) if args.calibrate else None,
+        likelihood=by_likelihood,
+    )
     run.use_labels(chosen.used)
     run.note(chosen.note)
+    if search:
+        run.note(f"instruction {chosen.task.instruction!r}, template {chosen.task.template!r}")
     k = len(chosen.demonstrations)
-    run.row.update(k_shots=k, n_train=k)
-    return chosen.demonstrations, None if chosen.prior is None else lambda *_: chosen.prior, chosen.seconds
+    seconds = (run.row.get("train_seconds") or 0.0) + chosen.seconds
+    run.row.update(k_shots=k, n_train=k, train_seconds=seconds)
+    return chosen.task, chosen.demonstrations, None if chosen.prior is None else lambda *_: chosen.prior
 
 
-def score(model, tokenizer, task, args, chat, demonstrations, other, prior):
+def score(model, tokenizer, task, args, chat, shown, other, prior):
     """The Outcome: a classification head, label words or options by likelihood, or generated answers."""
     common = {"batch_size": args.batch_size, "latency_runs": args.latency_runs}
     if loading.is_classifier(args.model, args.adapter, args.trust_remote_code):
         return evaluate.by_head(model, tokenizer, task, **common, other=other)
-    prompted = {**common, "chat": chat, "demonstrations": demonstrations}
+    prompted = {**common, "chat": chat, "demonstrations": shown}
     per_token = args.normalise == "mean"
     if not scores_likelihood(args, task):
         length = args.max_new_tokens
@@ -293,8 +389,7 @@ def run_once(args):
         tokenizer = loading.load_tokenizer(args.model, args.trust_remote_code, args.thinking, args.adapter)
         chat = loading.uses_chat(args.prompt_format, tokenizer, scoring=by_likelihood)
         pool = short_enough(task, tokenizer, chat, args.max_demo_tokens) if args.max_demo_tokens else task
-        demonstrations = draw(pool.train, args.k_shots or 0, args.data_seed)
-        run.use_labels(demonstrations)
+        shown = drawn_demonstrations(args, run, pool.train)
         classifier = loading.is_classifier(args.model, args.adapter, args.trust_remote_code)
         if classifier:
             tasks.require_kind(task, "classification", "a model with a classification head")
@@ -323,11 +418,16 @@ def run_once(args):
         model, merged = adapters.merge_adapter(model, args.merge_adapter)
         if merged:
             run.note(merged)
-        prior, seconds = None, None
+        prior = None
+        if not classifier:
+            task = with_words(args, run, task, model, tokenizer)
+            pool = replace(pool, words=task.words, instruction=task.instruction)
         if searches(args) and not classifier:
-            demonstrations, prior, seconds = chosen_prompt(args, run, pool, model, tokenizer, chat, by_likelihood)
+            nearest = shown if callable(shown) else None
+            prompted, shown, prior = chosen_prompt(args, run, pool, nearest, model, tokenizer, chat, by_likelihood)
+            task = replace(task, instruction=prompted.instruction, template=prompted.template)
         elif task.kind == "classification" and not classifier:
-            inputs = calibration_inputs(args, run, task, pool.train, demonstrations)
+            inputs = calibration_inputs(args, run, task, pool.train, shown)
             prior = prompting.label_prior(args.calibrate, task, inputs)
         if classifier:
             strategy = "peft" if args.adapter else "full_finetuning"
@@ -336,28 +436,46 @@ def run_once(args):
             run.row["labels_used"] = None  # a head was trained on some
 
         # 6. evaluate
-        outcome = score(model, tokenizer, task, args, chat, demonstrations, other, prior)
+        outcome = score(model, tokenizer, task, args, chat, shown, other, prior)
 
         # 7. row and report: the row is written by leaving the block
+        seconds = run.row.pop("train_seconds", None)  # of the choice, which is no training with a peak of its own
         record.outcome(run, task, outcome, model, other)
-        run.row["train_seconds"] = seconds  # of the choice
+        run.row["train_seconds"] = seconds
 
 
 def import_heavy():
     """Import what takes seconds, once the arguments are known to be right: --help and a wrong flag answer at once."""
-    global adapters, draw, evaluate, fill, loading, prompt_search, prompting, record, tasks, unlabelled
+    global \
+        abbreviations, \
+        adapters, \
+        demonstrations, \
+        draw, \
+        evaluate, \
+        features, \
+        fill, \
+        forms, \
+        loading, \
+        prompt_search, \
+        prompting, \
+        record
+    global tasks, unlabelled, with_prompt
     from harness.data import tasks, unlabelled
     from harness.data.examples import draw
-    from harness.data.prompts import fill
-    from harness.evaluation import evaluate, prompt_search, prompting, record
-    from harness.models import adapters, loading
+    from harness.data.prompts import fill, forms, with_prompt
+    from harness.evaluation import demonstrations, evaluate, prompt_search, prompting, record
+    from harness.models import abbreviations, adapters, features, loading
 
 
 @utils.clean_exit
 def main(argv=None):
     args = parse_args(argv)
     hub.check_names(
-        {"--model": args.model, "--adapter": args.adapter},
+        {
+            "--model": args.model,
+            "--adapter": args.adapter,
+            "--demo_embedder": args.demo_embedder if args.demos == "nearest" else None,
+        },
         {"--dataset": flags.source(args), "--eval_ood": args.eval_ood},
     )
     import_heavy()

@@ -11,6 +11,8 @@ folder with train.jsonl and test.jsonl for each:
             AlpacaEval is from), arc_easy (questions)
     table:  dolly_category (8: the category of an instruction, without its context), story (101: which story a question
             of NarrativeQA is about)
+    prompts: question_type (5: what a question of Natural Questions asks for, by its question word; the label names are
+            the abbreviations DESC, ENTY, HUM, LOC, NUM)
 
 No table compares models that were trained on the search sets. SST-2 is none of them: most of its sentences are also in
 the demo's movie_reviews. Where a source has no test split of its own, one is drawn in the proportions of the classes,
@@ -21,10 +23,18 @@ import argparse
 import csv
 import json
 import random
+import re
 from collections import defaultdict
 from pathlib import Path
 
 SEED, PASSAGES_OF_AN_ARTICLE = 13, 5
+QUESTION_TYPES = {
+    "HUM": r"who\b|whose\b|whom\b",
+    "LOC": r"where\b|(what|which) (city|country|state|county|continent|town)\b",
+    "NUM": r"when\b|how (many|much|long|old|tall|far|big|high|often)\b|what (year|date|time|day)\b",
+    "DESC": r"why\b|how (do|does|did|is|are|to|can)\b|what (do|does|did)\b.* mean|what is the (meaning|purpose)",
+    "ENTY": r"(what|which)\b",
+}
 
 
 def rows_of(path):
@@ -93,6 +103,13 @@ def story(folder):
     return held_out([{"text": r["question"], "label": label, "cluster": label} for r, label in zip(rows, labels)], 400)
 
 
+def question_type(folder):
+    """The label is the first of QUESTION_TYPES that the question begins with; other questions are left out."""
+    questions = [row.split("\t")[0].strip() for row in rows_of(folder / "unifiedqa/natural_questions/dev.tsv")]
+    found = [(q, next((kind for kind, form in QUESTION_TYPES.items() if re.match(form, q)), None)) for q in questions]
+    return held_out([{"text": question, "label": kind} for question, kind in found if kind], 500)
+
+
 def parse_args(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("dir", metavar="DIR", type=Path, help="the folder with the public files")
@@ -103,7 +120,7 @@ def parse_args(argv=None):
 
 def main(argv=None):
     args = parse_args(argv)
-    for make in (mnli, ag_news, source, articles, arc_easy, dolly_category, story):
+    for make in (mnli, ag_news, source, articles, arc_easy, dolly_category, story, question_type):
         place = args.narrativeqa if make is story else args.dir
         try:
             splits = make(place) if place else None

@@ -37,7 +37,18 @@ def add_data_args(parser, dataset="assets/data/movie_reviews"):
     group.add_argument(
         "--encoding", type=encoding, help="of data files and documents that are not UTF-8, such as cp1252"
     )
-    group.add_argument("--label_words", type=comma_list, metavar="A,B,..", help="a word for each label, in label order")
+    group.add_argument(
+        "--label_words",
+        type=comma_list,
+        metavar="A,B,..|auto",
+        help="a word for each label, in label order; auto: words out of names such as card_arrival or LOC",
+    )
+    group.add_argument(
+        "--label_descriptions",
+        type=user_path,
+        metavar="FILE",
+        help="a sentence about each label for prompts: JSON of label: text, or a table with columns label, description",
+    )
     group.add_argument("--instruction", help="the line that opens the prompt")
     group.add_argument("--template", help="the prompt of one example, with {text} and {text_pair}; \\n is a line break")
     group.add_argument(

@@ -49,6 +49,7 @@ class Task:
     kind: str  # classification, qa or instruction
     labels: tuple = ()  # [L] names of the classes
     words: tuple = ()  # [L] what a language model reads and says for each label
+    descriptions: tuple = ()  # [L] a sentence about each label, or none at all
     instruction: str = ""
     template: str = ""
     train: list = field(default_factory=list)  # Examples, drawn by --data_seed

@@ -4,6 +4,7 @@ import re
 from dataclasses import replace
 
 import utils
+from harness.data import label_words as words_for
 
 # sorted label names -> (instruction, template, words in the same order); words are what a language model reads and says
 TEMPLATES = {
@@ -57,7 +58,8 @@ INSTRUCTION_TEMPLATE = "### Instruction:\n{text}\n\n" + CONTEXT_PART + "### Resp
 def with_prompt(task, label_words=None, instruction=None, template=None):
     """The task with label words, instruction and template: those given, else those of TEMPLATES, else plain ones.
 
-    label_words: in the order of task.labels. UserError for words or a template that do not fit the task.
+    label_words: in the order of task.labels, or ["auto"] for words out of the names. UserError for words or a template
+    that do not fit the task.
     """
     paired = task.kind == "classification" and any(ex.text_pair is not None for ex in task.evaluation)
     words, usual = task.words, ("", INSTRUCTION_TEMPLATE)
@@ -78,6 +80,8 @@ def with_prompt(task, label_words=None, instruction=None, template=None):
 
 def _classification_prompt(task, label_words, paired):
     """(words, instruction, template) of a classification task; paired: the examples have two texts."""
+    automatic = label_words == [words_for.AUTO]
+    label_words = None if automatic else label_words
     if label_words:
         _check_words(label_words, task.labels)
     order = sorted(range(len(task.labels)), key=lambda i: task.labels[i])
@@ -88,12 +92,15 @@ def _classification_prompt(task, label_words, paired):
         other_fields = ("{text_pair}" in known[1]) != paired
         asks_for_other_words = known[0] and label_words and set(label_words) != set(known[2])
         known = None if other_fields or asks_for_other_words else known
-    words = list(label_words or task.labels)
+    words = list(label_words or (words_for.of_names(task.labels) if automatic else task.labels))
     if known and not label_words:
         for position, i in enumerate(order):
             words[i] = known[2][position]
     fields = "Text: {text}\nSecond text: {text_pair}\nLabel:" if paired else "Text: {text}\nLabel:"
     plain = f"Classify the text. Answer with one of: {', '.join(words)}.", fields
+    if task.descriptions:
+        about = "\n".join(f"{word}: {text}" for word, text in zip(words, task.descriptions))
+        known = f"Classify the text. Answer with one of: {', '.join(words)}.\n\n{about}", (known or plain)[1]
     return words, *(known or plain)[:2]
 
 
@@ -107,6 +114,40 @@ def _check_words(label_words, labels):
     if len(label_words) != len(labels):
         names = ", ".join(labels)
         raise utils.UserError(f"--label_words names {len(label_words)} words for the {len(labels)} labels {names}")
+
+
+# other instructions and templates for `--search`: {words} are the label words, {fields} the text or both texts
+FORMS = {
+    "classification": (
+        ("Classify the text. Answer with one of: {words}.", "{fields}\nLabel:"),
+        ("", "{fields}\nLabel:"),
+        ("Which of these fits best: {words}?", "{fields}\nAnswer:"),
+        ("", "{fields}\nThe best description is:"),
+        ("Categories: {words}", "Input: {fields}\nCategory:"),
+    ),
+    "qa": (
+        (QA_INSTRUCTION, QA_TEMPLATE),
+        ("", QA_TEMPLATE),
+        ("", "Q: {text}\nA:"),
+        ("Answer as briefly as you can.", "{text}\nShort answer:"),
+    ),
+    "instruction": (("", INSTRUCTION_TEMPLATE), ("Follow the instruction.", INSTRUCTION_TEMPLATE)),
+}
+
+
+def forms(task, instruction=None, template=None):
+    """[F] Tasks that differ in instruction and template: the task's own, then those of FORMS.
+
+    instruction, template: those that a person gave, which stay.
+    """
+    paired = "{text_pair}" in task.template
+    fields = "First: {text}\nSecond: {text_pair}" if paired else "Text: {text}"
+    found = {(task.instruction, task.template): task}
+    for usual in FORMS[task.kind]:
+        own, its = (part.replace("{words}", ", ".join(task.words)).replace("{fields}", fields) for part in usual)
+        own, its = own if instruction is None else instruction, template or its
+        found.setdefault((own, its), replace(task, instruction=own, template=its))
+    return list(found.values())
 
 
 def fill(task, example, chat=False):

@@ -8,6 +8,7 @@ from harness import flags
 from harness.data import cells, choices, conversations, labels, sources
 from harness.data.columns import FORCED, column_names, recognise, to_examples, yes_no
 from harness.data.examples import OutOfDomain, Task, draw, draw_in_proportion
+from harness.data.label_words import descriptions
 from harness.data.prompts import with_prompt
 
 EVAL_SEED = 20240229  # chooses the evaluation examples, the same ones for every strategy and every --data_seed
@@ -30,6 +31,7 @@ def load_task(
     cluster_column=None,
     encoding=None,
     label_words=None,
+    label_descriptions=None,
     instruction=None,
     template=None,
     max_train_samples=None,
@@ -96,6 +98,9 @@ def load_task(
         eval_split=eval_split,
         notes=notes,
     )
+    if label_descriptions:
+        require_kind(task, "classification", "--label_descriptions")
+        task.descriptions = tuple(descriptions(label_descriptions, task.labels))
     return with_prompt(task, label_words, instruction, template)
 
 
@@ -226,6 +231,7 @@ def from_args(args):
         cluster_column=args.cluster_column,
         encoding=args.encoding,
         label_words=args.label_words,
+        label_descriptions=args.label_descriptions,
         instruction=args.instruction,
         template=template,
         max_train_samples=args.max_train_samples,

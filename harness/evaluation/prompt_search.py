@@ -1,15 +1,19 @@
-"""What a label budget buys a prompt: k, the demonstrations and the calibration, chosen on the labels themselves.
+"""What a label budget buys a prompt: k, demonstrations, template and calibration, chosen on the labels themselves.
 
-Half of the labels at most are demonstrations; up to HELD_OUT of the others score every candidate. First k and the
-calibration are chosen with one set of demonstrations, then the set. Nothing is looked at but the budget's labels.
+Half of the labels at most are demonstrations; up to HELD_OUT of the others score every candidate. Without a number of
+candidates first k and the calibration are chosen with one set of demonstrations, then the set; with one, k,
+demonstrations and template are drawn at random (random search, Bergstra & Bengio 2012). Where each input has the
+demonstrations nearest to it, all labels are demonstrations, and score a candidate with themselves left out. Nothing is
+looked at but the budget's labels.
 """
 
+import random
 from dataclasses import dataclass
 
 import numpy as np
 
 import utils
-from harness.data.examples import draw
+from harness.data.examples import Task, draw
 from harness.evaluation import metrics, prompting
 from harness.models import generation, loading, scoring
 
@@ -23,87 +27,133 @@ LEAST = 8  # labels; of fewer, all are demonstrations and nothing is chosen
 class Chosen:
     """A prompt, and the Examples whose labels led to it."""
 
-    demonstrations: list
+    demonstrations: list  # or a demonstrations.Nearest
     calibrate: str  # none, contextual or batch
     prior: np.ndarray | None  # the log label prior [L] to divide out
     used: list
     note: str
     seconds: float
+    task: Task | None = None  # with the instruction and the template
 
 
-def choose(
-    model, tokenizer, task, seed, chat, batch_size="auto", likelihood=True, per_token=False, calibrations=None, least=0
-):
+@dataclass
+class Trial:
+    """A candidate with a calibration, and its score on the held-out labels."""
+
+    value: float
+    task: Task
+    demonstrations: list
+    calibrate: str
+    prior: np.ndarray | None
+
+    @property
+    def order(self):
+        """Larger is better: ties go to fewer demonstrations, then to no calibration."""
+        return self.value, -len(self.demonstrations), self.calibrate == "none"
+
+
+def choose(model, tokenizer, task, seed, chat, *, search=None, demos="balanced", nearest=None, least=0, **options):
     """The Chosen prompt for the labels task.train.
 
-    likelihood: label words or options are scored, so the criterion is accuracy; else answers are generated, and it is
-    the log-likelihood of the references per token, which needs no generation. Ties go to fewer demonstrations, then to
-    no calibration. calibrations: to try (default: none, and batch for classes); least: fewest demonstrations.
+    search: (number of candidates, [F] tasks of `prompts.forms`), None for k and the set alone; demos: how a set is
+    drawn, balanced or random; nearest: a demonstrations.Nearest over task.train, instead of sets; least: fewest
+    demonstrations; options: of `Trials`.
     """
     with utils.measure() as spent:
-        trials = Trials(model, tokenizer, task, chat, batch_size, likelihood, per_token, seed)
-        chosen = trials.choose(calibrations, least)
+        trials = Trials(model, tokenizer, task, chat, seed, **options)
+        chosen = trials.choose(search, demos == "balanced", nearest, least)
     chosen.seconds = spent.seconds
     return chosen
 
 
-def divide(examples, seed):
+def divide(examples, seed, balanced=True):
     """([sets of demonstrations], held-out examples) of the labels; the first set is what draw() gives for its size."""
     largest = max(k for k in CANDIDATES if k <= len(examples) // 2)
     n_sets = min(SETS, len(examples) // 2 // largest)
-    drawn = draw(examples, largest * n_sets, seed)
+    drawn = draw(examples, largest * n_sets, seed, balanced)
     shown = {ex.id for ex in drawn}
     held_out = [ex for ex in examples if ex.id not in shown][:HELD_OUT]
     return [drawn[i * largest : (i + 1) * largest] for i in range(n_sets)], held_out
 
 
+def candidates(number, tasks, pool, seed, balanced, least=0):
+    """[number] (task, demonstrations) drawn at random by seed: the form, k, and k of the pool.
+
+    The first is the task's own form without demonstrations, or with `least`. pool: Examples, or a Nearest over them.
+    """
+    rng = random.Random(seed)
+    counts = [k for k in CANDIDATES if least <= k <= len(getattr(pool, "pool", pool))]
+    chosen = [(tasks[0], counts[0])] + [(rng.choice(tasks), rng.choice(counts)) for _ in range(number - 1)]
+    sets = [pool.of(k) if callable(pool) else draw(pool, k, rng.random(), balanced) for _, k in chosen]
+    return [(task, shown) for (task, _), shown in zip(chosen, sets)]
+
+
 class Trials:
     """The candidates and what they score on the held-out labels."""
 
-    def __init__(self, model, tokenizer, task, chat, batch_size, likelihood, per_token, seed):
+    def __init__(
+        self, model, tokenizer, task, chat, seed, batch_size="auto", likelihood=True, per_token=False, calibrations=None
+    ):
+        """likelihood: label words or options are scored, so the criterion is accuracy; else answers are generated, and
+        it is the log-likelihood of the references per token, which needs no generation. calibrations: to try (default:
+        none, and batch for classes).
+        """
         self.model, self.tokenizer, self.task, self.chat, self.batch_size = model, tokenizer, task, chat, batch_size
         self.per_token, self.seed = per_token, seed
         self.classes = task.kind == "classification" and likelihood
         self.options = task.kind == "qa" and likelihood
+        self.calibrations = calibrations or (("none", "batch") if self.classes else ("none",))
 
-    def choose(self, calibrations, least):
-        """The Chosen prompt, its seconds not filled in. calibrations, least: as for the function choose."""
-        task = self.task
-        if len(task.train) < LEAST:
-            note = f"all {len(task.train)} labels are demonstrations"
-            return Chosen(draw(task.train, None, self.seed), "none", None, list(task.train), note, 0.0)
-        calibrations = calibrations or (("none", "batch") if self.classes else ("none",))
-        sets, held_out = divide(task.train, self.seed)
-        counts = [k for k in CANDIDATES if least <= k <= len(sets[0])]
-        best = self.best([sets[0][:k] for k in counts], held_out, calibrations)
-        k = len(best[1])
-        if k:
-            best = max(best, self.best([some[:k] for some in sets[1:]], held_out, calibrations), key=lambda one: one[0])
-        (value, *_), demonstrations, calibrate, prior = best
-        tried = {ex.id: ex for ex in [*sets[0][: max(counts)], *(ex for some in sets[1:] for ex in some[:k])]}
+    def choose(self, search=None, balanced=True, nearest=None, least=0):
+        """The Chosen prompt, its seconds not filled in. search, nearest, least: as for the function choose."""
+        labels = self.task.train
+        if len(labels) < LEAST:
+            note = f"all {len(labels)} labels are demonstrations"
+            return Chosen(draw(labels, None, self.seed), "none", None, list(labels), note, 0.0, self.task)
+        if nearest is not None:
+            sets, held_out = [nearest], draw(labels, min(len(labels), HELD_OUT), self.seed, balanced=False)
+        else:
+            sets, held_out = divide(labels, self.seed, balanced)
+        if search:
+            shown = {ex.id for ex in held_out}
+            pool = nearest or [ex for ex in labels if ex.id not in shown]
+            tried = candidates(*search, pool, self.seed, balanced, least)
+            best, how = self.best(tried, held_out), f"best of {len(tried)} random candidates"
+        else:
+            best, how, tried = self.step_by_step(sets, held_out, least)
+        k, apart = len(best.demonstrations), "each left out of its own prompt" if nearest else "apart from the shown"
         criterion = "accuracy" if self.classes or self.options else "log-likelihood a token"
-        note = (
-            f"prompt chosen on {len(held_out)} labels apart from the demonstrations: k {k} of "
-            f"{', '.join(map(str, counts))}, the best of {len(sets)} sets of demonstrations, calibration {calibrate}; "
-            f"{criterion} there {value:.3f}"
-        )
-        return Chosen(list(demonstrations), calibrate, prior, [*tried.values(), *held_out], note, 0.0)
+        note = f"prompt chosen on {len(held_out)} labels, {apart}: k {k}, {how}, calibration {best.calibrate}; "
+        note += f"{criterion} there {best.value:.3f}"
+        used = labels if nearest else [*(ex for _, shown in tried for ex in shown), *held_out]
+        used = list({ex.id: ex for ex in used}.values())
+        return Chosen(best.demonstrations, best.calibrate, best.prior, used, note, 0.0, best.task)
 
-    def best(self, candidates, held_out, calibrations):
-        """((value, and what breaks ties), demonstrations, calibration, prior) of the best candidate; ((-inf,), ..) of
-        none.
-        """
-        trials = [((-np.inf,), (), "none", None)]
-        for demonstrations in candidates:
-            found = self.scores(held_out, demonstrations)
-            for calibrate in calibrations:
-                value, prior = self.value(found, held_out, demonstrations, calibrate)
-                trials.append(((value, -len(demonstrations), calibrate == "none"), demonstrations, calibrate, prior))
-        return max(trials, key=lambda trial: trial[0])  # the first of those that are equal
+    def step_by_step(self, sets, held_out, least):
+        """(the best Trial, how it was chosen, [(task, demonstrations)] tried): first k, then the set."""
+        most = len(getattr(sets[0], "pool", sets[0]))
+        counts = [k for k in CANDIDATES if least <= k <= most]
+        tried = [(self.task, sets[0].of(k) if callable(sets[0]) else sets[0][:k]) for k in counts]
+        best, how = self.best(tried, held_out), f"of {', '.join(map(str, counts))}"
+        k = len(best.demonstrations)
+        if k and len(sets) > 1:
+            more = [(self.task, some[:k]) for some in sets[1:]]
+            best, tried = max(best, self.best(more, held_out), key=lambda trial: trial.order), [*tried, *more]
+        return best, how if callable(sets[0]) else f"{how}, the best of {len(sets)} sets of demonstrations", tried
 
-    def scores(self, examples, demonstrations):
+    def best(self, tried, held_out):
+        """The best Trial of (task, demonstrations) with each calibration; the first of those that are equal."""
+        trials = []
+        for task, demonstrations in tried:
+            found = self.scores(held_out, demonstrations, task)
+            for calibrate in self.calibrations:
+                value, prior = self.value(found, held_out, demonstrations, calibrate, task)
+                trials.append(Trial(value, task, demonstrations, calibrate, prior))
+        return max(trials, key=lambda trial: trial.order)
+
+    def scores(self, examples, demonstrations, task=None):
         """LabelScores of the label words, options or first references after the prompts."""
-        task = self.task
+        task = task or self.task
 
         def continuations(ex):
             return task.words if self.classes else ex.options if self.options else [task.target(ex)]
@@ -121,7 +171,7 @@ class Trials:
 
         return generation.joined(utils.over_processes(work, examples))
 
-    def value(self, found, held_out, demonstrations, calibrate):
+    def value(self, found, held_out, demonstrations, calibrate, task):
         """(value of the criterion, log label prior [L] or None) of LabelScores.
 
         The prior of batch calibration is that of the other examples: none calibrates itself.
@@ -140,12 +190,12 @@ class Trials:
         if calibrate == "batch":
             prior, shift = prompting.batch_prior(log_probs), left_out_priors(log_probs)
         elif calibrate == "contextual":
-            prior = shift = prompting.contextual_prior(self.task, lambda some: self._log_probs(some, demonstrations))
+            prior = shift = prompting.contextual_prior(task, lambda some: self._log_probs(some, demonstrations, task))
         right = (log_probs - shift).argmax(axis=1) == [ex.label for ex in held_out]
         return float(right.mean()), prior
 
-    def _log_probs(self, examples, demonstrations):
-        found = self.scores(examples, demonstrations)
+    def _log_probs(self, examples, demonstrations, task):
+        found = self.scores(examples, demonstrations, task)
         return metrics.log_normalise(found.mean if self.per_token else found.total)
 
 

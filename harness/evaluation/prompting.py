@@ -6,33 +6,37 @@ import numpy as np
 
 from harness.data.examples import Example
 from harness.data.prompts import answer_end, render
+from harness.evaluation.demonstrations import of_each
 
 
 def fit_prompts(task, examples, demonstrations, tokenizer, chat, room):
     """Render the examples' prompts, each with as many of the last demonstrations as leave it at most `room` tokens.
 
-    room: None for no limit. Returns ([N] prompts, the separator before an answer, prompts that lost demonstrations, the
-    demonstrations they lost). A prompt that is too long with none of them is left as it is, to be cut later.
+    demonstrations: a list for all, or a demonstrations.Nearest; room: None for no limit. Returns ([N] prompts, the
+    separator before an answer, prompts that lost demonstrations, the demonstrations they lost). A prompt that is too
+    long with none of them is left as it is, to be cut later.
     """
     prompts, shortened, lost = [], 0, 0
 
-    def rendered(example, start):
-        return render(task, example, demonstrations[start:], tokenizer if chat else None)
+    def rendered(example, shown):
+        return render(task, example, shown, tokenizer if chat else None)
 
-    def fits(example, start):
-        prompt = rendered(example, start)[0]
+    def fits(example, shown):
+        prompt = rendered(example, shown)[0]
         # a token is a byte at least, so that most prompts need no counting
         return (
             len(prompt.encode()) < room
             or len(tokenizer(prompt, add_special_tokens=not chat, verbose=False).input_ids) <= room
         )
 
-    for example in examples:
+    for example, shown in zip(examples, of_each(demonstrations, examples)):
         start = 0
-        if room is not None and demonstrations and not fits(example, 0):
-            start = bisect.bisect_left(range(len(demonstrations)), True, key=lambda n, ex=example: fits(ex, n))
+        if room is not None and shown and not fits(example, shown):
+            start = bisect.bisect_left(
+                range(len(shown)), True, key=lambda n, ex=example, some=shown: fits(ex, some[n:])
+            )
             shortened, lost = shortened + 1, lost + start
-        prompt, separator = rendered(example, start)
+        prompt, separator = rendered(example, shown[start:])
         prompts.append(prompt)
     return prompts, separator, shortened, lost
 

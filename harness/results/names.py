@@ -33,9 +33,10 @@ METHODS = {
 }
 # the variants that the scripts write: lora_r8_query+value_nf4, 8_shot_batch_calibrated_generated, k4_hybrid_flat_rerank
 ADAPTER = re.compile(rf"({'|'.join(METHODS)})(?:_r(\d+))?(?:_v(\d+))?(?:_(?!int8$|nf4$)(.+?))?(?:_(int8|nf4))?")
-PROBE = re.compile(r"(embedder|lm|tfidf)_(logreg|knn)")
+PROBE = re.compile(r"(embedder|lm|tfidf)_(logreg|knn|names)(_contrastive)?")
 SHOTS = re.compile(
-    r"(?:(\d+)_shot|searched)(?:_([a-z]+)_calibrated(?:_on_([a-z]+))?)?(_generated)?(_likelihood)?(_adapter)?"
+    r"(?:(\d+)_shot|searched(?:_(\d+))?)(?:_(random|nearest))?(?:_([a-z]+)_calibrated(?:_on_([a-z]+))?)?"
+    r"(_generated)?(_likelihood)?(_adapter)?"
 )
 # what batch calibration estimates the label prior on; the evaluation inputs unless the variant says otherwise
 CALIBRATED_ON = {"train": " on training labels", "unlabelled": " on unlabelled inputs", None: " (transductive)"}
@@ -109,6 +110,8 @@ def probe(variant):
     match = PROBE.fullmatch(variant)
     if match is None:
         return None
+    if match[3] or match[2] == "names":
+        return "SetFit" if match[3] else "Zero-shot by label names"
     where = {"embedder": "", "lm": " on LM states", "tfidf": " on TF-IDF"}[match[1]]
     return ("kNN probe" if match[2] == "knn" else "Probe") + where
 
@@ -121,9 +124,10 @@ def prompt(variant, calibrated_on=CALIBRATED_ON):
     match = SHOTS.fullmatch(variant)
     if match is None:
         return None
-    shots, prior, where, generated, likelihood, adapted = match.groups()
-    parts = [f"{shots}-shot prompt" if shots else "Prompt chosen on its labels", prior and f"{prior}-calibrated"]
-    parts[1] = f"{parts[1]}{calibrated_on.get(where, '')}" if prior == "batch" else parts[1]
+    shots, candidates, demos, prior, where, generated, likelihood, adapted = match.groups()
+    chosen = f"Best of {candidates} prompts on its labels" if candidates else "Prompt chosen on its labels"
+    parts = [f"{shots}-shot prompt" if shots else chosen, demos and f"{demos} demonstrations"]
+    parts.append(f"{prior}-calibrated" + (calibrated_on.get(where, "") if prior == "batch" else "") if prior else None)
     parts.append(generated and "generated answers")
     return ", ".join(filter(None, [*parts, likelihood and "scored by likelihood", adapted and "with an adapter"]))
 

@@ -1,4 +1,4 @@
-"""Heads on frozen features: multinomial logistic regression and k nearest neighbours (scikit-learn).
+"""Heads on frozen features: multinomial logistic regression, k nearest neighbours (scikit-learn), or the labels' names.
 
 What regulates a head is chosen by stratified cross-validation on its training labels, so it costs no further label.
 Shapes: N examples, D features, C classes that were trained on, L labels of the task.
@@ -29,6 +29,7 @@ GRIDS = {
 }
 # where there are too few labels for cross-validation
 USUAL = {"logreg": {"C": 0.1}, "knn": {"n_neighbors": 1, "metric": "cosine", "weights": "uniform"}}
+SCALE = 20.0  # of cosines that become log-odds: what sentence-transformers' losses multiply them with
 NEVER = 1e-9  # the probability of a label that no training example has
 
 
@@ -36,9 +37,9 @@ NEVER = 1e-9  # the probability of a label that no training example has
 class Head:
     """A trained head, as plain arrays: nothing of it needs a pickle."""
 
-    kind: str  # logreg or knn
+    kind: str  # logreg, knn or names
     classes: list  # [C] indices of the task's labels
-    arrays: dict  # logreg: coef [D, C], intercept [C]; knn: labels [N] and vectors [N, D], or the parts of a sparse one
+    arrays: dict  # coef [D, C], intercept [C]; of a kNN labels [N] and vectors [N, D], or the parts of a sparse one
     settings: dict = field(default_factory=dict)  # what was chosen: C, or n_neighbors, metric, weights
     notes: list = field(default_factory=list)
 
@@ -61,7 +62,7 @@ class Head:
 
         kNN: shares of the votes with one more vote, which all classes share, so that none is impossible.
         """
-        if self.kind == "logreg":
+        if self.kind != "knn":
             scores = vectors @ self.arrays["coef"] + self.arrays["intercept"]  # [N, C]
         else:
             k = self.settings["n_neighbors"]
@@ -91,9 +92,17 @@ def n_folds(counts, most=FOLDS):
     return int(min(most, counts.max())) if (counts >= 2).sum() >= 2 else 0
 
 
-def fit(vectors, labels, kind, seed=0):
+def from_names(vectors):
+    """The Head without any label: the class whose name's unit vector [L, D] is nearest by cosine."""
+    arrays = {"coef": np.ascontiguousarray(SCALE * vectors.T, dtype=float), "intercept": np.zeros(len(vectors))}
+    return Head("names", list(range(len(vectors))), arrays)
+
+
+def fit(vectors, labels, kind, seed=0, tuned=False):
     """The Head trained on vectors [N, D] and labels [N]; what regulates it is chosen by cross-validation.
 
+    tuned: the features were trained on the same labels, so that cross-validation would believe anything; a logistic
+    regression is then setfit's, C 1 on the vectors as they are.
     UserError for labels of one class. Dense features of a logistic regression are standardized, and likelihood is the
     criterion: chosen on SST-2, MNLI and AG News with MiniLM and 40 to 500 labels (see docs/probe.md).
     """
@@ -104,9 +113,9 @@ def fit(vectors, labels, kind, seed=0):
             f"all {len(labels)} training examples have one label, and a probe needs two; give it more with "
             "--max_train_samples, or other data"
         )
-    folds, sparse, notes, cv = n_folds(counts), scipy.sparse.issparse(vectors), [], {}
+    folds, sparse, notes = 0 if tuned else n_folds(counts), scipy.sparse.issparse(vectors), []
     if kind == "logreg":
-        steps = [] if sparse else [StandardScaler()]
+        steps = [] if sparse or tuned else [StandardScaler()]
         estimator, prefix = make_pipeline(*steps, LogisticRegression(max_iter=1000)), "logisticregression__"
     else:
         estimator, prefix = KNeighborsClassifier(), ""
@@ -121,9 +130,10 @@ def fit(vectors, labels, kind, seed=0):
             search = GridSearchCV(estimator, grid, scoring=log_likelihood, cv=cv).fit(vectors, labels)
             chosen, best = search.best_params_, search.best_estimator_
         else:
-            chosen = {prefix + name: value for name, value in USUAL[kind].items()}
+            usual = {"C": 1.0} if tuned else USUAL[kind]
+            chosen = {prefix + name: value for name, value in usual.items()}
             best = estimator.set_params(**chosen).fit(vectors, labels)
-            notes.append("too few labels of a class for cross-validation")
+            notes += [] if tuned else ["too few labels of a class for cross-validation"]
     if any(issubclass(warning.category, ConvergenceWarning) for warning in caught) and not _converged(best):
         notes.append("the logistic regression had not converged")
     settings = {name.removeprefix(prefix): value for name, value in chosen.items()}
