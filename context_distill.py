@@ -1,16 +1,25 @@
-"""Context distillation (Askell et al. 2021; Snell et al. 2022): train into the weights what a k-shot prompt does.
+"""Distillation: into a model what a k-shot prompt does, or into a small model what a larger one knows.
 
-The teacher is the model with k demonstrations in its prompt. The student is the same model without them, trained to the
-teacher's distribution over inputs whose labels are not used: over the label words for classification (KL divergence;
-the teacher's label prior divided out with --calibrate), over the tokens of the teacher's own answers for questions and
-instructions. --targets precomputed asks the teacher once, --targets online in every step. Teacher, untrained student
-and distilled student are scored on the same examples; the row is the distilled student's, comparison.json has all
-three. --label_budget N without --k_shots chooses the teacher's demonstrations and calibration on the N labels.
+Context distillation (Askell et al. 2021; Snell et al. 2022): the teacher is the model with k demonstrations in its
+prompt. The student is the same model without them, trained to the teacher's distribution over inputs whose labels are
+not used: over the label words for classification (KL divergence; the teacher's label prior divided out with
+--calibrate), over the tokens of the teacher's own answers for questions and instructions. --targets precomputed asks
+the teacher once, --targets online in every step. Teacher, untrained student and distilled student are scored on the
+same examples; the row is the distilled student's, comparison.json has all three. --label_budget N without --k_shots
+chooses the teacher's demonstrations and calibration on the N labels.
+
+With --teacher MODEL or --student MODEL teacher and student are two models (Hinton et al. 2015). For classification the
+student may be an encoder, whose head learns the teacher's label distribution; questions and instructions are learnt
+from the answers that the teacher generates (Kim & Rush 2016). train_seconds count what the teacher takes.
 
     # on a CPU, offline (after `python prepare_data.py demo`): some minutes
     python context_distill.py --model assets/models/SmolLM2-135M-Instruct --k_shots 8 --calibrate batch \\
         --unlabelled 1000 --epochs 1 --max_eval_samples 500
+    # a sentence encoder that learns from a language model's zero-shot answers, without any label
+    python context_distill.py --student assets/models/all-MiniLM-L6-v2 --calibrate batch --unlabelled 1000 \\
+        --max_eval_samples 400
     # on a GPU, from the hub
+    python context_distill.py --teacher Qwen/Qwen3-8B --student Qwen/Qwen3-0.6B --dataset squad --bf16
     python context_distill.py --model meta-llama/Llama-2-7b-hf --dataset glue --subset mnli --k_shots 16 --bf16
 """
 
@@ -18,13 +27,15 @@ import argparse
 import copy
 import functools
 import shutil
+from pathlib import Path
 
 import utils
 from harness import flags, hub
 from harness.results.run import Run
 
 LEARNING_RATES = {"lora": 5e-4, "full": 2e-5}
-K_SHOTS = 8  # of the teacher
+HEAD_RATE = 1e-4  # of a classification head, as in finetune.py
+K_SHOTS = 8  # of a teacher that is the student's own model
 EPOCHS = 3  # the targets are distributions over many inputs, not a few labels
 TOP_K = (
     64  # likeliest tokens that precomputed targets of generated answers keep at each position; the rest counts as one
@@ -50,11 +61,12 @@ def parse_args(argv=None):
         help="a causal model: hub name or folder (default: %(default)s)",
     )
     group = parser.add_argument_group("teacher")
+    group.add_argument("--teacher", metavar="MODEL", help="another model as the teacher (default: --model)")
     group.add_argument(
         "--k_shots",
-        type=flags.positive_int,
+        type=flags.whole_number,
         metavar="K",
-        help=f"demonstrations (default: {K_SHOTS}; with --label_budget chosen on its labels)",
+        help=f"demonstrations (default: {K_SHOTS}, of another model 0; with --label_budget chosen on its labels)",
     )
     group.add_argument(
         "--calibrate",
@@ -77,7 +89,10 @@ def parse_args(argv=None):
     )
     group = parser.add_argument_group("student")
     group.add_argument(
-        "--student", choices=tuple(LEARNING_RATES), default="lora", help="what is trained (default: %(default)s)"
+        "--student",
+        default="lora",
+        metavar="lora|full|MODEL",
+        help="what is trained: an adapter on --model, all of it, or all of another model (default: %(default)s)",
     )
     group.add_argument(
         "--quantize",
@@ -102,9 +117,22 @@ def parse_args(argv=None):
     args = flags.check_training_args(parser, flags.check_data_args(parser, parser.parse_args(argv)))
     if args.quantize != "none" and args.student == "full":
         parser.error(f"--quantize {args.quantize} freezes the weights; train a LoRA student on them")
+    if two_models(args) and args.targets == "online":
+        parser.error(
+            "--targets online is for a student of the teacher's own model; another one learns from its answers"
+        )
+    if args.k_shots == 0 and not two_models(args):
+        parser.error("--k_shots 0: without demonstrations the model has nothing to learn from itself")
     if not searches(args):
-        args.k_shots, args.calibrate = args.k_shots or K_SHOTS, args.calibrate or "none"
+        usual = 0 if two_models(args) else K_SHOTS
+        args.k_shots = usual if args.k_shots is None else args.k_shots
+        args.calibrate = args.calibrate or "none"
     return args
+
+
+def two_models(args):
+    """True if teacher and student are two models."""
+    return args.teacher is not None or args.student not in LEARNING_RATES
 
 
 def searches(args):
@@ -117,7 +145,7 @@ def searches(args):
 
 def add_student(model, args):
     """(student, remark for the row): the model itself, or the frozen model with a new LoRA adapter."""
-    if args.student == "full":
+    if args.student != "lora":
         return model, None
     return layers.add_lora(
         model,
@@ -143,9 +171,9 @@ def unlabelled_inputs(task, demonstrations, args):
 
 
 def chosen_teacher(args, run, task, model, tokenizer, chat):
-    """(args with the calibration, demonstrations, seconds) of the best prompt of the label budget; see prompt_search.
+    """(args with the calibration, demonstrations) of the best prompt of the label budget; see prompt_search.
 
-    It has demonstrations: without any there is nothing to distil.
+    It has demonstrations, unless the student is another model: without any there is nothing to distil.
     """
     chosen = prompt_search.choose(
         model,
@@ -155,12 +183,12 @@ def chosen_teacher(args, run, task, model, tokenizer, chat):
         chat,
         likelihood=task.kind == "classification",
         calibrations=(args.calibrate,) if args.calibrate else None,
-        least=1,
+        least=0 if two_models(args) else 1,
     )
     run.use_labels(chosen.used)
     run.note(chosen.note)
-    run.row["n_train"] = len(chosen.demonstrations)
-    return argparse.Namespace(**{**vars(args), "calibrate": chosen.calibrate}), chosen.demonstrations, chosen.seconds
+    run.row.update(n_train=len(chosen.demonstrations), train_seconds=chosen.seconds)
+    return argparse.Namespace(**{**vars(args), "calibrate": chosen.calibrate}), chosen.demonstrations
 
 
 def label_items(student, teacher, tokenizer, task, examples, args, chat):
@@ -205,7 +233,8 @@ def distil(student, teacher, tokenizer, task, examples, args, run, device, chat,
             f"the teacher answered only {len(items)} of the inputs; try other demonstrations or a longer "
             "--max_new_tokens"
         )
-    run.note(f"{len(items)} unlabelled inputs; the teacher was asked for {asking.seconds:.0f} s")
+    run.row["train_seconds"] = (run.row.get("train_seconds") or 0.0) + asking.seconds
+    run.note(f"{len(items)} unlabelled inputs; the teacher was asked for {asking.seconds:.0f} s of train_seconds")
     cap = flags.VALIDATION_CAP if args.max_validation_samples is None else args.max_validation_samples
     cut = min(len(items) // 10, cap)
     ask = (teacher.targets if classes else teacher.token_targets) if online else None
@@ -243,25 +272,27 @@ def variant(args):
     """The row's variant: 8_shot_batch_calibrated_to_lora_r8, .."""
     name = "searched" if searches(args) else f"{args.k_shots}_shot"
     name += "" if args.calibrate in (None, "none") else f"_{args.calibrate}_calibrated"
-    name += f"_to_{args.student}" + (f"_r{args.rank}" if args.student == "lora" else "")
+    student = args.student if args.student in LEARNING_RATES else Path(args.student).name
+    name += f"_to_{student}" + (f"_r{args.rank}" if args.student == "lora" else "")
     return name + ("_online" if args.targets == "online" else "")
 
 
 def compare(run, sides, args):
-    """comparison.json, and what the note and the summary line tell of teacher and untrained student. sides: {name:
-    cells}.
+    """comparison.json, and what the note and the summary line tell of teacher and untrained student.
+
+    sides: {name: cells}, the distilled student last.
     """
     table = {name: {column: cells.get(column) for column in COMPARED} for name, cells in sides.items()}
     run.write_json("comparison.json", table)
-    teacher, untrained = table["teacher"], table["untrained_student"]
-    for name, cells in (("teacher", teacher), ("untrained student", untrained)):
+    teacher, untrained = table["teacher"], table.get("untrained_student")
+    for name, cells in list(table.items())[:-1]:
         interval = "" if cells["score_low"] is None else f"[{cells['score_low']:.3f}, {cells['score_high']:.3f}]"
         latency = f", {cells['latency_ms_p50']:.0f} ms" if cells["latency_ms_p50"] else ""
-        run.note(f"{name}: {cells['metric']} {cells['score']:.3f} {interval}{latency}")
-    run.headline = f"teacher {teacher['score']:.3f}, untrained {untrained['score']:.3f}"
+        run.note(f"{name.replace('_', ' ')}: {cells['metric']} {cells['score']:.3f} {interval}{latency}")
+    run.headline = f"teacher {teacher['score']:.3f}" + (f", untrained {untrained['score']:.3f}" if untrained else "")
     if args.latency_runs:
         saved = teacher["latency_ms_p50"] - run.row["latency_ms_p50"]
-        run.headline += f", {saved:.0f} ms a request saved by the shorter prompt"
+        run.headline += f", {saved:.0f} ms a request saved"
 
 
 def run_once(args):
@@ -312,9 +343,9 @@ def run_once(args):
         chat = loading.uses_chat(args.prompt_format, tokenizer, scoring=task.kind == "classification")
 
         # 5. adapt
-        sides, seconds = {}, 0.0
+        sides = {}
         if searches(args):
-            args, demonstrations, seconds = chosen_teacher(args, run, task, model, tokenizer, chat)
+            args, demonstrations = chosen_teacher(args, run, task, model, tokenizer, chat)
             examples = unlabelled_inputs(task, demonstrations, args)
         prior = prompting.label_prior(args.calibrate, task, examples[: flags.CALIBRATION_CAP])
         for name, prefix, shots, divided in (
@@ -332,7 +363,6 @@ def run_once(args):
         run.row.update(**load.load_columns(), **loading.size_columns(student, trained=True))
         reload = functools.partial(load_student, args, device, precision)
         student = distil(student, teacher, tokenizer, task, examples, args, run, device, chat, reload)
-        run.row["train_seconds"] += seconds
         folder = "adapter" if args.student == "lora" else "model"
         if run.main:
             student.save_pretrained(run.path(folder))
@@ -345,6 +375,94 @@ def run_once(args):
 
         # 6. evaluate: as it is served, merged where that is exact
         def evaluated(model, task, latency_runs):
+            return evaluate_prompted(model, tokenizer, task, args, chat, other, latency_runs=latency_runs)
+
+        outcome, student = serving.merged(run, student, task, evaluated)
+
+        # 7. row and report: the row is written by leaving the block
+        record.outcome(run, task, outcome, student, other)
+        compare(run, {**sides, "distilled_student": run.row}, args)
+        if run.main:
+            shutil.rmtree(run.path("checkpoints"))
+
+
+def run_two_models(args):
+    """A row of a student that is another model than its teacher."""
+    # 1. settings
+    run = Run(args, __file__, "distillation")
+    names = {"teacher": args.teacher or args.model}
+    names["student"] = args.model if args.student in LEARNING_RATES else args.student
+
+    with run:
+        # 2. seed and device
+        utils.set_seed(args.seed)
+        device = utils.pick_device(args.device)
+        trainer.check_device(args, device)
+        run.row.update(
+            variant=variant(args),
+            model=names["student"],
+            data_seed=args.data_seed,
+            device=device,
+            device_name=utils.device_name(device),
+            k_shots=0,
+            precision=args.weights,
+        )
+
+        # 3. data
+        task = tasks.from_args(args)
+        print(task.summary())
+        demonstrations = draw(task.train, args.k_shots or 0, args.data_seed)
+        run.use_labels(demonstrations)
+        other = tasks.out_of_domain(args, task)
+        run.row.update(task.row(), n_train=args.k_shots)
+
+        # 4. model: the teacher, which is asked and goes
+        args.model = names["teacher"]
+        tokenizer = loading.load_tokenizer(args.model, args.trust_remote_code, args.thinking)
+        precision = args.weights if args.quantize == "none" else args.quantize
+        model = students.load_language_model(args, args.model, device, precision)
+        chat = loading.uses_chat(args.prompt_format, tokenizer, scoring=task.kind == "classification")
+        if searches(args):
+            args, demonstrations = chosen_teacher(args, run, task, model, tokenizer, chat)
+        examples = unlabelled_inputs(task, demonstrations, args)
+        prior = prompting.label_prior(args.calibrate, task, examples[: flags.CALIBRATION_CAP])
+        outcome = evaluate_prompted(model, tokenizer, task, args, chat, other, demonstrations, prior)
+        sides = {"teacher": record.side(run, task, outcome, "teacher", other)}
+        with utils.measure() as asking:
+            pairs = students.ask(
+                distillation.Teacher(model, tokenizer, task, demonstrations, args, chat), task, examples
+            )
+        del model
+        utils.free_memory()
+        if len(pairs) < 12:
+            raise utils.RunFailed(f"the teacher answered only {len(pairs)} of {len(examples)} inputs")
+
+        # 5. adapt: the student
+        args = argparse.Namespace(**{**vars(args), "model": names["student"]})
+        run.note(f"teacher {names['teacher']}, asked for {asking.seconds:.0f} s of train_seconds")
+        run.row["train_seconds"] = (run.row.get("train_seconds") or 0.0) + asking.seconds
+        with utils.measure() as load:
+            student, tokenizer, remark = students.load(args, task, device, add_student)
+        run.note(remark)
+        run.row.update(**load.load_columns(), **loading.size_columns(student, trained=True))
+        head = students.has_head(student)
+        data, loss = students.prepare(student, tokenizer, task, pairs, args, run, device)
+        usual = LEARNING_RATES["lora" if args.student == "lora" else "full"]
+        rate = trainer.learning_rate(args, task, HEAD_RATE) if head else args.learning_rate or usual
+        args = trainer.with_epochs(args, len(data.train), task.kind)
+        student = trainer.fit(student, tokenizer, data, args, run, device, rate, loss=loss)
+        folder = "adapter" if args.student == "lora" else "model"
+        if run.main:
+            student.save_pretrained(run.path(folder))
+            tokenizer.save_pretrained(run.path(folder))
+            run.row["artifact_mb"] = utils.folder_mb(run.path(folder), "*.safetensors")
+
+        # 6. evaluate: as it is served, merged where that is exact
+        chat = loading.uses_chat(args.prompt_format, tokenizer, scoring=task.kind == "classification")
+
+        def evaluated(model, task, latency_runs):
+            if head:
+                return evaluate.by_head(model, tokenizer, task, 32, latency_runs, args.max_length, other)
             return evaluate_prompted(model, tokenizer, task, args, chat, other, latency_runs=latency_runs)
 
         outcome, student = serving.merged(run, student, task, evaluated)
@@ -372,6 +490,7 @@ def import_heavy():
         record, \
         render, \
         serving, \
+        students, \
         tasks, \
         trainer
     import numpy as np
@@ -381,16 +500,19 @@ def import_heavy():
     from harness.data.prompts import render
     from harness.evaluation import evaluate, prompt_search, prompting, record, serving
     from harness.models import adapters, layers, loading
-    from harness.training import collators, distillation, trainer
+    from harness.training import collators, distillation, students, trainer
 
 
 @utils.clean_exit
 def main(argv=None):
     args = parse_args(argv)
-    hub.check_names({"--model": args.model}, {"--dataset": flags.source(args), "--eval_ood": args.eval_ood})
+    student = None if args.student in LEARNING_RATES else args.student
+    models = {"--model": args.model if args.teacher is None or student is None else None}
+    models |= {"--teacher": args.teacher, "--student": student}
+    hub.check_names(models, {"--dataset": flags.source(args), "--eval_ood": args.eval_ood})
     import_heavy()
     for once in flags.repeats(args):
-        run_once(once)
+        (run_two_models if two_models(args) else run_once)(once)
 
 
 if __name__ == "__main__":

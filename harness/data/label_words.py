@@ -20,7 +20,7 @@ def of_names(labels):
 def _say(name):
     parts = re.split(r"[\W_]*_[\W_]*|(?<=\w)-(?=\w)|(?<=[a-z])(?=[A-Z])", name.strip())
     said = " ".join(part for part in parts if part)
-    return (said.lower() if len(parts) > 1 or said.isupper() else said) or name
+    return (said.lower() if len(parts) > 1 or re.fullmatch("[A-Z]{3,}", said) else said) or name
 
 
 def descriptions(path, labels):

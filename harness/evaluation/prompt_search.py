@@ -116,16 +116,17 @@ class Trials:
             sets, held_out = divide(labels, self.seed, balanced)
         if search:
             shown = {ex.id for ex in held_out}
-            pool = nearest or [ex for ex in labels if ex.id not in shown]
+            pool = [ex for ex in labels if ex.id not in shown] if nearest is None else nearest
             tried = candidates(*search, pool, self.seed, balanced, least)
             best, how = self.best(tried, held_out), f"best of {len(tried)} random candidates"
         else:
             best, how, tried = self.step_by_step(sets, held_out, least)
-        k, apart = len(best.demonstrations), "each left out of its own prompt" if nearest else "apart from the shown"
+        k = len(best.demonstrations)
+        apart = "apart from the demonstrations" if nearest is None else "each left out of its own prompt"
         criterion = "accuracy" if self.classes or self.options else "log-likelihood a token"
         note = f"prompt chosen on {len(held_out)} labels, {apart}: k {k}, {how}, calibration {best.calibrate}; "
         note += f"{criterion} there {best.value:.3f}"
-        used = labels if nearest else [*(ex for _, shown in tried for ex in shown), *held_out]
+        used = labels if nearest is not None else [*(ex for _, shown in tried for ex in shown), *held_out]
         used = list({ex.id: ex for ex in used}.values())
         return Chosen(best.demonstrations, best.calibrate, best.prior, used, note, 0.0, best.task)
 

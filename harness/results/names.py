@@ -18,6 +18,7 @@ STRATEGIES = {
     "rag": "RAG",
     "quantized": "Trained model by precision",
     "context_distillation": "Context distillation",
+    "distillation": "Distillation",
     "cascade": "Cascade",
     "chat": "Chat",
 }
@@ -151,8 +152,8 @@ def distilled(variant):
     teacher, _, student = variant.partition("_to_")
     online = student.endswith("_online")
     student = student.removesuffix("_online")
-    target = "all weights" if student == "full" else adapter(student)
-    if prompt(teacher, {}) is None or target is None:
+    target = "all weights" if student == "full" else adapter(student) or student
+    if prompt(teacher, {}) is None or not target:
         return None
     return f"{prompt(teacher, {})}, distilled into {target}" + (", online targets" if online else "")
 

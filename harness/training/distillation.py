@@ -1,6 +1,7 @@
-"""Context distillation: a teacher's targets, batches of them for a student without the prompt, and the two losses."""
+"""Distillation: a teacher's targets, batches of them for a student without its prompt, and the losses."""
 
 import contextlib
+import dataclasses
 
 import torch
 from torch.nn.functional import kl_div
@@ -8,6 +9,7 @@ from torch.nn.functional import kl_div
 from harness.data.prompts import render
 from harness.evaluation import metrics, prompting
 from harness.models import batching, generation, loading, prefix_cache, scoring
+from harness.training import collators
 
 
 class Teacher:
@@ -187,6 +189,39 @@ def answer_loss(temperature):
         return kl_div(student, with_rest(batch["labels"]), reduction="batchmean", log_target=True) * temperature**2
 
     return loss
+
+
+def head_loss(temperature):
+    """KL(teacher || student) over the labels, of a classification head, times the squared temperature."""
+
+    def loss(model, batch):
+        logits = model(**{name: value for name, value in batch.items() if name != "labels"}).logits  # [B, L]
+        student, teacher = (x.float().div(temperature).log_softmax(-1) for x in (logits, batch["labels"]))
+        return kl_div(student, teacher, reduction="batchmean", log_target=True) * temperature**2
+
+    return loss
+
+
+def head_data(model, tokenizer, task, pairs, n_validation, args, device):
+    """collators.Data of [(Example, log-probabilities [L])] for a classification head; the first ones validate."""
+    told = dataclasses.replace(
+        task, train=pseudo_labelled(pairs[n_validation:]), validation=pseudo_labelled(pairs[:n_validation])
+    )
+    data = collators.classification_data(model, tokenizer, told, args, device)
+
+    def with_targets(rows, some):
+        return rows and rows.remove_columns("labels").add_column("labels", [list(target) for _, target in some])
+
+    train, validation = (
+        with_targets(data.train, pairs[n_validation:]),
+        with_targets(data.validation, pairs[:n_validation]),
+    )
+    return collators.Data(train, validation, data.collate)
+
+
+def pseudo_labelled(pairs):
+    """[N] Examples with the teacher's likeliest label in place of their own. pairs: [(Example, log-probabilities)]."""
+    return [dataclasses.replace(ex, label=max(range(len(target)), key=target.__getitem__)) for ex, target in pairs]
 
 
 def logits_of(model, batch):

@@ -1,10 +1,14 @@
+import dataclasses
+
 import numpy as np
 import pytest
 from helpers import loaded
 
 from harness.data import tasks
 from harness.data.examples import Example, draw
+from harness.data.prompts import forms
 from harness.evaluation import evaluate, prompt_search
+from harness.evaluation.demonstrations import Nearest
 from harness.evaluation.prompting import batch_prior, label_prior
 
 
@@ -45,6 +49,45 @@ def test_the_chosen_prompt_is_the_best_of_all_candidates(sentiment, name, reques
     if calibrate == "batch":
         assert chosen.prior == pytest.approx(prior, abs=1e-4)
     assert {ex.id for ex in chosen.used} == {ex.id for ex in task.train} and chosen.seconds > 0
+
+
+def test_the_best_of_random_prompts(sentiment, tiny_llama):
+    """Each of them is scored again by evaluate.by_likelihood; templates, k and demonstrations differ."""
+    model, tokenizer = loaded(tiny_llama)
+    task = tasks.load_task(sentiment, label_budget=40)
+    chosen = prompt_search.choose(model, tokenizer, task, 0, False, search=(12, forms(task)), demos="random")
+    _, held_out = prompt_search.divide(task.train, 0, balanced=False)
+    pool = [ex for ex in task.train if ex not in held_out]
+    tried = prompt_search.candidates(12, forms(task), pool, 0, balanced=False)
+    assert len(tried) == 12 and tried[0] == (task, [])
+    assert len({(its.instruction, its.template) for its, _ in tried}) > 2 < len({len(shown) for _, shown in tried})
+    scores = []
+    for its, shown in tried:
+        its = dataclasses.replace(its, evaluation=held_out)
+        log_probs = evaluate.by_likelihood(model, tokenizer, its, "auto", 0, False, shown).log_probs
+        for some in (log_probs, log_probs - prompt_search.left_out_priors(log_probs)):
+            scores.append(np.mean(some.argmax(axis=1) == [ex.label for ex in held_out]))
+    assert f"accuracy there {max(scores):.3f}" in chosen.note and "best of 12 random" in chosen.note
+    assert {ex.id for ex in chosen.used} >= {ex.id for ex in held_out}
+    assert not {ex.id for ex in chosen.demonstrations} & {ex.id for ex in held_out}
+
+
+def test_the_nearest_are_chosen_with_each_label_left_out_of_its_own_prompt(sentiment, tiny_llama):
+    model, tokenizer = loaded(tiny_llama)
+    task = tasks.load_task(sentiment, label_budget=24)
+    rng = np.random.default_rng(0)
+    vectors = {ex.text: vector / np.linalg.norm(vector) for ex in task.train for vector in [rng.normal(size=4)]}
+    nearest = Nearest(lambda texts: np.array([vectors[text] for text in texts]), task.train, None)
+    chosen = prompt_search.choose(model, tokenizer, task, 0, False, nearest=nearest, least=4)
+    assert {ex.id for ex in chosen.used} == {ex.id for ex in task.train}
+    assert len(chosen.demonstrations) in (4, 8, 16) and "left out of its own prompt" in chosen.note
+    values = []
+    for k in (4, 8, 16):
+        its = dataclasses.replace(task, evaluation=task.train)
+        log_probs = evaluate.by_likelihood(model, tokenizer, its, "auto", 0, False, nearest.of(k)).log_probs
+        for some in (log_probs, log_probs - prompt_search.left_out_priors(log_probs)):
+            values.append(np.mean(some.argmax(axis=1) == [ex.label for ex in task.train]))
+    assert f"accuracy there {max(values):.3f}" in chosen.note
 
 
 def test_of_few_labels_all_are_demonstrations(sentiment, tiny_llama):

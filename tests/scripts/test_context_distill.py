@@ -9,7 +9,7 @@ import prompt_eval
 from harness.data import tasks
 from harness.data.examples import draw
 from harness.data.prompts import render
-from harness.models import scoring
+from harness.models import loading, scoring
 from harness.results import store
 from harness.training import distillation
 
@@ -108,3 +108,86 @@ def test_answers_are_distilled_too(targets, questions, tiny_llama, out, only_row
     history = json.loads((Path(row["run_dir"]) / "training_history.json").read_text())
     losses = [entry["eval_loss"] for entry in history if "eval_loss" in entry]
     assert row["metric"] == "token_f1" and min(losses) < losses[0]
+
+
+def test_an_encoder_learns_from_a_language_model(sentiment, tiny_llama, tiny_bert, tmp_path, out):
+    flags = ["--teacher", tiny_llama, "--student", tiny_bert, "--dataset", sentiment, *out, "--unlabelled", "100"]
+    context_distill.main([*flags, "--calibrate", "batch", "--max_steps", "60", "--learning_rate", "1e-3"])
+    (row,) = store.read_results(tmp_path / "results.csv")
+    assert (row["strategy"], row["model"], row["labels_used"]) == ("distillation", tiny_bert, "0")
+    assert row["variant"] == "0_shot_batch_calibrated_to_bert" and tiny_llama in row["note"]
+    compared = json.loads((Path(row["run_dir"]) / "comparison.json").read_text())
+    assert list(compared) == ["teacher", "distilled_student"]
+    prior = ["--calibrate", "batch", "--calibrate_on", "unlabelled"]
+    prompt_eval.main(
+        ["--model", tiny_llama, "--dataset", sentiment, *prior, *out, "--results", str(tmp_path / "t.csv")]
+    )
+    (teacher,) = store.read_results(tmp_path / "t.csv")
+    assert compared["teacher"]["score"] == pytest.approx(float(teacher["score"]), abs=0.15)  # of other inputs' prior
+    # the loss on unseen inputs falls: the student tells what the teacher would say
+    history = json.loads((Path(row["run_dir"]) / "training_history.json").read_text())
+    losses = [entry["eval_loss"] for entry in history if "eval_loss" in entry]
+    assert min(losses) < losses[0] or len(losses) == 1
+    prompt_eval.main(["--model", f"{row['run_dir']}/model", "--dataset", sentiment, *out])
+    again = store.read_results(tmp_path / "results.csv")[1]
+    assert again["score"] == row["score"]
+
+
+def test_soft_targets_of_a_head(sentiment, tiny_bert):
+    """The loss is KL(teacher || student), 0 where the student says the same."""
+    import torch
+
+    task = tasks.load_task(sentiment, max_eval_samples=5)
+    tokenizer = loading.load_tokenizer(tiny_bert)
+    model = loading.load_model(tiny_bert, "classifier", labels=task.labels, pad_token_id=tokenizer.pad_token_id)
+    pairs = [(ex, [-0.1 * (i + 1), -2.0]) for i, ex in enumerate(task.evaluation)]
+    assert [ex.label for ex in distillation.pseudo_labelled(pairs)] == [0] * 5
+    args = context_distill.parse_args(["--student", tiny_bert])
+    data = distillation.head_data(model, tokenizer, task, pairs, 1, args, "cpu")
+    batch = {name: value.to(model.device) for name, value in data.collate(list(data.train)).items()}
+    assert batch["labels"].tolist() == [pytest.approx(target) for _, target in pairs[1:]]
+    with torch.no_grad():
+        logits = model(**{name: value for name, value in batch.items() if name != "labels"}).logits.double()
+        loss = distillation.head_loss(2.0)(model, batch)
+    teacher, student = ((x / 2).log_softmax(-1) for x in (batch["labels"].double(), logits))
+    assert loss.item() == pytest.approx(4 * (teacher.exp() * (teacher - student)).sum(1).mean().item(), rel=1e-4)
+    batch["labels"] = logits.float()
+    assert distillation.head_loss(1.0)(model, batch).item() == pytest.approx(0.0, abs=1e-6)
+
+
+@pytest.mark.parametrize("student", ["tiny_gpt2", "tiny_t5"])
+def test_answers_are_learnt_from_the_teachers_texts(questions, tiny_llama, student, tmp_path, out, request):
+    """Teacher and student have different tokenizers."""
+    name = request.getfixturevalue(student)
+    flags = ["--teacher", tiny_llama, "--student", name, "--dataset", questions, "--max_new_tokens", "4"]
+    context_distill.main([*flags, "--max_steps", "2", "--max_eval_samples", "4", *out])
+    (row,) = store.read_results(tmp_path / "results.csv")
+    assert row["strategy"] == "distillation" and row["labels_used"] == "0" and row["status"] in ("ok", "degenerate")
+    assert float(row["train_seconds"]) > 0 and row["trainable_params"] == row["total_params"]
+
+
+def test_an_adapter_learns_from_another_teacher(sentiment, tiny_llama, tiny_gpt2, tmp_path, out):
+    flags = ["--teacher", tiny_gpt2, "--model", tiny_llama, "--dataset", sentiment, *out, "--unlabelled", "40"]
+    context_distill.main([*flags, "--max_steps", "4", "--learning_rate", "1e-2", "--max_eval_samples", "20"])
+    (row,) = store.read_results(tmp_path / "results.csv")
+    assert row["model"] == tiny_llama and row["variant"] == "0_shot_to_lora_r8"
+    assert (Path(row["run_dir"]) / "adapter").is_dir()
+
+
+@pytest.mark.parametrize(
+    "flags, said",
+    [
+        ("--teacher a --targets online", "--targets online is for a student of the teacher's own model"),
+        ("--k_shots 0", "nothing to learn from itself"),
+    ],
+)
+def test_flags_that_do_not_fit_two_models(flags, said, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        context_distill.parse_args(flags.split())
+    assert stopped.value.code == 2 and said in capsys.readouterr().err
+
+
+def test_an_encoder_generates_no_answers(questions, tiny_llama, tiny_bert, out, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        context_distill.main(["--teacher", tiny_llama, "--student", tiny_bert, "--dataset", questions, *out])
+    assert stopped.value.code == 2 and "generates no answers" in capsys.readouterr().err

@@ -140,3 +140,56 @@ def test_real_embeddings_of_reviews(out, tmp_path):
     probe.main([*flags, "--max_eval_samples", "400", *out])
     (row,) = store.read_results(tmp_path / "results.csv")
     assert float(row["accuracy"]) > 0.68
+
+
+def test_setfit_moves_the_encoder_and_is_scored_again_with_it(tiny_embedder, sentiment, out, tmp_path):
+    flags = ["--dataset", sentiment, *out]
+    probe.main([*flags, "--model", tiny_embedder, "--tune", "contrastive", "--max_train_samples", "16"])
+    (row,) = store.read_results(tmp_path / "results.csv")
+    assert (row["variant"], row["labels_used"], row["strategy"]) == ("embedder_logreg_contrastive", "16", "probe")
+    assert int(row["trainable_params"]) > int(row["total_params"]) and float(row["train_seconds"]) > 0
+    tuned = SentenceTransformer(f"{row['run_dir']}/probe/encoder", device="cpu")
+    frozen = SentenceTransformer(tiny_embedder, device="cpu")
+    task = tasks.load_task(sentiment, max_train_samples=16)
+
+    def likeness(model):  # of texts of one class, and of two
+        vectors = model.encode([ex.text for ex in task.train], normalize_embeddings=True)
+        same = np.equal.outer(*[[ex.label for ex in task.train]] * 2)
+        cosines = vectors @ vectors.T
+        return cosines[same & ~np.eye(16, dtype=bool)].mean() - cosines[~same].mean()
+
+    assert likeness(tuned) > 1.2 * likeness(frozen) > 0
+    head = LogisticRegression(max_iter=1000)  # setfit's own head: C 1, the vectors as they are
+    head.fit(tuned.encode([ex.text for ex in task.train], normalize_embeddings=True), [ex.label for ex in task.train])
+    vectors = tuned.encode([ex.text for ex in task.evaluation], normalize_embeddings=True)
+    expected = head.predict_proba(vectors)
+    found = [[p["scores"][label] for label in task.labels] for p in predictions(row)]
+    assert np.exp(found) == pytest.approx(expected, abs=1e-3)
+    probe.main([*flags, "--probe", row["run_dir"]])
+    again = store.read_results(tmp_path / "results.csv")[1]
+    assert probed(again) == probed(row)
+    with pytest.raises(SystemExit):
+        probe.main([*flags, "--probe", row["run_dir"], "--model", tiny_embedder])
+
+
+def test_zero_shot_by_the_names_of_the_labels(tiny_embedder, sentiment, out, tmp_path):
+    flags = ["--dataset", sentiment, "--model", tiny_embedder, *out, "--head", "names"]
+    probe.main([*flags, "--label_words", "bad,good"])
+    about = {"negative": "the dull film was awful", "positive": "a lovely film"}
+    (tmp_path / "about.json").write_text(json.dumps(about))
+    probe.main([*flags, "--label_descriptions", str(tmp_path / "about.json")])
+    rows = store.read_results(tmp_path / "results.csv")
+    assert [row["labels_used"] for row in rows] == ["0", "0"] and rows[0]["variant"] == "embedder_names"
+    embed = SentenceTransformer(tiny_embedder, device="cpu").encode
+    task = tasks.load_task(sentiment)
+    texts = embed([ex.text for ex in task.evaluation], normalize_embeddings=True)
+    for row, names in zip(rows, (["This is bad.", "This is good."], [about[label] for label in task.labels])):
+        nearest = (texts @ embed(names, normalize_embeddings=True).T).argmax(axis=1)
+        assert [p["prediction_index"] for p in predictions(row)] == nearest.tolist()
+
+
+@pytest.mark.parametrize("flags", ["--tune contrastive", "--head names"])
+def test_pairs_of_texts_are_refused_where_one_text_is_needed(flags, nli, tiny_embedder, out, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        probe.main(["--dataset", str(nli / "mnli"), "--model", tiny_embedder, *out, *flags.split()])
+    assert stopped.value.code == 2 and "examples of one text" in capsys.readouterr().err

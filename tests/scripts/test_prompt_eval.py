@@ -14,6 +14,7 @@ from harness.data.examples import draw
 from harness.data.prompts import fill, render
 from harness.evaluation import metrics, prompting
 from harness.models import loading, scoring
+from harness.results import store
 
 
 @pytest.mark.real
@@ -371,3 +372,54 @@ def test_a_checkpoint_without_its_head_is_not_scored(tiny_classifier, tmp_path, 
         prompt_eval.main(["--model", str(folder), "--test_file", str(tmp_path / "test.jsonl"), *out])
     assert exit_.value.code == 2 and "has no weights for classifier: they would be random" in capsys.readouterr().err
     assert not (tmp_path / "results.csv").exists()
+
+
+def test_demonstrations_may_be_the_nearest_to_each_input(sentiment, tiny_llama, tiny_embedder, out, tmp_path):
+    flags = ["--model", tiny_llama, "--dataset", sentiment, "--max_eval_samples", "20", *out, "--label_budget", "30"]
+    near = ["--demos", "nearest", "--demo_embedder", tiny_embedder]
+    prompt_eval.main([*flags, "--k_shots", "4", *near, "--calibrate", "batch"])
+    prompt_eval.main([*flags, "--k_shots", "4", "--demos", "random"])
+    prompt_eval.main([*flags, *near])
+    prompt_eval.main([*flags, *near, "--search", "5"])
+    prompt_eval.main([*flags, "--search", "5"])
+    rows = store.read_results(tmp_path / "results.csv")
+    assert [row["variant"] for row in rows] == [
+        "4_shot_nearest_batch_calibrated_on_train",
+        "4_shot_random",
+        "searched_nearest",
+        "searched_5_nearest",
+        "searched_5",
+    ]
+    assert [row["labels_used"] for row in rows[:4]] == ["30", "4", "30", "30"]
+    assert 15 <= int(rows[4]["labels_used"]) <= 30, "held-out labels, and those of the sets that were drawn"
+    assert "the nearest of 30 labelled examples" in rows[0]["note"] and rows[0]["train_seconds"] != ""
+    assert float(rows[3]["train_seconds"]) > 0 and "template" in rows[3]["note"] and rows[1]["train_seconds"] == ""
+    alone = [p["latency_ms"] for p in predictions(rows[0])][:3]
+    assert all(ms > 0 for ms in alone), "the input's embedding is a part of its latency"
+
+
+def test_label_words_out_of_names(tiny_llama, out, tmp_path, capsys):
+    rows = [{"text": f"text {i}", "label": ("card_arrival", "lost_card")[i % 2]} for i in range(40)]
+    write_jsonl(tmp_path / "train.jsonl", rows[:20])
+    write_jsonl(tmp_path / "test.jsonl", rows[20:])
+    prompt_eval.main(["--model", tiny_llama, "--dataset", str(tmp_path), "--label_words", "auto", *out])
+    (row,) = store.read_results(tmp_path / "results.csv")
+    assert (
+        "card_arrival as 'card arrival'" in row["note"] and "card_arrival as 'card arrival'" in capsys.readouterr().out
+    )
+    assert {p["target"] for p in predictions(row)} == {"card_arrival", "lost_card"}
+
+
+@pytest.mark.parametrize(
+    "flags, said",
+    [
+        ("--search 4", "--search chooses a prompt on the labels of --label_budget"),
+        ("--search 4 --label_budget 20 --k_shots 4", "--search chooses a prompt"),
+        ("--demos nearest", "--demos nearest says which demonstrations"),
+        ("--demo_embedder x --k_shots 2", "--demo_embedder belongs to --demos nearest"),
+    ],
+)
+def test_flags_of_demonstrations_that_do_nothing_are_refused(flags, said, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        prompt_eval.parse_args(flags.split())
+    assert stopped.value.code == 2 and said in capsys.readouterr().err
