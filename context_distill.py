@@ -37,9 +37,6 @@ LEARNING_RATES = {"lora": 5e-4, "full": 2e-5}
 HEAD_RATE = 1e-4  # of a classification head, as in finetune.py
 K_SHOTS = 8  # of a teacher that is the student's own model
 EPOCHS = 3  # the targets are distributions over many inputs, not a few labels
-TOP_K = (
-    64  # likeliest tokens that precomputed targets of generated answers keep at each position; the rest counts as one
-)
 COMPARED = (
     "metric",
     "score",
@@ -191,61 +188,6 @@ def chosen_teacher(args, run, task, model, tokenizer, chat):
     return argparse.Namespace(**{**vars(args), "calibrate": chosen.calibrate}), chosen.demonstrations
 
 
-def label_items(student, teacher, tokenizer, task, examples, args, chat):
-    """Classification: the student's rows, with the teacher's calibrated label distributions unless they come online."""
-    online = args.targets == "online"
-    # online, the teacher only needs them for its label prior
-    asked = examples[: flags.CALIBRATION_CAP] if online else examples
-    parts = utils.over_processes(lambda part: teacher.label_scores(part, "asking the teacher"), asked)
-    raw = np.concatenate(parts)
-    teacher.calibrate(raw)
-    items = distillation.label_rows(student, tokenizer, task, examples, chat)
-    return items, None if online else teacher.targets(examples, raw).tolist()
-
-
-def answer_items(teacher, tokenizer, task, examples, args, chat):
-    """Questions and instructions: the student's prompts with the teacher's answers, and their tokens' distributions."""
-    answers = [ids for part in utils.over_processes(teacher.answers, examples) for ids in part]
-    prompts = [render(task, ex, (), tokenizer if chat else None)[0] for ex in examples]
-    prompt_ids = tokenizer(prompts, add_special_tokens=not chat, verbose=False).input_ids
-    items = [{"input_ids": ids, "answer": answer} for ids, answer in zip(prompt_ids, answers)]
-    if args.targets == "online":
-        return items, None
-    pairs = list(zip(examples, answers))
-    asked = utils.over_processes(lambda part: teacher.token_targets(*zip(*part), TOP_K), pairs)
-    return items, [target for part in asked for target in part]
-
-
-def distil(student, teacher, tokenizer, task, examples, args, run, device, chat, reload):
-    """Train the student on the teacher's targets for unlabelled examples; a tenth of them chooses the checkpoint."""
-    classes, online = task.kind == "classification", args.targets == "online"
-    with utils.measure() as asking:
-        if classes:
-            items, targets = label_items(student, teacher, tokenizer, task, examples, args, chat)
-        else:
-            items, targets = answer_items(teacher, tokenizer, task, examples, args, chat)
-    for i, item in enumerate(items):
-        item.update({"example": examples[i]} if online else {"target": targets[i]})
-        item["input_ids"] = item["input_ids"][-(args.max_length or 512) :]
-    items = [item for item in items if classes or item["answer"]]
-    if len(items) < 12:
-        raise utils.RunFailed(
-            f"the teacher answered only {len(items)} of the inputs; try other demonstrations or a longer "
-            "--max_new_tokens"
-        )
-    run.row["train_seconds"] = (run.row.get("train_seconds") or 0.0) + asking.seconds
-    run.note(f"{len(items)} unlabelled inputs; the teacher was asked for {asking.seconds:.0f} s of train_seconds")
-    cap = flags.VALIDATION_CAP if args.max_validation_samples is None else args.max_validation_samples
-    cut = min(len(items) // 10, cap)
-    ask = (teacher.targets if classes else teacher.token_targets) if online else None
-    collator = distillation.LabelBatches if classes else distillation.AnswerBatches
-    data = collators.Data(items[cut:], items[:cut] or None, collator(tokenizer.pad_token_id, ask))
-    loss = (distillation.label_loss if classes else distillation.answer_loss)(args.temperature)
-    rate = args.learning_rate or LEARNING_RATES[args.student]
-    args = trainer.with_epochs(args, len(data.train), task.kind)
-    return trainer.fit(student, tokenizer, data, args, run, device, rate, loss=loss, reload=reload)
-
-
 def load_student(args, device, precision, folder):
     """A student from a folder: the whole model, or its adapter on the base loaded again."""
     full = args.student == "full"
@@ -295,9 +237,54 @@ def compare(run, sides, args):
         run.headline += f", {saved:.0f} ms a request saved"
 
 
+def own_student(args, run, task, model, tokenizer, demonstrations, examples, device, chat):
+    """The trained student of a teacher that is the same model with demonstrations; a tenth of the inputs chooses the
+    checkpoint.
+    """
+    apart = args.targets == "online" and args.student == "full"  # the teacher must stay as it is
+    base = copy.deepcopy(model) if apart else model
+    teacher = distillation.Teacher(base, tokenizer, task, demonstrations, args, chat)
+    student, remark = add_student(model, args)
+    run.note(remark)
+    teacher.student = student if args.student == "lora" else None
+    run.row.update(loading.size_columns(student, trained=True))
+    with utils.measure() as asking:
+        data, loss = distillation.own_data(student, teacher, tokenizer, task, examples, args, chat)
+    count_asking(run, asking, len(data.train) + len(data.validation or ()))
+    args = trainer.with_epochs(args, len(data.train), task.kind)
+    rate = args.learning_rate or LEARNING_RATES[args.student]
+    reload = functools.partial(load_student, args, device, run.row["precision"])
+    return trainer.fit(student, tokenizer, data, args, run, device, rate, loss=loss, reload=reload)
+
+
+def other_student(args, run, task, pairs, device):
+    """(trained student, its tokenizer) of another model's targets. args.model: the student; pairs: of students.ask."""
+    with utils.measure() as load:
+        student, tokenizer, remark = students.load(args, task, device, add_student)
+    run.note(remark)
+    run.row.update(**load.load_columns(), **loading.size_columns(student, trained=True))
+    data, loss = students.prepare(student, tokenizer, task, pairs, args, run, device)
+    rate = args.learning_rate or LEARNING_RATES["lora" if args.student == "lora" else "full"]
+    if students.has_head(student):
+        rate = trainer.learning_rate(args, task, HEAD_RATE)
+    args = trainer.with_epochs(args, len(data.train), task.kind)
+    return trainer.fit(student, tokenizer, data, args, run, device, rate, loss=loss), tokenizer
+
+
+def count_asking(run, asking, n):
+    """Add what the teacher took to train_seconds. asking: the Measurement; n: inputs that it answered."""
+    if n < 12:
+        raise utils.RunFailed(
+            f"the teacher answered only {n} of the inputs; try other demonstrations or a longer --max_new_tokens"
+        )
+    run.row["train_seconds"] = (run.row.get("train_seconds") or 0.0) + asking.seconds
+    run.note(f"{n} unlabelled inputs; the teacher was asked for {asking.seconds:.0f} s of train_seconds")
+
+
 def run_once(args):
     # 1. settings
-    run = Run(args, __file__, "context_distillation")
+    run = Run(args, __file__, "distillation" if two_models(args) else "context_distillation")
+    of_teacher, of_student = args.teacher or args.model, args.model if args.student in LEARNING_RATES else args.student
 
     with run:
         # 2. seed and device
@@ -307,12 +294,12 @@ def run_once(args):
         precision = args.weights if args.quantize == "none" else args.quantize
         run.row.update(
             variant=variant(args),
-            model=args.model,
+            model=of_student,
             data_seed=args.data_seed,
             device=device,
             device_name=utils.device_name(device),
             k_shots=0,
-            precision=precision,
+            precision=args.weights if two_models(args) else precision,
         )
 
         # 3. data
@@ -327,42 +314,38 @@ def run_once(args):
         run.row.update(task.row(), n_train=args.k_shots)
 
         # 4. model
-        tokenizer = loading.load_tokenizer(args.model, args.trust_remote_code, args.thinking)
+        tokenizer = loading.load_tokenizer(of_teacher, args.trust_remote_code, args.thinking)
         with utils.measure() as load:
-            model = loading.load_model(
-                args.model,
-                precision=precision,
-                device=device,
-                trust_remote_code=args.trust_remote_code,
-                attention=args.attn_implementation,
-            )
-        if model.config.is_encoder_decoder:
+            model = students.load_language_model(args, of_teacher, device, precision)
+        run.row.update(load.load_columns())
+        if model.config.is_encoder_decoder and not two_models(args):
             raise utils.UserError(f"{args.model} is an encoder-decoder; context distillation here is for causal models")
-        if args.student == "full":
+        if args.student == "full" and not two_models(args):
             loading.check_trainable(model, args.model)
         chat = loading.uses_chat(args.prompt_format, tokenizer, scoring=task.kind == "classification")
 
         # 5. adapt
-        sides = {}
         if searches(args):
             args, demonstrations = chosen_teacher(args, run, task, model, tokenizer, chat)
             examples = unlabelled_inputs(task, demonstrations, args)
         prior = prompting.label_prior(args.calibrate, task, examples[: flags.CALIBRATION_CAP])
-        for name, prefix, shots, divided in (
-            ("teacher", "teacher", demonstrations, prior),
-            ("untrained_student", "untrained", (), None),
-        ):
-            outcome = evaluate_prompted(model, tokenizer, task, args, chat, other, shots, divided)
-            sides[name] = record.side(run, task, outcome, prefix, other)
-        apart = args.targets == "online" and args.student == "full"  # the teacher must stay as it is
-        base = copy.deepcopy(model) if apart else model
-        teacher = distillation.Teacher(base, tokenizer, task, demonstrations, args, chat)
-        student, remark = add_student(model, args)
-        run.note(remark)
-        teacher.student = student if args.student == "lora" else None
-        run.row.update(**load.load_columns(), **loading.size_columns(student, trained=True))
-        reload = functools.partial(load_student, args, device, precision)
-        student = distil(student, teacher, tokenizer, task, examples, args, run, device, chat, reload)
+        outcome = evaluate_prompted(model, tokenizer, task, args, chat, other, demonstrations, prior)
+        sides = {"teacher": record.side(run, task, outcome, "teacher", other)}
+        args.model = of_student
+        if two_models(args):
+            run.note(f"teacher {of_teacher}")
+            with utils.measure() as asking:
+                teacher = distillation.Teacher(model, tokenizer, task, demonstrations, args, chat)
+                pairs = students.ask(teacher, task, examples)
+            count_asking(run, asking, len(pairs))
+            del teacher, model
+            utils.free_memory()
+            student, tokenizer = other_student(args, run, task, pairs, device)
+        else:
+            outcome = evaluate_prompted(model, tokenizer, task, args, chat, other)
+            sides["untrained_student"] = record.side(run, task, outcome, "untrained", other)
+            student = own_student(args, run, task, model, tokenizer, demonstrations, examples, device, chat)
+            del model  # what answers a request is the student alone
         folder = "adapter" if args.student == "lora" else "model"
         if run.main:
             student.save_pretrained(run.path(folder))
@@ -371,97 +354,12 @@ def run_once(args):
         if args.student == "lora" and not adapters.changes_outputs(student, tokenizer):
             run.row["status"] = "degenerate"
             run.note("the adapter changed nothing")
-        del teacher, base, model  # what answers a request is the student alone
-
-        # 6. evaluate: as it is served, merged where that is exact
-        def evaluated(model, task, latency_runs):
-            return evaluate_prompted(model, tokenizer, task, args, chat, other, latency_runs=latency_runs)
-
-        outcome, student = serving.merged(run, student, task, evaluated)
-
-        # 7. row and report: the row is written by leaving the block
-        record.outcome(run, task, outcome, student, other)
-        compare(run, {**sides, "distilled_student": run.row}, args)
-        if run.main:
-            shutil.rmtree(run.path("checkpoints"))
-
-
-def run_two_models(args):
-    """A row of a student that is another model than its teacher."""
-    # 1. settings
-    run = Run(args, __file__, "distillation")
-    names = {"teacher": args.teacher or args.model}
-    names["student"] = args.model if args.student in LEARNING_RATES else args.student
-
-    with run:
-        # 2. seed and device
-        utils.set_seed(args.seed)
-        device = utils.pick_device(args.device)
-        trainer.check_device(args, device)
-        run.row.update(
-            variant=variant(args),
-            model=names["student"],
-            data_seed=args.data_seed,
-            device=device,
-            device_name=utils.device_name(device),
-            k_shots=0,
-            precision=args.weights,
-        )
-
-        # 3. data
-        task = tasks.from_args(args)
-        print(task.summary())
-        demonstrations = draw(task.train, args.k_shots or 0, args.data_seed)
-        run.use_labels(demonstrations)
-        other = tasks.out_of_domain(args, task)
-        run.row.update(task.row(), n_train=args.k_shots)
-
-        # 4. model: the teacher, which is asked and goes
-        args.model = names["teacher"]
-        tokenizer = loading.load_tokenizer(args.model, args.trust_remote_code, args.thinking)
-        precision = args.weights if args.quantize == "none" else args.quantize
-        model = students.load_language_model(args, args.model, device, precision)
-        chat = loading.uses_chat(args.prompt_format, tokenizer, scoring=task.kind == "classification")
-        if searches(args):
-            args, demonstrations = chosen_teacher(args, run, task, model, tokenizer, chat)
-        examples = unlabelled_inputs(task, demonstrations, args)
-        prior = prompting.label_prior(args.calibrate, task, examples[: flags.CALIBRATION_CAP])
-        outcome = evaluate_prompted(model, tokenizer, task, args, chat, other, demonstrations, prior)
-        sides = {"teacher": record.side(run, task, outcome, "teacher", other)}
-        with utils.measure() as asking:
-            pairs = students.ask(
-                distillation.Teacher(model, tokenizer, task, demonstrations, args, chat), task, examples
-            )
-        del model
-        utils.free_memory()
-        if len(pairs) < 12:
-            raise utils.RunFailed(f"the teacher answered only {len(pairs)} of {len(examples)} inputs")
-
-        # 5. adapt: the student
-        args = argparse.Namespace(**{**vars(args), "model": names["student"]})
-        run.note(f"teacher {names['teacher']}, asked for {asking.seconds:.0f} s of train_seconds")
-        run.row["train_seconds"] = (run.row.get("train_seconds") or 0.0) + asking.seconds
-        with utils.measure() as load:
-            student, tokenizer, remark = students.load(args, task, device, add_student)
-        run.note(remark)
-        run.row.update(**load.load_columns(), **loading.size_columns(student, trained=True))
-        head = students.has_head(student)
-        data, loss = students.prepare(student, tokenizer, task, pairs, args, run, device)
-        usual = LEARNING_RATES["lora" if args.student == "lora" else "full"]
-        rate = trainer.learning_rate(args, task, HEAD_RATE) if head else args.learning_rate or usual
-        args = trainer.with_epochs(args, len(data.train), task.kind)
-        student = trainer.fit(student, tokenizer, data, args, run, device, rate, loss=loss)
-        folder = "adapter" if args.student == "lora" else "model"
-        if run.main:
-            student.save_pretrained(run.path(folder))
-            tokenizer.save_pretrained(run.path(folder))
-            run.row["artifact_mb"] = utils.folder_mb(run.path(folder), "*.safetensors")
 
         # 6. evaluate: as it is served, merged where that is exact
         chat = loading.uses_chat(args.prompt_format, tokenizer, scoring=task.kind == "classification")
 
         def evaluated(model, task, latency_runs):
-            if head:
+            if students.has_head(model):
                 return evaluate.by_head(model, tokenizer, task, 32, latency_runs, args.max_length, other)
             return evaluate_prompted(model, tokenizer, task, args, chat, other, latency_runs=latency_runs)
 
@@ -476,31 +374,13 @@ def run_two_models(args):
 
 def import_heavy():
     """Import what takes seconds, once the arguments are known to be right: --help and a wrong flag answer at once."""
-    global \
-        adapters, \
-        collators, \
-        distillation, \
-        draw, \
-        evaluate, \
-        layers, \
-        loading, \
-        np, \
-        prompt_search, \
-        prompting, \
-        record, \
-        render, \
-        serving, \
-        students, \
-        tasks, \
-        trainer
-    import numpy as np
-
+    global adapters, distillation, draw, evaluate, layers, loading, prompt_search, prompting, record
+    global serving, students, tasks, trainer
     from harness.data import tasks
     from harness.data.examples import draw
-    from harness.data.prompts import render
     from harness.evaluation import evaluate, prompt_search, prompting, record, serving
     from harness.models import adapters, layers, loading
-    from harness.training import collators, distillation, students, trainer
+    from harness.training import distillation, students, trainer
 
 
 @utils.clean_exit
@@ -512,7 +392,7 @@ def main(argv=None):
     hub.check_names(models, {"--dataset": flags.source(args), "--eval_ood": args.eval_ood})
     import_heavy()
     for once in flags.repeats(args):
-        (run_two_models if two_models(args) else run_once)(once)
+        run_once(once)
 
 
 if __name__ == "__main__":

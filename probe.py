@@ -192,7 +192,7 @@ def count_cuts(run, extract, texts):
     if extract.model is None:
         return 0, None
     lengths = [n for part in texts for n in extract.lengths(part)]
-    for text in evaluate.cuts(lengths, extract.limit):
+    for text in remarks.cuts(lengths, extract.limit):
         run.note(text)
     return max(lengths), sum(min(n, extract.limit or n) for n in lengths)
 
@@ -301,10 +301,10 @@ def import_heavy(tune):
 
     tune: --tune, which needs the setfit package.
     """
-    global contrastive, evaluate, features, frozen_heads, loading, record, render, tasks
+    global contrastive, evaluate, features, frozen_heads, loading, record, remarks, render, tasks
     from harness.data import tasks
     from harness.data.prompts import render
-    from harness.evaluation import evaluate, record
+    from harness.evaluation import evaluate, record, remarks
     from harness.models import features, loading
     from harness.training import frozen_heads
 

@@ -27,7 +27,6 @@ random prompts, whose templates differ too.
 """
 
 import argparse
-import re
 import sys
 from dataclasses import replace
 
@@ -112,7 +111,20 @@ def parse_args(argv=None):
         help="a label's log-probability: over its tokens, or per token (default: %(default)s)",
     )
     group.add_argument(
-        "--max_new_tokens", type=flags.positive_int, default=32, help="of a generated answer (default: %(default)s)"
+        "--cot",
+        action="store_true",
+        help="ask for reasons first (Kojima et al. 2022); generated, and the answer is read behind them",
+    )
+    group.add_argument(
+        "--samples",
+        type=flags.positive_int,
+        default=1,
+        metavar="N",
+        help=f"sample N answers at temperature {flags.SAMPLING_TEMPERATURE} and take their vote: self-consistency "
+        "(default: one greedy answer)",
+    )
+    group.add_argument(
+        "--max_new_tokens", type=flags.positive_int, help="of a generated answer (default: 32, with --cot 256)"
     )
     group.add_argument(
         "--repeats",
@@ -130,6 +142,7 @@ def parse_args(argv=None):
     if args.merge_adapter is not None and not args.adapter:
         parser.error("--merge_adapter and --no-merge_adapter belong to --adapter")
     check_demonstrations(parser, args)
+    check_reasons(parser, args)
     if not searches(args):
         args.k_shots, args.calibrate = args.k_shots or 0, args.calibrate or "none"
     if args.calibrate not in (None, "none") and args.scoring == "generate":
@@ -153,6 +166,17 @@ def check_demonstrations(parser, args):
         parser.error("--demo_embedder belongs to --demos nearest")
 
 
+def check_reasons(parser, args):
+    """Check --cot and --samples, and fill in --max_new_tokens."""
+    for flag in [f for f, given in (("--cot", args.cot), ("--samples", args.samples > 1)) if given]:
+        if args.scoring == "likelihood" or args.calibrate not in (None, "none"):
+            parser.error(f"{flag} reads generated answers; leave out --scoring likelihood and --calibrate")
+        if searches(args):
+            parser.error(f"{flag}: a prompt is chosen by likelihoods, without reasons; give --k_shots")
+        args.scoring = "generate"
+    args.max_new_tokens = args.max_new_tokens or (256 if args.cot else 32)
+
+
 def check_calibration(parser, args):
     """Fill in and check --calibrate_on."""
     if args.calibrate_on and args.calibrate != "batch":
@@ -170,43 +194,6 @@ def check_calibration(parser, args):
 # -------------------------------------------------------------------------------------------------------- the technique
 
 
-def label_forms(words):
-    """[(pattern, label)] of the label words, longest first: as written, and without the symbols around them.
-
-    What stands between the parts of a label does not count. "C" is "C++" without symbols only where no label is "C". An
-    empty word has no form: no answer says it.
-    """
-    forms, bare = {}, []
-    for i, word in enumerate(words):
-        before, inner, after = re.fullmatch(r"([\W_]*)(.*?)([\W_]*)", word.lower().strip(), re.S).groups()
-        inner = r"[\W_]+".join(map(re.escape, re.findall(r"[^\W_]+", inner)))
-        forms.setdefault(re.escape(before) + inner + re.escape(after), i)
-        bare.append(inner)
-    for i, form in enumerate(bare):
-        if form and bare.count(form) == 1:
-            forms.setdefault(form, i)
-    forms.pop("", None)
-    guarded = []
-    for form, i in sorted(forms.items(), key=lambda item: -len(item[0])):
-        # a number is not read out of one with another sign or with decimals
-        start = r"(?<![0-9][.,])(?<!^[-\u2212])(?<!\W[-\u2212])" if form[0].isdigit() else ""
-        guarded.append((rf"(?<![^\W_]){start}{form}(?![^\W_])" + r"(?![.,][0-9])" * form[-1].isdigit(), i))
-    return guarded
-
-
-def read_label(answer, words):
-    """The index of the one label word that stands in a free answer, None where there is none or more than one.
-
-    Case does not count. Where a label is a part of another ("positive" of "very positive") the longer one is read.
-    """
-    forms = label_forms(words)
-    pattern = re.compile("|".join(f"({form})" for form, _ in forms))
-    if not forms:
-        return None
-    found = {forms[match.lastindex - 1][1] for match in pattern.finditer(answer.lower())}
-    return found.pop() if len(found) == 1 else None
-
-
 def variant(args, kind, adapted):
     """What the row calls this run: 8_shot_batch_calibrated_on_train, 0_shot_generated, searched, ...
 
@@ -219,119 +206,13 @@ def variant(args, kind, adapted):
     where = (args.calibrate_on or ["train" if searches(args) else "evaluation"])[0]
     if args.calibrate == "batch" and where != "evaluation":
         parts.append(f"on_{where}")
-    if kind == "classification" and args.scoring == "generate":
+    reasons = [*(["cot"] if args.cot else []), *([f"{args.samples}_samples"] if args.samples > 1 else [])]
+    if kind == "classification" and args.scoring == "generate" and not reasons:
         parts.append("generated")
+    parts += reasons
     if kind == "qa" and args.scoring == "likelihood":
         parts.append("likelihood")
     return "_".join([*parts, "adapter"] if adapted else parts)
-
-
-def short_enough(task, tokenizer, chat, limit):
-    """The task with only those training examples whose demonstration, prompt and answer, has at most `limit` tokens."""
-
-    def length(example):
-        return len(
-            tokenizer(fill(task, example, chat) + " " + task.target(example), add_special_tokens=False).input_ids
-        )
-
-    return replace(task, train=[example for example in task.train if length(example) <= limit])
-
-
-def calibration_inputs(args, run, task, pool, shown):
-    """The Examples of --calibrate_on: None for the evaluation inputs. pool: the Examples demonstrations come from;
-    shown: the demonstrations.
-    """
-    where, *file = args.calibrate_on or ["evaluation"]
-    if where == "evaluation":
-        if args.calibrate == "batch":
-            run.note("transductive: the label prior is estimated on the evaluation inputs")
-        return None
-    shown = set() if callable(shown) else {ex.id for ex in shown}
-    if file:
-        inputs = unlabelled.read_inputs(file[0], task, args.text_column, args.text_pair_column, args.encoding)
-    else:
-        rest = pool if where == "train" or not args.label_budget else task.unlabelled
-        inputs = [ex for ex in rest if ex.id not in shown]
-    inputs = draw(inputs, min(len(inputs), flags.CALIBRATION_CAP), args.data_seed, balanced=False)
-    if not inputs:
-        raise utils.UserError(f"--calibrate_on {where}: no example is left besides the {len(shown)} demonstrations")
-    if where == "train":
-        run.use_labels(inputs)
-    labels = {"train": "labelled training examples", "unlabelled": "unlabelled inputs"}[where]
-    run.note(f"label prior estimated on {len(inputs)} {labels}")
-    return inputs
-
-
-def with_words(args, run, task, model, tokenizer):
-    """The task of --label_words auto: abbreviations among the label names are written out, as the model reads them."""
-    if args.label_words != ["auto"] or task.kind != "classification":
-        return task
-    found = {} if model.config.is_encoder_decoder else abbreviations.expand(task.labels, model, tokenizer)
-    words = [found.get(label, word) for label, word in zip(task.labels, task.words)]
-    if found and len(set(words)) == len(words):
-        task = with_prompt(task, words, args.instruction, args.template and task.template)
-    said = [f"{name} as {word!r}" for name, word in zip(task.labels, task.words) if name != word]
-    if said:
-        more = f" and {len(said) - 12} more" if len(said) > 12 else ""
-        run.note(f"label words: {', '.join(said[:12])}{more}")
-        print(f"label words: {', '.join(said)}")
-    return task
-
-
-def drawn_demonstrations(args, run, pool):
-    """The demonstrations of --k_shots and --demos: Examples, or a Nearest over the pool."""
-    if args.demos == "nearest" and pool:
-        run.use_labels(pool)
-        return nearest_to_each(args, run, pool)
-    drawn = draw(pool, args.k_shots or 0, args.data_seed, balanced=args.demos == "balanced")
-    run.use_labels(drawn)
-    return drawn
-
-
-def nearest_to_each(args, run, pool):
-    """A Nearest over the pool by --demo_embedder; its seconds are the row's train_seconds."""
-    if args.k_shots and args.k_shots > len(pool):
-        raise utils.UserError(f"--k_shots {args.k_shots}: there are {len(pool)} training examples to choose from")
-    options = {"model": args.demo_embedder, "max_length": None, "batch_size": 32}
-    embed = features.Embeddings(argparse.Namespace(**{**vars(args), **options}), run.row["device"])
-    with utils.measure() as spent:
-        found = demonstrations.Nearest(embed, pool, args.k_shots)
-    run.row["train_seconds"] = spent.seconds
-    run.note(
-        f"demonstrations are the nearest of {len(pool)} labelled examples by {args.demo_embedder}, so prompts share "
-        "their instruction at most"
-    )
-    return found
-
-
-def chosen_prompt(args, run, task, nearest, model, tokenizer, chat, by_likelihood):
-    """(task with its template, demonstrations, prior) of the best prompt that the label budget buys; see prompt_search.
-
-    nearest: a Nearest, or None.
-    """
-    search = (args.search, forms(task, args.instruction, args.template)) if args.search else None
-    chosen = prompt_search.choose(
-        model,
-        tokenizer,
-        task,
-        args.data_seed,
-        chat,
-        search=search,
-        demos=args.demos,
-        nearest=nearest,
-        batch_size=args.batch_size,
-        per_token=args.normalise == "mean",
-        calibrations=(args.calibrate,) if args.calibrate else None,
-        likelihood=by_likelihood,
-    )
-    run.use_labels(chosen.used)
-    run.note(chosen.note)
-    if search:
-        run.note(f"instruction {chosen.task.instruction!r}, template {chosen.task.template!r}")
-    k = len(chosen.demonstrations)
-    seconds = (run.row.get("train_seconds") or 0.0) + chosen.seconds
-    run.row.update(k_shots=k, n_train=k, train_seconds=seconds)
-    return chosen.task, chosen.demonstrations, None if chosen.prior is None else lambda *_: chosen.prior
 
 
 def score(model, tokenizer, task, args, chat, shown, other, prior):
@@ -342,8 +223,8 @@ def score(model, tokenizer, task, args, chat, shown, other, prior):
     prompted = {**common, "chat": chat, "demonstrations": shown}
     per_token = args.normalise == "mean"
     if not scores_likelihood(args, task):
-        length = args.max_new_tokens
-        return evaluate.by_generation(model, tokenizer, task, **prompted, max_new_tokens=length, read=read_label)
+        options = {"max_new_tokens": args.max_new_tokens, "reasons": args.cot, "samples": args.samples}
+        return evaluate.by_generation(model, tokenizer, task, **prompted, **options)
     if task.kind == "qa":
         return evaluate.by_options(model, tokenizer, task, **prompted, per_token=per_token)
     return evaluate.by_likelihood(model, tokenizer, task, **prompted, prior=prior, per_token=per_token, other=other)
@@ -381,6 +262,8 @@ def run_once(args):
                 "--scoring likelihood is for classes and for questions with options; instructions are answered freely"
             )
         other = tasks.out_of_domain(args, task)
+        if args.cot and args.k_shots and task.kind == "classification":
+            raise utils.UserError("--cot: demonstrations would show labels without reasons; leave out --k_shots")
         if other and not by_likelihood:
             raise utils.UserError("--eval_ood scores label words; leave out --scoring generate")
         run.row.update(task.row(), variant=variant(args, task.kind, args.adapter), n_train=args.k_shots)
@@ -388,8 +271,8 @@ def run_once(args):
         # 4. model
         tokenizer = loading.load_tokenizer(args.model, args.trust_remote_code, args.thinking, args.adapter)
         chat = loading.uses_chat(args.prompt_format, tokenizer, scoring=by_likelihood)
-        pool = short_enough(task, tokenizer, chat, args.max_demo_tokens) if args.max_demo_tokens else task
-        shown = drawn_demonstrations(args, run, pool.train)
+        pool = few_shot.short_enough(task, tokenizer, chat, args.max_demo_tokens) if args.max_demo_tokens else task
+        shown = few_shot.drawn_demonstrations(args, run, pool.train)
         classifier = loading.is_classifier(args.model, args.adapter, args.trust_remote_code)
         if classifier:
             tasks.require_kind(task, "classification", "a model with a classification head")
@@ -420,14 +303,17 @@ def run_once(args):
             run.note(merged)
         prior = None
         if not classifier:
-            task = with_words(args, run, task, model, tokenizer)
-            pool = replace(pool, words=task.words, instruction=task.instruction)
+            task = few_shot.with_words(args, run, task, model, tokenizer)
+            task = with_reasons(task, chat) if args.cot else task
+            pool = replace(pool, words=task.words, instruction=task.instruction, template=task.template)
         if searches(args) and not classifier:
             nearest = shown if callable(shown) else None
-            prompted, shown, prior = chosen_prompt(args, run, pool, nearest, model, tokenizer, chat, by_likelihood)
+            prompted, shown, prior = few_shot.chosen_prompt(
+                args, run, pool, nearest, model, tokenizer, chat, by_likelihood
+            )
             task = replace(task, instruction=prompted.instruction, template=prompted.template)
         elif task.kind == "classification" and not classifier:
-            inputs = calibration_inputs(args, run, task, pool.train, shown)
+            inputs = few_shot.calibration_inputs(args, run, task, pool.train, shown)
             prior = prompting.label_prior(args.calibrate, task, inputs)
         if classifier:
             strategy = "peft" if args.adapter else "full_finetuning"
@@ -446,25 +332,11 @@ def run_once(args):
 
 def import_heavy():
     """Import what takes seconds, once the arguments are known to be right: --help and a wrong flag answer at once."""
-    global \
-        abbreviations, \
-        adapters, \
-        demonstrations, \
-        draw, \
-        evaluate, \
-        features, \
-        fill, \
-        forms, \
-        loading, \
-        prompt_search, \
-        prompting, \
-        record
-    global tasks, unlabelled, with_prompt
-    from harness.data import tasks, unlabelled
-    from harness.data.examples import draw
-    from harness.data.prompts import fill, forms, with_prompt
-    from harness.evaluation import demonstrations, evaluate, prompt_search, prompting, record
-    from harness.models import abbreviations, adapters, features, loading
+    global adapters, evaluate, few_shot, loading, prompting, record, tasks, with_reasons
+    from harness.data import tasks
+    from harness.data.prompts import with_reasons
+    from harness.evaluation import evaluate, few_shot, prompting, record
+    from harness.models import adapters, loading
 
 
 @utils.clean_exit

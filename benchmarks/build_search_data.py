@@ -11,6 +11,7 @@ folder with train.jsonl and test.jsonl for each:
             AlpacaEval is from), arc_easy (questions)
     table:  dolly_category (8: the category of an instruction, without its context), story (101: which story a question
             of NarrativeQA is about)
+    few-shot: ag_news_few (4; 200 a class to draw few labels from, all others for the test)
     prompts: question_type (5: what a question of Natural Questions asks for, by its question word; the label names are
             the abbreviations DESC, ENTY, HUM, LOC, NUM)
 
@@ -64,10 +65,19 @@ def mnli(folder):
     return {"train": read("train.tsv"), "test": read("dev_matched.tsv")}
 
 
-def ag_news(folder):
+def ag_rows(folder):
     topics = ("World", "Sports", "Business", "Sci/Tech")
     with open(folder / "ag_news" / "test.csv", encoding="utf-8", newline="") as file:
-        return held_out([{"text": f"{r[1]} {r[2]}", "label": topics[int(r[0]) - 1]} for r in csv.reader(file)], 1000)
+        return [{"text": f"{r[1]} {r[2]}", "label": topics[int(r[0]) - 1]} for r in csv.reader(file)]
+
+
+def ag_news(folder):
+    return held_out(ag_rows(folder), 1000)
+
+
+def ag_news_few(folder):
+    splits = held_out(ag_rows(folder), 800)
+    return {"train": splits["test"], "test": splits["train"]}
 
 
 def source(folder):
@@ -120,7 +130,7 @@ def parse_args(argv=None):
 
 def main(argv=None):
     args = parse_args(argv)
-    for make in (mnli, ag_news, source, articles, arc_easy, dolly_category, story, question_type):
+    for make in (mnli, ag_news, ag_news_few, source, articles, arc_easy, dolly_category, story, question_type):
         place = args.narrativeqa if make is story else args.dir
         try:
             splits = make(place) if place else None

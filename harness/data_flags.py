@@ -49,6 +49,13 @@ def add_data_args(parser, dataset="assets/data/movie_reviews"):
         metavar="FILE",
         help="a sentence about each label for prompts: JSON of label: text, or a table with columns label, description",
     )
+    group.add_argument(
+        "--answer_format",
+        choices=("text", "number"),
+        default="text",
+        help="of questions; number: the last number of an answer is compared with that of the reference, as GSM8K is "
+        "scored (default: %(default)s)",
+    )
     group.add_argument("--instruction", help="the line that opens the prompt")
     group.add_argument("--template", help="the prompt of one example, with {text} and {text_pair}; \\n is a line break")
     group.add_argument(

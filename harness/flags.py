@@ -42,6 +42,7 @@ OPTIMIZERS = (
     "paged_adamw_8bit",
     "paged_adamw_32bit",
 )
+SAMPLING_TEMPERATURE = 0.7  # of --samples, as in Wang et al. 2023
 PRECISIONS = ("fp32", "fp16", "bf16", "int8", "nf4")  # of a model's weights
 DATA_FORMATS = ("jsonl", "json", "csv", "tsv", "parquet")  # of a local data set
 # of rag_eval.py: FAISS indexes, and the languages that have both bm25s' stop words and a Snowball stemmer

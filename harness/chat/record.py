@@ -2,7 +2,7 @@
 
 import utils
 from harness.chat import ifeval, side_by_side
-from harness.evaluation import evaluate, metrics, record
+from harness.evaluation import metrics, record, remarks
 from harness.models import memory_forecast
 from harness.results import stats
 
@@ -19,8 +19,8 @@ def costs(run, model, outcome):
         memory_forecast.predict_inference(
             run, model, widest.batch_size, widest.longest, "generated", len(widest.prefix)
         )
-    thinking = evaluate.unfinished(sum(each.unfinished for each in passes), sum(len(each.texts) for each in passes))
-    for text in evaluate.truncation(None, 0, 0, round(sum(each["truncated"] for each in records))) + thinking:
+    thinking = remarks.unfinished(sum(each.unfinished for each in passes), sum(len(each.texts) for each in passes))
+    for text in remarks.truncation(None, 0, 0, round(sum(each["truncated"] for each in records))) + thinking:
         print(text)
         run.note(text)
     tokens, seconds = sum(sum(each["new_tokens"]) for each in records), None
@@ -81,7 +81,7 @@ def quality(run, questions, system, metric, n_failed, base):
             "target": list(question.references),
             "prediction": system.answers[question.id],
             "scores": system.scores[question.id],
-            **evaluate.with_thoughts([system.generated.get(question.id)], [system.answers[question.id]])[0],
+            **remarks.with_thoughts([system.generated.get(question.id)], [system.answers[question.id]])[0],
         }
         for question in questions
     ]

@@ -50,6 +50,7 @@ class Task:
     labels: tuple = ()  # [L] names of the classes
     words: tuple = ()  # [L] what a language model reads and says for each label
     descriptions: tuple = ()  # [L] a sentence about each label, or none at all
+    answer_format: str = "text"  # of qa: text, or number, where the last number of an answer counts
     instruction: str = ""
     template: str = ""
     train: list = field(default_factory=list)  # Examples, drawn by --data_seed

@@ -150,6 +150,15 @@ def forms(task, instruction=None, template=None):
     return list(found.values())
 
 
+REASONS = 'Think step by step, then write "The answer is" and the answer.'
+
+
+def with_reasons(task, chat):
+    """The task whose prompts ask for reasons before the answer (Kojima et al. 2022)."""
+    template = task.template if chat else f"{task.template} Let's think step by step."
+    return replace(task, instruction=" ".join(filter(None, [task.instruction, REASONS])), template=template)
+
+
 def fill(task, example, chat=False):
     """The example's own part of a prompt: passage and options if there are any, then the template.
 

@@ -34,6 +34,7 @@ def load_task(
     label_descriptions=None,
     instruction=None,
     template=None,
+    answer_format="text",
     max_train_samples=None,
     max_validation_samples=None,
     max_eval_samples=None,
@@ -97,6 +98,7 @@ def load_task(
         passages=list(dict.fromkeys(ex.context for ex in [*evaluation, *validation, *train] if ex.context)),
         eval_split=eval_split,
         notes=notes,
+        answer_format=answer_format,
     )
     if label_descriptions:
         require_kind(task, "classification", "--label_descriptions")
@@ -234,12 +236,15 @@ def from_args(args):
         label_descriptions=args.label_descriptions,
         instruction=args.instruction,
         template=template,
+        answer_format=args.answer_format,
         max_train_samples=args.max_train_samples,
         max_validation_samples=args.max_validation_samples,
         max_eval_samples=args.max_eval_samples,
         label_budget=args.label_budget,
         data_seed=args.data_seed,
     )
+    if task.answer_format == "number":
+        require_kind(task, "qa", "--answer_format number")
     if task.kind == "classification" and len(task.labels) < 2:
         raise utils.UserError(f"{task.name} has the one label {task.labels[0]}; classification needs two or more")
     return task

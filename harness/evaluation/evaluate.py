@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 import utils
-from harness.evaluation import calibration, metrics, perplexity, prompting
+from harness import flags
+from harness.evaluation import calibration, metrics, perplexity, prompting, reading, remarks
 from harness.models import generation, loading, prefix_cache, scoring
 from harness.results import stats
 
@@ -55,7 +56,7 @@ def by_head(model, tokenizer, task, batch_size, latency_runs, max_length=None, o
     outcome = by_probabilities(classify, task, batch_size, latency_runs, other, labelled)
     limit = scoring.classifier_length(model, tokenizer, max_length)
     lengths = [len(tokenizer(ex.text, ex.text_pair, verbose=False).input_ids) for ex in task.evaluation]
-    outcome.warnings += cuts(lengths, limit)
+    outcome.warnings += remarks.cuts(lengths, limit)
     sizes = {"batch_size": min(batch_size, len(task.evaluation)), "longest": min(max(lengths), limit)}
     outcome.workload = {**sizes, "kind": "classified"}
     return outcome
@@ -164,23 +165,37 @@ def by_options(model, tokenizer, task, batch_size, latency_runs, chat, demonstra
 
 
 def by_generation(
-    model, tokenizer, task, batch_size, latency_runs, chat, max_new_tokens, demonstrations=(), read=None, decoding=None
+    model,
+    tokenizer,
+    task,
+    batch_size,
+    latency_runs,
+    chat,
+    max_new_tokens,
+    demonstrations=(),
+    decoding=None,
+    reasons=False,
+    samples=1,
 ):
     """Generated answers to questions and instructions, or to a classification prompt. Returns an Outcome.
 
-    read: for classification, a function of (answer, label words) that returns the index of the label, or None;
     decoding: options of `model.generate` for another decoding method, by which the single requests are timed. The
-    batched answers are always decoded plainly, so their throughput is then left out.
+    batched answers are always decoded plainly, so their throughput is then left out. reasons: the answer stands behind
+    them; samples: so many answers are sampled, and their vote counts (self-consistency, Wang et al. 2023).
     """
     limit = loading.context_length(model)
     room = limit and limit - (0 if model.config.is_encoder_decoder else max_new_tokens)
-    options = {"stop": prompting.answer_stop(model, tokenizer, task.kind, chat), "add_special_tokens": not chat}
+    stop = prompting.answer_stop(model, tokenizer, task.kind, chat, reasons)
+    options = {"stop": stop, "add_special_tokens": not chat}
+    if samples > 1:
+        options.update(do_sample=True, temperature=flags.SAMPLING_TEMPERATURE)
 
     def prompts_of(examples):
         return prompting.fit_prompts(task, examples, demonstrations, tokenizer, chat, room)
 
     def generate(examples):
         prompts, _, *lost = prompts_of(examples)
+        prompts = [prompt for prompt in prompts for _ in range(samples)]
         answers = generation.generate(
             model, tokenizer, prompts, max_new_tokens, batch_size, progress="generating", **options
         )
@@ -190,8 +205,9 @@ def by_generation(
         def prompt():
             return prompts_of([example])[0][0]
 
+        several = {"samples": samples, "prefix": prefix}
         return generation.time_request(
-            model, tokenizer, prompt, max_new_tokens, prefix=prefix, **options, **(decoding or {})
+            model, tokenizer, prompt, max_new_tokens, **several, **options, **(decoding or {})
         )
 
     with utils.measure() as spent:
@@ -200,12 +216,15 @@ def by_generation(
     timed, memory = utils.serve(request, examples)
     cached, notes = ([], []) if decoding else _cached_requests(model, found.prefix, request, examples)
     latencies = [t.total_ms for t in timed]
+    answers = reading.answers(task, found.answers, reasons, samples)
     if task.kind == "classification":
-        outcome = _classified(task, [read(text, task.words) for text in found.answers], None, spent, latencies)
-        outcome.extras = [{"answer": text} for text in found.texts]
+        outcome = _classified(task, answers, None, spent, latencies)
     else:
-        outcome = answered(task, found.answers, spent, latencies)
-        outcome.extras = with_thoughts(found.texts, found.answers)
+        outcome = answered(task, answers, spent, latencies)
+    outcome.extras = [{"generated": found.texts[i : i + samples]} for i in range(0, len(found.texts), samples)]
+    if samples == 1:
+        name = "answer" if task.kind == "classification" else "generated"
+        outcome.extras = remarks.with_thoughts(found.texts, [None if name == "answer" else a for a in answers], name)
         outcome.perplexity = lambda: target_perplexity(model, tokenizer, task, prompts_of, batch_size, chat)
     outcome.cells.update(
         memory,
@@ -217,7 +236,9 @@ def by_generation(
     )
     outcome.notes += notes
     outcome.workload = workload(found, "generated")
-    outcome.warnings += truncation(room, *lost, found.truncated) + unfinished(found.unfinished, len(found.texts))
+    outcome.warnings += remarks.truncation(room, *lost, found.truncated) + remarks.unfinished(
+        found.unfinished, len(found.texts)
+    )
     return outcome
 
 
@@ -247,8 +268,15 @@ def serve(answer, examples):
 
 
 def answered(task, answers, spent, latencies):
-    """The Outcome of free answers [N], scored against the examples' references."""
+    """The Outcome of free answers [N], scored against the examples' references; of numbers, by the last one of each.
+
+    UserError for a reference without a number where numbers are asked for.
+    """
     clusters = [ex.cluster for ex in task.evaluation]
+    if task.answer_format == "number":
+        numbers = [reading.last_number(answer) or "" for answer in answers]
+        scores, each = metrics.number_scores(numbers, reading.reference_numbers(task), clusters)
+        return Outcome(numbers, scores, spent, latencies, each, group_metric="exact_match")
     scores, each = metrics.answer_scores(answers, [ex.references for ex in task.evaluation], clusters)
     contains = float(np.mean([example["contains_answer"] for example in each]))
     outcome = Outcome(answers, scores, spent, latencies, each, group_metric="token_f1")
@@ -273,34 +301,6 @@ def target_perplexity(model, tokenizer, task, prompts_of, batch_size, chat):
     prompts, separator, *_ = prompts_of(task.evaluation)
     references = [separator + task.target(ex) for ex in task.evaluation]
     return perplexity.reference_cells(model, tokenizer, prompts, references, batch_size, chat)
-
-
-def cuts(lengths, limit):
-    """A sentence on texts of `lengths` tokens that were cut to `limit` (None: no limit), in a list; none for none."""
-    cut = sum(n > (limit or n) for n in lengths)
-    return [f"{cut} of {len(lengths)} evaluation texts were cut to {limit} tokens"] if cut else []
-
-
-def truncation(room, shortened, lost, cut):
-    """Sentences on prompts that were longer than the `room` tokens left by the model's context."""
-    dropped = (
-        f"{shortened} prompts were longer than the {room} tokens that the model's context leaves them: {lost} "
-        "demonstrations left out, from the first on"
-    )
-    cut_left = f"{cut} prompts were cut on the left to fit the model's context"
-    return [text for text, n in ((dropped, shortened), (cut_left, cut)) if n]
-
-
-def with_thoughts(generated, answers):
-    """[N] dicts for predictions.jsonl: what was generated, thoughts included, where it is more than the answer."""
-    pairs = zip(generated, answers, strict=True)
-    return [{} if text in (None, answer) else {"generated": text} for text, answer in pairs]
-
-
-def unfinished(n, n_texts):
-    """[a sentence on n of n_texts outputs that end within a thought]; [] without any."""
-    cause = "a thinking model needs a larger --max_new_tokens, or --no-thinking"
-    return [f"{n} of {n_texts} outputs end within a thought, so they are no answers: {cause}"] if n else []
 
 
 def _argmax(log_probs):
@@ -380,5 +380,5 @@ def _scored(outcome, found, lost, room):
     """The Outcome with the token counts and warnings of LabelScores."""
     outcome.cells.update(prompt_tokens=found.prompt_tokens, generated_tokens=0, batch_size=found.batch_size)
     outcome.workload = workload(found, "packed")
-    outcome.warnings += truncation(room, *lost, found.truncated)
+    outcome.warnings += remarks.truncation(room, *lost, found.truncated)
     return outcome

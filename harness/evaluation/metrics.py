@@ -234,6 +234,19 @@ def answer_scores(predictions, references, clusters=None):
     return cells, each
 
 
+def number_scores(predictions, references, clusters=None):
+    """(cells, per-example scores) of answers whose last number counts. predictions: [N] numbers as text, "" for none;
+    references: [N] tuples of numbers as text. Metric: accuracy.
+    """
+    each = [{"exact_match": float(p in refs)} for p, refs in zip(predictions, references, strict=True)]
+    right = [scores["exact_match"] for scores in each]
+    low, high = stats.score_interval(right, clusters)
+    share = float(np.mean(right))
+    cells = {"metric": "accuracy", "score": share, "accuracy": share, "exact_match": share}
+    missing = float(np.mean([not p for p in predictions]))
+    return {**cells, "score_low": low, "score_high": high, "invalid_rate": missing}, each
+
+
 NEAR_CONSTANT, MISSED = 0.9, 0.75
 
 

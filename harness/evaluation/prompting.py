@@ -74,8 +74,8 @@ def label_prior(method, task, inputs=None):
     }[method]
 
 
-def answer_stop(model, tokenizer, kind, chat):
-    """Where an answer ends besides its end-of-sequence token. kind: of the task.
+def answer_stop(model, tokenizer, kind, chat, reasons=False):
+    """Where an answer ends besides its end-of-sequence token. kind: of the task; reasons: they come before the answer.
 
     A plain prompt's answer is one line, a plain instruction's response ends before the next heading; a chat template
     may close a turn with a text that is no special token.
@@ -85,7 +85,7 @@ def answer_stop(model, tokenizer, kind, chat):
     if chat:
         end = answer_end(tokenizer, chat)
         return () if end in tokenizer.all_special_tokens else (end,)
-    return ("\n###",) if kind == "instruction" else ("\n",)
+    return ("\n###",) if kind == "instruction" else ("\n\n",) if reasons else ("\n",)
 
 
 def answer_length(args, task):

@@ -210,17 +210,18 @@ class _Clock:
 class Timed:
     """One request alone, the device synchronised."""
 
-    ttft_ms: float  # from text in to the first token; of speculative decoding, to the first accepted tokens
+    ttft_ms: float  # from text in to the first (of speculative decoding: accepted) tokens; None of several samples
     total_ms: float  # from text in to text out
     tpot_ms: float  # the time after those divided by the tokens after those; None for an answer in one piece
     arrived: int  # tokens that were generated, also those after the end of the answer
     answer: Answers
 
 
-def time_request(model, tokenizer, prompt, max_new_tokens=32, exact=False, **options):
+def time_request(model, tokenizer, prompt, max_new_tokens=32, exact=False, samples=1, **options):
     """One Timed request. prompt: a text, or a function that makes it within the measured time (templates, retrieval).
 
-    exact: exactly max_new_tokens are generated, whatever would end the answer earlier. options: of `generate`.
+    samples: so many answers in one batch, whose tokens are not timed; exact: exactly max_new_tokens are generated,
+    whatever would end the answer earlier. options: of `generate`.
     """
     clock = _Clock()
     if exact:
@@ -228,6 +229,10 @@ def time_request(model, tokenizer, prompt, max_new_tokens=32, exact=False, **opt
     utils.synchronize()
     start = time.perf_counter()
     text = prompt() if callable(prompt) else prompt
+    if samples > 1:
+        answer = generate(model, tokenizer, [text] * samples, max_new_tokens, samples, **options)
+        utils.synchronize()
+        return Timed(None, 1000 * (time.perf_counter() - start), None, answer.new_tokens, answer)
     answer = generate(model, tokenizer, [text], max_new_tokens, 1, streamer=clock, **options)
     utils.synchronize()
     total = time.perf_counter() - start

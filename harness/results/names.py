@@ -37,7 +37,7 @@ ADAPTER = re.compile(rf"({'|'.join(METHODS)})(?:_r(\d+))?(?:_v(\d+))?(?:_(?!int8
 PROBE = re.compile(r"(embedder|lm|tfidf)_(logreg|knn|names)(_contrastive)?")
 SHOTS = re.compile(
     r"(?:(\d+)_shot|searched(?:_(\d+))?)(?:_(random|nearest))?(?:_([a-z]+)_calibrated(?:_on_([a-z]+))?)?"
-    r"(_generated)?(_likelihood)?(_adapter)?"
+    r"(_generated)?(_cot)?(?:_(\d+)_samples)?(_likelihood)?(_adapter)?"
 )
 # what batch calibration estimates the label prior on; the evaluation inputs unless the variant says otherwise
 CALIBRATED_ON = {"train": " on training labels", "unlabelled": " on unlabelled inputs", None: " (transductive)"}
@@ -125,11 +125,11 @@ def prompt(variant, calibrated_on=CALIBRATED_ON):
     match = SHOTS.fullmatch(variant)
     if match is None:
         return None
-    shots, candidates, demos, prior, where, generated, likelihood, adapted = match.groups()
+    shots, candidates, demos, prior, where, generated, cot, samples, likelihood, adapted = match.groups()
     chosen = f"Best of {candidates} prompts on its labels" if candidates else "Prompt chosen on its labels"
     parts = [f"{shots}-shot prompt" if shots else chosen, demos and f"{demos} demonstrations"]
     parts.append(f"{prior}-calibrated" + (calibrated_on.get(where, "") if prior == "batch" else "") if prior else None)
-    parts.append(generated and "generated answers")
+    parts += [generated and "generated answers", cot and "reasons first", samples and f"vote of {samples} answers"]
     return ", ".join(filter(None, [*parts, likelihood and "scored by likelihood", adapted and "with an adapter"]))
 
 

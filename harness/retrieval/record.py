@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 import utils
-from harness.evaluation import evaluate, metrics, record
+from harness.evaluation import evaluate, metrics, record, remarks
 from harness.models import generation
 from harness.results import stats
 from harness.retrieval import qrels
@@ -152,10 +152,10 @@ def answers(run, args, task, mode, reader, outcome):
             "tpot_ms": metrics.median([one.tpot_ms for one in timed]),
         }
         found.workload = evaluate.workload(answers, "generated")
-        found.warnings = evaluate.truncation(reader.room, 0, 0, answers.truncated)
-        found.warnings += evaluate.unfinished(answers.unfinished, len(answers.texts))
+        found.warnings = remarks.truncation(reader.room, 0, 0, answers.truncated)
+        found.warnings += remarks.unfinished(answers.unfinished, len(answers.texts))
         asked = [extra for extra, hits in zip(extras, outcome.passages) if hits or mode == "none"]
-        for extra, thought in zip(asked, evaluate.with_thoughts(answers.texts, answers.answers), strict=True):
+        for extra, thought in zip(asked, remarks.with_thoughts(answers.texts, answers.answers), strict=True):
             extra.update(thought)
     record.outcome(run, task, found, reader.model)
     if mode != "none":

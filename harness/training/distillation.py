@@ -3,13 +3,18 @@
 import contextlib
 import dataclasses
 
+import numpy as np
 import torch
 from torch.nn.functional import kl_div
 
+import utils
+from harness import flags
 from harness.data.prompts import render
 from harness.evaluation import metrics, prompting
 from harness.models import batching, generation, loading, prefix_cache, scoring
 from harness.training import collators
+
+TOP_K = 64  # likeliest tokens that precomputed targets of answers keep at each position; the rest counts as one
 
 
 class Teacher:
@@ -233,3 +238,47 @@ def logits_of(model, batch):
 def left_padded(rows, pad_id):
     """Token ids and mask [B, T] of rows that end together."""
     return batching.pad_rows(rows, pad_id, "cpu", left=True)
+
+
+def own_data(student, teacher, tokenizer, task, examples, args, chat):
+    """(collators.Data, loss) of a student that is the teacher's own model, of at most --max_validation_samples or a
+    tenth of the inputs for validation. Inputs that the teacher does not answer are left out.
+    """
+    classes, online = task.kind == "classification", args.targets == "online"
+    make = label_items if classes else answer_items
+    items, targets = make(student, teacher, tokenizer, task, examples, args, chat)
+    for i, item in enumerate(items):
+        item.update({"example": examples[i]} if online else {"target": targets[i]})
+        item["input_ids"] = item["input_ids"][-(args.max_length or 512) :]
+    items = [item for item in items if classes or item["answer"]]
+    cap = flags.VALIDATION_CAP if args.max_validation_samples is None else args.max_validation_samples
+    cut = min(len(items) // 10, cap)
+    ask = (teacher.targets if classes else teacher.token_targets) if online else None
+    batches = (LabelBatches if classes else AnswerBatches)(tokenizer.pad_token_id, ask)
+    loss = (label_loss if classes else answer_loss)(args.temperature)
+    return collators.Data(items[cut:], items[:cut] or None, batches), loss
+
+
+def label_items(student, teacher, tokenizer, task, examples, args, chat):
+    """Classification: the student's rows, with the teacher's calibrated label distributions unless they come online."""
+    online = args.targets == "online"
+    # online, the teacher only needs them for its label prior
+    asked = examples[: flags.CALIBRATION_CAP] if online else examples
+    parts = utils.over_processes(lambda part: teacher.label_scores(part, "asking the teacher"), asked)
+    raw = np.concatenate(parts)
+    teacher.calibrate(raw)
+    items = label_rows(student, tokenizer, task, examples, chat)
+    return items, None if online else teacher.targets(examples, raw).tolist()
+
+
+def answer_items(student, teacher, tokenizer, task, examples, args, chat):
+    """Questions and instructions: the student's prompts with the teacher's answers, and their tokens' distributions."""
+    answers = [ids for part in utils.over_processes(teacher.answers, examples) for ids in part]
+    prompts = [render(task, ex, (), tokenizer if chat else None)[0] for ex in examples]
+    prompt_ids = tokenizer(prompts, add_special_tokens=not chat, verbose=False).input_ids
+    items = [{"input_ids": ids, "answer": answer} for ids, answer in zip(prompt_ids, answers)]
+    if args.targets == "online":
+        return items, None
+    pairs = list(zip(examples, answers))
+    asked = utils.over_processes(lambda part: teacher.token_targets(*zip(*part), TOP_K), pairs)
+    return items, [target for part in asked for target in part]

@@ -150,44 +150,6 @@ def test_too_long_a_prompt_is_counted_and_said(sentiment, tiny_gpt2, tmp_path, o
     assert len(predictions(row)) == 6 and int(row["prompt_tokens"]) <= 6 * 511
 
 
-def test_free_answers_are_read_or_counted_as_invalid():
-    words = ("negative", "positive", "very positive")
-    assert prompt_eval.read_label("The sentiment is NEGATIVE.", words) == 0
-    assert prompt_eval.read_label("positively bad", words) is None
-    assert prompt_eval.read_label("negative or positive?", words) is None
-    assert prompt_eval.read_label("", words) is None
-    assert prompt_eval.read_label("It is Sci/Tech", ("world", "Sci/Tech")) == 1
-
-
-def test_a_label_within_another_and_numbers_are_read_whole():
-    words = ("negative", "positive", "very positive")
-    assert [prompt_eval.read_label(f"It is {word}.", words) for word in words] == [0, 1, 2]
-    words = ("entailment", "not_entailment")
-    assert prompt_eval.read_label("not entailment", words) == 1 and prompt_eval.read_label("Entailment", words) == 0
-    numbers = ("-1", "0", "1", "10")
-    assert [prompt_eval.read_label(text, numbers) for text in (*numbers, "1.", "1.5", "0-1")] == [
-        0,
-        1,
-        2,
-        3,
-        2,
-        None,
-        None,
-    ]
-    assert prompt_eval.read_label("-1", ("0", "1")) is None
-    assert [prompt_eval.read_label(text, ("C", "C++")) for text in ("It is C.", "c++")] == [0, 1]
-
-
-def test_labels_may_be_tags():
-    words = ("<think>", "<analysis>")
-    assert [prompt_eval.read_label(f"It is {word}.", words) for word in words] == [0, 1]
-
-
-def test_an_empty_label_word_is_in_no_answer():
-    assert [prompt_eval.read_label(text, ("", "yes")) for text in ("yes", "", "no")] == [1, None, None]
-    assert prompt_eval.read_label("yes", (" ", "")) is None
-
-
 def test_prompting_by_generation_counts_unreadable_answers(sentiment, tiny_llama, out, only_row):
     prompt_eval.main(
         [
