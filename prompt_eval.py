@@ -328,6 +328,9 @@ def run_once(args):
         seconds = run.row.pop("train_seconds", None)  # of the choice, which is no training with a peak of its own
         record.outcome(run, task, outcome, model, other)
         run.row["train_seconds"] = seconds
+        told = few_shot.advice(args, run, task) if by_likelihood and not classifier else None
+        if told:
+            run.note(told)
 
 
 def import_heavy():

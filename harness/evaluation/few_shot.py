@@ -118,3 +118,11 @@ def chosen_prompt(args, run, task, nearest, model, tokenizer, chat, by_likelihoo
     seconds = (run.row.get("train_seconds") or 0.0) + chosen.seconds
     run.row.update(k_shots=k, n_train=k, train_seconds=seconds)
     return chosen.task, chosen.demonstrations, None if chosen.prior is None else lambda *_: chosen.prior
+
+
+def advice(args, run, task):
+    """What helps where a language model says one label whatever it reads; None where it does not."""
+    if run.row.get("status") != "degenerate" or task.kind != "classification" or args.calibrate not in (None, "none"):
+        return None
+    words = "" if args.label_words else ", --label_words auto makes words out of label names"
+    return f"the model's prior over the label words decides: --calibrate batch divides it out{words}"

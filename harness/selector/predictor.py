@@ -77,7 +77,7 @@ class Spec:
         """
         strategies = [
             float(self.strategy == name)
-            for name in ("full_finetuning", "peft", "probe", "prompting", "rag", "context_distillation")
+            for name in ("full_finetuning", "peft", "probe", "prompting", "rag", "context_distillation", "distillation")
         ]
         sizes = [x for name, x in self.numbers() if name != "optimizer steps"]
         return [*sizes, *strategies, float(self.encoder), float(self.kind == "classification"), float(self.calibrated)]
@@ -237,7 +237,7 @@ def _training_features(s):
         math.log10(s.params * (1 + s.tokens)),
         math.log10(1 + s.steps),
         math.log10(1 + s.trainable),
-        float(s.strategy == "context_distillation"),
+        float(s.strategy in ("context_distillation", "distillation")),
     ]
 
 

@@ -372,6 +372,19 @@ def test_label_words_out_of_names(tiny_llama, out, tmp_path, capsys):
     assert {p["target"] for p in predictions(row)} == {"card_arrival", "lost_card"}
 
 
+def test_a_prior_that_decides_is_said(tmp_path, tiny_llama, out):
+    """Zero-shot, the tiny model says one label whatever it reads; calibration divides its prior out."""
+    rows = [{"text": f"text {i}", "label": ("aa_aa", "b")[i % 2]} for i in range(60)]
+    write_jsonl(tmp_path / "train.jsonl", rows[:30])
+    write_jsonl(tmp_path / "test.jsonl", rows[30:])
+    flags = ["--model", tiny_llama, "--dataset", str(tmp_path), *out]
+    prompt_eval.main(flags)
+    prompt_eval.main([*flags, "--calibrate", "batch"])
+    plain, calibrated = store.read_results(tmp_path / "results.csv")
+    assert plain["status"] == "degenerate" and "--calibrate batch divides it out, --label_words auto" in plain["note"]
+    assert "divides it out" not in calibrated["note"]
+
+
 @pytest.mark.parametrize(
     "flags, said",
     [
