@@ -18,9 +18,10 @@ STRATEGIES = {
     "rag": "RAG",
     "quantized": "Trained model by precision",
     "context_distillation": "Context distillation",
-    "distillation": "Distillation",
     "cascade": "Cascade",
     "chat": "Chat",
+    "distillation": "Distillation",
+    "setfit": "SetFit",
 }
 NO_LABELS = ("rag", "chat")  # strategies whose names need no number of labels
 METHODS = {
@@ -159,7 +160,11 @@ def distilled(variant):
 
 
 def kin(row):
-    """The strategy that a row is a case of: at some precision, a zero-shot prompt is prompting and an adapter PEFT."""
+    """The strategy that a row is a case of: at some precision, a zero-shot prompt is prompting and an adapter PEFT; a
+    probe on an encoder that was trained on the labels is SetFit.
+    """
+    if row["strategy"] == "probe" and str(row["variant"]).endswith("_contrastive"):
+        return "setfit"
     if row["strategy"] != "quantized":
         return row["strategy"]
     if label_counts.flags_of(row).get("adapter"):

@@ -12,7 +12,7 @@ from harness.results import configurations, names, outputs, schema
 matplotlib.use("Agg")  # PNGs only, so no display is needed
 matplotlib.rcParams["text.parse_math"] = False  # names are drawn as they are: a $ in one begins no formula
 
-COLOURS = {strategy: f"C{i}" for i, strategy in enumerate(names.STRATEGIES)}
+COLOURS = dict(zip(names.STRATEGIES, [*(f"C{i}" for i in range(10)), "black", "gold"]))  # there are ten C
 DPI = 120
 WIDTH = 1000 / DPI  # inches; a README shows 1000 pixels at about 800
 MOST_BARS = 12

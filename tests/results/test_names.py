@@ -2,7 +2,7 @@ import pytest
 from helpers import ROOT
 from row_helpers import result_row, rows_as_read
 
-from harness.results import champions, configurations, names, store
+from harness.results import champions, configurations, names, plotting, store
 
 
 def names_of(tmp_path, rows):
@@ -41,6 +41,12 @@ def names_of(tmp_path, rows):
             "8_shot_batch_calibrated_to_lora_r8",
             "8-shot prompt, batch-calibrated, distilled into LoRA r=8",
         ),
+        ("distillation", "0_shot_batch_calibrated_to_bert", "0-shot prompt, batch-calibrated, distilled into bert"),
+        ("prompting", "8_shot_nearest", "8-shot prompt, nearest demonstrations"),
+        ("prompting", "searched_16_random", "Best of 16 prompts on its labels, random demonstrations"),
+        ("prompting", "0_shot_cot_5_samples", "0-shot prompt, reasons first, vote of 5 answers"),
+        ("probe", "embedder_logreg_contrastive", "SetFit"),
+        ("probe", "embedder_names", "Zero-shot by label names"),
         ("context_distillation", "searched_to_full", "Prompt chosen on its labels, distilled into all weights"),
         ("context_distillation", "0_shot_to_full_online", "0-shot prompt, distilled into all weights, online targets"),
         ("chat", "alpaca_eval", "Chat"),
@@ -143,3 +149,12 @@ def test_what_is_scored_at_a_precision_is_called_by_what_it_is(tmp_path):
     assert [names.labels(row) for row in rows] == ["", "500 labels", "500 labels", "", "500 labels"]
     best = champions.by_strategy(configurations.group_seeds(rows))
     assert sorted((c.configuration.kin, c.among) for c in best) == [("peft", 2), ("prompting", 2), ("quantized", 1)]
+
+
+def test_a_probe_on_a_trained_encoder_is_setfit_and_no_probe():
+    assert names.kin({"strategy": "probe", "variant": "embedder_logreg_contrastive"}) == "setfit"
+    assert names.kin({"strategy": "probe", "variant": "embedder_logreg"}) == "probe"
+
+
+def test_each_strategy_has_its_own_colour():
+    assert len(set(plotting.COLOURS.values())) == len(names.STRATEGIES)
