@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from helpers import ROOT
 
-from harness.results import store
+from harness.results import configurations, store, tables
 
 README = ROOT / "README.md"
 PAGES = [README, *sorted((ROOT / "docs").glob("*.md"))]
@@ -26,6 +26,8 @@ MEASURED = [
     ("docs/training.md", "### With few labels", None, "few_labels.csv"),
     ("docs/probe.md", "## What was measured", "movie_reviews", "probe.csv"),
 ]
+# tables of configurations: page, heading of the section, the rows that it shows
+REPORTED = [("docs/training.md", "### A student of another model", "distil.csv")]
 # title of a column -> (strategy, beginning of the variant, was it tuned)
 COLUMN_OF = {
     "full": ("full_finetuning", "", False),
@@ -249,6 +251,23 @@ def test_measured_figures_stand_in_committed_rows(page, heading, data, file):
                 and bool(flags.get("tune")) == tuned
             }, f"{place}, {labels} labels, {name}: {cell}"
     assert checked >= 6
+
+
+@pytest.mark.parametrize("page, heading, file", REPORTED)
+def test_configurations_of_a_table_are_those_of_the_report(page, heading, file):
+    """Each line names a configuration as the report does, with its score over all runs."""
+    section = (ROOT / page).read_text(encoding="utf-8").split(f"{heading}\n")[1].split("\n#")[0]
+    kept, _ = configurations.select(store.read_results(ROOT / "benchmarks/results" / file))
+    expected = {
+        (panel.data, c.name): (str(len(c.rows)), tables.score_cell(c))
+        for panel, members in configurations.panels(kept).items()
+        for c in configurations.group_seeds(members)
+    }
+    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in section.splitlines() if line[:1] == "|"]
+    lines = [line for line in lines if line[0] != "data" and not line[0].startswith("---")]
+    assert len(lines) >= 4
+    for data, name, runs, score, *_ in lines:
+        assert expected[data, name] == (runs, score), f"{data}, {name}"
 
 
 def test_suites_that_pages_name_are_there():
