@@ -7,7 +7,7 @@ answers the other half, and the reverse, so no example is answered by a threshol
 the score, the share deferred, and a latency that is composed of what both runs measured for the same requests; the run
 folder has risk_coverage.png. Both models stay in memory, and both sides' labels count.
 
-    # the lowest threshold that keeps 98 % of the second model's score
+    # the lowest threshold from which on 98 % of the second model's score are kept
     python cascade.py runs/CHEAP runs/DEAR
     # the best score with at most 30 % of the requests deferred; a threshold from elsewhere
     python cascade.py runs/CHEAP runs/DEAR --max_share 0.3
@@ -38,7 +38,7 @@ def parse_args(argv=None):
         "--keep",
         type=share,
         metavar="SHARE",
-        help=f"the lowest threshold that keeps this share of the second's score (default: {KEEP})",
+        help=f"the lowest threshold from which on this share of the second's score is kept (default: {KEEP})",
     )
     group.add_argument(
         "--max_share", type=share, metavar="SHARE", help="the best score with this share of requests deferred at most"
@@ -81,13 +81,17 @@ def trade_off(confidence, first, second):
 
 
 def choose(confidence, first, second, keep, max_share):
-    """The threshold by --keep or --max_share on these examples; where several do, that which defers the fewest."""
+    """The threshold by --keep or --max_share on these examples; where several do, that which defers the fewest.
+
+    By --keep it is the lowest from which on every threshold keeps the share: the first that does is often one by luck,
+    and keeps less on other examples.
+    """
     thresholds, shares, scores = trade_off(confidence, first, second)
     if max_share is not None:
         scores = np.where(shares <= max_share, scores, -np.inf)
         return float(thresholds[scores.argmax()])
-    enough = scores >= keep * second.mean() - 1e-12  # the last threshold, all deferred, is always enough
-    return float(thresholds[enough.argmax()])
+    short = np.flatnonzero(scores < keep * second.mean() - 1e-12)  # never the last threshold, all deferred
+    return float(thresholds[short[-1] + 1 if len(short) else 0])
 
 
 def thresholds_of(args, confidence, first, second, clusters):

@@ -108,6 +108,25 @@ def test_the_trade_off_is_that_of_every_threshold():
     assert cascade.choose(confidence, second, second, 1.0, None) == 0.5, "an equal model needs no second"
 
 
+def test_what_is_asked_for_is_kept_on_other_examples():
+    """In simulations, on average to half a point; the first threshold that keeps it
+    on the one half keeps less on the other.
+    """
+    rng, kept, naive = np.random.default_rng(0), [], []
+    for _ in range(200):
+        sure = rng.random(400)  # how likely the first model is right
+        first, second = (rng.random(400) < 0.5 + 0.5 * sure).astype(float), (rng.random(400) < 0.85).astype(float)
+        half = rng.permutation(400) < 200
+        thresholds, _, scores = cascade.trade_off(sure[half], first[half], second[half])
+        lucky = thresholds[(scores >= 0.98 * second[half].mean()).argmax()]
+        chosen = cascade.choose(sure[half], first[half], second[half], 0.98, None)
+        for found, threshold in ((kept, chosen), (naive, lucky)):
+            answers = np.where(sure < threshold, second, first)[~half]
+            found.append(answers.mean() / second[~half].mean())
+    assert np.mean(kept) > 0.975
+    assert np.mean(naive) < np.mean(kept) - 0.003
+
+
 def test_no_example_is_answered_by_a_threshold_that_it_chose(sides):
     cascade.main([*sides, "--keep", "0.98"])
     (row,) = rows(sides)
