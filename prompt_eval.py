@@ -32,6 +32,7 @@ from dataclasses import replace
 
 import utils
 from harness import flags, hub
+from harness.results import label_counts
 from harness.results.run import Run
 
 
@@ -318,7 +319,7 @@ def run_once(args):
         if classifier:
             strategy = "peft" if args.adapter else "full_finetuning"
             run.row.update(strategy=strategy, variant="checkpoint", k_shots=None, n_train=None)
-        if classifier and not run.trained_with:
+        if classifier and not run.trained_with and not label_counts.is_of_a_run(args.adapter or args.model):
             run.row["labels_used"] = None  # a head was trained on some
 
         # 6. evaluate

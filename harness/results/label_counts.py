@@ -51,6 +51,11 @@ def of_weights(model_paths, adapter_paths=()):
     return total
 
 
+def is_of_a_run(path):
+    """True for weights in the folder of a run of this project, which knows its labels; they may be none (distilled)."""
+    return (Path(path).parent / "row.json").is_file()
+
+
 def of_runs(runs):
     """(labelled examples that influenced any of several runs, a note), each example once; None where one is unknown.
 
