@@ -112,6 +112,7 @@ def chosen_prompt(args, run, task, nearest, model, tokenizer, chat, by_likelihoo
     )
     run.use_labels(chosen.used)
     run.note(chosen.note)
+    run.write_jsonl("trials.jsonl", chosen.trials)
     if search:
         run.note(f"instruction {chosen.task.instruction!r}, template {chosen.task.template!r}")
     k = len(chosen.demonstrations)

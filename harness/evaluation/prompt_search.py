@@ -8,7 +8,7 @@ looked at but the budget's labels.
 """
 
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -34,6 +34,7 @@ class Chosen:
     note: str
     seconds: float
     task: Task | None = None  # with the instruction and the template
+    trials: list = field(default_factory=list)  # a dict for each candidate with each calibration
 
 
 @dataclass
@@ -102,6 +103,7 @@ class Trials:
         self.per_token, self.seed = per_token, seed
         self.classes = task.kind == "classification" and likelihood
         self.options = task.kind == "qa" and likelihood
+        self.seen = []  # a dict for each Trial
         self.calibrations = calibrations or (("none", "batch") if self.classes else ("none",))
 
     def choose(self, search=None, balanced=True, nearest=None, least=0):
@@ -128,7 +130,7 @@ class Trials:
         note += f"{criterion} there {best.value:.3f}"
         used = labels if nearest is not None else [*(ex for _, shown in tried for ex in shown), *held_out]
         used = list({ex.id: ex for ex in used}.values())
-        return Chosen(best.demonstrations, best.calibrate, best.prior, used, note, 0.0, best.task)
+        return Chosen(best.demonstrations, best.calibrate, best.prior, used, note, 0.0, best.task, self.seen)
 
     def step_by_step(self, sets, held_out, least):
         """(the best Trial, how it was chosen, [(task, demonstrations)] tried): first k, then the set."""
@@ -150,6 +152,8 @@ class Trials:
             for calibrate in self.calibrations:
                 value, prior = self.value(found, held_out, demonstrations, calibrate, task)
                 trials.append(Trial(value, task, demonstrations, calibrate, prior))
+                about = {"k": len(demonstrations), "calibrate": calibrate, "value": value}
+                self.seen.append({**about, "instruction": task.instruction, "template": task.template})
         return max(trials, key=lambda trial: trial.order)
 
     def scores(self, examples, demonstrations, task=None):

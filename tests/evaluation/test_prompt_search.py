@@ -68,6 +68,7 @@ def test_the_best_of_random_prompts(sentiment, tiny_llama):
         for some in (log_probs, log_probs - prompt_search.left_out_priors(log_probs)):
             scores.append(np.mean(some.argmax(axis=1) == [ex.label for ex in held_out]))
     assert f"accuracy there {max(scores):.3f}" in chosen.note and "best of 12 random" in chosen.note
+    assert [trial["value"] for trial in chosen.trials] == pytest.approx(scores)
     assert {ex.id for ex in chosen.used} >= {ex.id for ex in held_out}
     assert not {ex.id for ex in chosen.demonstrations} & {ex.id for ex in held_out}
 
