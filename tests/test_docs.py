@@ -27,7 +27,11 @@ MEASURED = [
     ("docs/probe.md", "## What was measured", "movie_reviews", "probe.csv"),
 ]
 # tables of configurations: page, heading of the section, the rows that it shows
-REPORTED = [("docs/training.md", "### A student of another model", "distil.csv")]
+REPORTED = [
+    ("docs/training.md", "### A student of another model", "distil.csv"),
+    ("docs/probe.md", "### SetFit beside the probe", "setfit.csv"),
+    ("docs/prompts.md", "### Demonstrations and search", "prompts.csv"),
+]
 # title of a column -> (strategy, beginning of the variant, was it tuned)
 COLUMN_OF = {
     "full": ("full_finetuning", "", False),

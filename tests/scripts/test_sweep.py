@@ -42,6 +42,9 @@ def test_every_suite_that_is_shipped_is_read_by_its_scripts():
         "probe",
         "defaults",
         "few_labels",
+        "prompts",
+        "setfit",
+        "distil",
     }
     assert [line.split("--rank ")[1].split()[0] for line in found["rank"][::3]] == ["4", "8", "16", "32", "64"]
     assert "--target_modules query,value" in found["modules"][1]
