@@ -20,8 +20,12 @@ def whole(value):
 
 
 def identity(script, settings):
-    """A text that is equal for two runs of one script with the same flags, wherever they write."""
-    counts = {key: whole(value) for key, value in commands.what_counts(settings).items()}
+    """A text that is equal for two runs of one script with the same flags, wherever they write.
+
+    A flag that settings lack, since the script did not have it when they were written, has its default.
+    """
+    defaults = {name: action.default for name, action in commands.actions(script).items()}
+    counts = {key: whole(value) for key, value in commands.what_counts({**defaults, **settings}).items()}
     return f"{script} {json.dumps(counts, sort_keys=True)}"
 
 

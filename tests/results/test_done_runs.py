@@ -22,6 +22,16 @@ def test_rows_are_found_whatever_the_spelling_of_a_number(tmp_path):
     ]
 
 
+def test_a_row_older_than_a_flag_is_found(tmp_path):
+    path = suite(tmp_path / "a.yaml", "script: finetune.py\ngrid: {tune: [null, 20]}\n")
+    args = sweep.parse_args([path, "--results", str(tmp_path / "r.csv"), "--ignore_code"])
+    first = sweep.make_cells(path, args)[1][0]
+    older = {name: value for name, value in first.args.items() if name not in ("tune", "answer_format")}
+    row = {"script": "finetune.py", "status": "ok", "args": json.dumps(older)}
+    store.append_result(args.results, {**row, "run_id": "a", "input_id": provenance.input_id(first.args)})
+    assert [status for _, status, _ in planned(path, args)] == ["ok", None]
+
+
 def test_rows_are_gone_through_once_and_files_are_hashed_once(tmp_path, monkeypatch):
     """The work of planning grows with cells plus rows, not with their product."""
     path = suite(tmp_path / "a.yaml", f"script: finetune.py\ngrid: {{seed: {list(range(30))}}}\n")
