@@ -11,6 +11,10 @@ adapter is saved in peft's own format; it is scored and timed merged into the ba
     rslora         scaled by alpha / sqrt(rank) (Kalajdzievski 2023)                                 1.5e-3     2e-4
     adalora        ranks moved to where they matter during training (Zhang et al. 2023)                5e-3     2e-3
     ia3            a factor for each key, value and inner MLP activation (Liu et al. 2022)             1e-2     5e-3
+    shira          a sparse share of the weights themselves (Bhardwaj et al. 2024)                     3e-3     5e-4
+    miss           one small matrix, added to the weights shard by shard (Kang and Yin 2025)           3e-3     5e-4
+    oft            rotations of blocks of the inputs (Qiu et al. 2023)                                 3e-3     5e-4
+    vera           scales of random matrices that layers share (Kopiczko et al. 2024)                  1e-2     5e-3
     prompt_tuning  embeddings before the text (Lester et al. 2021)                                        -     3e-2
     prefix_tuning  keys and values before the text, in every layer (Li and Liang 2021)                    -     1e-2
 
@@ -34,6 +38,7 @@ these. The rates for answers are for small models (SmolLM2-135M); papers train 7
 
 import functools
 import shutil
+from pathlib import Path
 
 import utils
 from harness import flags, hub
@@ -48,10 +53,17 @@ LEARNING_RATES = {
     "rslora": (1.5e-3, 2e-4),
     "adalora": (5e-3, 2e-3),
     "ia3": (1e-2, 5e-3),
+    "shira": (3e-3, 5e-4),
+    "miss": (3e-3, 5e-4),
+    "oft": (3e-3, 5e-4),
+    "vera": (1e-2, 5e-3),
     "prompt_tuning": (None, 3e-2),
     "prefix_tuning": (None, 1e-2),
 }
-LOW_RANK = ("lora", "dora", "rslora", "adalora")
+LORA_LIKE = ("lora", "dora", "rslora", "adalora")
+RANKS = {"vera": 256}  # --rank by default, 8 for the others; VeRA trains vectors of this length
+RANKED = (*LORA_LIKE, "shira", "miss", "vera")
+EVA_BATCHES = 32  # of training examples, whose inputs' directions --init eva takes
 LEARNED_PROMPTS = ("prompt_tuning", "prefix_tuning")
 
 
@@ -65,16 +77,35 @@ def parse_args(argv=None):
         "--method", choices=("qlora", *LEARNING_RATES), default="lora", help="see above (default: %(default)s)"
     )
     group.add_argument(
-        "--quantize", choices=("none", "int8", "nf4"), help="the frozen base's weights (default: none, nf4 for qlora)"
+        "--peft_config",
+        metavar="FILE",
+        help="instead of --method: any configuration that peft knows, JSON with peft_type and what differs from peft's "
+        "defaults, or an adapter_config.json",
     )
     group.add_argument(
-        "--rank", type=flags.small_count, default=8, help="of the update matrices (default: %(default)s)"
+        "--quantize", choices=("none", "int8", "nf4"), help="the frozen base's weights (default: none, nf4 for qlora)"
     )
+    group.add_argument("--rank", type=flags.small_count, help="of the update matrices (default: 8, vera 256)")
     group.add_argument(
         "--alpha", type=flags.positive_int, help="updates are scaled by alpha / rank (default: twice the rank)"
     )
     group.add_argument(
         "--dropout", type=flags.fraction, default=0.05, help="on the adapter's input (default: %(default)s)"
+    )
+    group.add_argument(
+        "--init",
+        choices=("pissa", "olora", "eva", "loftq", "orthogonal"),
+        help="how LoRA's weights begin (default: no update); pissa, olora: the base's main directions, eva: those of "
+        "its inputs, loftq: what nf4 rounded away",
+    )
+    group.add_argument(
+        "--loraplus_ratio",
+        type=flags.positive,
+        metavar="R",
+        help="LoRA+: learning rate of B over that of A (Hayou et al. 2024; default: 1)",
+    )
+    group.add_argument(
+        "--trainable_tokens", metavar="A,B,..", help="LoRA also trains the embeddings of these tokens of the tokenizer"
     )
     group.add_argument(
         "--bias", choices=("none", "all", "lora_only"), default="none", help="biases trained too (default: %(default)s)"
@@ -112,6 +143,31 @@ def parse_args(argv=None):
     if args.method == "qlora":
         args.method, args.quantize = "lora", args.quantize or "nf4"
     args.quantize = args.quantize or "none"
+    check_method(parser, args)
+    return args
+
+
+def check_method(parser, args):
+    """Cross-checks of the adapter's flags."""
+    lora = ("lora", "dora", "rslora")
+    if args.peft_config and (args.method != "lora" or args.rank or args.alpha or args.init):
+        parser.error("--peft_config has its own method, rank, alpha and start; leave out --method, --rank, ..")
+    if args.rank and args.method not in RANKED:
+        parser.error(f"--rank belongs to {', '.join(RANKED)}; --method {args.method} has none")
+    args.rank = args.rank or RANKS.get(args.method, 8)
+    if args.alpha and args.method not in LORA_LIKE:
+        parser.error(f"--alpha belongs to {', '.join(LORA_LIKE)}; --method {args.method} has no such scale")
+    for flag in ("init", "loraplus_ratio", "trainable_tokens"):
+        if getattr(args, flag) is not None and (args.method not in lora or args.peft_config):
+            parser.error(f"--{flag} belongs to --method {', '.join(lora)}, qlora")
+    if args.init == "loftq" and (args.quantize != "nf4" or args.tune or args.alpha not in (None, args.rank)):
+        parser.error(
+            "--init loftq is for an nf4 base (--method qlora), with --alpha as large as --rank, without --tune"
+        )
+    if args.init and args.init != "loftq" and args.quantize != "none":
+        parser.error(f"--init {args.init} reads the base's weights, which must not be quantized")
+    if args.init in ("pissa", "olora") and args.method == "dora":
+        parser.error(f"--init {args.init} cannot be taken back out of DoRA's weights; use --method lora or rslora")
     if args.method == "adalora" and (args.resume or args.early_stopping or args.tune):
         parser.error(
             "--method adalora has neither --resume nor --early_stopping nor --tune: its importance scores are not in "
@@ -121,7 +177,6 @@ def parse_args(argv=None):
         parser.error(f"--init_r {args.init_r} is below the target rank {args.target_r or args.rank}; ranks only shrink")
     if args.quantize != "none" and args.weights != "fp32":
         parser.error("--weights bf16 is for a base that is not quantized")
-    return args
 
 
 # ------------------------------------------------------------------------------------------------------- the technique
@@ -131,92 +186,36 @@ def adapt(model, tokenizer, task, args):
     """(PeftModel, remark for the row): the base frozen, with new parameters. A new classification head, with the layers
     before it that its checkpoint lacks, is trained whole and saved with the adapter.
     """
-    head = task.kind == "classification"
-    kind = "SEQ_CLS" if head else "SEQ_2_SEQ_LM" if model.config.is_encoder_decoder else "CAUSAL_LM"
+    head, steps = task.kind == "classification", trainer.n_steps(len(task.train), args)
+    if args.peft_config:
+        return new_adapters.from_config(model, args.peft_config, args.target_modules, head, steps), None
     if args.method in LEARNED_PROMPTS:
-        return learned_prompt(model, tokenizer, task, args, kind), None
-    new = new_layers.to_save(model) or None  # what the checkpoint lacks is trained and saved whole
+        if head:
+            raise utils.UserError(
+                f"--method {args.method} is for language models that answer (qa and instruction data), not for a head"
+            )
+        return new_adapters.learned_prompt(model, tokenizer, args.init_text or task.instruction, args), None
+    options = {"task_type": new_adapters.task_type(model, head), "modules_to_save": new_layers.to_save(model) or None}
     if args.method == "ia3":
-        modules = ia3_modules(model, args.target_modules)
-        return peft.get_peft_model(model, peft.IA3Config(task_type=kind, modules_to_save=new, **modules)), None
-    options = {
-        "task_type": kind,
-        "lora_alpha": args.alpha or 2 * args.rank,
-        "lora_dropout": args.dropout,
-        "bias": args.bias,
-        "modules_to_save": new,
-    }
+        modules = new_adapters.ia3_modules(model, args.target_modules)
+        return peft.get_peft_model(model, peft.IA3Config(**options, **modules)), None
+    if args.method not in LORA_LIKE:
+        options.update(new_adapters.options(args.method, args.rank, args.dropout))
+        return layers.add_lora(model, args.target_modules, **options)
+    scale = args.alpha or (args.rank if args.init == "loftq" else 2 * args.rank)
+    options.update(lora_alpha=scale, lora_dropout=args.dropout, bias=args.bias)
     if args.method == "adalora":
-        options.update(make=peft.AdaLoraConfig, **rank_schedule(len(task.train), args))
+        options.update(make=peft.AdaLoraConfig, **new_adapters.rank_schedule(steps, args))
     else:
         options.update(r=args.rank, use_dora=args.method == "dora", use_rslora=args.method == "rslora")
-    return layers.add_lora(model, args.target_modules, **options)
-
-
-def rank_schedule(n_examples, args):
-    """AdaLoRA's options: it starts with more ranks than it keeps, and shrinks them between the first and the last
-    steps.
-    """
-    steps, target = trainer.n_steps(n_examples, args), args.target_r or args.rank
-    tinit = steps // 10 if args.tinit is None else args.tinit
-    tfinal = 3 * steps // 10 if args.tfinal is None else args.tfinal
-    if tinit + tfinal >= steps:
-        raise utils.UserError(
-            f"--tinit {tinit} and --tfinal {tfinal} leave none of the {steps} steps for ranks to shrink in"
-        )
-    return {
-        "init_r": args.init_r or -(-3 * target // 2),
-        "target_r": target,
-        "tinit": tinit,
-        "tfinal": tfinal,
-        "total_step": steps,
-        "orth_reg_weight": 0.5,
-    }
-
-
-def ia3_modules(model, wanted):
-    """The layers that (IA)3 scales: peft's defaults for the architecture, or the named ones; MLPs are scaled at their
-    input.
-    """
-    if wanted == "auto":
-        known = peft.utils.TRANSFORMERS_MODELS_TO_IA3_TARGET_MODULES_MAPPING
-        if model.config.model_type not in known:
-            raise utils.UserError(
-                f"--method ia3 has no default layers for {model.config.model_type}; name keys, values and the MLP's "
-                f"last layer with --target_modules, of {', '.join(layers.linear_names(model))}"
-            )
-        return {}
-    names = layers.target_modules(model, wanted)
-    if names == "all-linear":
-        raise utils.UserError(
-            "--method ia3 --target_modules all-linear: name the layers, or take auto, attention or mlp"
-        )
-    mlp = layers.layer_paths(model, attention=False)
-    inner = set(mlp) if wanted in ("attention", "mlp") else {path.split(".")[-1] for path in mlp}
-    return {"target_modules": names, "feedforward_modules": [name for name in names if name in inner]}
-
-
-def learned_prompt(model, tokenizer, task, args, kind):
-    """Prompt or prefix tuning. The prompt starts from a text's embeddings (prefix: its keys and values) if there is a
-    text.
-    """
-    if kind == "SEQ_CLS":
-        raise utils.UserError(
-            f"--method {args.method} is for language models that answer (qa and instruction data), not for a head"
-        )
-    text = args.init_text or task.instruction
-    common = {"task_type": kind, "num_virtual_tokens": args.num_virtual_tokens}
-    if args.method == "prompt_tuning":
-        if text:
-            common.update(prompt_tuning_init="TEXT", prompt_tuning_init_text=text, tokenizer_name_or_path=args.model)
-        return peft.get_peft_model(model, peft.PromptTuningConfig(**common))
-    adapted = peft.get_peft_model(model, peft.PrefixTuningConfig(**common))
-    if text and kind == "CAUSAL_LM":
-        long_enough = " ".join([text] * (1 + args.num_virtual_tokens // max(1, len(tokenizer(text).input_ids) - 1)))
-        initialize_kv_prefix_from_text(
-            adapted, tokenizer, text=long_enough, num_virtual_tokens=args.num_virtual_tokens, use_chat_template=False
-        )
-    return adapted
+        options.update({} if args.init in (None, "loftq") else {"init_lora_weights": args.init})
+        if args.trainable_tokens:
+            options.update(trainable_token_indices=new_adapters.token_ids(tokenizer, args.trainable_tokens))
+    model, remark = layers.add_lora(model, args.target_modules, **options)
+    if args.init in ("eva", "loftq"):
+        batches = args.init == "eva" and trainer.first_batches(model, tokenizer, task, args, EVA_BATCHES)
+        new_adapters.initialize(model, args.init, batches, args.model)
+    return model, remark
 
 
 def new_model(args, task, tokenizer, device):
@@ -233,11 +232,13 @@ def load_adapted(args, task, tokenizer, device, precision, folder):
     return adapters.load_adapter(trainer.load_base(args, task, tokenizer, device, precision), folder)
 
 
-def save_adapter(run, model, tokenizer, task):
-    """The adapter in peft's own format, with the tokenizer and the order of the head's labels."""
+def save_adapter(run, model, tokenizer, task, begin=None):
+    """The adapter in peft's own format, with the tokenizer and the order of the head's labels. begin: the folder of its
+    start, where that was taken out of the base.
+    """
     if not run.main:
         return
-    model.save_pretrained(run.path("adapter"))
+    new_adapters.save(model, run.path("adapter"), begin)
     tokenizer.save_pretrained(run.path("adapter"))
     if task.labels:
         run.write_json("adapter/labels.json", task.labels)
@@ -252,12 +253,28 @@ def note_ranks(run, model):
     run.note(f"mean rank {sum(ranks.values()) / len(ranks):.1f} at the end")
 
 
+def method_of(args):
+    """The method's name, that of --peft_config in lower case."""
+    return new_adapters.read_config(args.peft_config)["peft_type"].lower() if args.peft_config else args.method
+
+
+def default_rate(args, task):
+    """The method's learning rate for this kind of task; UserError for one of --peft_config that has none."""
+    rates = LEARNING_RATES.get(method_of(args))
+    if rates is None and not args.learning_rate:
+        raise utils.UserError(f"--peft_config {args.peft_config}: give its --learning_rate, there is no default for it")
+    return rates and rates[task.kind != "classification"]
+
+
 def variant(args):
     """What the row calls this run: lora_r8, lora_r8_nf4, ia3, prompt_tuning_v20, ..."""
-    size = f"_r{args.target_r or args.rank}" if args.method in LOW_RANK else ""
+    size = f"_r{args.target_r or args.rank}" if args.method in RANKED else ""
     size = f"_v{args.num_virtual_tokens}" if args.method in LEARNED_PROMPTS else size
+    start = (f"_{args.init}" if args.init else "") + (f"_plus{args.loraplus_ratio:g}" if args.loraplus_ratio else "")
     where = "" if args.target_modules == "auto" else "_" + args.target_modules.replace(",", "+")
-    return args.method + size + where + ("" if args.quantize == "none" else f"_{args.quantize}")
+    if args.peft_config:
+        size, start = f"_from_{Path(args.peft_config).stem}", ""
+    return method_of(args) + size + start + where + ("" if args.quantize == "none" else f"_{args.quantize}")
 
 
 def run_once(args):
@@ -288,10 +305,10 @@ def run_once(args):
         # 4. model, after the trials of --tune
         tokenizer = loading.load_tokenizer(args.model, args.trust_remote_code, args.thinking)
         chat = trainer.uses_chat(args, task, tokenizer)
-        learning_rate = trainer.learning_rate(args, task, LEARNING_RATES[args.method][task.kind != "classification"])
+        learning_rate = trainer.learning_rate(args, task, default_rate(args, task))
         args = trainer.with_epochs(args, len(task.train), task.kind)
         if args.tune:
-            build, low_rank = functools.partial(new_model, tokenizer=tokenizer, device=device), args.method in LOW_RANK
+            build, low_rank = functools.partial(new_model, tokenizer=tokenizer, device=device), args.method in LORA_LIKE
             args = tuning.tune(args, task, tokenizer, run, device, build, learning_rate, chat, low_rank)
             learning_rate = args.learning_rate
             run.row["variant"] = variant(args)
@@ -301,10 +318,15 @@ def run_once(args):
         # 5. adapt
         utils.set_seed(args.seed)  # the adapter's initial weights do not depend on what loading drew
         heads.start(model, tokenizer, task, args, run)
-        model, remark = adapt(model, tokenizer, task, args)
+        with utils.measure() as start:
+            model, remark = adapt(model, tokenizer, task, args)
+        if args.init:  # a decomposition of the weights or of the inputs
+            run.row["train_seconds"] = (run.row.get("train_seconds") or 0.0) + start.seconds
         run.note(remark)
+        in_base = args.init in new_adapters.IN_THE_BASE
+        begin = new_adapters.save_start(model, run.path("checkpoints/start")) if in_base else None
         run.row.update(**load.load_columns(), **loading.size_columns(model, trained=True))
-        adalora = args.method == "adalora"
+        adalora = method_of(args) == "adalora"
         model = trainer.train(
             model,
             tokenizer,
@@ -318,9 +340,11 @@ def run_once(args):
             reload=functools.partial(load_adapted, args, task, tokenizer, device, precision),
             keep_last=adalora,  # peft cannot load an earlier checkpoint, of other ranks, into the model
         )
-        save_adapter(run, model, tokenizer, task)
+        save_adapter(run, model, tokenizer, task, begin)
         if adalora:
             note_ranks(run, model)
+        if in_base:
+            model = load_adapted(args, task, tokenizer, device, precision, run.path("adapter"))
         if not adapters.changes_outputs(model, tokenizer):
             run.row["status"] = "degenerate"
             run.note("the adapter changed nothing")
@@ -341,14 +365,13 @@ def run_once(args):
 
 def import_heavy():
     """Import what takes seconds, once the arguments are known to be right: --help and a wrong flag answer at once."""
-    global adapters, evaluate, heads, initialize_kv_prefix_from_text, layers, loading, loop, new_layers
-    global peft, record, serving, tasks, trainer, tuning
+    global adapters, evaluate, heads, layers, loading, loop, new_adapters, new_layers, peft, record, serving, tasks
+    global trainer, tuning
     import peft
-    from peft.tuners.cartridge.utils import initialize_kv_prefix_from_text
 
     from harness.data import tasks
     from harness.evaluation import evaluate, record, serving
-    from harness.models import adapters, layers, loading, new_layers
+    from harness.models import adapters, layers, loading, new_adapters, new_layers
     from harness.training import heads, loop, trainer, tuning
 
 

@@ -204,7 +204,9 @@ def only_row(tmp_path):
             "ok",
             "degenerate",
         ):  # every run says what memory it was to need, and from where it is counted
-            assert float(rows[0]["predicted_gb"]) > 0 and float(rows[0]["start_rss_gb"]) > 0
+            assert float(rows[0]["start_rss_gb"]) > 0
+            no_shapes = rows[0]["variant"].startswith(("shira", "boft"))  # peft does not make these without data
+            assert no_shapes or float(rows[0]["predicted_gb"]) > 0
         return rows[0]
 
     return read

@@ -19,6 +19,7 @@ from harness.models import folder, new_layers
 WANTED = ["adapter_*", "labels.json", "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*"]
 WANTED += ["merges.txt", "chat_template*", "head.json"]  # of an adapter on the hub
 TASKS_BY_NUMBER = ("MULTITASK_PROMPT_TUNING", "POLY")
+NOT_MERGED = ("ADAPTION_PROMPT", "BEFT", "LILY", "SHADOW")  # peft has no merge of these (0.21)
 HEADS = ("classifier", "pre_classifier", "score", "lm_head")  # never quantized: a head is trained, or decides the label
 
 
@@ -166,8 +167,12 @@ def merges(model):
     """True if merge_adapter folds the model's adapter into its base without being asked to."""
     if not hasattr(model, "merge_and_unload"):
         return False
-    foldable = not any(config.is_prompt_learning for config in model.peft_config.values())
-    return foldable and not getattr(model.get_base_model(), "is_quantized", False)
+    return _foldable(model) and not getattr(model.get_base_model(), "is_quantized", False)
+
+
+def _foldable(model):
+    configs = model.peft_config.values()
+    return not any(config.is_prompt_learning or str(config.peft_type.value) in NOT_MERGED for config in configs)
 
 
 def merge_adapter(model, wanted=None):
@@ -178,11 +183,9 @@ def merge_adapter(model, wanted=None):
     """
     if not hasattr(model, "merge_and_unload"):
         return model, None
-    foldable = not any(config.is_prompt_learning for config in model.peft_config.values())
-    if wanted and not foldable:
-        raise utils.UserError(
-            "--merge_adapter: a learned prompt stands before the text and cannot be merged into the weights"
-        )
+    if wanted and not _foldable(model):
+        kinds = ", ".join(str(config.peft_type.value) for config in model.peft_config.values())
+        raise utils.UserError(f"--merge_adapter: an adapter of {kinds} cannot be merged into the weights")
     quantized = getattr(model.get_base_model(), "is_quantized", False)
     if wanted is False or not (wanted or merges(model)):
         return model, "timed with the adapter unmerged"

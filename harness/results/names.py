@@ -30,11 +30,20 @@ METHODS = {
     "rslora": "rsLoRA",
     "adalora": "AdaLoRA",
     "ia3": "(IA)3",
+    "shira": "SHiRA",
+    "miss": "MiSS",
+    "oft": "OFT",
+    "vera": "VeRA",
     "prompt_tuning": "Prompt tuning",
     "prefix_tuning": "Prefix tuning",
 }
 # the variants that the scripts write: lora_r8_query+value_nf4, 8_shot_batch_calibrated_generated, k4_hybrid_flat_rerank
-ADAPTER = re.compile(rf"({'|'.join(METHODS)})(?:_r(\d+))?(?:_v(\d+))?(?:_(?!int8$|nf4$)(.+?))?(?:_(int8|nf4))?")
+ADAPTER = re.compile(
+    rf"({'|'.join(METHODS)})(?:_r(\d+))?(?:_v(\d+))?(?:_(pissa|olora|eva|loftq|orthogonal))?(?:_plus([\d.e+]+))?"
+    r"(?:_(?!int8$|nf4$)(.+?))?(?:_(int8|nf4))?"
+)
+CONFIGURED = re.compile(r"([a-z0-9_]+?)_from_(.+?)(?:_(int8|nf4))?")  # by --peft_config
+STARTS = {"pissa": "PiSSA", "olora": "OLoRA", "eva": "EVA", "loftq": "LoftQ", "orthogonal": "orthogonal"}
 PROBE = re.compile(r"(embedder|lm|tfidf)_(logreg|knn|names)(_contrastive)?")
 SHOTS = re.compile(
     r"(?:(\d+)_shot|searched(?:_(\d+))?)(?:_(random|nearest))?(?:_([a-z]+)_calibrated(?:_on_([a-z]+))?)?"
@@ -99,11 +108,17 @@ WORDS = {
 
 def adapter(variant):
     """lora_r8_query+value_nf4 -> LoRA r=8 on query+value, nf4 base; None for another variant."""
+    if match := CONFIGURED.fullmatch(variant):
+        return f"{METHODS.get(match[1], match[1].upper())} of {match[2]}.json" + (
+            f", {match[3]} base" if match[3] else ""
+        )
     match = ADAPTER.fullmatch(variant)
     if match is None:
         return None
-    method, rank, tokens, modules, base = match.groups()
-    text = METHODS[method] + (f" r={rank}" if rank else "") + (f" of {tokens} tokens" if tokens else "")
+    method, rank, tokens, start, plus, modules, base = match.groups()
+    text = ("LoRA+" if plus and method == "lora" else METHODS[method]) + (f" r={rank}" if rank else "")
+    text += (f" of {tokens} tokens" if tokens else "") + (f", {STARTS[start]} start" if start else "")
+    text += f", B learns {plus} times as fast" if plus else ""
     return text + (f" on {modules}" if modules else "") + (f", {base} base" if base else "")
 
 

@@ -2,6 +2,7 @@
 
 import torch
 import transformers
+from peft.optimizers import create_loraplus_optimizer
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
 import utils
@@ -31,11 +32,12 @@ class Trainer(transformers.Trainer):
     here every loss is a mean over its batch, and is weighted by the batch's share of the step's targets.
 
     own_loss: None for the model's loss, or a function of (model, batch) that returns a mean over the rows of "labels".
+    loraplus_ratio: LoRA's B matrices learn at this many times the learning rate (LoRA+: Hayou et al. 2024).
     """
 
-    def __init__(self, *args, own_loss=None, **kwargs):
+    def __init__(self, *args, own_loss=None, loraplus_ratio=None, **kwargs):
         super().__init__(*args, **kwargs)
-        self.own_loss = own_loss
+        self.own_loss, self.loraplus_ratio = own_loss, loraplus_ratio
         self.model_accepts_loss_kwargs = False  # the model averages its batch
         self.loss_is_scaled_for_ga = True  # in compute_loss
 
@@ -47,6 +49,13 @@ class Trainer(transformers.Trainer):
         """The targets [] of batches that belong together, those of all processes."""
         mine = torch.tensor(sum(self.n_targets(batch) for batch in batch_samples), device=device)
         return self.accelerator.gather(mine.view(1)).sum() if self.accelerator.num_processes > 1 else mine
+
+    def create_optimizer(self, *args, **kwargs):
+        if self.loraplus_ratio and self.optimizer is None:
+            make, options = self.get_optimizer_cls_and_kwargs(self.args, self.model)
+            options.update(loraplus_lr_ratio=self.loraplus_ratio, loraplus_weight_decay=self.args.weight_decay)
+            self.optimizer = create_loraplus_optimizer(self.model, make, **options)
+        return super().create_optimizer(*args, **kwargs)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         mine = self.n_targets(inputs)

@@ -7,8 +7,10 @@ leaves a changed forward on the model. benchmarks/bench_training.py compares the
 """
 
 import argparse
+import itertools
 import math
 
+import torch
 import transformers
 
 import utils
@@ -123,6 +125,13 @@ def prepare(model, tokenizer, task, args, device, chat):
     return data, {"best": "accuracy", "compute_metrics": validation_accuracy}
 
 
+def first_batches(model, tokenizer, task, args, n):
+    """The first n batches of the training examples, in their order."""
+    data, _ = prepare(model, tokenizer, task, args, model.device.type, uses_chat(args, task, tokenizer))
+    loader = torch.utils.data.DataLoader(data.train, args.batch_size, collate_fn=data.collate)
+    return list(itertools.islice(loader, n))
+
+
 def trial(model, tokenizer, task, args, run, device, chat, callbacks=()):
     """Train on the task's training examples and return how the model does on its N validation examples: {"loss"}, of a
     head also {"accuracy", "right": [N] of 0 and 1}.
@@ -141,6 +150,7 @@ def trial(model, tokenizer, task, args, run, device, chat, callbacks=()):
         data_collator=data.collate,
         callbacks=list(callbacks),
         compute_metrics=compute,
+        loraplus_ratio=getattr(args, "loraplus_ratio", None),
     )
     trainer.train()
     if compute is None:
@@ -200,6 +210,7 @@ def fit(
         callbacks=[*stopping, *callbacks],
         compute_metrics=compute_metrics,
         own_loss=loss,
+        loraplus_ratio=getattr(args, "loraplus_ratio", None),
     )
     if choose:
         used = ", the last checkpoint kept" if keep_last else " chose the checkpoint"

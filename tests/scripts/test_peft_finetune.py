@@ -1,4 +1,5 @@
 import json
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ import finetune
 import peft_finetune
 import prompt_eval
 from harness.results import store
+from harness.training import loop
 
 
 @pytest.mark.gpu
@@ -66,7 +68,7 @@ def test_peft_and_the_saved_adapter(sentiment, tiny_bert, tmp_path, out, only_ro
     assert ("0 of the first 32 predictions differ" in row["note"]) == (quantize == "none")
 
 
-METHODS = ("lora", "dora", "rslora", "adalora", "ia3", "prompt_tuning", "prefix_tuning")
+METHODS = ("lora", "dora", "rslora", "adalora", "ia3", "shira", "miss", "oft", "vera", "prompt_tuning", "prefix_tuning")
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -134,6 +136,120 @@ def test_a_head_of_every_method_is_scored_again_to_the_byte(method, sentiment, t
             assert two.pop("scores") == pytest.approx(one.pop("scores"), rel=1e-5)
     assert first == second and other["eval_id"] == row["eval_id"]
     assert len({tuple(p["scores"].values()) for p in predictions(row)}) > 20, "scores that differ from row to row"
+
+
+STARTS = {
+    "pissa": ["--init", "pissa"],
+    "olora": ["--init", "olora", "--method", "rslora"],
+    "eva": ["--init", "eva"],
+    "orthogonal": ["--init", "orthogonal", "--method", "dora"],
+    "loraplus": ["--loraplus_ratio", "16"],
+    "tokens": ["--trainable_tokens", "<|user|>,<|assistant|>"],
+}
+
+
+@pytest.mark.parametrize("start", STARTS)
+def test_every_start_of_lora_fits_the_base_as_it_was(start, questions, tiny_llama, tmp_path, out, only_row):
+    """Two steps, saved, loaded on the untouched base and scored again to the byte."""
+    flags = ["--model", tiny_llama, "--dataset", questions, "--max_new_tokens", "4", *out]
+    peft_finetune.main([*flags, "--batch_size", "4", "--max_steps", "2", *STARTS[start]])
+    row = only_row()
+    assert row["status"] == "ok" and math.isfinite(float(row["reference_perplexity"]))
+    again = ["--results", str(tmp_path / "again.csv")]
+    prompt_eval.main([*flags, "--adapter", str(Path(row["run_dir"]) / "adapter"), *again])
+    (other,) = store.read_results(tmp_path / "again.csv")
+    assert without_times(other) == without_times(row)
+    assert other["reference_perplexity"] == row["reference_perplexity"]
+
+
+def test_pissa_begins_where_the_base_is(questions, tiny_llama, out, only_row):
+    """Its start is taken out of the base: a training that moves nothing leaves the base's answers."""
+    flags = ["--model", tiny_llama, "--dataset", questions, "--max_new_tokens", "4", *out]
+    peft_finetune.main([*flags, "--init", "pissa", "--max_steps", "1", "--learning_rate", "1e-12"])
+    row = only_row()
+    base = prompt_eval.main([*flags, "--results", str(Path(row["run_dir"]).parent / "base.csv")])
+    (base,) = store.read_results(Path(row["run_dir"]).parent / "base.csv")
+    assert float(row["reference_perplexity"]) == pytest.approx(float(base["reference_perplexity"]), rel=1e-4)
+
+
+def test_eva_that_does_not_settle_is_one_line(questions, tiny_llama, out, capsys):
+    flags = ["--model", tiny_llama, "--dataset", questions, "--max_steps", "2", "--batch_size", "1", *out]
+    with pytest.raises(SystemExit) as stopped:
+        peft_finetune.main([*flags, "--init", "eva", "--rank", "64"])
+    assert stopped.value.code == 2 and "do not settle in" in capsys.readouterr().err
+
+
+def test_lora_plus_trains_b_faster(questions, tiny_llama, out, only_row, monkeypatch):
+    seen = []
+    step = loop.Trainer.training_step
+
+    def spy(self, *args, **kwargs):
+        seen.append(sorted({group["lr"] for group in self.optimizer.param_groups if group["params"]}))
+        return step(self, *args, **kwargs)
+
+    monkeypatch.setattr(loop.Trainer, "training_step", spy)
+    flags = ["--model", tiny_llama, "--dataset", questions, "--max_steps", "2", "--warmup", "0"]
+    peft_finetune.main([*flags, "--loraplus_ratio", "16", "--learning_rate", "1e-3", *out])
+    assert seen[0] == pytest.approx([1e-3, 1.6e-2]) and only_row()["variant"] == "lora_r8_plus16"
+
+
+CONFIGS = {
+    "boft": {"peft_type": "BOFT", "boft_block_size": 4},
+    "shadow": {"peft_type": "SHADOW"},  # cannot be merged
+    "ln": {"peft_type": "LN_TUNING"},
+    "adalora": {"peft_type": "ADALORA", "init_r": 6, "target_r": 4, "tinit": 2, "tfinal": 2},
+}
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_any_configuration_of_peft(name, questions, tiny_llama, tmp_path, out, only_row):
+    (tmp_path / f"{name}.json").write_text(json.dumps(CONFIGS[name]))
+    flags = ["--model", tiny_llama, "--dataset", questions, "--max_new_tokens", "4", *out]
+    file = ["--peft_config", str(tmp_path / f"{name}.json"), "--learning_rate", "1e-2"]
+    peft_finetune.main([*flags, "--batch_size", "4", "--max_steps", "8", *file])
+    row = only_row()
+    assert row["status"] == "ok" and row["variant"] == f"{CONFIGS[name]['peft_type'].lower()}_from_{name}"
+    again = ["--results", str(tmp_path / "again.csv")]
+    prompt_eval.main([*flags, "--adapter", str(Path(row["run_dir"]) / "adapter"), *again])
+    (other,) = store.read_results(tmp_path / "again.csv")
+    assert without_times(other) == without_times(row)
+
+
+@pytest.mark.parametrize(
+    "settings, said",
+    [
+        ({"peft_type": "NOVA"}, "peft_type NOVA is none of peft's: LORA"),
+        ({"r": 4}, "peft_type None is none of peft's"),
+        ({"peft_type": "LORA", "rank": 4}, "LORA has no rank; it has"),
+        ({"peft_type": "POLY"}, "POLY needs the number of a task"),
+        ({"peft_type": "VBLORA"}, "peft cannot make this adapter"),
+        ({"peft_type": "LORA", "target_modules": ["nothing"]}, "peft cannot make this adapter"),
+        ({"peft_type": "BOFT"}, "give its --learning_rate"),
+    ],
+)
+def test_a_configuration_that_cannot_be_trained_is_one_line(settings, said, questions, tiny_llama, tmp_path, out):
+    (tmp_path / "a.json").write_text(json.dumps(settings))
+    rate = [] if "BOFT" in settings.values() else ["--learning_rate", "1e-3"]
+    flags = ["--model", tiny_llama, "--dataset", questions, "--peft_config", str(tmp_path / "a.json"), *rate, *out]
+    run = subprocess.run([sys.executable, "peft_finetune.py", *flags], cwd=ROOT, capture_output=True, text=True)
+    assert run.returncode == 2 and said in run.stderr and "Traceback" not in run.stderr
+
+
+@pytest.mark.parametrize(
+    "flags, said",
+    [
+        (["--method", "oft", "--alpha", "4"], "--alpha belongs to"),
+        (["--method", "ia3", "--init", "pissa"], "--init belongs to"),
+        (["--init", "loftq"], "for an nf4 base"),
+        (["--method", "qlora", "--init", "pissa"], "must not be quantized"),
+        (["--method", "dora", "--init", "olora"], "cannot be taken back out"),
+        (["--method", "miss", "--peft_config", "a.json"], "has its own method"),
+    ],
+)
+def test_flags_that_do_not_go_together(flags, said, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        peft_finetune.parse_args(flags)
+    assert stopped.value.code == 2 and said in capsys.readouterr().err
 
 
 def test_adaloras_ranks_shrink(questions, tiny_llama, out, only_row):
