@@ -38,10 +38,13 @@ def parse_args(argv=None):
         "--keep",
         type=share,
         metavar="SHARE",
-        help=f"the lowest threshold from which on this share of the second's score is kept (default: {KEEP})",
+        help=f"the lowest threshold at and above which this share of the second's score is kept (default: {KEEP})",
     )
     group.add_argument(
-        "--max_share", type=share, metavar="SHARE", help="the best score with this share of requests deferred at most"
+        "--max_share",
+        type=share,
+        metavar="SHARE",
+        help="defer this share of the requests at most, those that the first model is least sure of",
     )
     group.add_argument(
         "--threshold", type=float, help="a probability that other data chose; 0: the first answers all, 1: the second"
@@ -81,15 +84,14 @@ def trade_off(confidence, first, second):
 
 
 def choose(confidence, first, second, keep, max_share):
-    """The threshold by --keep or --max_share on these examples; where several do, that which defers the fewest.
+    """The threshold by --keep or --max_share on these examples.
 
-    By --keep it is the lowest from which on every threshold keeps the share: the first that does is often one by luck,
-    and keeps less on other examples.
+    By --keep it is the lowest at and above which every threshold keeps the share: the first that does is often one by
+    luck, and keeps less on other examples. By --max_share it is the highest that defers no more; no label chooses it.
     """
     thresholds, shares, scores = trade_off(confidence, first, second)
     if max_share is not None:
-        scores = np.where(shares <= max_share, scores, -np.inf)
-        return float(thresholds[scores.argmax()])
+        return float(thresholds[np.flatnonzero(shares <= max_share)[-1]])
     short = np.flatnonzero(scores < keep * second.mean() - 1e-12)  # never the last threshold, all deferred
     return float(thresholds[short[-1] + 1 if len(short) else 0])
 
@@ -108,8 +110,9 @@ def thresholds_of(args, confidence, first, second, clusters):
     service = choose(confidence, first, second, args.keep, args.max_share)
     used = " and ".join(shown(each[half][0]) for half in (inside, ~inside))
     return each, (
-        f"thresholds {used}, each chosen on the other half of the examples, whose labels are not in labels_used; "
-        f"a service would take {shown(service)}, from all of them"
+        f"thresholds {used}, each chosen on the other half of the examples, "
+        + ("whose labels are not in labels_used" if args.max_share is None else "by confidence alone")
+        + f"; a service would take {shown(service)}, from all of them"
     )
 
 

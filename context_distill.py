@@ -37,17 +37,6 @@ LEARNING_RATES = {"lora": 5e-4, "full": 2e-5}
 HEAD_RATE = 1e-4  # of a classification head, as in finetune.py
 K_SHOTS = 8  # of a teacher that is the student's own model
 EPOCHS = 3  # the targets are distributions over many inputs, not a few labels
-COMPARED = (
-    "metric",
-    "score",
-    "score_low",
-    "score_high",
-    "score_ood",
-    "latency_ms_p50",
-    "cached_latency_ms_p50",
-    "prompt_tokens",
-    "reference_perplexity",
-)
 
 
 def parse_args(argv=None):
@@ -77,6 +66,11 @@ def parse_args(argv=None):
         default=2000,
         metavar="N",
         help="at most so many training inputs to learn from, no demonstrations (default: %(default)s)",
+    )
+    group.add_argument(
+        "--unlabelled_file",
+        metavar="FILE",
+        help="classification: take them from a file, a .txt or a table of texts, instead of the training split",
     )
     group.add_argument(
         "--targets", choices=("precomputed", "online"), default="precomputed", help="(default: %(default)s)"
@@ -118,6 +112,7 @@ def parse_args(argv=None):
         parser.error(
             "--targets online is for a student of the teacher's own model; another one learns from its answers"
         )
+    check_student(parser, args)
     if args.k_shots == 0 and not two_models(args):
         parser.error("--k_shots 0: without demonstrations the model has nothing to learn from itself")
     if not searches(args):
@@ -125,6 +120,20 @@ def parse_args(argv=None):
         args.k_shots = usual if args.k_shots is None else args.k_shots
         args.calibrate = args.calibrate or "none"
     return args
+
+
+def check_student(parser, args):
+    """Refuse flags that this student has no use for."""
+    given = {name for name, value in vars(args).items() if value != parser.get_default(name)}
+    named, lora = args.student not in LEARNING_RATES, args.student == "lora"
+    unused = {
+        "rank, alpha and target_modules are of --student lora": () if lora else ("rank", "alpha", "target_modules"),
+        "--student MODEL is trained whole, of --teacher": ("model",) if named and args.teacher else (),
+        "the weights of a student are not quantized here": ("quantize",) if two_models(args) and lora else (),
+    }
+    for reason, names in unused.items():
+        if given & set(names):
+            parser.error(f"--{min(given & set(names))}: {reason}")
 
 
 def two_models(args):
@@ -152,19 +161,6 @@ def add_student(model, args):
         lora_alpha=args.alpha or 2 * args.rank,
         lora_dropout=0.0,
     )
-
-
-def unlabelled_inputs(task, demonstrations, args):
-    """At most --unlabelled Examples of the training split, whose labels are not looked at; no demonstrations."""
-    shown = {ex.id for ex in demonstrations}
-    others = [*task.train, *(task.unlabelled if args.label_budget else ())]
-    others = [ex for ex in others if ex.id not in shown]
-    examples = draw(others, min(args.unlabelled, len(others)), args.data_seed + 1, balanced=False)
-    if len(examples) < 12:
-        raise utils.UserError(
-            f"{len(examples)} unlabelled inputs are left to learn from; context distillation needs at least twelve"
-        )
-    return examples
 
 
 def chosen_teacher(args, run, task, model, tokenizer, chat):
@@ -217,24 +213,6 @@ def variant(args):
     student = args.student if args.student in LEARNING_RATES else Path(args.student).name
     name += f"_to_{student}" + (f"_r{args.rank}" if args.student == "lora" else "")
     return name + ("_online" if args.targets == "online" else "")
-
-
-def compare(run, sides, args):
-    """comparison.json, and what the note and the summary line tell of teacher and untrained student.
-
-    sides: {name: cells}, the distilled student last.
-    """
-    table = {name: {column: cells.get(column) for column in COMPARED} for name, cells in sides.items()}
-    run.write_json("comparison.json", table)
-    teacher, untrained = table["teacher"], table.get("untrained_student")
-    for name, cells in list(table.items())[:-1]:
-        interval = "" if cells["score_low"] is None else f"[{cells['score_low']:.3f}, {cells['score_high']:.3f}]"
-        latency = f", {cells['latency_ms_p50']:.0f} ms" if cells["latency_ms_p50"] else ""
-        run.note(f"{name.replace('_', ' ')}: {cells['metric']} {cells['score']:.3f} {interval}{latency}")
-    run.headline = f"teacher {teacher['score']:.3f}" + (f", untrained {untrained['score']:.3f}" if untrained else "")
-    if args.latency_runs:
-        saved = teacher["latency_ms_p50"] - run.row["latency_ms_p50"]
-        run.headline += f", {saved:.0f} ms a request saved"
 
 
 def own_student(args, run, task, model, tokenizer, demonstrations, examples, device, chat):
@@ -307,9 +285,11 @@ def run_once(args):
         print(task.summary())
         if args.calibrate not in (None, "none"):
             tasks.require_kind(task, "classification", "--calibrate")
+        if two_models(args) and args.temperature != 1:
+            tasks.require_kind(task, "classification", "--temperature of two models")
         demonstrations = draw(task.train, args.k_shots or 0, args.data_seed)
         run.use_labels(demonstrations)
-        examples = unlabelled_inputs(task, demonstrations, args)
+        examples = distillation.unlabelled_inputs(task, demonstrations, args)
         other = tasks.out_of_domain(args, task)
         run.row.update(task.row(), n_train=args.k_shots)
 
@@ -327,7 +307,7 @@ def run_once(args):
         # 5. adapt
         if searches(args):
             args, demonstrations = chosen_teacher(args, run, task, model, tokenizer, chat)
-            examples = unlabelled_inputs(task, demonstrations, args)
+            examples = distillation.unlabelled_inputs(task, demonstrations, args)
         prior = prompting.label_prior(args.calibrate, task, examples[: flags.CALIBRATION_CAP])
         outcome = evaluate_prompted(model, tokenizer, task, args, chat, other, demonstrations, prior)
         sides = {"teacher": record.side(run, task, outcome, "teacher", other)}
@@ -367,7 +347,7 @@ def run_once(args):
 
         # 7. row and report: the row is written by leaving the block
         record.outcome(run, task, outcome, student, other)
-        compare(run, {**sides, "distilled_student": run.row}, args)
+        distillation.compare(run, {**sides, "distilled_student": run.row}, args)
         if run.main:
             shutil.rmtree(run.path("checkpoints"))
 

@@ -122,6 +122,8 @@ def train(extract, texts, labels, args):
     if args.features == "tfidf":
         extract.fit([text for part in texts for text in part])
     if args.tune:
+        if len(set(labels)) < 2:
+            raise utils.UserError(f"--tune contrastive compares classes; the {len(labels)} labels are all of one")
         contrastive.tune(extract.encoder, texts[0], labels, args.seed)
     vectors = vectors_of(extract, texts, progress="features")
     return frozen_heads.fit(vectors, labels, args.head, args.seed, tuned=bool(args.tune))

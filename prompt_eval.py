@@ -125,7 +125,7 @@ def parse_args(argv=None):
         "(default: one greedy answer)",
     )
     group.add_argument(
-        "--max_new_tokens", type=flags.positive_int, help="of a generated answer (default: 32, with --cot 256)"
+        "--max_new_tokens", type=flags.positive_int, help="of a generated answer (default: 32; reasons, numbers: 256)"
     )
     group.add_argument(
         "--repeats",
@@ -173,9 +173,9 @@ def check_reasons(parser, args):
         if args.scoring == "likelihood" or args.calibrate not in (None, "none"):
             parser.error(f"{flag} reads generated answers; leave out --scoring likelihood and --calibrate")
         if searches(args):
-            parser.error(f"{flag}: a prompt is chosen by likelihoods, without reasons; give --k_shots")
+            parser.error(f"{flag}: a prompt is chosen by likelihoods, without reasons; give --k_shots (0 for classes)")
         args.scoring = "generate"
-    args.max_new_tokens = args.max_new_tokens or (256 if args.cot else 32)
+    args.max_new_tokens = args.max_new_tokens or (256 if args.cot or args.answer_format == "number" else 32)
 
 
 def check_calibration(parser, args):
@@ -264,17 +264,21 @@ def run_once(args):
             )
         other = tasks.out_of_domain(args, task)
         if args.cot and args.k_shots and task.kind == "classification":
-            raise utils.UserError("--cot: demonstrations would show labels without reasons; leave out --k_shots")
+            raise utils.UserError("--cot: demonstrations would show labels without reasons; give --k_shots 0")
         if other and not by_likelihood:
-            raise utils.UserError("--eval_ood scores label words; leave out --scoring generate")
+            raise utils.UserError("--eval_ood scores label words; leave out --scoring generate, --cot and --samples")
+        if args.calibrate not in (None, "none"):
+            tasks.require_kind(task, "classification", "--calibrate")
         run.row.update(task.row(), variant=variant(args, task.kind, args.adapter), n_train=args.k_shots)
 
         # 4. model
         tokenizer = loading.load_tokenizer(args.model, args.trust_remote_code, args.thinking, args.adapter)
         chat = loading.uses_chat(args.prompt_format, tokenizer, scoring=by_likelihood)
         pool = few_shot.short_enough(task, tokenizer, chat, args.max_demo_tokens) if args.max_demo_tokens else task
-        shown = few_shot.drawn_demonstrations(args, run, pool.train)
         classifier = loading.is_classifier(args.model, args.adapter, args.trust_remote_code)
+        if classifier:
+            few_shot.check_no_prompt(args)
+        shown = few_shot.drawn_demonstrations(args, run, pool.train)
         if classifier:
             tasks.require_kind(task, "classification", "a model with a classification head")
             labels, assumed = adapters.head_labels(args.model, args.adapter, task.labels)
@@ -317,10 +321,11 @@ def run_once(args):
             inputs = few_shot.calibration_inputs(args, run, task, pool.train, shown)
             prior = prompting.label_prior(args.calibrate, task, inputs)
         if classifier:
-            strategy = "peft" if args.adapter else "full_finetuning"
+            its_run = label_counts.row_of(args.adapter or args.model)
+            strategy = its_run.get("strategy") or ("peft" if args.adapter else "full_finetuning")
             run.row.update(strategy=strategy, variant="checkpoint", k_shots=None, n_train=None)
-        if classifier and not run.trained_with and not label_counts.is_of_a_run(args.adapter or args.model):
-            run.row["labels_used"] = None  # a head was trained on some
+            if not run.trained_with and not its_run:
+                run.row["labels_used"] = None  # a head was trained on some
 
         # 6. evaluate
         outcome = score(model, tokenizer, task, args, chat, shown, other, prior)

@@ -170,7 +170,7 @@ def measure_speed(args, model, tokenizer, task, run, chat, options):
     own = task.kind != "classification" and not args.compile  # the task's own prompts, whose answers end by themselves
     prompts = timed_prompts(task, tokenizer, args.latency_runs, args.prompt_tokens, own, chat)
     request = {"add_special_tokens": not chat or not own}
-    request.update({"stop": prompting.answer_stop(model, tokenizer, task.kind, chat)} if own else {"exact": True})
+    request.update({"stop": prompting.task_stop(model, tokenizer, task, chat)} if own else {"exact": True})
     plain, other, cells = decoding.measure(model, tokenizer, prompts, args.new_tokens, options, **request)
     timed = other or plain
     write_requests(run, plain, timed, compared=bool(other))

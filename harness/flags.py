@@ -68,12 +68,10 @@ def add_training_args(parser, resume=True, padding_free=True, tune=True):
         type=epochs,
         default="auto",
         metavar="N|auto",
-        help="passes over the training examples; auto: 3, and more where that makes too few steps (default: auto)",
+        help="passes over the training examples; auto: 3, more where these are few steps (default: %(default)s)",
     )
     group.add_argument("--max_steps", type=step_count, help="optimizer steps to train for, instead of --epochs")
-    group.add_argument(
-        "--learning_rate", type=positive, help="peak learning rate (default: by method and data, see above)"
-    )
+    group.add_argument("--learning_rate", type=positive, help="peak learning rate (default: by method and data)")
     group.add_argument(
         "--warmup", type=fraction, default=0.06, help="share of the steps that warm up (default: %(default)s)"
     )

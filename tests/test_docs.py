@@ -259,19 +259,23 @@ def test_measured_figures_stand_in_committed_rows(page, heading, data, file):
 
 @pytest.mark.parametrize("page, heading, file", REPORTED)
 def test_configurations_of_a_table_are_those_of_the_report(page, heading, file):
-    """Each line names a configuration as the report does, with its score over all runs."""
+    """Each line names a configuration as the report does, with its score and labels over all runs; and the table has all
+    configurations of several runs.
+    """
     section = (ROOT / page).read_text(encoding="utf-8").split(f"{heading}\n")[1].split("\n#")[0]
     kept, _ = configurations.select(store.read_results(ROOT / "benchmarks/results" / file))
     expected = {
-        (panel.data, c.name): (str(len(c.rows)), tables.score_cell(c))
+        (panel.data, c.name): (str(len(c.rows)), tables.score_cell(c), tables.number(c.mean("labels_used"), 0))
         for panel, members in configurations.panels(kept).items()
         for c in configurations.group_seeds(members)
     }
     lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in section.splitlines() if line[:1] == "|"]
     lines = [line for line in lines if line[0] != "data" and not line[0].startswith("---")]
     assert len(lines) >= 4
-    for data, name, runs, score, *_ in lines:
-        assert expected[data, name] == (runs, score), f"{data}, {name}"
+    for data, name, *cells in lines:
+        assert expected[data, name] == tuple(cells), f"{data}, {name}"
+    several = {key for key, (runs, *_) in expected.items() if int(runs) > 1}
+    assert several <= {tuple(line[:2]) for line in lines}
 
 
 def test_suites_that_pages_name_are_there():

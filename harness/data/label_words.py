@@ -35,10 +35,10 @@ def descriptions(path, labels):
         rows = readers.read_table(path, named=["label", "description"])
         if rows and not {"label", "description"} <= set(rows[0]):
             raise utils.UserError(f"{flag}: the columns label and description are wanted, not {', '.join(rows[0])}")
-        pairs = [(str(row["label"] or "").strip(), row["description"]) for row in rows]
+        pairs = [("" if row["label"] is None else str(row["label"]).strip(), row["description"]) for row in rows]
     found = {str(label): str(text or "").strip() for label, text in pairs}
     if len(found) < len(pairs):
-        raise utils.UserError(f"{flag}: a label stands there twice")
+        raise utils.UserError(f"{flag}: a label appears twice")
     strange = [label for label in found if label not in labels]
     lacking = [label for label in labels if not found.get(label)]
     if strange or lacking:

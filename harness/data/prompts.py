@@ -68,7 +68,7 @@ def with_prompt(task, label_words=None, instruction=None, template=None):
     elif task.kind == "qa":
         has_context = any(ex.context for ex in task.evaluation)
         usual = (QA_CONTEXT_INSTRUCTION if has_context else QA_INSTRUCTION, QA_TEMPLATE)
-    instruction = usual[0] if instruction is None else instruction
+    instruction = with_descriptions(task, words, usual[0] if instruction is None else instruction)
     template = template or usual[1]
     if paired != ("{text_pair}" in template):
         problem = "no {text_pair}, the examples have two texts" if paired else "{text_pair}, the examples have one text"
@@ -98,10 +98,14 @@ def _classification_prompt(task, label_words, paired):
             words[i] = known[2][position]
     fields = "Text: {text}\nSecond text: {text_pair}\nLabel:" if paired else "Text: {text}\nLabel:"
     plain = f"Classify the text. Answer with one of: {', '.join(words)}.", fields
-    if task.descriptions:
-        about = "\n".join(f"{word}: {text}" for word, text in zip(words, task.descriptions))
-        known = f"Classify the text. Answer with one of: {', '.join(words)}.\n\n{about}", (known or plain)[1]
-    return words, *(known or plain)[:2]
+    instruction, template = (known or plain)[:2]
+    return words, instruction or plain[0] if task.descriptions else instruction, template
+
+
+def with_descriptions(task, words, instruction):
+    """The instruction, and below it what --label_descriptions say of each label."""
+    about = "\n".join(f"{word}: {text}" for word, text in zip(words, task.descriptions or ()))
+    return "\n\n".join(filter(None, [instruction, about]))
 
 
 def _check_words(label_words, labels):
@@ -114,6 +118,13 @@ def _check_words(label_words, labels):
     if len(label_words) != len(labels):
         names = ", ".join(labels)
         raise utils.UserError(f"--label_words names {len(label_words)} words for the {len(labels)} labels {names}")
+    places = {label.lower(): i for i, label in enumerate(labels)}
+    moved = [i for i, word in enumerate(label_words) if places.get(word.lower(), i) != i]
+    if moved:
+        raise utils.UserError(
+            f"{given}: the label {labels[moved[0]]} would be called {label_words[moved[0]]}, as another label is; the "
+            f"words stand in the order of the labels: {', '.join(labels)}"
+        )
 
 
 # other instructions and templates for `--search`: {words} are the label words, {fields} the text or both texts
@@ -145,7 +156,7 @@ def forms(task, instruction=None, template=None):
     found = {(task.instruction, task.template): task}
     for usual in FORMS[task.kind]:
         own, its = (part.replace("{words}", ", ".join(task.words)).replace("{fields}", fields) for part in usual)
-        own, its = own if instruction is None else instruction, template or its
+        own, its = with_descriptions(task, task.words, own if instruction is None else instruction), template or its
         found.setdefault((own, its), replace(task, instruction=own, template=its))
     return list(found.values())
 

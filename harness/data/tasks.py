@@ -5,7 +5,7 @@ from pathlib import Path
 
 import utils
 from harness import flags
-from harness.data import cells, choices, conversations, labels, sources
+from harness.data import cells, choices, conversations, labels, numbers, sources
 from harness.data.columns import FORCED, column_names, recognise, to_examples, yes_no
 from harness.data.examples import OutOfDomain, Task, draw, draw_in_proportion
 from harness.data.label_words import descriptions
@@ -245,6 +245,7 @@ def from_args(args):
     )
     if task.answer_format == "number":
         require_kind(task, "qa", "--answer_format number")
+        numbers.reference_numbers(task)  # refuses answers that are none
     if task.kind == "classification" and len(task.labels) < 2:
         raise utils.UserError(f"{task.name} has the one label {task.labels[0]}; classification needs two or more")
     return task

@@ -11,6 +11,7 @@ import numpy as np
 
 import utils
 from harness import flags
+from harness.data import numbers
 from harness.evaluation import calibration, metrics, perplexity, prompting, reading, remarks
 from harness.models import generation, loading, prefix_cache, scoring
 from harness.results import stats
@@ -185,7 +186,7 @@ def by_generation(
     """
     limit = loading.context_length(model)
     room = limit and limit - (0 if model.config.is_encoder_decoder else max_new_tokens)
-    stop = prompting.answer_stop(model, tokenizer, task.kind, chat, reasons)
+    stop = prompting.task_stop(model, tokenizer, task, chat, reasons)
     options = {"stop": stop, "add_special_tokens": not chat}
     if samples > 1:
         options.update(do_sample=True, temperature=flags.SAMPLING_TEMPERATURE)
@@ -274,9 +275,9 @@ def answered(task, answers, spent, latencies):
     """
     clusters = [ex.cluster for ex in task.evaluation]
     if task.answer_format == "number":
-        numbers = [reading.last_number(answer) or "" for answer in answers]
-        scores, each = metrics.number_scores(numbers, reading.reference_numbers(task), clusters)
-        return Outcome(numbers, scores, spent, latencies, each, group_metric="exact_match")
+        said = [numbers.last_number(answer) or "" for answer in answers]
+        scores, each = metrics.number_scores(said, numbers.reference_numbers(task), clusters)
+        return Outcome(said, scores, spent, latencies, each, group_metric="exact_match")
     scores, each = metrics.answer_scores(answers, [ex.references for ex in task.evaluation], clusters)
     contains = float(np.mean([example["contains_answer"] for example in each]))
     outcome = Outcome(answers, scores, spent, latencies, each, group_metric="token_f1")

@@ -54,7 +54,7 @@ def nearest_to_each(args, run, pool):
     if args.k_shots and args.k_shots > len(pool):
         raise utils.UserError(f"--k_shots {args.k_shots}: there are {len(pool)} training examples to choose from")
     options = {"model": args.demo_embedder, "max_length": None, "batch_size": 32}
-    embed = features.Embeddings(argparse.Namespace(**{**vars(args), **options}), run.row["device"])
+    embed = features.Embeddings(argparse.Namespace(**{**vars(args), **options}), run.row["device"], "--demo_embedder")
     with utils.measure() as spent:
         found = demonstrations.Nearest(embed, pool, args.k_shots)
     run.row["train_seconds"] = spent.seconds
@@ -63,6 +63,25 @@ def nearest_to_each(args, run, pool):
         "their instruction at most"
     )
     return found
+
+
+def check_no_prompt(args):
+    """UserError for flags of prompts with a checkpoint that classifies by a head."""
+    given = {
+        "k_shots": args.k_shots,
+        "search": args.search,
+        "demos": args.demos != "balanced",
+        "calibrate": args.calibrate not in (None, "none"),
+        "cot": args.cot,
+        "samples": args.samples > 1,
+        "scoring": args.scoring != "auto",
+    }
+    flags_of_prompts = [f"--{name}" for name, wanted in given.items() if wanted]
+    if flags_of_prompts:
+        raise utils.UserError(
+            f"{args.adapter or args.model} classifies by a head and reads no prompt; leave out "
+            f"{', '.join(flags_of_prompts)}"
+        )
 
 
 def calibration_inputs(args, run, task, pool, shown):
@@ -95,7 +114,15 @@ def chosen_prompt(args, run, task, nearest, model, tokenizer, chat, by_likelihoo
 
     nearest: a Nearest, or None.
     """
-    search = (args.search, forms(task, args.instruction, args.template)) if args.search else None
+    few, fixed = prompt_search.LEAST, [f"--calibrate {args.calibrate}"] if args.calibrate not in (None, "none") else []
+    fixed += ["--demos nearest"] if nearest else []
+    fixed += ["--search"] if args.search else []
+    if len(task.train) < few and fixed:
+        raise utils.UserError(
+            f"--label_budget: of {len(task.train)} labels, fewer than {few}, all are demonstrations and nothing is "
+            f"chosen; leave out {', '.join(fixed)}, or give --k_shots"
+        )
+    search = (args.search, forms(task, args.instruction, args.template and task.template)) if args.search else None
     chosen = prompt_search.choose(
         model,
         tokenizer,

@@ -74,8 +74,21 @@ def label_prior(method, task, inputs=None):
     }[method]
 
 
-def answer_stop(model, tokenizer, kind, chat, reasons=False):
-    """Where an answer ends besides its end-of-sequence token. kind: of the task; reasons: they come before the answer.
+def task_stop(model, tokenizer, task, chat, reasons=False):
+    """answer_stop of a task; reasons: they come before the answer.
+
+    Reasons, and solutions whose last number counts, have several lines: in a plain prompt they end where the next
+    example would begin, with the first words of the template.
+    """
+    if chat or model.config.is_encoder_decoder or not (reasons or task.answer_format == "number"):
+        return answer_stop(model, tokenizer, task.kind, chat)
+    head = task.template.partition("{")[0].strip()
+    context = ("\n\nText:",) if any(ex.context for ex in task.evaluation[:1]) else ()
+    return (f"\n\n{head}", *context) if head else ("\n\n\n", *context)
+
+
+def answer_stop(model, tokenizer, kind, chat):
+    """Where an answer ends besides its end-of-sequence token. kind: of the task.
 
     A plain prompt's answer is one line, a plain instruction's response ends before the next heading; a chat template
     may close a turn with a text that is no special token.
@@ -85,9 +98,11 @@ def answer_stop(model, tokenizer, kind, chat, reasons=False):
     if chat:
         end = answer_end(tokenizer, chat)
         return () if end in tokenizer.all_special_tokens else (end,)
-    return ("\n###",) if kind == "instruction" else ("\n\n",) if reasons else ("\n",)
+    return ("\n###",) if kind == "instruction" else ("\n",)
 
 
 def answer_length(args, task):
-    """Most new tokens of an answer: --max_new_tokens, or 256 for instructions and 32 for questions."""
-    return args.max_new_tokens or (256 if task.kind == "instruction" else 32)
+    """Most new tokens of an answer: --max_new_tokens, or 256 for instructions and solutions that end in a number, and
+    32 for other questions.
+    """
+    return args.max_new_tokens or (256 if task.kind == "instruction" or task.answer_format == "number" else 32)

@@ -3,7 +3,8 @@
 import numpy as np
 
 import utils
-from harness.evaluation import metrics, reading
+from harness.data import numbers
+from harness.evaluation import metrics
 from harness.models import memory_forecast
 from harness.results import stats
 
@@ -25,7 +26,7 @@ def outcome(run, task, found, model=None, other=None):
     classes = task.kind == "classification"
     targets = [ex.label if classes else ex.references for ex in task.evaluation]
     if task.answer_format == "number":
-        targets = reading.reference_numbers(task)
+        targets = numbers.reference_numbers(task)
     degenerate(run, found.predictions, len(task.labels) or None, targets)
     run.row.update(found.cells)
     if found.labelled:

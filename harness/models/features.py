@@ -19,10 +19,12 @@ LONGEST = 512  # tokens a text is cut to unless a person says otherwise, as for 
 class Embeddings:
     """The pooled vectors [N, D] of a sentence-transformers model, of unit length."""
 
-    def __init__(self, args, device):
-        """UserError for a model that cannot be loaded. args: model, max_length, batch_size, trust_remote_code."""
-        name = f"--model {args.model}"
-        self.encoder = sentence_transformer.load(SentenceTransformer, args.model, "--model", device, args)
+    def __init__(self, args, device, flag="--model"):
+        """UserError, which names `flag`, for a model that cannot be loaded. args: model, max_length, batch_size,
+        trust_remote_code.
+        """
+        name = f"{flag} {args.model}"
+        self.encoder = sentence_transformer.load(SentenceTransformer, args.model, flag, device, args)
         self.tokenizer, self.model = self.encoder.tokenizer, self.encoder.transformers_model
         self.limit = sentence_transformer.limit_tokens(self.encoder, name, args.max_length or LONGEST)
         self.batch_size = 32 if args.batch_size == "auto" else args.batch_size

@@ -152,6 +152,10 @@ class Configuration:
         return self.rows[0][column]
 
     @property
+    def strategy(self):
+        return names.strategy(self.rows[0])
+
+    @property
     def kin(self):
         """The strategy that it is a case of, see names.kin."""
         return names.kin(self.rows[0])

@@ -31,17 +31,13 @@ def derived(row):
 def of_weights(model_paths, adapter_paths=()):
     """Labelled examples that models and adapters were trained with by runs of this project, None where unknown.
 
-    Weights lie in the folder of their run, beside its row.json. A model from elsewhere counts as untrained; what an
+    A model from elsewhere counts as untrained; what an
     adapter from elsewhere was trained with is unknown.
     """
     total = 0
     for path in [*model_paths, *adapter_paths]:
-        record = Path(path).parent / "row.json"
-        try:
-            row = json.loads(record.read_text(encoding="utf-8")) if record.is_file() else None
-        except (OSError, ValueError):
-            row = None
-        if isinstance(row, dict):
+        row = row_of(path)
+        if row:
             used = number_of(row)
             if used is None:
                 return None
@@ -51,9 +47,18 @@ def of_weights(model_paths, adapter_paths=()):
     return total
 
 
-def is_of_a_run(path):
-    """True for weights in the folder of a run of this project, which knows its labels; they may be none (distilled)."""
-    return (Path(path).parent / "row.json").is_file()
+def row_of(path):
+    """The row.json of the run of this project in whose folder weights lie (RUN/model, RUN/probe/encoder), {} for
+    weights from elsewhere.
+    """
+    for folder in list(Path(path).parents)[:2]:
+        try:
+            row = json.loads((folder / "row.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            continue
+        if isinstance(row, dict):
+            return row
+    return {}
 
 
 def of_runs(runs):

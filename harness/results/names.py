@@ -174,14 +174,16 @@ def distilled(variant):
     return f"{prompt(teacher, {})}, distilled into {target}" + (", online targets" if online else "")
 
 
+def strategy(row):
+    """A row's strategy; a probe on an encoder that was trained on the labels is SetFit."""
+    tuned = row["strategy"] == "probe" and str(row["variant"]).endswith("_contrastive")
+    return "setfit" if tuned else row["strategy"]
+
+
 def kin(row):
-    """The strategy that a row is a case of: at some precision, a zero-shot prompt is prompting and an adapter PEFT; a
-    probe on an encoder that was trained on the labels is SetFit.
-    """
-    if row["strategy"] == "probe" and str(row["variant"]).endswith("_contrastive"):
-        return "setfit"
+    """The strategy that a row is a case of: at some precision, a zero-shot prompt is prompting and an adapter PEFT."""
     if row["strategy"] != "quantized":
-        return row["strategy"]
+        return strategy(row)
     if label_counts.flags_of(row).get("adapter"):
         return "peft"
     return "prompting" if str(row.get("labels_used")) in ("0", "0.0") else "quantized"  # trained before, or unknown
@@ -213,9 +215,11 @@ def technique(row):
 
 def labels(row):
     """2,000 labels, for a row that was trained or chosen with so many; nothing for another."""
-    shots = row["strategy"] == "prompting" and prompt(row["variant"]) and not row["variant"].startswith("searched")
+    searched = row["variant"].startswith("searched")  # uses more or fewer labels of its budget by the draw
+    shots = row["strategy"] == "prompting" and prompt(row["variant"]) and not searched
     told = row["strategy"] in NO_LABELS or shots
-    known = None if told else store.number(row["labels_used"])
+    budget = label_counts.flags_of(row).get("label_budget") if searched else None
+    known = None if told else budget or store.number(row["labels_used"])
     n = int(known) if known and math.isfinite(known) else 0
     return f"{n:,} label{'s' * (n != 1)}" if n else ""
 

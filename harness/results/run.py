@@ -15,6 +15,8 @@ import utils
 from harness.results import label_counts, outputs, provenance, store
 
 OOM_EXIT_CODE = 3
+# flags that name models; an encoder of --demo_embedder chooses demonstrations, a --teacher's labels are in its answers
+MODEL_FLAGS = ("model", "gen_model", "embed_model", "reranker", "teacher", "student", "demo_embedder")
 
 
 def _agree(value, device):
@@ -42,7 +44,7 @@ def _leave_group(state):
 def _labels_of_weights(args):
     """label_counts.of_weights of the models and adapters that the flags name."""
     named = {"models": [], "adapters": []}
-    for kind, flags in (("models", ("model", "gen_model", "embed_model", "reranker")), ("adapters", ("adapter",))):
+    for kind, flags in (("models", MODEL_FLAGS), ("adapters", ("adapter",))):
         for value in filter(None, map(args.get, flags)):
             named[kind] += value if isinstance(value, list) else [value]
     return label_counts.of_weights(named["models"], named["adapters"])

@@ -79,7 +79,7 @@ def measured(members, cached=False):
     return [
         Candidate(
             c.name,
-            c["strategy"],
+            c.strategy,
             c.mean(),
             c.mean(latency_column(c, cached)),
             c.mean("memory"),

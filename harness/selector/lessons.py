@@ -34,7 +34,7 @@ def against(panels, choice, other):
     gaps = {}  # data set -> [(difference of the mean scores, its standard error)], one for each panel and model
     for panel, members in panels.items():
         for model in dict.fromkeys(c["model"] for c in members):
-            first, second = ([c for c in members if (c["strategy"], c["model"]) == (s, model)] for s in (choice, other))
+            first, second = ([c for c in members if (c.strategy, c["model"]) == (s, model)] for s in (choice, other))
             gap = difference(first, second)
             if gap:
                 gaps.setdefault(panel.data, []).append(gap)
@@ -58,13 +58,13 @@ def difference(first, second):
     its choice. Of a trained strategy only those with the most labels count; two trained ones are compared at the
     largest number of labels that both were measured with. None if nothing is comparable.
     """
-    trained = [side for side in (first, second) if side and side[0]["strategy"] in rules.MIN_LABELS]
+    trained = [side for side in (first, second) if side and side[0].strategy in rules.MIN_LABELS]
     shared = set.intersection(*({c.mean("labels_used") for c in side} for side in trained)) if trained else {0}
     if not first or not second or not shared:
         return None
     means, errors = [], []
     for side in (first, second):
-        some = [c for c in side if c["strategy"] not in rules.MIN_LABELS or c.mean("labels_used") == max(shared)]
+        some = [c for c in side if c.strategy not in rules.MIN_LABELS or c.mean("labels_used") == max(shared)]
         means.append(statistics.fmean(c.mean() for c in some))
         errors.append(statistics.fmean(c.standard_error or 0.0 for c in some))  # same examples: no averaging out
     return means[0] - means[1], math.hypot(*errors)
@@ -72,7 +72,7 @@ def difference(first, second):
 
 def ranges(panels, choice, limits):
     """[what a strategy scored and took over all rows, and the limits that none of them meets]; [] without rows."""
-    members = [c for group in panels.values() for c in group if c["strategy"] == choice]
+    members = [c for group in panels.values() for c in group if c.strategy == choice]
     if not members:
         return []
     scores = {}

@@ -15,7 +15,7 @@ from sklearn.preprocessing import StandardScaler
 
 import utils
 from harness.arguments import auto_epochs
-from harness.results import configurations
+from harness.results import configurations, names
 from harness.selector.candidates import Candidate, Limits, choose, eligible
 
 MIN_CONFIGURATIONS, MIN_GROUPS = 20, 3  # that the predictor needs to learn from
@@ -26,6 +26,8 @@ PER_DECADE, NARROW = 0.05, {"int8": 0.01, "nf4": 0.02}
 ROUNDS = 3  # of backfitting
 CONFIDENCE = 0.9  # probability of being within the limits that a prediction needs to be recommended as likely
 BEYOND = 2  # a feature may lie outside the measured range by this factor
+STRATEGIES = ("full_finetuning", "peft", "probe", "setfit", "prompting", "rag", "context_distillation", "distillation")
+SETFIT_STEPS = 2.5  # optimizer steps a label: 40 pairs in batches of 16
 
 
 @dataclass(frozen=True)
@@ -75,10 +77,7 @@ class Spec:
         Precision is left to `prior`, because few rows differ in it alone. Optimizer steps are left out, because they
         grow with the labels.
         """
-        strategies = [
-            float(self.strategy == name)
-            for name in ("full_finetuning", "peft", "probe", "prompting", "rag", "context_distillation", "distillation")
-        ]
+        strategies = [float(self.strategy == name) for name in STRATEGIES]
         sizes = [x for name, x in self.numbers() if name != "optimizer steps"]
         return [*sizes, *strategies, float(self.encoder), float(self.kind == "classification"), float(self.calibrated)]
 
@@ -120,13 +119,14 @@ def spec(configuration, tokens):
         else 0
     )
     kind = configurations.task_kind(row)
-    probe = row["strategy"] == "probe"
+    strategy = "prompting" if row["strategy"] == "quantized" else names.strategy(row)  # the same at another precision
+    probe = strategy == "probe"
     steps = 1 if probe and row["train_seconds"] else steps  # a head that is fitted once
-    encoder = kind == "classification" and row["strategy"] in ("full_finetuning", "peft", "probe")
+    steps = SETFIT_STEPS * trained_on if strategy == "setfit" else steps
+    encoder = kind == "classification" and strategy in ("full_finetuning", "peft", "probe", "setfit")
     encoder = encoder and not (probe and row["variant"].startswith("lm_"))
     new = 0 if kind == "classification" else flags.get("max_new_tokens") or 32
     passages = flags.get("k") or 0 if row["strategy"] == "rag" else 0
-    strategy = "prompting" if row["strategy"] == "quantized" else row["strategy"]  # the same at another precision
     return Spec(
         strategy,
         kind,

@@ -26,6 +26,7 @@ NAMES = {
     "full_finetuning": "full fine-tuning",
     "peft": "LoRA fine-tuning",
     "probe": "a probe on frozen features",
+    "setfit": "SetFit (a sentence encoder tuned on pairs of labelled texts)",
     "prompting": "prompting",
     "rag": "retrieval-augmented generation",
 }

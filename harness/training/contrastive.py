@@ -9,13 +9,20 @@ import tempfile
 import setfit
 from setfit import logging
 
+import utils
+
 BATCH, RATE, ROUNDS = 16, 2e-5, 20  # pairs a step, learning rate, pairs of each kind a text: the paper's
+MOST_TEXTS = 5000  # setfit 1.2 lists all pairs first: 12 million of so many texts
 
 
 def tune(encoder, texts, labels, seed, rounds=ROUNDS, learning_rate=RATE):
     """Train a SentenceTransformer in place on texts [N] with labels [N]: `rounds` * N pairs of one class and as many of
-    two, once. Returns the number of steps.
+    two, once. Returns the number of steps. UserError for more than MOST_TEXTS.
     """
+    if len(texts) > MOST_TEXTS:
+        raise utils.UserError(
+            f"--tune contrastive is for few labels, at most {MOST_TEXTS}, not {len(texts)}; give --label_budget"
+        )
     logging.set_verbosity_error()
     steps = -(-2 * rounds * len(texts) // BATCH)
     with tempfile.TemporaryDirectory() as folder:

@@ -9,12 +9,47 @@ from torch.nn.functional import kl_div
 
 import utils
 from harness import flags
+from harness.data import tasks, unlabelled
+from harness.data.examples import draw
 from harness.data.prompts import render
 from harness.evaluation import metrics, prompting
 from harness.models import batching, generation, loading, prefix_cache, scoring
 from harness.training import collators
 
+COMPARED = (
+    "metric",
+    "score",
+    "score_low",
+    "score_high",
+    "score_ood",
+    "latency_ms_p50",
+    "cached_latency_ms_p50",
+    "prompt_tokens",
+    "reference_perplexity",
+)
 TOP_K = 64  # likeliest tokens that precomputed targets of answers keep at each position; the rest counts as one
+
+
+def unlabelled_inputs(task, demonstrations, args):
+    """At most --unlabelled Examples of the training split, whose labels are not looked at, or of --unlabelled_file;
+    no demonstrations.
+    """
+    if args.unlabelled_file:
+        tasks.require_kind(task, "classification", "--unlabelled_file")
+        columns = args.text_column, args.text_pair_column, args.encoding
+        seen = {ex.key() for ex in (*task.evaluation, *demonstrations)}
+        others = unlabelled.read_inputs(args.unlabelled_file, task, *columns)
+        others = [ex for ex in others if ex.key() not in seen]
+    else:
+        shown = {ex.id for ex in demonstrations}
+        others = [*task.train, *(task.unlabelled if args.label_budget else ())]
+        others = [ex for ex in others if ex.id not in shown]
+    examples = draw(others, min(args.unlabelled, len(others)), args.data_seed + 1, balanced=False)
+    if len(examples) < 12:
+        raise utils.UserError(
+            f"{len(examples)} unlabelled inputs are left to learn from; context distillation needs at least twelve"
+        )
+    return examples
 
 
 class Teacher:
@@ -70,7 +105,7 @@ class Teacher:
     def answers(self, examples):
         """Token ids of its greedy answers [N], each to its end-of-sequence token or stop string."""
         prompts, _ = self.prompts(examples)
-        stop = prompting.answer_stop(self.model, self.tokenizer, self.task.kind, self.chat)
+        stop = prompting.task_stop(self.model, self.tokenizer, self.task, self.chat)
         with self.asked():
             return generation.generate(
                 self.model, self.tokenizer, prompts, self.new_tokens, "auto", stop, not self.chat, "answering"
@@ -282,3 +317,21 @@ def answer_items(student, teacher, tokenizer, task, examples, args, chat):
     pairs = list(zip(examples, answers))
     asked = utils.over_processes(lambda part: teacher.token_targets(*zip(*part), TOP_K), pairs)
     return items, [target for part in asked for target in part]
+
+
+def compare(run, sides, args):
+    """comparison.json, and what the note and the summary line tell of teacher and untrained student.
+
+    sides: {name: cells}, the distilled student last.
+    """
+    table = {name: {column: cells.get(column) for column in COMPARED} for name, cells in sides.items()}
+    run.write_json("comparison.json", table)
+    teacher, untrained = table["teacher"], table.get("untrained_student")
+    for name, cells in list(table.items())[:-1]:
+        interval = "" if cells["score_low"] is None else f"[{cells['score_low']:.3f}, {cells['score_high']:.3f}]"
+        latency = f", {cells['latency_ms_p50']:.0f} ms" if cells["latency_ms_p50"] else ""
+        run.note(f"{name.replace('_', ' ')}: {cells['metric']} {cells['score']:.3f} {interval}{latency}")
+    run.headline = f"teacher {teacher['score']:.3f}" + (f", untrained {untrained['score']:.3f}" if untrained else "")
+    if args.latency_runs:
+        saved = teacher["latency_ms_p50"] - run.row["latency_ms_p50"]
+        run.headline += f", {saved:.0f} ms a request saved"

@@ -12,7 +12,7 @@ import numpy as np
 
 import utils
 from harness import flags
-from harness.models import loading
+from harness.models import loading, scoring
 from harness.training import collators, distillation, heads, trainer
 
 
@@ -68,13 +68,17 @@ def has_head(model):
 
 
 def prepare(student, tokenizer, task, pairs, args, run, device):
-    """(collators.Data, loss or None for the model's own) of what `ask` returns; the first tenth validates.
+    """(collators.Data, loss or None for the model's own) of what `ask` returns; the first tenth validates, at most
+    --max_validation_samples.
 
     A new head starts as a logistic regression on the teacher's likeliest labels.
     """
-    n_validation = min(len(pairs) // 10, flags.VALIDATION_CAP)
+    cap = flags.VALIDATION_CAP if args.max_validation_samples is None else args.max_validation_samples
+    n_validation = min(len(pairs) // 10, cap)
     if has_head(student):
         told = replace(task, train=distillation.pseudo_labelled(pairs))
+        if args.max_length:  # saved with the tokenizer, so that whoever loads it cuts inputs alike
+            tokenizer.model_max_length = scoring.classifier_length(student, tokenizer, args.max_length)
         heads.start(student, tokenizer, told, with_head(args), run)
         data = distillation.head_data(student, tokenizer, task, pairs, n_validation, args, device)
         return data, distillation.head_loss(args.temperature)

@@ -4,7 +4,7 @@ import pytest
 from helpers import write_jsonl
 
 import utils
-from harness.data import tasks
+from harness.data import prompts, tasks
 from harness.data.label_words import descriptions, of_names
 
 
@@ -35,7 +35,24 @@ def test_auto_words_stand_in_instruction_and_answer(tmp_path):
     write_jsonl(tmp_path / "about.jsonl", [{"label": name, "description": f"about {name}"} for name in task.labels])
     told = tasks.load_task(str(tmp_path), label_words=["auto"], label_descriptions=tmp_path / "about.jsonl")
     assert told.descriptions == ("about card_arrival", "about lost_card")
-    assert "card arrival: about card_arrival\nlost card: about lost_card" in told.instruction
+    about = "card arrival: about card_arrival\nlost card: about lost_card"
+    assert about in told.instruction
+    for task in (told, prompts.with_prompt(told, ["first", "second"], "Sort it.")):
+        found = prompts.forms(task)
+        assert len(found) > 4 and all(f"{task.words[0]}: about card_arrival" in form.instruction for form in found)
+    with_own = tasks.load_task(
+        str(tmp_path), label_words=["auto"], label_descriptions=tmp_path / "about.jsonl", instruction="Sort it."
+    )
+    assert with_own.instruction == f"Sort it.\n\n{about}"
+
+
+def test_words_in_another_order_than_the_labels_are_refused(tmp_path):
+    rows = [{"text": f"text {i}", "label": ("sport", "politics")[i % 2]} for i in range(20)]
+    write_jsonl(tmp_path / "train.jsonl", rows[:10])
+    write_jsonl(tmp_path / "test.jsonl", rows[10:])
+    with pytest.raises(utils.UserError, match="politics would be called Sport.*order of the labels: politics, sport"):
+        tasks.load_task(str(tmp_path), label_words=["Sport", "politics"])
+    assert tasks.load_task(str(tmp_path), label_words=["Politics", "games"]).words == ("Politics", "games")
 
 
 def test_known_label_sets_keep_their_own_words(sentiment):
@@ -60,6 +77,8 @@ def test_a_table_of_descriptions_says_each_label_once(tmp_path):
     (tmp_path / "about.csv").write_text("label,description\na,first\na,again\nb,second\n")
     with pytest.raises(utils.UserError, match="twice"):
         descriptions(tmp_path / "about.csv", ("a", "b"))
+    write_jsonl(tmp_path / "about.jsonl", [{"label": i, "description": f"number {i}"} for i in range(2)])
+    assert descriptions(tmp_path / "about.jsonl", ("0", "1")) == ["number 0", "number 1"]
     (tmp_path / "about.csv").write_text("name,description\na,first\n")
     with pytest.raises(utils.UserError, match="columns label and description"):
         descriptions(tmp_path / "about.csv", ("a", "b"))

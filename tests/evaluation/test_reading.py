@@ -1,12 +1,14 @@
 import dataclasses
+from types import SimpleNamespace
 
 import pytest
 from helpers import loaded, predictions, write_jsonl
 
+import finetune
 import prompt_eval
 import utils
-from harness.data import tasks
-from harness.evaluation import evaluate, reading
+from harness.data import numbers, tasks
+from harness.evaluation import evaluate, prompting, reading
 from harness.results import run_scores, store
 
 
@@ -61,7 +63,7 @@ def test_an_empty_label_word_is_in_no_answer():
     ],
 )
 def test_the_last_number_of_a_text(text, number):
-    assert reading.last_number(text) == number
+    assert numbers.last_number(text) == number
 
 
 def test_the_conclusion_stands_behind_the_reasons():
@@ -137,6 +139,18 @@ def test_three_samples_of_a_label(sentiment, tiny_llama, out, tmp_path):
         assert p["prediction_index"] == reading.answers(task, p["generated"], samples=3)[0]
 
 
+def test_a_solution_ends_where_the_next_question_would_begin(sums, tiny_llama):
+    model, tokenizer = loaded(tiny_llama)
+    task = tasks.load_task(sums, answer_format="number")
+    assert prompting.task_stop(model, tokenizer, task, False) == ("\n\nQuestion:",)
+    as_text = dataclasses.replace(task, answer_format="text")
+    assert prompting.task_stop(model, tokenizer, as_text, False) == ("\n",)
+    assert prompting.task_stop(model, tokenizer, as_text, False, reasons=True) == ("\n\nQuestion:",)
+    own = dataclasses.replace(task, template="{text} =")
+    assert prompting.task_stop(model, tokenizer, own, False) == ("\n\n\n",)
+    assert prompting.answer_length(SimpleNamespace(max_new_tokens=None), task) == 256
+
+
 def test_a_prompt_for_reasons(sentiment, sums, tiny_llama):
     model, tokenizer = loaded(tiny_llama)
     from harness.data.prompts import render, with_reasons
@@ -165,7 +179,10 @@ def test_flags_of_reasons_that_do_not_fit(flags, said, capsys):
 def test_references_without_a_number_are_refused(questions, sentiment, tiny_llama, out, capsys):
     task = tasks.load_task(questions, answer_format="number")
     with pytest.raises(utils.UserError, match="has no number"):
-        reading.reference_numbers(task)
+        numbers.reference_numbers(task)
     with pytest.raises(SystemExit) as stopped:
         prompt_eval.main(["--model", tiny_llama, "--dataset", sentiment, "--answer_format", "number", *out])
     assert stopped.value.code == 2 and "is for qa data" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as stopped:  # before anything is loaded
+        finetune.main(["--model", tiny_llama, "--dataset", questions, "--answer_format", "number", *out])
+    assert stopped.value.code == 2 and "has no number" in capsys.readouterr().err

@@ -1,10 +1,11 @@
+import argparse
 import csv
 import json
 
 import pytest
 from row_helpers import result_row
 
-from harness.results import configurations, label_counts, run_scores, store
+from harness.results import configurations, label_counts, run, run_scores, store
 
 CHOSE = "566 validation examples chose the checkpoint; learning rate 0.0001"
 
@@ -27,6 +28,19 @@ CHOSE = "566 validation examples chose the checkpoint; learning rate 0.0001"
 )
 def test_the_labels_of_a_row_from_before_the_column(cells, labels):
     assert label_counts.derived(cells) == labels
+
+
+def test_the_labels_that_came_with_weights(tmp_path):
+    """A teacher's labels are in what it says, and SetFit's in its encoder, which lies a folder deeper."""
+    for name, labels in (("teacher", 500), ("setfit", 40)):
+        (tmp_path / name / "probe" / "encoder").mkdir(parents=True)
+        (tmp_path / name / "model").mkdir()
+        (tmp_path / name / "row.json").write_text(json.dumps({"labels_used": labels, "strategy": "probe"}))
+    args = {"model": "assets/m", "teacher": str(tmp_path / "teacher/model"), "student": "lora", "results": "r.csv"}
+    args |= {"demo_embedder": str(tmp_path / "setfit/probe/encoder"), "runs_dir": str(tmp_path), "seed": 0}
+    assert run.Run(argparse.Namespace(**args), "prompt_eval.py", "prompting").trained_with == 540
+    assert label_counts.row_of(tmp_path / "setfit/probe/encoder")["strategy"] == "probe"
+    assert label_counts.row_of("lora") == {} == label_counts.row_of(tmp_path / "setfit")
 
 
 def test_an_old_csv_is_read_with_its_labels_and_widened_with_them(tmp_path):

@@ -101,7 +101,7 @@ def test_the_trade_off_is_that_of_every_threshold():
         assert share == np.mean(confidence < threshold)
         assert score == pytest.approx(np.where(confidence < threshold, second, first).mean())
     best = cascade.choose(confidence, first, second, None, 0.5)
-    assert scores[thresholds == best] == scores[shares <= 0.5].max()
+    assert shares[thresholds == best] == shares[shares <= 0.5].max()
     kept = cascade.choose(confidence, first, second, 0.98, None)
     enough = scores >= 0.98 * second.mean()
     assert kept == thresholds[enough][0]
@@ -143,15 +143,26 @@ def test_no_example_is_answered_by_a_threshold_that_it_chose(sides):
 def test_cross_fitting_is_unbiased_where_choosing_on_the_same_examples_is_not():
     """Two models that are equally good and independent: any gain of a threshold is luck."""
     rng, fair, naive = np.random.default_rng(2), [], []
-    args = cascade.parse_args(["a", "b", "--max_share", "0.9"])
+    args = cascade.parse_args(["a", "b", "--keep", "1"])
     for _ in range(300):
         confidence, first, second = rng.random(100), rng.random(100) < 0.7, rng.random(100) < 0.7
         sides = [first.astype(float), second.astype(float)]
         each, _ = cascade.thresholds_of(args, confidence, *sides, [None] * 100)
-        final = cascade.choose(confidence, *sides, None, 0.9)
+        final = cascade.choose(confidence, *sides, 1.0, None)
         fair.append(np.where(confidence < each, sides[1], sides[0]).mean())
         naive.append(np.where(confidence < final, sides[1], sides[0]).mean())
-    assert abs(np.mean(fair) - 0.7) < 0.01 < 0.02 < np.mean(naive) - 0.7
+    assert abs(np.mean(fair) - 0.7) < 0.007 and np.mean(naive) - 0.7 > 0.01
+
+
+def test_a_share_is_deferred_whatever_the_scores_are():
+    rng = np.random.default_rng(3)
+    confidence, first, second = rng.random(400), rng.random(400) < 0.9, rng.random(400) < 0.5
+    sides = [first.astype(float), second.astype(float)]
+    args = cascade.parse_args(["a", "b", "--max_share", "0.3"])
+    each, note = cascade.thresholds_of(args, confidence, *sides, [None] * 400)
+    assert (confidence < each).mean() == pytest.approx(0.3, abs=0.05) and "by confidence alone" in note
+    assert cascade.choose(confidence, *sides, None, 1.0) == np.inf
+    assert (confidence < cascade.choose(confidence, *sides, None, 0.0)).sum() == 0
 
 
 def test_what_cannot_be_a_cascade_is_refused(sides, tmp_path, capsys):

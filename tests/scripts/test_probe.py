@@ -152,13 +152,13 @@ def test_setfit_moves_the_encoder_and_is_scored_again_with_it(tiny_embedder, sen
     frozen = SentenceTransformer(tiny_embedder, device="cpu")
     task = tasks.load_task(sentiment, max_train_samples=16)
 
-    def likeness(model):  # of texts of one class, and of two
+    def similarity(model):  # of texts of one class, and of two
         vectors = model.encode([ex.text for ex in task.train], normalize_embeddings=True)
         same = np.equal.outer(*[[ex.label for ex in task.train]] * 2)
         cosines = vectors @ vectors.T
         return cosines[same & ~np.eye(16, dtype=bool)].mean() - cosines[~same].mean()
 
-    assert likeness(tuned) > 1.2 * likeness(frozen) > 0
+    assert similarity(tuned) > 1.2 * similarity(frozen) > 0
     head = LogisticRegression(max_iter=1000)  # setfit's own head: C 1, the vectors as they are
     head.fit(tuned.encode([ex.text for ex in task.train], normalize_embeddings=True), [ex.label for ex in task.train])
     vectors = tuned.encode([ex.text for ex in task.evaluation], normalize_embeddings=True)
@@ -170,6 +170,14 @@ def test_setfit_moves_the_encoder_and_is_scored_again_with_it(tiny_embedder, sen
     assert probed(again) == probed(row)
     with pytest.raises(SystemExit):
         probe.main([*flags, "--probe", row["run_dir"], "--model", tiny_embedder])
+
+
+def test_setfit_needs_two_classes(tiny_embedder, out, tmp_path, capsys):
+    write_jsonl(tmp_path / "train.jsonl", [{"text": f"good film {i}", "label": "good"} for i in range(12)])
+    write_jsonl(tmp_path / "test.jsonl", [{"text": "a film", "label": "good"}, {"text": "a show", "label": "bad"}])
+    with pytest.raises(SystemExit) as stopped:
+        probe.main(["--model", tiny_embedder, "--dataset", str(tmp_path), "--tune", "contrastive", *out])
+    assert stopped.value.code == 2 and "are all of one" in capsys.readouterr().err
 
 
 def test_zero_shot_by_the_names_of_the_labels(tiny_embedder, sentiment, out, tmp_path):
