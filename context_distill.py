@@ -235,12 +235,16 @@ def own_student(args, run, task, model, tokenizer, demonstrations, examples, dev
     return trainer.fit(student, tokenizer, data, args, run, device, rate, loss=loss, reload=reload)
 
 
-def other_student(args, run, task, pairs, device):
-    """(trained student, its tokenizer) of another model's targets. args.model: the student; pairs: of students.ask."""
+def other_student(args, run, task, pairs, device, kept):
+    """(trained student, its tokenizer) of another model's targets. args.model: the student; pairs: of students.ask;
+    kept: a Forgetting, which measures a language model before it is trained.
+    """
     with utils.measure() as load:
         student, tokenizer, remark = students.load(args, task, device, add_student)
     run.note(remark)
     run.row.update(**load.load_columns(), **loading.size_columns(student, trained=True))
+    if not students.has_head(student):
+        kept.measure(student, tokenizer)
     data, loss = students.prepare(student, tokenizer, task, pairs, args, run, device)
     rate = args.learning_rate or LEARNING_RATES["lora" if args.student == "lora" else "full"]
     if students.has_head(student):
@@ -311,7 +315,7 @@ def run_once(args):
         prior = prompting.label_prior(args.calibrate, task, examples[: flags.CALIBRATION_CAP])
         outcome = evaluate_prompted(model, tokenizer, task, args, chat, other, demonstrations, prior)
         sides = {"teacher": record.side(run, task, outcome, "teacher", other)}
-        args.model = of_student
+        args.model, kept = of_student, forgetting.Forgetting(args, run)
         if two_models(args):
             run.note(f"teacher {of_teacher}")
             with utils.measure() as asking:
@@ -320,12 +324,16 @@ def run_once(args):
             count_asking(run, asking, len(pairs))
             del teacher, model
             utils.free_memory()
-            student, tokenizer = other_student(args, run, task, pairs, device)
+            student, tokenizer = other_student(args, run, task, pairs, device, kept)
         else:
             outcome = evaluate_prompted(model, tokenizer, task, args, chat, other)
             sides["untrained_student"] = record.side(run, task, outcome, "untrained", other)
+            kept.measure(model, tokenizer)
             student = own_student(args, run, task, model, tokenizer, demonstrations, examples, device, chat)
             del model  # what answers a request is the student alone
+        if not students.has_head(student):
+            kept.measure(student, tokenizer)
+            kept.record(run)
         folder = "adapter" if args.student == "lora" else "model"
         if run.main:
             student.save_pretrained(run.path(folder))
@@ -354,11 +362,11 @@ def run_once(args):
 
 def import_heavy():
     """Import what takes seconds, once the arguments are known to be right: --help and a wrong flag answer at once."""
-    global adapters, distillation, draw, evaluate, layers, loading, prompt_search, prompting, record
+    global adapters, distillation, draw, evaluate, forgetting, layers, loading, prompt_search, prompting, record
     global serving, students, tasks, trainer
     from harness.data import tasks
     from harness.data.examples import draw
-    from harness.evaluation import evaluate, prompt_search, prompting, record, serving
+    from harness.evaluation import evaluate, forgetting, prompt_search, prompting, record, serving
     from harness.models import adapters, layers, loading
     from harness.training import distillation, students, trainer
 

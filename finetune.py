@@ -97,6 +97,9 @@ def run_once(args):
         run.row.update(**load.load_columns(), **loading.size_columns(model, trained=True))
 
         # 5. adapt
+        kept = forgetting.Forgetting(args, run) if task.kind != "classification" else None
+        if kept:
+            kept.measure(model, tokenizer)
         heads.start(model, tokenizer, task, args, run)
         reload = functools.partial(trainer.load_base, args, task, tokenizer, device, args.weights)
         model = trainer.train(model, tokenizer, task, args, run, device, learning_rate, chat, reload=reload)
@@ -107,6 +110,9 @@ def run_once(args):
 
         # 6. evaluate
         outcome = evaluate.trained(model, tokenizer, task, args, chat, other)
+        if kept:
+            kept.measure(model, tokenizer)
+            kept.record(run)
 
         # 7. row and report: the row is written by leaving the block
         record.outcome(run, task, outcome, model, other)
@@ -117,9 +123,9 @@ def run_once(args):
 
 def import_heavy():
     """Import what takes seconds, once the arguments are known to be right: --help and a wrong flag answer at once."""
-    global evaluate, heads, loading, record, tasks, trainer, tuning
+    global evaluate, forgetting, heads, loading, record, tasks, trainer, tuning
     from harness.data import tasks
-    from harness.evaluation import evaluate, record
+    from harness.evaluation import evaluate, forgetting, record
     from harness.models import loading
     from harness.training import heads, trainer, tuning
 

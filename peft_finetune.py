@@ -104,9 +104,8 @@ def parse_args(argv=None):
         metavar="R",
         help="LoRA+: learning rate of B over that of A (Hayou et al. 2024; default: 1)",
     )
-    group.add_argument(
-        "--trainable_tokens", metavar="A,B,..", help="LoRA also trains the embeddings of these tokens of the tokenizer"
-    )
+    tokens_help = "LoRA also trains the embeddings of these tokens of the tokenizer"
+    group.add_argument("--trainable_tokens", metavar="A,B,..", help=tokens_help)
     group.add_argument(
         "--bias", choices=("none", "all", "lora_only"), default="none", help="biases trained too (default: %(default)s)"
     )
@@ -349,7 +348,12 @@ def run_once(args):
             run.row["status"] = "degenerate"
             run.note("the adapter changed nothing")
 
-        # 6. evaluate: as it is served, merged where that is exact
+        # 6. evaluate: as it is served, merged where that is exact; what it forgot before that, beside its own base
+        if task.kind != "classification":
+            kept = forgetting.Forgetting(args, run)
+            kept.measure_both(model, tokenizer)
+            kept.record(run)
+
         def evaluated(model, task, latency_runs):
             return evaluate.trained(model, tokenizer, task, args, chat, other, latency_runs)
 
@@ -365,12 +369,12 @@ def run_once(args):
 
 def import_heavy():
     """Import what takes seconds, once the arguments are known to be right: --help and a wrong flag answer at once."""
-    global adapters, evaluate, heads, layers, loading, loop, new_adapters, new_layers, peft, record, serving, tasks
-    global trainer, tuning
+    global adapters, evaluate, forgetting, heads, layers, loading, loop, new_adapters, new_layers, peft, record
+    global serving, tasks, trainer, tuning
     import peft
 
     from harness.data import tasks
-    from harness.evaluation import evaluate, record, serving
+    from harness.evaluation import evaluate, forgetting, record, serving
     from harness.models import adapters, layers, loading, new_adapters, new_layers
     from harness.training import heads, loop, trainer, tuning
 

@@ -116,6 +116,12 @@ def add_training_args(parser, resume=True, padding_free=True, tune=True):
             "what its architecture reads, the first token (default: auto)",
         )
     group.add_argument(
+        "--forgetting",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="score a language model on general text and on another task, before and after (default: on)",
+    )
+    group.add_argument(
         "--early_stopping", type=positive_int, metavar="N", help="stop after N checkpoints without a better one"
     )
     group.add_argument(

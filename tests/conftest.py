@@ -306,3 +306,20 @@ def nli(tmp_path_factory):
         ]
     (folder / "hans" / "heuristics_evaluation_set.tsv").write_text("\n".join(lines) + "\n")
     return folder
+
+
+@pytest.fixture(scope="session")
+def choices(tmp_path_factory):
+    """Multiple choice from two sources, as UnifiedQA writes it."""
+    folder = tmp_path_factory.mktemp("choices")
+    rows = [
+        {
+            "question": f"what was {word} ? \\n (a) the {word} film (b) a very very dull city (c) rome",
+            "answer": [f"the {word} film"],
+            "source": "one" if i % 3 else "two",
+        }
+        for i, word in enumerate([*GOOD, *BAD])
+    ]
+    write_jsonl(folder / "train.jsonl", rows[:4])
+    write_jsonl(folder / "test.jsonl", rows[4:])
+    return str(folder)

@@ -259,7 +259,7 @@ def test_measured_figures_stand_in_committed_rows(page, heading, data, file):
 
 @pytest.mark.parametrize("page, heading, file", REPORTED)
 def test_configurations_of_a_table_are_those_of_the_report(page, heading, file):
-    """Each line names a configuration as the report does, with its score and labels over all runs; and the table has all
+    """Each line names a configuration as the report does, with score and labels over all runs, and the table has all
     configurations of several runs.
     """
     section = (ROOT / page).read_text(encoding="utf-8").split(f"{heading}\n")[1].split("\n#")[0]

@@ -115,7 +115,7 @@ def chosen_prompt(args, run, task, nearest, model, tokenizer, chat, by_likelihoo
     nearest: a Nearest, or None.
     """
     few, fixed = prompt_search.LEAST, [f"--calibrate {args.calibrate}"] if args.calibrate not in (None, "none") else []
-    fixed += ["--demos nearest"] if nearest else []
+    fixed += ["--demos nearest"] if nearest is not None else []
     fixed += ["--search"] if args.search else []
     if len(task.train) < few and fixed:
         raise utils.UserError(

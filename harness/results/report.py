@@ -144,7 +144,21 @@ def findings(panel, found):
     below = [c.name for c in usable if baseline is not None and c.interval[0] is not None and c.interval[0] <= baseline]
     if below:
         lines.append(f"- Not shown to be above the majority class ({baseline:.3f}): {'; '.join(below)}.")
+    lines += broken(usable)
     return lines + [effect(flag, levels) for flag, levels in compare.studies(found)]
+
+
+def broken(usable):
+    """A line on what training language models broke, the worst first; none where no row has it."""
+    known = [c for c in usable if c.mean("forgetting") is not None and c.mean("retained_change") is not None]
+    if not known:
+        return []
+    each = [
+        f"{c.name} ({c.mean('forgetting'):+.3f} bits, {100 * c.mean('retained_change'):+.1f} points)"
+        for c in sorted(known, key=lambda c: -c.mean("forgetting"))
+    ]
+    what = "bits per byte of general text (more is worse) and zero-shot score on another task"
+    return [f"- What training broke, in {what}: {'; '.join(each)}."]
 
 
 def highest(best, usable):

@@ -114,6 +114,15 @@ COLUMNS = (
     Column("label_mass", "float", "quality",
            about="Where labels or options are scored by likelihood: mean probability that the model gives to all of "
                  "them together, before they are normalised."),
+    Column("general_bits_per_byte", "float", "quality", "bits", "bits per byte of general text", -1,
+           "Of a trained language model, on summaries of stories that it was not trained on."),
+    Column("forgetting", "float", "quality", "bits", "forgetting", -1,
+           "By how much training has raised `general_bits_per_byte`."),
+    Column("retained_score", "float", "quality", "", "score on another task", 1,
+           "Of a trained language model, zero-shot on 200 examples of a task that it was not trained on (the demo's "
+           "movie reviews, or OpenBookQA where it was trained on these)."),
+    Column("retained_change", "float", "quality", "", "change on another task", 1,
+           "By how much training has changed `retained_score`."),
     Column("invalid_rate", "float", "quality", about="Share of answers that could not be read, or were empty."),
     Column("deferral_rate", "float", "quality", "", "share deferred", -1,
            "Share of the examples that the second model of a cascade answers (cascade.py)."),

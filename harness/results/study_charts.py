@@ -154,6 +154,26 @@ def learning_curves(panel, members):
     return figure
 
 
+def forgetting_chart(panel, members, more=""):
+    """The score of each trained language model, and what training has cost general text and another task."""
+    bars = plotting.with_value(members, "retained_change", "forgetting")
+    if not bars:
+        return None
+    bars, note = plotting.bars_of(bars, more)
+    figure, axes = plotting.new_figure(plotting.bar_height(bars), 3)
+    for axis, column in zip(axes, ("score", "forgetting", "retained_change")):
+        means, colours = [c.mean(column) for c in bars], [plotting.colour(c) for c in bars]
+        axis.barh(range(len(bars)), means, xerr=reach(column, bars), capsize=2, color=colours)
+        axis.axvline(0, color="black", linewidth=0.8)
+        plotting.name_bars(axis, bars)
+        plotting.values_beside(axis, [f"{mean:.3f}" if column == "score" else f"{mean:+.3f}" for mean in means])
+        axis.set_xlabel(plotting.axis_name(column), fontsize=9)
+        axis.tick_params(axis="x", labelsize=7)
+        axis.label_outer()
+    figure.supxlabel(note, fontsize=9)
+    return figure
+
+
 def risk_coverage(curve, confidence, first, second, chosen, title):
     """A cascade's chart: its score by the share deferred, and the error of what the first model answers by that share.
 

@@ -84,7 +84,8 @@ def test_scores_that_are_no_numbers_fail_the_run(
     data = tmp_path / "test.jsonl"
     write_jsonl(data, [{"text": f"the film was {w}", "label": w} for w in ("good", "bad", "good", "bad")])
     damage(monkeypatch)
-    flags = ["--model", request.getfixturevalue(name), "--test_file", str(data), "--scoring", scoring]
+    flags = ["--model", request.getfixturevalue(name), "--test_file", str(data)]
+    flags += [] if name == "tiny_classifier" else ["--scoring", scoring]
     with pytest.raises(SystemExit) as ended:
         run(prompt_eval, flags, out)
     row, error = only_row(), capsys.readouterr().err

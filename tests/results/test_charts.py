@@ -4,8 +4,9 @@ import json
 import matplotlib.pyplot as plt
 import pytest
 from helpers import ROOT
-from row_helpers import log_rows, result_row, rows_as_read
+from row_helpers import log_rows, result_row, results_csv, rows_as_read
 
+import plot_results
 from harness.results import charts, configurations, plotting, store, study_charts
 from harness.training import curves
 
@@ -158,3 +159,20 @@ def test_learning_curves_go_by_all_labels_that_were_used(tmp_path):
     panel, members = first_panel(rows_as_read(tmp_path, [*trained, *prompts, unknown]))
     lines = [line for line in study_charts.learning_curves(panel, members).axes[0].lines if line.get_marker() == "o"]
     assert sorted(list(line.get_xdata()) for line in lines) == [[0, 8], [90, 140]]
+
+
+def test_what_training_broke_is_drawn_and_reported(tmp_path):
+    broke = [("peft", "lora_r8", 0.71, 0.03, -0.02), ("full_finetuning", "full", 0.73, 0.21, -0.15)]
+    rows = [
+        result_row(strategy=s, variant=v, score=score, n_train=100, forgetting=bits, retained_change=change)
+        for s, v, score, bits, change in broke
+    ]
+    rows.append(result_row(strategy="prompting", variant="0_shot", score=0.5))
+    path = results_csv(tmp_path / "r.csv", rows)
+    plot_results.main(["--results", path, "--output_dir", str(tmp_path), "--report", str(tmp_path / "R.md")])
+    assert (tmp_path / "forgetting_d.png").stat().st_size > 10_000
+    said = "Full fine-tuning, m, 100 labels (+0.210 bits, -15.0 points); LoRA r=8, m, 100 labels (+0.030 bits"
+    assert said in (tmp_path / "R.md").read_text()
+    members = configurations.group_seeds(store.read_results(path))
+    figure = study_charts.forgetting_chart(None, members)
+    assert [[bar.get_width() for bar in axis.patches] for axis in figure.axes[1:]] == [[0.03, 0.21], [-0.02, -0.15]]

@@ -138,13 +138,13 @@ def test_inputs_of_a_file_and_the_length_that_is_kept(sentiment, tiny_llama, tin
     """The file holds the evaluation texts as well, which are not learnt from; a saved student cuts as it was scored."""
     task = tasks.load_task(sentiment)
     (tmp_path / "inputs.txt").write_text("".join(f"{ex.text}\n" for ex in [*task.train[:40], *task.evaluation]))
-    flags = ["--teacher", tiny_llama, "--student", tiny_bert, "--dataset", sentiment, "--max_length", "5", *out]
+    flags = ["--teacher", tiny_llama, "--student", tiny_bert, "--dataset", sentiment, "--max_length", "8", *out]
     context_distill.main([*flags, "--unlabelled_file", str(tmp_path / "inputs.txt"), "--max_steps", "20"])
     (row,) = store.read_results(tmp_path / "results.csv")
     assert "40 unlabelled inputs" in row["note"]
     prompt_eval.main(["--model", f"{row['run_dir']}/model", "--dataset", sentiment, *out])
     again = store.read_results(tmp_path / "results.csv")[1]
-    assert without_times(again) == without_times(row) and "cut to 5 tokens" in again["note"]
+    assert without_times(again) == without_times(row) and "cut to 8 tokens" in again["note"]
 
 
 def test_soft_targets_of_a_head(sentiment, tiny_bert):

@@ -172,11 +172,10 @@ def test_setfit_moves_the_encoder_and_is_scored_again_with_it(tiny_embedder, sen
         probe.main([*flags, "--probe", row["run_dir"], "--model", tiny_embedder])
 
 
-def test_setfit_needs_two_classes(tiny_embedder, out, tmp_path, capsys):
-    write_jsonl(tmp_path / "train.jsonl", [{"text": f"good film {i}", "label": "good"} for i in range(12)])
-    write_jsonl(tmp_path / "test.jsonl", [{"text": "a film", "label": "good"}, {"text": "a show", "label": "bad"}])
+def test_setfit_needs_two_classes(tiny_embedder, sentiment, out, capsys):
+    flags = ["--model", tiny_embedder, "--dataset", sentiment, "--max_train_samples", "1", *out]
     with pytest.raises(SystemExit) as stopped:
-        probe.main(["--model", tiny_embedder, "--dataset", str(tmp_path), "--tune", "contrastive", *out])
+        probe.main([*flags, "--tune", "contrastive"])
     assert stopped.value.code == 2 and "are all of one" in capsys.readouterr().err
 
 

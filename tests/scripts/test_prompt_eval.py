@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers import BAD, GOOD, SMOLLM2, check_classification, launch, loaded, predictions, reviews, write_jsonl
+from helpers import SMOLLM2, check_classification, launch, loaded, predictions, reviews, write_jsonl
 
 import prompt_eval
 import utils
@@ -219,23 +219,6 @@ def test_in_context_learning_out_of_domain(nli, tiny_llama, out, only_row):
         for i, ex in zip(best, other.evaluation)
     ]
     assert float(row["score_ood"]) == pytest.approx(np.mean(right))
-
-
-@pytest.fixture(scope="session")
-def choices(tmp_path_factory):
-    """Multiple choice from two sources, as UnifiedQA writes it."""
-    folder = tmp_path_factory.mktemp("choices")
-    rows = [
-        {
-            "question": f"what was {word} ? \\n (a) the {word} film (b) a very very dull city (c) rome",
-            "answer": [f"the {word} film"],
-            "source": "one" if i % 3 else "two",
-        }
-        for i, word in enumerate([*GOOD, *BAD])
-    ]
-    write_jsonl(folder / "train.jsonl", rows[:4])
-    write_jsonl(folder / "test.jsonl", rows[4:])
-    return str(folder)
 
 
 def test_multiple_choice_by_likelihood(choices, tiny_llama, out, only_row):
