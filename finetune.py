@@ -18,6 +18,9 @@ learning rate: 1e-4 for a head (less for hidden states wider than 384, in propor
     # few-shot: 16 labels, five draws, also scored out of domain (after `python prepare_data.py mnli_hans`)
     python finetune.py --dataset assets/data/mnli_hans/mnli --eval_ood assets/data/mnli_hans/hans \\
         --label_budget 16 --repeats 5 --max_eval_samples 1000
+    # RAFT: questions with the passages that retrieval finds; serve it with rag_eval.py --gen_model runs/RUN_ID/model
+    python finetune.py --model assets/models/SmolLM2-135M-Instruct --dataset assets/data/disfl_qa --context retrieved \\
+        --chunk_tokens 64 --label_budget 500
     # a 7B model whole: bf16 weights, about 8 bytes a parameter with their optimizer, and activations
     python finetune.py --model meta-llama/Llama-2-7b-hf --dataset databricks/databricks-dolly-15k --weights bf16 \\
         --learning_rate 1e-5 --gradient_checkpointing --batch_size 4 --gradient_accumulation 8 --max_eval_samples 200
@@ -43,9 +46,11 @@ def parse_args(argv=None):
         "--model", default="assets/models/all-MiniLM-L6-v2", help="hub name or folder (default: %(default)s)"
     )
     flags.add_training_args(parser)
+    flags.add_context_args(parser)
     flags.add_data_args(parser)
     flags.add_common_args(parser)
-    return flags.check_training_args(parser, flags.check_data_args(parser, parser.parse_args(argv)))
+    args = flags.check_training_args(parser, flags.check_data_args(parser, parser.parse_args(argv)))
+    return flags.check_context_args(parser, args)
 
 
 # ------------------------------------------------------------------------------------------------------- the technique
@@ -68,7 +73,7 @@ def run_once(args):
         device = utils.pick_device(args.device)
         trainer.check_device(args, device)
         run.row.update(
-            variant="full",
+            variant=flags.with_context("full", args),
             model=args.model,
             data_seed=args.data_seed,
             device=device,
@@ -81,6 +86,8 @@ def run_once(args):
         print(task.summary())
         other = tasks.out_of_domain(args, task)
         run.row.update(task.row())
+        if args.context:
+            task = raft.with_passages(run, args, task, device)
 
         # 4. model, after the trials of --tune
         tokenizer = loading.load_tokenizer(args.model, args.trust_remote_code, args.thinking)
@@ -98,11 +105,10 @@ def run_once(args):
 
         # 5. adapt
         kept = forgetting.Forgetting(args, run) if task.kind != "classification" else None
-        if kept:
-            kept.measure(model, tokenizer)
         heads.start(model, tokenizer, task, args, run)
         reload = functools.partial(trainer.load_base, args, task, tokenizer, device, args.weights)
-        model = trainer.train(model, tokenizer, task, args, run, device, learning_rate, chat, reload=reload)
+        before = {"reload": reload, "measure": kept and kept.measure}
+        model = trainer.train(model, tokenizer, task, args, run, device, learning_rate, chat, **before)
         if run.main:
             model.save_pretrained(run.path("model"))
             tokenizer.save_pretrained(run.path("model"))
@@ -123,10 +129,11 @@ def run_once(args):
 
 def import_heavy():
     """Import what takes seconds, once the arguments are known to be right: --help and a wrong flag answer at once."""
-    global evaluate, forgetting, heads, loading, record, tasks, trainer, tuning
+    global evaluate, forgetting, heads, loading, raft, record, tasks, trainer, tuning
     from harness.data import tasks
     from harness.evaluation import evaluate, forgetting, record
     from harness.models import loading
+    from harness.retrieval import raft
     from harness.training import heads, trainer, tuning
 
 

@@ -132,6 +132,7 @@ def parse_args(argv=None):
         "--init_text", help="a learned prompt begins as this text (default: the task's instruction, or random)"
     )
     flags.add_training_args(parser)
+    flags.add_context_args(parser)
     flags.add_data_args(parser)
     flags.add_common_args(parser)
     args = flags.check_training_args(parser, flags.check_data_args(parser, parser.parse_args(argv)))
@@ -142,7 +143,7 @@ def parse_args(argv=None):
     if args.method == "qlora":
         args.method, args.quantize = "lora", args.quantize or "nf4"
     args.quantize = args.quantize or "none"
-    check_method(parser, args)
+    check_method(parser, flags.check_context_args(parser, args))
     return args
 
 
@@ -273,7 +274,8 @@ def variant(args):
     where = "" if args.target_modules == "auto" else "_" + args.target_modules.replace(",", "+")
     if args.peft_config:
         size, start = f"_from_{Path(args.peft_config).stem}", ""
-    return method_of(args) + size + start + where + ("" if args.quantize == "none" else f"_{args.quantize}")
+    base = "" if args.quantize == "none" else f"_{args.quantize}"
+    return flags.with_context(method_of(args) + size + start + where + base, args)
 
 
 def run_once(args):
@@ -300,6 +302,8 @@ def run_once(args):
         print(task.summary())
         other = tasks.out_of_domain(args, task)
         run.row.update(task.row())
+        if args.context:
+            task = raft.with_passages(run, args, task, device)
 
         # 4. model, after the trials of --tune
         tokenizer = loading.load_tokenizer(args.model, args.trust_remote_code, args.thinking)
@@ -370,12 +374,13 @@ def run_once(args):
 def import_heavy():
     """Import what takes seconds, once the arguments are known to be right: --help and a wrong flag answer at once."""
     global adapters, evaluate, forgetting, heads, layers, loading, loop, new_adapters, new_layers, peft, record
-    global serving, tasks, trainer, tuning
+    global raft, serving, tasks, trainer, tuning
     import peft
 
     from harness.data import tasks
     from harness.evaluation import evaluate, forgetting, record, serving
     from harness.models import adapters, layers, loading, new_adapters, new_layers
+    from harness.retrieval import raft
     from harness.training import heads, loop, trainer, tuning
 
 

@@ -1,11 +1,12 @@
 """Retrieval-augmented generation: documents -> chunks -> embeddings -> FAISS index -> retrieve -> prompt -> answer.
 
 Measures the retrieval (recall@k, nDCG@10, ...) and the answers (token F1, ...) on the same questions, with the time of
-each stage. --baselines also answers without retrieval, with random passages and with the gold passage: one row each. A
+each stage. --baselines also answers without retrieval, with random passages, with the gold passage and with as many
+ranked passages as fit: one row each. A
 BEIR folder (corpus.jsonl, queries.jsonl, qrels/) as --dataset measures retrieval alone, of whole documents unless
 --chunk_tokens is given.
 
-    # on a CPU, offline (after `python prepare_data.py demo`): about two minutes; with --baselines four rows
+    # on a CPU, offline (after `python prepare_data.py demo`): about two minutes; with --baselines five rows
     python rag_eval.py --k 4 --chunk_tokens 64 --chunk_overlap 16 --max_eval_samples 60
     # how good is the retrieval: dense, BM25 or both fused?
     python rag_eval.py --retrieval_only --retriever hybrid --chunk_tokens 64
@@ -24,9 +25,11 @@ from harness.results import outputs
 from harness.results.run import Run
 from harness.retrieval import files
 
-MODES = ("none", "gold", "random", "retrieved")  # the rows of --baselines; those without an embedder come first
-VARIANTS = {"none": "no_retrieval", "gold": "gold_passage", "random": "random_passages"}
-SEARCHING = ("random", "retrieved")  # the modes that need the index
+MODES = ("none", "gold", "random", "all", "retrieved")  # the rows of --baselines; those without an embedder come first
+VARIANTS = {"none": "no_retrieval", "gold": "gold_passage", "random": "random_passages", "all": "all_that_fits"}
+SEARCHING = ("random", "all", "retrieved")  # the modes that need the index
+RANKING = ("all", "retrieved")  # and those that rank its chunks
+MOST_RANKED = 1000  # chunks that are ranked for the prompts with all that fits
 
 
 def parse_args(argv=None):
@@ -36,6 +39,7 @@ def parse_args(argv=None):
     add = parser.add_argument
     add("--embed_model", default="assets/models/all-MiniLM-L6-v2", help="name or folder (default: %(default)s)")
     add("--gen_model", default="assets/models/SmolLM2-135M-Instruct", help="name or folder (default: %(default)s)")
+    add("--adapter", metavar="DIR", help="a peft adapter to put on the generator, merged where that is exact")
     add("--precision", choices=flags.PRECISIONS, default="fp32", help="of the generator (default: %(default)s)")
     add("--interactive", action="store_true", help="ask questions and add documents at a prompt; writes no row")
     add("--build_only", action="store_true", help="add --docs to --index_dir, or --delete from it; writes no row")
@@ -100,7 +104,11 @@ def parse_args(argv=None):
         "(dense, hybrid) or BM25's. Without any passage the answer is 'not in the documents'",
     )
     add("--retrieval_only", action="store_true", help="measure the retrieval, generate nothing")
-    add("--baselines", action="store_true", help="four rows: no, gold, random and retrieved passages")
+    add(
+        "--baselines",
+        action="store_true",
+        help="five rows: no, gold and random passages, all that fit (--context_tokens), and the retrieved ones",
+    )
     add("--save_run", metavar="FILE", help="write the rankings as a TREC run")
 
     add = parser.add_argument_group("generation").add_argument
@@ -125,6 +133,8 @@ def check_args(parser, args):
         )
     if beir and args.docs:
         parser.error("a BEIR folder as --dataset has its own documents; leave --docs out")
+    if args.adapter and (args.retrieval_only or beir or args.build_only):
+        parser.error("--adapter belongs to the generator, and nothing is generated here")
     if args.baselines and args.k == 0:
         parser.error("--baselines asks without retrieval anyway; give a --k of at least 1 for its other rows")
     if args.chunk_tokens and (args.chunk_overlap or 0) > args.chunk_tokens // 2:
@@ -152,14 +162,16 @@ def check_args(parser, args):
 
 
 def passages_of(mode, retriever, task, ranked, args):
-    """[Q] lists of hits for the prompts: none, the gold passage, args.k random chunks, or the first of `ranked`."""
+    """[Q] lists of hits for the prompts: none, the gold passage, args.k random chunks, all of `ranked` (of which the
+    reader takes as many as fit), or the first of them.
+    """
     if mode == "gold":
         return [[Hit(Chunk("gold", 0, ex.context), 1.0, -1)] for ex in task.evaluation]
     if mode == "random":
         rng, n = np.random.default_rng(args.seed), len(retriever.index)
         drawn = [rng.choice(n, min(args.k, n), replace=False) for _ in task.evaluation]
         return [[Hit(retriever.index.chunk(int(row)), 0.0, int(row)) for row in rows] for rows in drawn]
-    return [hits[: args.k] for hits in ranked]  # of mode none: empty
+    return ranked if mode == "all" else [hits[: args.k] for hits in ranked]  # of mode none: empty
 
 
 def evaluate(args, mode, task, retriever, reader, relevant, own):
@@ -172,17 +184,25 @@ def evaluate(args, mode, task, retriever, reader, relevant, own):
     texts = answers = left_out = None
     with utils.measure() as spent:
         ranked = [[] for _ in questions]  # [Q] lists of hits, best first
-        if mode == "retrieved":
-            ranked = retriever.search(questions, max(retriever.depth, args.k), own)
+        if mode in RANKING:
+            ranked = retriever.search(questions, depth_of(mode, retriever, args), own)
         passages = passages_of(mode, retriever, task, ranked, args)
         if reader:
             required = mode != "none"  # a question without a passage is not given to the model
             texts, answers, left_out = reader.answer(
                 questions, passages, required, args.batch_size, f"answering, {mode}"
             )
+    if mode == "all" and reader:  # the rest was never shown
+        passages = [hits[: len(hits) - left] for hits, left in zip(passages, left_out)]
+        left_out = [0] * len(passages)
     scores = [qrels.retrieval_scores(hits, known, args.k) if known else {} for hits, known in zip(ranked, relevant)]
     requests, memory = time_requests(args, mode, task, retriever, reader, passages, own)
     return RagOutcome(questions, ranked, passages, scores, texts, answers, left_out, spent, requests, memory)
+
+
+def depth_of(mode, retriever, args):
+    """How many chunks are ranked for each question."""
+    return min(len(retriever.index), MOST_RANKED) if mode == "all" else max(retriever.depth, args.k)
 
 
 def time_requests(args, mode, task, retriever, reader, passages, own):
@@ -191,10 +211,10 @@ def time_requests(args, mode, task, retriever, reader, passages, own):
     """
 
     def retrieve(i):
-        if mode != "retrieved":
+        if mode not in RANKING:
             return passages[i]
-        retriever.spent = {}
-        return retriever.search([task.evaluation[i].text], args.k, own[i : i + 1])[0]
+        retriever.spent, depth = {}, args.k if mode == "retrieved" else depth_of(mode, retriever, args)
+        return retriever.search([task.evaluation[i].text], depth, own[i : i + 1])[0]
 
     def request(i):
         if reader is None or (mode != "none" and not passages[i]):  # the generator is not asked
@@ -202,7 +222,7 @@ def time_requests(args, mode, task, retriever, reader, passages, own):
         else:
             timed = reader.time(task.evaluation[i].text, lambda: retrieve(i))
             ms = timed.total_ms
-        return Request(ms, retriever.spent if mode == "retrieved" else {}, timed)
+        return Request(ms, retriever.spent if mode in RANKING else {}, timed)
 
     return utils.serve(request, range(min(args.latency_runs, len(passages))))
 
@@ -210,13 +230,13 @@ def time_requests(args, mode, task, retriever, reader, passages, own):
 def variant(mode, args, retriever, retrieval_only):
     """The row's name for this run: k4_flat, k4_hybrid_hnsw, k4_flat_rerank, no_retrieval, random_passages, ..."""
     if mode != "retrieved":
-        return VARIANTS[mode]
+        return VARIANTS[mode] + ("_adapter" if args.adapter else "")
     parts = ["retrieval_only" if retrieval_only else f"k{args.k}"]
     parts += [] if args.retriever == "dense" else [args.retriever]
     parts += [] if args.retriever == "bm25" else [retriever.index.kind]
     parts += ["rerank"] if args.reranker else []
     parts += ["mmr"] if args.mmr is not None else []
-    return "_".join(parts)
+    return "_".join(parts + (["adapter"] if args.adapter else []))
 
 
 # ---------------------------------------------------------------------------------------------------------------- run
@@ -227,7 +247,7 @@ def run_once(args, mode, shared):
     # 1. settings
     beir = files.is_beir(files.data_folder(args))
     retrieval_only, searches = args.retrieval_only or beir, mode in SEARCHING
-    run = Run(args, __file__, "prompting" if mode == "none" else "rag")
+    run = Run(args, __file__, "rag" if mode != "none" else "peft" if args.adapter else "prompting")
     with run:
         # 2. seed and device
         utils.set_seed(args.seed)
@@ -246,7 +266,7 @@ def run_once(args, mode, shared):
             shared.task, shared.documents, shared.judgements = corpus.read_data(args, shared.skipped)
         task = shared.task
         run.row.update(task.row())
-        run.use_labels(())  # passages and questions, no answers
+        run.use_labels(())  # passages and questions, no answers but those that an adapter was trained with
 
         # 4. model: only what this row needs, so that its load time and memory are its own
         loaded = shared.reader is not None or shared.retriever is not None
@@ -261,6 +281,8 @@ def run_once(args, mode, shared):
             run.row["start_rss_gb"] = None  # the memory without the models of earlier rows is not known
         if reader:
             run.row.update(loading.size_columns(reader.model))
+            if reader.merged:
+                run.note(reader.merged)
 
         # 5. adapt: build the index, or update the one that was opened
         relevant, own = [{} for _ in task.evaluation], [None for _ in task.evaluation]
@@ -272,7 +294,7 @@ def run_once(args, mode, shared):
             if not len(retriever.index):
                 raise utils.UserError(f"{task.name} has no passages to retrieve from; give documents with --docs")
             record.index(run, retriever, shared.indexed, shared.building, shared.skipped)
-        if mode == "retrieved":
+        if mode in RANKING:
             relevant = qrels.relevant_documents(task, shared.documents, retriever.index.documents)
             if beir:
                 relevant = [shared.judgements[ex.id] for ex in task.evaluation]
@@ -285,7 +307,7 @@ def run_once(args, mode, shared):
         outcome = evaluate(args, mode, task, retriever, reader, relevant, own)
 
         # 7. row and report: the row is written by leaving the block
-        if mode == "retrieved":
+        if mode in RANKING:
             record.ranking(run, args, task, retriever, outcome)
         if reader:
             record.answers(run, args, task, mode, reader, outcome)
@@ -307,7 +329,7 @@ def main(argv=None):
     measures = not (args.build_only or args.interactive)
     generates = args.interactive or (measures and not (args.retrieval_only or files.is_beir(files.data_folder(args))))
     models = {"--embed_model": args.embed_model, "--reranker": args.reranker}
-    models["--gen_model"] = args.gen_model if generates else None
+    models.update({"--gen_model": args.gen_model, "--adapter": args.adapter} if generates else {})
     hub.check_names(models, {"--dataset": flags.source(args) if measures else None})
 
     # heavy modules, now that the arguments are checked

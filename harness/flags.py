@@ -250,6 +250,48 @@ def add_common_args(parser, auto_batch=False):
     add_output_args(group)
 
 
+def add_context_args(parser):
+    """The flags of questions with retrieved passages (RAFT), for scripts that train on questions."""
+    group = parser.add_argument_group("retrieved passages (RAFT); the flags are those of rag_eval.py")
+    group.add_argument(
+        "--context",
+        choices=("gold", "retrieved"),
+        help="train on questions with their own passage, or with retrieved ones, and answer with retrieved ones "
+        "(default: passages as the data have them)",
+    )
+    group.add_argument("--k", type=positive_int, metavar="N", help="passages in a prompt (default: 4)")
+    group.add_argument(
+        "--gold_share",
+        type=share,
+        metavar="SHARE",
+        help="retrieved: of the training questions, so many have their own passage among the others (default: 0.8)",
+    )
+    group.add_argument("--embed_model", metavar="MODEL", help="(default: that of rag_eval.py)")
+    group.add_argument("--retriever", choices=("dense", "bm25", "hybrid"), help="(default: dense)")
+    group.add_argument("--chunk_tokens", type=positive_int, metavar="N", help="most tokens of a passage")
+    group.add_argument("--docs", metavar="PATH", nargs="+", help="(default: the data set's corpus.jsonl or passages)")
+    group.add_argument("--index_dir", metavar="DIR", help="where the index is stored")
+
+
+def check_context_args(parser, args):
+    """Fill in the defaults of --context, and refuse its flags without it. Returns args."""
+    of_context = {"k": 4, "gold_share": 0.8, "embed_model": None, "retriever": None, "chunk_tokens": None}
+    of_context.update(docs=None, index_dir=None)
+    given = [f"--{name}" for name in of_context if getattr(args, name) is not None]
+    if given and not args.context:
+        parser.error(f"{given[0]} belongs to --context")
+    if args.context == "gold" and args.gold_share is not None:
+        parser.error("--gold_share belongs to --context retrieved")
+    for name, value in of_context.items() if args.context else ():
+        setattr(args, name, value if getattr(args, name) is None else getattr(args, name))
+    return args
+
+
+def with_context(variant, args):
+    """A row's variant, with what --context adds: lora_r8_raft_k4, full_gold_k4."""
+    return variant + (f"_{'raft' if args.context == 'retrieved' else 'gold'}_k{args.k}" if args.context else "")
+
+
 def add_output_args(group):
     """Where a run leaves its row and its folder."""
     group.add_argument(

@@ -42,6 +42,7 @@ ADAPTER = re.compile(
     rf"({'|'.join(METHODS)})(?:_r(\d+))?(?:_v(\d+))?(?:_(pissa|olora|eva|loftq|orthogonal))?(?:_plus([\d.e+]+))?"
     r"(?:_(?!int8$|nf4$)(.+?))?(?:_(int8|nf4))?"
 )
+WITH_PASSAGES = re.compile(r"(.+)_(raft|gold)_k(\d+)")  # by --context
 CONFIGURED = re.compile(r"([a-z0-9_]+?)_from_(.+?)(?:_(int8|nf4))?")  # by --peft_config
 STARTS = {"pissa": "PiSSA", "olora": "OLoRA", "eva": "EVA", "loftq": "LoftQ", "orthogonal": "orthogonal"}
 PROBE = re.compile(r"(embedder|lm|tfidf)_(logreg|knn|names)(_contrastive)?")
@@ -56,6 +57,7 @@ WITHOUT_PASSAGES = {
     "no_retrieval": "No retrieval",
     "random_passages": "RAG, random passages",
     "gold_passage": "RAG, gold passage",
+    "all_that_fits": "RAG, all passages that fit",
 }
 
 # flags that tell namesakes apart, those that explain a difference in score first; flags that are not named here stand
@@ -207,6 +209,12 @@ def technique(row):
         return f"Cascade of {' and '.join(said)}"
     if strategy == "chat":
         return "Chat, adapter" if variant.endswith("_adapter") else "Chat"
+    if match := WITH_PASSAGES.fullmatch(variant):
+        how = "RAFT" if match[2] == "raft" else "trained on gold passages"
+        return f"{technique({**row, 'variant': match[1]})}, {how}, {match[3]} passages"
+    bare = variant.removesuffix("_adapter")
+    if bare != variant and (strategy == "rag" or bare in WITHOUT_PASSAGES):
+        return technique({**row, "variant": bare}) + ", with an adapter"
     name = WITHOUT_PASSAGES.get(variant)
     for read in (adapter, probe, prompt, retrieval, distilled):
         name = name or read(variant)

@@ -1,11 +1,12 @@
 """The generator of retrieval-augmented generation: a question and passages in, an answer out."""
 
+import bisect
 import re
 
 from harness.data.examples import Example
 from harness.data.prompts import QA_CONTEXT_INSTRUCTION, QA_INSTRUCTION, render, with_instruction
 from harness.evaluation import prompting
-from harness.models import generation, loading
+from harness.models import adapters, generation, loading
 
 NOT_FOUND = "not in the documents"
 CITING = (
@@ -13,16 +14,21 @@ CITING = (
 )
 
 
+def join(texts):
+    """The context of a prompt: passages, the best of which comes first here and last there."""
+    return "\n\n".join(reversed(texts))
+
+
 class Reader:
     """The model of --gen_model and its prompts. args: rag_eval.py's; task: whose instruction and template are used."""
 
     def __init__(self, args, device, task):
         self.args, self.task = args, task
-        self.tokenizer = loading.load_tokenizer(args.gen_model, args.trust_remote_code, args.thinking)
+        self.tokenizer = loading.load_tokenizer(args.gen_model, args.trust_remote_code, args.thinking, args.adapter)
         self.chat = loading.uses_chat(args.prompt_format, self.tokenizer)
-        self.model = loading.load_model(
-            args.gen_model, precision=args.precision, device=device, trust_remote_code=args.trust_remote_code
-        )
+        options = {"precision": args.precision, "device": device, "trust_remote_code": args.trust_remote_code}
+        model = loading.load_model(args.gen_model, adapter=args.adapter, **options)
+        self.model, self.merged = adapters.merge_adapter(model)  # merged: a remark for the row, or None
         limit = loading.context_length(self.model)
         # tokens of a prompt, None for no limit; a decoder's answer takes from the same context
         self.room = limit and limit - (0 if self.model.config.is_encoder_decoder else args.max_new_tokens)
@@ -41,16 +47,21 @@ class Reader:
         if self.args.citations:
             texts = [f"[{n}] {text}" for n, text in enumerate(texts, start=1)]
         with_passages = CITING if self.args.citations else QA_CONTEXT_INSTRUCTION
-        for n in range(len(texts), -1, -1):
-            context = "\n\n".join(reversed(texts[:n]))
-            if n and self.args.context_tokens and self._count(context) > self.args.context_tokens:
-                continue
+
+        def with_first(n):  # (context, prompt)
+            context = join(texts[:n])
             example = Example("question", question, context=context or None)
             task = with_instruction(self.task, with_passages if n else QA_INSTRUCTION)
-            prompt, _ = render(task, example, (), self.tokenizer if self.chat else None)
-            if self.room is None or n == 0 or self._count(prompt) <= self.room:
-                return prompt, len(texts) - n
-        raise AssertionError("unreachable: n = 0 returns")
+            return context, render(task, example, (), self.tokenizer if self.chat else None)[0]
+
+        def too_long(n):
+            context, prompt = with_first(n)
+            if self.args.context_tokens and self._count(context) > self.args.context_tokens:
+                return True
+            return self.room is not None and self._count(prompt) > self.room
+
+        n = bisect.bisect_left(range(1, len(texts) + 1), True, key=too_long)
+        return with_first(n)[1], len(texts) - n
 
     def _count(self, text):
         return len(self.tokenizer(text, verbose=False).input_ids)

@@ -94,12 +94,24 @@ def with_epochs(args, n_examples, kind):
 
 
 def train(
-    model, tokenizer, task, args, run, device, learning_rate, chat=False, callbacks=(), reload=None, keep_last=False
+    model,
+    tokenizer,
+    task,
+    args,
+    run,
+    device,
+    learning_rate,
+    chat=False,
+    callbacks=(),
+    reload=None,
+    keep_last=False,
+    measure=None,
 ):
     """Train on the task's training examples. Returns the model with its best checkpoint (see `fit`).
 
     The best checkpoint has the highest validation accuracy (a head) or the lowest validation loss (answers).
-    reload: folder -> model, for weights that FSDP or DeepSpeed keep in shards.
+    reload: folder -> model, for weights that FSDP or DeepSpeed keep in shards; measure: (model, tokenizer) -> None,
+    called before the first step, once the data are found to be right.
     """
     if len(task.train) < 2:
         raise utils.UserError(f"{task.name} has {len(task.train)} training examples; fine-tuning needs at least two")
@@ -112,6 +124,8 @@ def train(
         print(data.note)
         run.note(data.note)
     options.update(reload=reload, keep_last=keep_last)
+    if measure:
+        measure(model, tokenizer)
     return fit(model, tokenizer, data, args, run, device, learning_rate, callbacks, **options)
 
 

@@ -69,7 +69,7 @@ def test_retrieval_uses_no_labels_and_an_adapter_has_unknown_ones(
     questions, sentiment, tiny_llama, tiny_embedder, adapter, out, tmp_path
 ):
     models = f"--embed_model {tiny_embedder} --gen_model {tiny_llama} --max_new_tokens 2"
-    assert labels(rag_eval, f"--dataset {questions} {models} --baselines", out, tmp_path) == ["0"] * 4
+    assert labels(rag_eval, f"--dataset {questions} {models} --baselines", out, tmp_path) == ["0"] * 5
     tuned = f"--model {tiny_llama} --adapter {adapter} --dataset {sentiment}"
     assert labels(prompt_eval, tuned, out, tmp_path) == [""]
     assert labels(quantize_and_parallel, f"{tuned} --new_tokens 2", out, tmp_path) == [""]

@@ -185,7 +185,7 @@ def test_an_independent_evaluator_reads_the_same_scores_from_the_run_file(
 
 
 @pytest.mark.slow
-def test_the_four_baselines(questions, tiny_llama, tiny_embedder, tmp_path, out):
+def test_the_baselines(questions, tiny_llama, tiny_embedder, tmp_path, out):
     rag_eval.main(
         [
             *models(tiny_embedder, tiny_llama),
@@ -200,12 +200,17 @@ def test_the_four_baselines(questions, tiny_llama, tiny_embedder, tmp_path, out)
         ]
     )
     rows = store.read_results(tmp_path / "results.csv")
-    assert [row["variant"] for row in rows] == ["no_retrieval", "gold_passage", "random_passages", "k3_flat"]
-    assert [row["strategy"] for row in rows] == ["prompting", "rag", "rag", "rag"]
-    assert len({row["eval_id"] for row in rows}) == 1 and len({row["run_dir"] for row in rows}) == 4
-    none, gold, random_, retrieved = map(predictions, rows)
-    assert [bool(row["index_seconds"]) for row in rows] == [False, False, True, True]
-    rows = [rows[0], rows[2], rows[3], rows[1]]
+    names = ["no_retrieval", "gold_passage", "random_passages", "all_that_fits", "k3_flat"]
+    assert [row["variant"] for row in rows] == names
+    assert [row["strategy"] for row in rows] == ["prompting", "rag", "rag", "rag", "rag"]
+    assert len({row["eval_id"] for row in rows}) == 1 and len({row["run_dir"] for row in rows}) == 5
+    none, gold, random_, everything, retrieved = map(predictions, rows)
+    assert [bool(row["index_seconds"]) for row in rows] == [False, False, True, True, True]
+    shown = [len(p["retrieved"]) for p in everything]
+    assert min(shown) > 3 and float(rows[3]["prompt_tokens"]) > 2 * float(rows[4]["prompt_tokens"])
+    for many, few in zip(everything, retrieved):
+        assert many["retrieved"][:3] == few["retrieved"] and len(many["retrieved"]) == len(everything[0]["retrieved"])
+    rows = [rows[0], rows[2], rows[4], rows[1]]
     task = tasks.load_task(questions)
     assert [p["retrieved"] for p in none] == [[]] * 20
     assert [[hit["text"] for hit in p["retrieved"]] for p in gold] == [[ex.context] for ex in task.evaluation]

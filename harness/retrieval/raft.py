@@ -1,0 +1,85 @@
+"""RAFT: questions with the passages that retrieval finds, for training and for answering (Zhang et al. 2024,
+arXiv:2403.10131).
+
+A model that is trained on these prompts has seen what it will be given: the right passage among others, and at times
+without it. Prompts are those of rag_eval.py, which serves the trained model (--adapter, or --gen_model).
+"""
+
+import argparse
+import random
+from dataclasses import replace
+
+import utils
+from harness.data import tasks
+from harness.evaluation import metrics
+from harness.results import commands
+from harness.retrieval import corpus, qrels
+from harness.retrieval.chunking import Chunk
+from harness.retrieval.documents import Skipped
+from harness.retrieval.reader import join
+from harness.retrieval.retriever import Hit, Retriever
+
+SPARE = 8  # more chunks are ranked than are shown, since those of the right document are no distractors
+
+
+def with_passages(run, args, task, device):
+    """The qa task with passages, by the flags of flags.add_context_args. Notes what it did, and counts its seconds in
+    train_seconds.
+
+    Evaluation and validation questions get the k best chunks, as in rag_eval.py. Training questions get with --context
+    gold their own passage alone; with retrieved k chunks in a random order: in --gold_share of them the best chunk of
+    their passage and others, in the rest others only. UserError for data without passages.
+    """
+    tasks.require_kind(task, "qa", "--context")
+    given = {name: value for name, value in vars(args).items() if value is not None}
+    settings = argparse.Namespace(**{**commands.defaults("rag_eval.py"), **given, "batch_size": "auto"})
+    skipped = Skipped()
+    with utils.measure() as spent:
+        documents = corpus.documents_of(settings, task, skipped)
+        retriever = Retriever(settings, device)
+        corpus.fill(retriever, documents, settings, skipped)
+        if not len(retriever.index):
+            raise utils.UserError(f"{task.name} has no passages to retrieve from; give documents with --docs")
+
+        def served(examples):
+            ranked = retriever.search([ex.text for ex in examples], args.k)
+            return [shown(ex, hits) for ex, hits in zip(examples, ranked)]
+
+        train, found = trained(args, task, retriever, documents)
+        made = replace(task, train=train, validation=served(task.validation), evaluation=served(task.evaluation))
+    what = "their own passage" if args.context == "gold" else f"{args.k} passages, the right one for {found}"
+    run.note(f"--context {args.context}: {len(train)} training questions with {what}")
+    run.note(f"answered with the {args.k} passages that are retrieved; latency without the retrieval")
+    run.row["train_seconds"] = (run.row.get("train_seconds") or 0.0) + spent.seconds
+    return made
+
+
+def trained(args, task, retriever, documents):
+    """([N] training Examples with their contexts, how many have the right passage)."""
+    relevant = qrels.relevant_documents(replace(task, evaluation=task.train), documents, retriever.index.documents)
+    if not all(ex.context for ex in task.train):
+        raise utils.UserError(f"{task.name}: --context needs the passage of each training question")
+    if args.context == "gold":
+        return task.train, len(task.train)
+    rng, examples, found = random.Random(args.seed), [], 0
+    ranked = retriever.search([ex.text for ex in task.train], args.k + SPARE)
+    for ex, hits, right in zip(task.train, ranked, relevant):
+        others = [hit for hit in hits if hit.chunk.document not in right]
+        with_gold = rng.random() < args.gold_share
+        chosen = [best_chunk(ex, [hit for hit in hits if hit.chunk.document in right])] if with_gold else []
+        chosen += others[: args.k - len(chosen)]
+        rng.shuffle(chosen)
+        found += with_gold
+        examples.append(shown(ex, chosen))
+    return examples, found
+
+
+def shown(example, hits):
+    """The example with the chunks as its context; it stays in the cluster of its own passage."""
+    return replace(example, context=join([hit.chunk.full for hit in hits]), about=example.about or example.context)
+
+
+def best_chunk(example, hits):
+    """The first hit of the example's own passage that contains its answer, else its first, else the whole passage."""
+    with_answer = (hit for hit in hits if metrics.contains_answer(hit.chunk.full, example.references))
+    return next(with_answer, None) or next(iter(hits), None) or Hit(Chunk("gold", 0, example.context), 0.0, -1)
