@@ -55,7 +55,7 @@ def draw(groups, folder, source, left_out=None, report=None):
         ("questions", "Question answering: token F1 and exact match", question_chart, (more,), "no row has a token F1"),
         (
             "forgetting",
-            "What training a language model broke",
+            "What training broke",
             study_charts.forgetting_chart,
             (more,),
             "no row says what training broke",
