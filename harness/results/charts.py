@@ -53,13 +53,7 @@ def draw(groups, folder, source, left_out=None, report=None):
         ),
         ("learning_curves", "Score by labelled examples", study_charts.learning_curves, (), study("labels")),
         ("questions", "Question answering: token F1 and exact match", question_chart, (more,), "no row has a token F1"),
-        (
-            "forgetting",
-            "What training broke",
-            study_charts.forgetting_chart,
-            (more,),
-            "no row says what training broke",
-        ),
+        ("forgetting", "What training broke", study_charts.forgetting_chart, (more,), "no row tells what was broken"),
         ("loss_curves", "Loss by training step", loss_chart, (Path(source).parent,), "no run folders of trained rows"),
     ]
     panels = most_measured(groups)
