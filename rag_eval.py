@@ -28,8 +28,6 @@ from harness.retrieval import files
 MODES = ("none", "gold", "random", "all", "retrieved")  # the rows of --baselines; those without an embedder come first
 VARIANTS = {"none": "no_retrieval", "gold": "gold_passage", "random": "random_passages", "all": "all_that_fits"}
 SEARCHING = ("random", "all", "retrieved")  # the modes that need the index
-RANKING = ("all", "retrieved")  # and those that rank its chunks
-MOST_RANKED = 1000  # chunks that are ranked for the prompts with all that fits
 
 
 def parse_args(argv=None):
@@ -158,75 +156,6 @@ def check_args(parser, args):
     return args
 
 
-# ------------------------------------------------------------------------------------------------------ the technique
-
-
-def passages_of(mode, retriever, task, ranked, args):
-    """[Q] lists of hits for the prompts: none, the gold passage, args.k random chunks, all of `ranked` (of which the
-    reader takes as many as fit), or the first of them.
-    """
-    if mode == "gold":
-        return [[Hit(Chunk("gold", 0, ex.context), 1.0, -1)] for ex in task.evaluation]
-    if mode == "random":
-        rng, n = np.random.default_rng(args.seed), len(retriever.index)
-        drawn = [rng.choice(n, min(args.k, n), replace=False) for _ in task.evaluation]
-        return [[Hit(retriever.index.chunk(int(row)), 0.0, int(row)) for row in rows] for rows in drawn]
-    return ranked if mode == "all" else [hits[: args.k] for hits in ranked]  # of mode none: empty
-
-
-def evaluate(args, mode, task, retriever, reader, relevant, own):
-    """Retrieve and answer all questions, then some of them one at a time: an RagOutcome.
-
-    reader: None measures the retrieval alone; relevant: [Q] {document id: grade}, {} where it is not known; own: [Q] id
-    of the document that a question must not find, or None.
-    """
-    questions = [ex.text for ex in task.evaluation]
-    texts = answers = left_out = None
-    with utils.measure() as spent:
-        ranked = [[] for _ in questions]  # [Q] lists of hits, best first
-        if mode in RANKING:
-            ranked = retriever.search(questions, depth_of(mode, retriever, args), own)
-        passages = passages_of(mode, retriever, task, ranked, args)
-        if reader:
-            required = mode != "none"  # a question without a passage is not given to the model
-            texts, answers, left_out = reader.answer(
-                questions, passages, required, args.batch_size, f"answering, {mode}"
-            )
-    if mode == "all" and reader:  # the rest was never shown
-        passages = [hits[: len(hits) - left] for hits, left in zip(passages, left_out)]
-        left_out = [0] * len(passages)
-    scores = [qrels.retrieval_scores(hits, known, args.k) if known else {} for hits, known in zip(ranked, relevant)]
-    requests, memory = time_requests(args, mode, task, retriever, reader, passages, own)
-    return RagOutcome(questions, ranked, passages, scores, texts, answers, left_out, spent, requests, memory)
-
-
-def depth_of(mode, retriever, args):
-    """How many chunks are ranked for each question."""
-    return min(len(retriever.index), MOST_RANKED) if mode == "all" else max(retriever.depth, args.k)
-
-
-def time_requests(args, mode, task, retriever, reader, passages, own):
-    """(a Request for each of the first --latency_runs questions, alone and after warm-up: retrieve, then answer; cells
-    of the memory of serving).
-    """
-
-    def retrieve(i):
-        if mode not in RANKING:
-            return passages[i]
-        retriever.spent, depth = {}, args.k if mode == "retrieved" else depth_of(mode, retriever, args)
-        return retriever.search([task.evaluation[i].text], depth, own[i : i + 1])[0]
-
-    def request(i):
-        if reader is None or (mode != "none" and not passages[i]):  # the generator is not asked
-            ms, timed = utils.milliseconds(lambda: retrieve(i)), None
-        else:
-            timed = reader.time(task.evaluation[i].text, lambda: retrieve(i))
-            ms = timed.total_ms
-        return Request(ms, retriever.spent if mode in RANKING else {}, timed)
-
-    return utils.serve(request, range(min(args.latency_runs, len(passages))))
-
-
 def variant(mode, args, retriever, retrieval_only):
     """The row's name for this run: k4_flat, k4_hybrid_hnsw, k4_flat_rerank, no_retrieval, random_passages, ..."""
     if mode != "retrieved":
@@ -294,20 +223,17 @@ def run_once(args, mode, shared):
             if not len(retriever.index):
                 raise utils.UserError(f"{task.name} has no passages to retrieve from; give documents with --docs")
             record.index(run, retriever, shared.indexed, shared.building, shared.skipped)
-        if mode in RANKING:
-            relevant = qrels.relevant_documents(task, shared.documents, retriever.index.documents)
-            if beir:
-                relevant = [shared.judgements[ex.id] for ex in task.evaluation]
-                own = qrels.own_documents(task.evaluation, shared.judgements, retriever.index.documents)
-                if any(own):
-                    run.note(f"{len(own) - own.count(None)} queries are documents, too, and do not find themselves")
+        if mode in measure.RANKING:
+            relevant, own = measure.judged(task, shared.documents, shared.judgements, retriever.index.documents)
+            if any(own):
+                run.note(f"{len(own) - own.count(None)} queries are documents, too, and do not find themselves")
         run.row["variant"] = variant(mode, args, retriever, retrieval_only)
 
         # 6. evaluate
-        outcome = evaluate(args, mode, task, retriever, reader, relevant, own)
+        outcome = measure.questions(args, mode, task, retriever, reader, relevant, own)
 
         # 7. row and report: the row is written by leaving the block
-        if mode in RANKING:
+        if mode in measure.RANKING:
             record.ranking(run, args, task, retriever, outcome)
         if reader:
             record.answers(run, args, task, mode, reader, outcome)
@@ -333,16 +259,12 @@ def main(argv=None):
     hub.check_names(models, {"--dataset": flags.source(args) if measures else None})
 
     # heavy modules, now that the arguments are checked
-    global Chunk, Hit, RagOutcome, Reader, Request, Retriever, Skipped, corpus, loading, np, qrels, record
-    import numpy as np
-
+    global Reader, Retriever, Skipped, corpus, loading, measure, record
     from harness.models import loading
-    from harness.retrieval import corpus, qrels, record, session
-    from harness.retrieval.chunking import Chunk
+    from harness.retrieval import corpus, measure, record, session
     from harness.retrieval.documents import Skipped
     from harness.retrieval.reader import Reader
-    from harness.retrieval.record import RagOutcome, Request
-    from harness.retrieval.retriever import Hit, Retriever
+    from harness.retrieval.retriever import Retriever
 
     if args.build_only:
         return corpus.build(args)

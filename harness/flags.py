@@ -172,8 +172,8 @@ def add_training_args(parser, resume=True, padding_free=True, tune=True):
     add_study_args(parser)
 
 
-def add_study_args(parser):
-    """The flags of scripts that learn from labels: several draws of them, and another domain."""
+def add_study_args(parser, ood="also score out of domain: a data set with the same labels, or HANS for MNLI"):
+    """The flags of scripts that learn from labels: several draws of them, and another domain; ood: the help of it."""
     group = parser.add_argument_group("study")
     group.add_argument(
         "--repeats",
@@ -182,12 +182,7 @@ def add_study_args(parser):
         metavar="N",
         help="runs over N data seeds from --data_seed on, a row each (default: 1)",
     )
-    group.add_argument(
-        "--eval_ood",
-        type=user_path,
-        metavar="DATASET",
-        help="also score out of domain: a data set with the same labels, or HANS for MNLI",
-    )
+    group.add_argument("--eval_ood", type=user_path, metavar="DATASET", help=ood)
 
 
 def check_training_args(parser, args):

@@ -11,16 +11,18 @@ import utils
 from harness.models import folder, loading
 
 
-def load(kind, name, flag, device, args):
+def load(kind, name, flag, device, args, new_head=False):
     """A SentenceTransformer or CrossEncoder (`kind`); UserError with the flag and the name if it cannot be loaded.
 
-    That is also one with pickled weights, in any of its modules, and one whose weights are not all there.
+    That is also one with pickled weights, in any of its modules, and one whose weights are not all there. new_head: a
+    CrossEncoder of one output, which may be new.
     """
     options = {"trust_remote_code": args.trust_remote_code, "model_kwargs": {"use_safetensors": True}}
+    options.update({"num_labels": 1} if new_head else {})
     try:
         with mock.patch.object(torch, "load", _refuse_pickle):  # modules such as Dense would read pytorch_model.bin
             model = kind(name, device=device, **options)
-        missing = _missing_weights(model.transformers_model, kind is SentenceTransformer)
+        missing = _missing_weights(model.transformers_model, kind is SentenceTransformer, new_head)
     except folder.BROKEN_FILE as error:
         if utils.is_out_of_memory(error):
             raise
@@ -39,16 +41,19 @@ def _refuse_pickle(file, *_, **__):
     )
 
 
-def _missing_weights(model, pooled):
+def _missing_weights(model, pooled, new_head):
     """The weights of a transformers model that its checkpoint lacks, which transformers fills with random numbers.
 
-    pooled: vectors are pooled from the last layer, so that BERT's own pooler, which many checkpoints lack, is not used.
+    pooled: vectors are pooled from the last layer, so that BERT's own pooler, which many checkpoints lack, is not used;
+    new_head: what stands on the base may be random.
     """
     if not isinstance(model, PreTrainedModel) or hasattr(model, "peft_config"):
         return []
     options = {"config": model.config, "use_safetensors": True, "device_map": "meta", "output_loading_info": True}
     _, report = type(model).from_pretrained(model.name_or_path, **options)
-    return sorted(key for key in report["missing_keys"] if not (pooled and key.split(".")[0] == "pooler"))
+    inside = f"{model.base_model_prefix}."
+    wanted = [key for key in report["missing_keys"] if key.startswith(inside) or not new_head]
+    return sorted(key for key in wanted if not (pooled and key.split(".")[0] == "pooler"))
 
 
 def limit_tokens(model, name, wanted=None):

@@ -53,6 +53,7 @@ SHOTS = re.compile(
 # what batch calibration estimates the label prior on; the evaluation inputs unless the variant says otherwise
 CALIBRATED_ON = {"train": " on training labels", "unlabelled": " on unlabelled inputs", None: " (transductive)"}
 RETRIEVAL = re.compile(r"(retrieval_only|k\d+)((?:_[a-z0-9]+)*)")
+TRAINED = re.compile(r"(embedder|reranker)_(bm25|dense|hybrid)_(\d+)")  # by embed_finetune.py
 WITHOUT_PASSAGES = {
     "no_retrieval": "No retrieval",
     "random_passages": "RAG, random passages",
@@ -165,6 +166,15 @@ def retrieval(variant):
     return ", ".join(parts)
 
 
+def trained_retrieval(variant):
+    """embedder_bm25_1 -> Trained embedder, 1 hard negative by BM25; None for another variant."""
+    match = TRAINED.fullmatch(variant)
+    if match is None:
+        return None
+    miner = "BM25" if match[2] == "bm25" else f"{match[2]} search"
+    return f"Trained {match[1]}, {match[3]} hard negative{'s' * (match[3] != '1')} by {miner}"
+
+
 def distilled(variant):
     """8_shot_to_lora_r8 -> 8-shot prompt, distilled into LoRA r=8; None for another variant."""
     teacher, _, student = variant.partition("_to_")
@@ -216,7 +226,7 @@ def technique(row):
     if bare != variant and (strategy == "rag" or bare in WITHOUT_PASSAGES):
         return technique({**row, "variant": bare}) + ", with an adapter"
     name = WITHOUT_PASSAGES.get(variant)
-    for read in (adapter, probe, prompt, retrieval, distilled):
+    for read in (adapter, probe, prompt, retrieval, trained_retrieval, distilled):
         name = name or read(variant)
     return name or f"{strategy} {variant}".replace("_", " ").strip()
 
@@ -225,7 +235,7 @@ def labels(row):
     """2,000 labels, for a row that was trained or chosen with so many; nothing for another."""
     searched = row["variant"].startswith("searched")  # uses more or fewer labels of its budget by the draw
     shots = row["strategy"] == "prompting" and prompt(row["variant"]) and not searched
-    told = row["strategy"] in NO_LABELS or shots
+    told = (row["strategy"] in NO_LABELS and not trained_retrieval(row["variant"])) or shots
     budget = label_counts.flags_of(row).get("label_budget") if searched else None
     known = None if told else budget or store.number(row["labels_used"])
     n = int(known) if known and math.isfinite(known) else 0

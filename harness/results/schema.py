@@ -128,7 +128,7 @@ COLUMNS = (
            "Share of the examples that the second model of a cascade answers (cascade.py)."),
     Column("majority_baseline", "float", "quality", about="Accuracy of always answering the most frequent label."),
     Column("score_ood", "float", "quality", "", "score out of domain", 1,
-           "Accuracy on the data set of `--eval_ood`."),
+           "Accuracy on the data set of `--eval_ood`; of embed_finetune.py, nDCG@10."),
     Column("win_rate", "float", "chat", "", "win rate", 1,
            "Share of questions on which the judge prefers the answer to the first opponent's; a tie is one half."),
     Column("lc_win_rate", "float", "chat", about="The same, controlled for the answers' lengths (Dubois et al. 2024)."),

@@ -1,13 +1,21 @@
 """The documents of a run of rag_eval.py, and an index that is brought up to date with them."""
 
+import argparse
 import time
 
 import utils
 from harness.data import tasks
 from harness.data.examples import Example, Task
+from harness.results import commands
 from harness.retrieval import files, qrels
 from harness.retrieval.documents import Document, Skipped, read_documents
 from harness.retrieval.retriever import Retriever
+
+
+def settings(args, **changes):
+    """The flags of rag_eval.py: its defaults, what args of another script has, and changes to that."""
+    given = {name: value for name, value in vars(args).items() if value is not None}
+    return argparse.Namespace(**{**commands.defaults("rag_eval.py"), **given, "batch_size": "auto", **changes})
 
 
 def read(places, skipped, args, **options):

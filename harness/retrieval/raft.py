@@ -5,14 +5,12 @@ A model that is trained on these prompts has seen what it will be given: the rig
 without it. Prompts are those of rag_eval.py, which serves the trained model (--adapter, or --gen_model).
 """
 
-import argparse
 import random
 from dataclasses import replace
 
 import utils
 from harness.data import tasks
 from harness.evaluation import metrics
-from harness.results import commands
 from harness.retrieval import corpus, qrels
 from harness.retrieval.chunking import Chunk
 from harness.retrieval.documents import Skipped
@@ -31,9 +29,7 @@ def with_passages(run, args, task, device):
     their passage and others, in the rest others only. UserError for data without passages.
     """
     tasks.require_kind(task, "qa", "--context")
-    given = {name: value for name, value in vars(args).items() if value is not None}
-    settings = argparse.Namespace(**{**commands.defaults("rag_eval.py"), **given, "batch_size": "auto"})
-    skipped = Skipped()
+    settings, skipped = corpus.settings(args), Skipped()
     with utils.measure() as spent:
         documents = corpus.documents_of(settings, task, skipped)
         retriever = Retriever(settings, device)
