@@ -14,6 +14,8 @@ from harness.results import names, provenance, run_scores, seed_spread, stats, s
 SEEDS = ("seed", "data_seed")
 NO_CONFIGURATION = (*provenance.OUTPUT_FLAGS, "repeats")  # each of --repeats runs has a row of its own
 CHANGES_NOTHING = (*NO_CONFIGURATION, *SEEDS, "latency_runs")
+# {later flag: values as if it were not there}
+OLD = {"answer_format": ["text"], "cot": [False], "samples": [1], "forgetting": [True, False]}
 BASELINES = (
     "random_passages",
     "gold_passage",
@@ -65,9 +67,13 @@ def value(row, column):
     return found if found is not None and math.isfinite(found) else None
 
 
+def matters(flag, found):
+    """False for a flag that is not given, or as good as not there, as in rows of versions that did not know it."""
+    return found is not None and found not in OLD.get(flag, ())
+
+
 def _same(row, without):
-    # a flag that is not given is None, or not there where an older version did not know it
-    kept = {key: found for key, found in flags(row).items() if key not in without and found is not None}
+    kept = {key: found for key, found in flags(row).items() if key not in without and matters(key, found)}
     return (
         row["script"],
         row["strategy"],

@@ -1,0 +1,133 @@
+"""Retrieval that is trained beside plain retrieval, on the same questions: a generator trained on retrieved passages
+(RAFT), one trained on right passages, a trained embedder, a trained reranker, and a prompt with all passages that fit.
+
+    python benchmarks/retrieval_study.py --dataset assets/data/disfl_qa --chunk_tokens 64 --label_budget 400 \\
+        --max_eval_samples 226 --eval_ood assets/data/narrativeqa --readme docs/retrieval.md
+    python benchmarks/retrieval_study.py --dataset assets/data/narrativeqa --chunk_tokens 128 --label_budget 500 \\
+        --max_eval_samples 200 --eval_ood assets/data/disfl_qa --readme docs/retrieval.md
+
+Every training has the same label budget. Differences are paired over the questions, by clusters of those about one
+passage. A step that was run is not run again (--folder).
+"""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+from common import ROOT, machine, markdown, publish
+
+from harness import flags
+from harness.results import run_scores, stats
+
+PLAIN = "k4"  # the step that all others are compared with
+# (step, what the table calls it, script and its flags); {name}: the run folder of an earlier step
+STEPS = [
+    ("none", "no passage", "rag_eval.py --k 0"),
+    ("k4", "4 retrieved", "rag_eval.py --k 4 {index}"),
+    ("hybrid", "4 retrieved, hybrid", "rag_eval.py --k 4 --retriever hybrid {index}"),
+    ("raft", None, "peft_finetune.py --context retrieved --k 4 {index} {training}"),
+    ("k4_raft", "4 retrieved, RAFT", "rag_eval.py --k 4 --adapter {raft}/adapter {index}"),
+    ("embedder", None, "embed_finetune.py --k 4 {embedding}"),
+    ("k4_embedder", "4 retrieved, trained embedder", "rag_eval.py --k 4 --embed_model {embedder}/model"),
+    ("reranker", None, "embed_finetune.py --train reranker --k 4 --rerank_depth 20 {embedding}"),
+    (
+        "k4_reranker",
+        "4 retrieved, trained reranker",
+        "rag_eval.py --k 4 --reranker {reranker}/model --rerank_depth 20 {index}",
+    ),
+    (
+        "k4_raft_embedder",
+        "4 retrieved, RAFT and trained embedder",
+        "rag_eval.py --k 4 --adapter {raft}/adapter --embed_model {embedder}/model",
+    ),
+    ("gold", None, "peft_finetune.py --context gold --k 4 {index} {training}"),
+    ("k4_gold", "4 retrieved, trained on right passages", "rag_eval.py --k 4 --adapter {gold}/adapter {index}"),
+    ("all", "all that fit {room} tokens", "rag_eval.py --k {many} --context_tokens {room} {index}"),
+]
+
+
+def parse_args(argv=None):
+    parser = flags.ArgumentParser(__doc__)
+    add = parser.add_argument
+    add("--dataset", default="assets/data/disfl_qa", help="questions with passages (default: %(default)s)")
+    add("--chunk_tokens", type=flags.positive_int, default=64, help="(default: %(default)s)")
+    add("--label_budget", type=flags.positive_int, default=400, help="of each training (default: %(default)s)")
+    add("--max_eval_samples", type=flags.positive_int, default=226, help="(default: %(default)s)")
+    add("--context_tokens", type=flags.positive_int, default=2000, help="of all that fit (default: %(default)s)")
+    add("--eval_ood", default="assets/data/narrativeqa", help="also for embedder and reranker (default: %(default)s)")
+    add("--folder", type=Path, help="where runs, index and rows go (default: retrieval_study/NAME)")
+    add("--readme", metavar="FILE", help="put the table between its marks there")
+    args = parser.parse_args(argv)
+    args.folder = args.folder or Path("retrieval_study") / Path(args.dataset).name
+    return args
+
+
+def run_step(name, command, args, done):
+    """Run one step's command, and remember its run folder in `done`."""
+    script, *words = command.format(
+        **done,
+        index=f"--index_dir {args.folder}/index",
+        training=f"--bf16 --batch_size 8 --latency_runs 0 --no-forgetting --label_budget {args.label_budget}",
+        embedding=f"--label_budget {args.label_budget} --eval_ood {args.eval_ood}",
+        many=args.context_tokens // 20,  # more than fit
+        room=args.context_tokens,
+    ).split()
+    common = ["--dataset", args.dataset, "--chunk_tokens", args.chunk_tokens, "--max_eval_samples"]
+    common += [20 if script == "peft_finetune.py" else args.max_eval_samples]  # rag_eval.py measures the adapter
+    common += ["--precision", "bf16"] if script == "rag_eval.py" else []
+    common += ["--results", args.folder / "rows.csv", "--runs_dir", args.folder / "runs"]
+    argv = [sys.executable, str(ROOT / script), *words, *map(str, common)]
+    print(" ".join(argv[1:]), flush=True)
+    before = set((args.folder / "runs").glob("*"))
+    subprocess.run(argv, check=True, stderr=subprocess.DEVNULL)
+    (made,) = set((args.folder / "runs").glob("*")) - before
+    done[name] = str(made)
+
+
+def main(argv=None):
+    args = parse_args(argv)
+    args.folder.mkdir(parents=True, exist_ok=True)
+    state = args.folder / "steps.json"
+    done = json.loads(state.read_text()) if state.is_file() else {}
+    for name, _, command in STEPS:
+        if name not in done:
+            run_step(name, command, args, done)
+            state.write_text(json.dumps(done, indent=2) + "\n")
+    table(args, done)
+
+
+def table(args, done):
+    """Write the table of the steps that answer, and what the trained embedder and reranker find."""
+    runs = {name: run_scores.read(done[name]) for name, title, _ in STEPS if title}
+    keys, rows, data = list(runs[PLAIN].scores), [], {}
+    clusters = [runs[PLAIN].clusters[key] for key in keys]
+    for name, title, _ in STEPS:
+        if not title:
+            continue
+        row, values = runs[name].row, [runs[name].scores[key] for key in keys]
+        change = stats.paired([runs[PLAIN].scores[key] for key in keys], values, clusters)
+        told = "" if name == PLAIN else f"{change.delta:+.3f} [{change.low:+.3f}, {change.high:+.3f}]"
+        found = row.get("answer_in_context")
+        cells = [title.format(room=f"{args.context_tokens:,}"), row["labels_used"]]
+        cells += [f"{row['token_f1']:.3f} [{row['score_low']:.3f}, {row['score_high']:.3f}]", told]
+        cells += [f"{row['exact_match']:.3f}", "" if found is None else f"{found:.3f}", f"{row['latency_ms_mean']:.0f}"]
+        rows.append(cells)
+        data[name] = {key: row.get(key) for key in ("token_f1", "exact_match", "answer_in_context", "latency_ms_mean")}
+        data[name]["change"] = [change.delta, change.low, change.high, change.p]
+    header = ["passages", "labels", "token F1", "change", "exact match", "answer in them", "mean ms"]
+    lines = [f"{len(keys)} questions about {stats.n_clusters(clusters, len(keys))} passages; {machine('cpu', 'peft')}."]
+    for name in ("embedder", "reranker"):
+        data[name] = json.loads((Path(done[name]) / "comparison.json").read_text())
+        parts = [
+            f"on {Path(where).name} {change['before']:.3f} before, {change['after']:.3f} after, {change['delta']:+.3f} "
+            f"[{change['low']:+.3f}, {change['high']:+.3f}]"
+            for where, change in data[name].items()
+        ]
+        lines.append(f"Trained {name}: nDCG@10 {'; '.join(parts)}.")
+    text = "\n".join(lines) + "\n\n" + markdown(header, rows)
+    publish(f"retrieval_{Path(args.dataset).name}", text, data, args.readme)
+
+
+if __name__ == "__main__":
+    main()
