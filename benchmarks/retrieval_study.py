@@ -51,6 +51,7 @@ def parse_args(argv=None):
     parser = flags.ArgumentParser(__doc__)
     add = parser.add_argument
     add("--dataset", default="assets/data/disfl_qa", help="questions with passages (default: %(default)s)")
+    add("--model", default="assets/models/SmolLM2-135M-Instruct", help="that answers (default: %(default)s)")
     add("--chunk_tokens", type=flags.positive_int, default=64, help="(default: %(default)s)")
     add("--label_budget", type=flags.positive_int, default=400, help="of each training (default: %(default)s)")
     add("--max_eval_samples", type=flags.positive_int, default=226, help="(default: %(default)s)")
@@ -68,20 +69,21 @@ def run_step(name, command, args, done):
     script, *words = command.format(
         **done,
         index=f"--index_dir {args.folder}/index",
-        training=f"--bf16 --batch_size 8 --no-forgetting --label_budget {args.label_budget}",
+        training=f"--model {args.model} --bf16 --batch_size 8 --no-forgetting --label_budget {args.label_budget}",
         embedding=f"--label_budget {args.label_budget} --eval_ood {args.eval_ood}",
         many=args.context_tokens // 20,  # more than fit
         room=args.context_tokens,
     ).split()
     common = ["--dataset", args.dataset, "--chunk_tokens", args.chunk_tokens, "--max_eval_samples"]
     common += [20 if script == "peft_finetune.py" else args.max_eval_samples]  # rag_eval.py measures the adapter
-    common += ["--precision", "bf16"] if script == "rag_eval.py" else []
+    common += ["--gen_model", args.model, "--precision", "bf16"] if script == "rag_eval.py" else []
     common += ["--latency_runs", 5]
     common += ["--results", args.folder / "rows.csv", "--runs_dir", args.folder / "runs"]
     argv = [sys.executable, str(ROOT / script), *words, *map(str, common)]
     print(" ".join(argv[1:]), flush=True)
     before = set((args.folder / "runs").glob("*"))
-    subprocess.run(argv, check=True, stderr=subprocess.DEVNULL)
+    with open(args.folder / f"{name}.log", "w") as log:
+        subprocess.run(argv, check=True, stderr=log)
     (made,) = set((args.folder / "runs").glob("*")) - before
     done[name] = str(made)
 
