@@ -19,7 +19,7 @@ assets: $(VENV)/installed
 	$(PY) prepare_data.py demo
 	@mkdir -p demo
 
-$(VENV)/installed: requirements.txt requirements-dev.txt constraints.txt
+$(VENV)/installed: requirements.txt requirements-runtimes.txt requirements-dev.txt constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(PY) -m pip install --quiet -r requirements-dev.txt -c constraints.txt
 	@touch $@

@@ -12,6 +12,8 @@ the model's own lower layers, has no flag: with SmolLM2, not trained for it, it 
     python quantize_and_parallel.py --precision int8 --max_eval_samples 40
     # speculative decoding by looking up the prompt (Saxena 2023), on questions about a passage
     python quantize_and_parallel.py --dataset assets/data/disfl_qa --max_eval_samples 20 --prompt_lookup 4
+    # a trained classifier by ONNX Runtime, on a CPU (pip install -r requirements-runtimes.txt)
+    python quantize_and_parallel.py --model runs/RUN_ID/model --runtime onnx --int8
     # on a GPU, from the hub
     python quantize_and_parallel.py --model google/flan-t5-base --int8
     python quantize_and_parallel.py --model meta-llama/Llama-3.1-8B --bf16 --compile
@@ -28,6 +30,8 @@ import utils
 from harness import flags, hub
 from harness.results.run import Run
 
+RUNTIMES = {"torchao": ("int8", "int8_weights", "int4_weights"), "onnx": ("fp32", "int8"), "openvino": ("fp32", "int8")}
+
 
 def parse_args(argv=None):
     parser = flags.ArgumentParser(__doc__)
@@ -42,11 +46,19 @@ def parse_args(argv=None):
     )
     group = parser.add_argument_group("precision")
     which = group.add_mutually_exclusive_group()
-    which.add_argument("--precision", choices=flags.PRECISIONS, help="of the weights (default: fp32)")
+    choices = (*flags.PRECISIONS, "int8_weights", "int4_weights")
+    which.add_argument("--precision", choices=choices, help="of the weights (default: fp32)")
     for name in flags.PRECISIONS:
         which.add_argument(
             f"--{name}", dest="precision", action="store_const", const=name, help=f"short for --precision {name}"
         )
+    group.add_argument(
+        "--runtime",
+        choices=("torch", *RUNTIMES),
+        default="torch",
+        help="torch: int8 and nf4 by bitsandbytes; torchao: int8, int8_weights, int4_weights; onnx, openvino: a "
+        "classifier's fp32 and int8, on a CPU (default: %(default)s)",
+    )
     group.add_argument(
         "--compute_dtype",
         choices=("fp32", "fp16", "bf16"),
@@ -102,8 +114,15 @@ def parse_args(argv=None):
         parser.error("--assistant_adapter belongs to --assistant_model")
     if decoding_of(args) != "plain" and not args.latency_runs:
         parser.error(f"--latency_runs 0 leaves no request to time {decoding_of(args)} decoding on")
-    if args.compile and args.precision in ("int8", "nf4"):
+    if args.compile and args.runtime == "torch" and args.precision in ("int8", "nf4"):
         parser.error(f"--compile: transformers does not compile {args.precision} weights; use fp32, fp16 or bf16")
+    allowed = RUNTIMES.get(args.runtime, flags.PRECISIONS)
+    if args.precision not in allowed:
+        parser.error(f"--runtime {args.runtime} has {', '.join(allowed)}, not --precision {args.precision}")
+    if args.runtime != "torch" and (args.device_map or decoding_of(args) not in ("plain", "compiled")):
+        parser.error(f"--runtime {args.runtime} is for one device and plain decoding")
+    if args.runtime in ("onnx", "openvino") and (args.device == "cuda" or args.compile):
+        parser.error(f"--runtime {args.runtime} compiles for the CPU by itself; leave out --device cuda and --compile")
     if args.compute_dtype and args.precision != "nf4":
         parser.error(f"--compute_dtype belongs to --precision nf4, not {args.precision}")
     return args
@@ -119,9 +138,10 @@ def decoding_of(args):
 
 
 def variant(args, precision):
-    """The row's variant: nf4, fp32_prompt_lookup4, bf16_compiled, .."""
+    """The row's variant: nf4, fp32_prompt_lookup4, bf16_compiled, int8_onnx, .."""
     method = decoding_of(args)
-    return "_".join([precision, *([] if method == "plain" else [f"{method}{args.prompt_lookup or ''}"])])
+    parts = [precision, *([] if args.runtime == "torch" else [args.runtime])]
+    return "_".join([*parts, *([] if method == "plain" else [f"{method}{args.prompt_lookup or ''}"])])
 
 
 def decoding_options(args, model, tokenizer, device):
@@ -139,6 +159,45 @@ def decoding_options(args, model, tokenizer, device):
             args.assistant_model, args.assistant_adapter, model, tokenizer, precision, device, args.trust_remote_code
         )
     return {}
+
+
+def load(args, device, task, tokenizer, run):
+    """The model in its precision and runtime, the adapter merged where that is exact. Notes what was done to it."""
+    options = {"name": args.model, "adapter": args.adapter, "trust_remote_code": args.trust_remote_code}
+    served = args.runtime in ("onnx", "openvino")
+    if loading.is_classifier(args.model, args.adapter, args.trust_remote_code):
+        tasks.require_kind(task, "classification", "a model with a classification head")
+        if args.compile:
+            raise utils.UserError("--compile is for language models here, whose requests have one length")
+        labels, assumed = adapters.head_labels(args.model, args.adapter, task.labels)
+        run.note(assumed)
+        options.update(kind="classifier", labels=labels, pad_token_id=tokenizer.pad_token_id)
+    elif served:
+        raise utils.UserError(f"--runtime {args.runtime} is for a model with a classification head, of finetune.py")
+    if served:
+        texts = [tuple(filter(None, (ex.text, ex.text_pair))) for ex in task.train[: runtimes.CALIBRATION]]
+        if args.runtime == "openvino" and args.precision == "int8":
+            if not texts:
+                raise utils.UserError("--runtime openvino --int8 sees the ranges of activations on training texts")
+            run.note(f"ranges of activations from {len(texts)} training texts, without their labels")
+        model = runtimes.convert(args.runtime, args.precision, run.path("converted"), texts, **options)
+        run.note(f"converted in {model.seconds:.0f} s")
+        return model
+    rounded = args.runtime == "torchao"
+    model = loading.load_model(
+        **options,
+        precision="fp32" if rounded else args.precision,
+        device=device,
+        device_map=args.device_map,
+        compute_dtype=args.compute_dtype,
+        double_quant=args.double_quant,
+    )
+    model, merged = adapters.merge_adapter(model, True if rounded and args.adapter else args.merge_adapter)
+    run.note(merged)
+    if rounded:
+        n, linear = runtimes.round_weights(model, args.precision)
+        run.note(f"{n} of {linear} linear layers in {args.precision}")
+    return model
 
 
 def timed_prompts(task, tokenizer, n, prompt_tokens, own, chat):
@@ -251,34 +310,28 @@ def run_once(args):
         run.row.update(task.row())
 
         # 4. model
-        tokenizer = loading.load_tokenizer(args.model, args.trust_remote_code, args.thinking)
-        with utils.measure() as load:
-            model = loading.load_model(
-                args.model,
-                precision=args.precision,
-                device=device,
-                device_map=args.device_map,
-                adapter=args.adapter,
-                compute_dtype=args.compute_dtype,
-                double_quant=args.double_quant,
-                trust_remote_code=args.trust_remote_code,
-            )
-        run.row.update(**load.load_columns(), **loading.size_columns(model))
+        tokenizer = loading.load_tokenizer(args.model, args.trust_remote_code, args.thinking, args.adapter)
+        with utils.measure() as loaded:
+            model = load(args, device, task, tokenizer, run)
+        run.row.update(**loaded.load_columns(), **loading.size_columns(model))
+        if args.runtime == "torchao":
+            run.row["model_gb"] = runtimes.weight_gb(model)
         run.use_labels(())
         run.row["variant"] = variant(args, run.row["precision"])  # a checkpoint may be saved in 4 bits, say
 
         # 5. adapt: nothing to train
-        model, merged = adapters.merge_adapter(model, args.merge_adapter)
-        if merged:
-            run.note(merged)
-        options = decoding_options(args, model, tokenizer, device)
-        check_context(args, model, task)
+        head = loading.is_classifier(args.model, args.adapter, args.trust_remote_code)
+        options = {} if head else decoding_options(args, model, tokenizer, device)
+        if not head:
+            check_context(args, model, task)
 
         # 6. evaluate
         classes = task.kind == "classification"
         chat = loading.uses_chat("auto", tokenizer, scoring=classes)
         common = {"batch_size": args.batch_size, "latency_runs": args.latency_runs, "chat": chat}
-        if classes:
+        if head:
+            outcome = evaluate.by_head(model, tokenizer, task, args.batch_size, args.latency_runs)
+        elif classes:
             outcome = evaluate.by_likelihood(model, tokenizer, task, **common)
             outcome.perplexity = lambda: perplexity.text_cells(model, tokenizer, task)
         else:
@@ -289,7 +342,7 @@ def run_once(args):
 
         # 7. row and report: the row is written by leaving the block
         record.outcome(run, task, outcome, model)
-        if args.latency_runs and (classes or options):
+        if args.latency_runs and not head and (classes or options):
             with utils.measure() as spent:
                 measure_speed(args, model, tokenizer, task, run, chat, options)
             for name, value in spent.memory_columns().items():  # the larger of the two passes
@@ -298,11 +351,12 @@ def run_once(args):
 
 def import_heavy():
     """Import what takes seconds, once the arguments are known to be right: --help and a wrong flag answer at once."""
-    global adapters, decoding, evaluate, generation, loading, metrics, perplexity, prompting, record, render, tasks
+    global adapters, decoding, evaluate, generation, loading, metrics, perplexity, prompting, record, render
+    global runtimes, tasks
     from harness.data import tasks
     from harness.data.prompts import render
     from harness.evaluation import evaluate, metrics, perplexity, prompting, record
-    from harness.models import adapters, decoding, generation, loading
+    from harness.models import adapters, decoding, generation, loading, runtimes
 
 
 @utils.clean_exit

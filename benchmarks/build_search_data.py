@@ -3,14 +3,14 @@
     python benchmarks/build_search_data.py DIR OUT [--narrativeqa assets/data/narrativeqa]
 
 DIR holds mnli/ (train.tsv, dev_matched.tsv), ag_news/test.csv, alpaca_eval/gpt4_1106_preview_outputs.json,
-unifiedqa/squad1_1_xquad/dev.tsv, unifiedqa/arc_easy/ and dolly/dolly_3k.json; what it lacks is left out. OUT gets a
-folder with train.jsonl and test.jsonl for each:
+unifiedqa/squad1_1_xquad/dev.tsv, unifiedqa/arc_easy/, unifiedqa/openbookqa/ and dolly/dolly_3k.json; what it lacks is
+left out. OUT gets a folder with train.jsonl and test.jsonl for each:
 
     search: mnli (3 classes, pairs), ag_news (4), articles (48: the Wikipedia article that a question of XQuAD is about;
             five passages that follow each other are one article), source (5: which collection an instruction of
             AlpacaEval is from), arc_easy (questions)
     table:  dolly_category (8: the category of an instruction, without its context), story (101: which story a question
-            of NarrativeQA is about)
+            of NarrativeQA is about), openbookqa (questions with four options)
     few-shot: ag_news_few (4; 200 a class to draw few labels from, all others for the test)
     prompts: question_type (5: what a question of Natural Questions asks for, by its question word; the label names are
             the abbreviations DESC, ENTY, HUM, LOC, NUM)
@@ -92,12 +92,20 @@ def articles(folder):
     return held_out([{"text": question, "label": names[passage]} for question, passage in questions], 300)
 
 
-def arc_easy(folder):
-    def read(name):
-        pairs = [row.split("\t") for row in rows_of(folder / "unifiedqa/arc_easy" / name)]
+def unifiedqa(folder, name):
+    def read(file):
+        pairs = [row.split("\t") for row in rows_of(folder / "unifiedqa" / name / file)]
         return [{"question": question.replace(" \\n ", "\n"), "answer": [answer]} for question, answer in pairs]
 
     return {"train": read("train.tsv"), "test": read("test.tsv")}
+
+
+def arc_easy(folder):
+    return unifiedqa(folder, "arc_easy")
+
+
+def openbookqa(folder):
+    return unifiedqa(folder, "openbookqa")
 
 
 def dolly_category(folder):
@@ -130,7 +138,8 @@ def parse_args(argv=None):
 
 def main(argv=None):
     args = parse_args(argv)
-    for make in (mnli, ag_news, ag_news_few, source, articles, arc_easy, dolly_category, story, question_type):
+    made = (mnli, ag_news, ag_news_few, source, articles, arc_easy, openbookqa, dolly_category, story, question_type)
+    for make in made:
         place = args.narrativeqa if make is story else args.dir
         try:
             splits = make(place) if place else None

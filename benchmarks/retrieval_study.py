@@ -129,7 +129,7 @@ def table(args, done):
         ]
         lines.append(f"Trained {name}: nDCG@10 {'; '.join(parts)}.")
     text = "\n".join(lines) + "\n\n" + markdown(header, rows)
-    publish(f"retrieval_{Path(args.dataset).name}", text, data, args.readme)
+    publish(f"retrieval_study_{Path(args.dataset).name}", text, data, args.readme)
 
 
 if __name__ == "__main__":

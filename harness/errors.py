@@ -8,6 +8,7 @@ import atexit
 import contextlib
 import errno
 import functools
+import logging
 import os
 import re
 import signal
@@ -235,6 +236,8 @@ def clean_exit(main):
     @functools.wraps(main)
     def wrapper(argv=None):
         guard_streams()
+        for noisy in ("torchao", "torch.utils._pytree"):  # peft imports torchao, which complains of kernels for GPUs
+            logging.getLogger(noisy).setLevel(logging.ERROR)
         if main.__module__ == "__main__":
             sys.unraisablehook = _interrupt_again
         code = None

@@ -26,7 +26,7 @@ OPTIMIZER_BYTES = {
 ATTENTION_DROPOUT = ("attention_probs_dropout_prob", "attention_dropout", "attn_pdrop", "dropout_rate")
 # bytes a parameter of a quantized linear layer: int8 with a scale a row; nf4 with double-quantized scales, 4.127 bits
 # (Dettmers et al. 2023)
-PACKED_BYTES = {"int8": 1.0, "nf4": 4.127 / 8}
+PACKED_BYTES = {"int8": 1.0, "int8_weights": 1.0, "int4_weights": 5 / 8, "nf4": 4.127 / 8}
 DTYPE_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
 
 

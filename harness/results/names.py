@@ -53,6 +53,8 @@ SHOTS = re.compile(
 # what batch calibration estimates the label prior on; the evaluation inputs unless the variant says otherwise
 CALIBRATED_ON = {"train": " on training labels", "unlabelled": " on unlabelled inputs", None: " (transductive)"}
 RETRIEVAL = re.compile(r"(retrieval_only|k\d+)((?:_[a-z0-9]+)*)")
+RUNTIMES = {"torchao": "torchao", "onnx": "ONNX Runtime", "openvino": "OpenVINO"}
+BY_PRECISION = re.compile(rf"([a-z0-9]+?(?:_weights)?)(?:_({'|'.join(RUNTIMES)}))?(?:_(.+))?")
 TRAINED = re.compile(r"(embedder|reranker)_(bm25|dense|hybrid)_(\d+)")  # by embed_finetune.py
 WITHOUT_PASSAGES = {
     "no_retrieval": "No retrieval",
@@ -209,8 +211,9 @@ def technique(row):
     if (strategy, variant) == ("full_finetuning", "full"):
         return STRATEGIES[strategy]
     if strategy == "quantized":  # nf4, fp32_prompt_lookup4, bf16_compiled
-        precision, _, decoding = variant.partition("_")
-        decoding = re.sub(r"(\d+)$", r" \1", decoding).replace("_", " ")
+        precision, runtime, decoding = BY_PRECISION.fullmatch(variant).groups()
+        decoding = re.sub(r"(\d+)$", r" \1", decoding or "").replace("_", " ")
+        precision = precision.replace("_", " ") + (f" by {RUNTIMES[runtime]}" if runtime else "")
         what = {"peft": "Adapter", "prompting": "0-shot prompt"}.get(kin(row), "Trained model")
         return ", ".join(filter(None, [f"{what} in {precision}", decoding]))
     if strategy == "cascade":  # probe:embedder_logreg:all-MiniLM-L6-v2>prompting:8_shot
