@@ -252,6 +252,14 @@ def test_flags_that_do_not_go_together(flags, said, capsys):
     assert stopped.value.code == 2 and said in capsys.readouterr().err
 
 
+def test_adalora_of_a_file_is_refused_what_the_method_is(questions, tiny_llama, tmp_path, out, capsys):
+    (tmp_path / "a.json").write_text('{"peft_type": "ADALORA"}')
+    flags = ["--model", tiny_llama, "--dataset", questions, "--peft_config", str(tmp_path / "a.json"), *out]
+    with pytest.raises(SystemExit) as stopped:
+        peft_finetune.main([*flags, "--learning_rate", "1e-3", "--tune", "2"])
+    assert stopped.value.code == 2 and "a.json: AdaLoRA has neither --resume" in capsys.readouterr().err
+
+
 def test_adaloras_ranks_shrink(questions, tiny_llama, out, only_row):
     """peft's allocator has to be called after every step: without that the ranks stay at --init_r (peft issue 1801)."""
     peft_finetune.main(
