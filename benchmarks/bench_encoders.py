@@ -80,7 +80,7 @@ def serve(args):
     loaded["gb"] = runtimes.weight_gb(model) if isinstance(model, torch.nn.Module) else model.gb
 
     def ask(some):
-        return utils.milliseconds(lambda: scoring.classify(model, tokenizer, some, None, len(some)))[0]
+        return utils.milliseconds(lambda: scoring.classify(model, tokenizer, some, None, len(some)))
 
     ask(texts[:32])
     ask(texts[:1])
@@ -89,8 +89,9 @@ def serve(args):
 
     def turn():
         alone = [ask([text]) for text in texts[: args.requests]]
-        batches = [ask(texts[i : i + 32]) for i in range(0, 96, 32)]
-        return {"ms": statistics.median(alone), "texts_per_s": 96_000 / sum(batches)}
+        batches = [texts[i : i + 32] for i in range(0, min(96, len(texts)), 32)]
+        rate = 1000 * sum(map(len, batches)) / sum(map(ask, batches))
+        return {"ms": statistics.median(alone), "texts_per_s": rate}
 
     answer_turns(loaded, turn)
 
@@ -103,7 +104,7 @@ def main():
     words += ["--folder", args.folder]
     started, workers = time.perf_counter(), []
     for i in range(len(WAYS)):
-        workers.append(Worker(ROOT / "benchmarks/bench_encoders.py", *words, "--way", i))
+        workers.append(Worker(str(ROOT / "benchmarks/bench_encoders.py"), *words, "--way", i))
         print(WAYS[i][0], f"loaded after {time.perf_counter() - started:.0f} s", file=sys.stderr, flush=True)
     turns = [[worker.turn() for worker in workers] for _ in range(args.turns)]
     rows, table = [], []
