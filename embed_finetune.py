@@ -9,7 +9,8 @@ model is saved for rag_eval.py (--embed_model, --reranker).
     reranker    any encoder, and its  binary cross-entropy (Nogueira and Cho 2019)                       3  2e-5     4
                 head may be new
 
-Data are questions with passages, or a BEIR folder with qrels/train.tsv.
+Data are questions with passages, or a BEIR folder with qrels/train.tsv. For pairs without answers name the passage
+twice: --context_column passage --answer_column passage. The settings were not searched.
 
     # on a CPU, offline (after `python prepare_data.py demo`): minutes
     python embed_finetune.py --chunk_tokens 64 --eval_ood assets/data/boolq
@@ -29,6 +30,8 @@ from harness.results.run import Run
 from harness.retrieval import files
 
 NEGATIVES = {"embedder": 1, "reranker": 4}  # --hard_negatives by default
+RERANK_DEPTH = 50  # the default of rag_eval.py
+UNUSED = ("instruction", "template", "label_words", "label_descriptions", "max_validation_samples", "thinking")
 # flags that say something about --dataset and nothing about --eval_ood
 OF_DATASET = ("subset", "train_file", "validation_file", "test_file", "columns", "label_budget", "max_train_samples")
 OF_DATASET += tuple(f"{role}_column" for role in ("text", "question", "context", "options", "answer", "cluster"))
@@ -46,13 +49,15 @@ def parse_args(argv=None):
     add("--epochs", type=flags.positive_int, default=3, help="(default: %(default)s)")
     add("--learning_rate", type=flags.positive, default=2e-5, help="peak learning rate (default: %(default)s)")
     add("--warmup", type=flags.fraction, default=0.1, help="share of the steps that warm up (default: %(default)s)")
-    add("--max_length", type=flags.token_count, help="tokens a text is cut to (default: as the model is saved)")
+    add("--max_length", type=flags.token_count, help="in training, tokens of a text (default: as the model takes)")
     add("--bf16", action="store_true", help="mixed precision with bfloat16")
     add = parser.add_argument_group("retrieval; the flags are those of rag_eval.py").add_argument
     add("--embed_model", metavar="MODEL", help="reranker: ranks first (default: that of rag_eval.py)")
     add("--retriever", choices=("dense", "bm25", "hybrid"), default="dense", help="measured (default: dense)")
     add("--rerank_depth", type=flags.positive_int, metavar="N", help="reranker: results it orders (default: 50)")
     add("--k", type=flags.positive_int, default=4, help="chunks of a prompt, for recall@k (default: %(default)s)")
+    add("--query_prompt", metavar="TEXT", help="of an embedder, saved with it: 'query: ' (default: the model's own)")
+    add("--passage_prompt", metavar="TEXT", help="the same, before each passage")
     add("--chunk_tokens", type=flags.positive_int, metavar="N", help="most tokens of a chunk (default: as rag_eval.py)")
     flags.add_study_args(parser, "measure the retrieval of other data, before and after: questions or a BEIR folder")
     flags.add_data_args(parser, dataset="assets/data/disfl_qa")
@@ -62,8 +67,15 @@ def parse_args(argv=None):
         parser.error("--train embedder measures --model by its vectors; leave out --embed_model and --retriever bm25")
     if args.train == "embedder" and args.rerank_depth:
         parser.error("--rerank_depth belongs to --train reranker")
-    if args.k > (args.rerank_depth or args.k):
-        parser.error(f"--k {args.k} is above --rerank_depth {args.rerank_depth}")
+    if args.train == "reranker" and args.k > (args.rerank_depth or RERANK_DEPTH):
+        parser.error(f"--k {args.k} is above --rerank_depth {args.rerank_depth or RERANK_DEPTH}")
+    if args.train == "reranker" and (args.query_prompt is not None or args.passage_prompt is not None):
+        parser.error("--query_prompt and --passage_prompt belong to --train embedder")
+    for name in UNUSED:
+        if getattr(args, name) is not None:
+            parser.error(f"--{name} does nothing here; leave it out")
+    if args.repeats > 1 and not (args.label_budget or args.max_train_samples):
+        parser.error("--repeats draws labels anew: give --label_budget or --max_train_samples")
     args.hard_negatives = args.hard_negatives or NEGATIVES[args.train]
     return args
 
@@ -74,25 +86,49 @@ def parse_args(argv=None):
 def load(args, device):
     """(the model to train, the embedder's prompts or None)."""
     if args.train == "reranker":
-        model = sentence_transformer.load(CrossEncoder, args.model, "--model", device, args, new_head=True)
-        sentence_transformer.limit_tokens(model, f"--model {args.model}", args.max_length)
-        return model, None
+        if has_head(args) and folder.configuration(args.model, args.trust_remote_code).num_labels != 1:
+            raise utils.UserError(f"--model {args.model} has several outputs; a reranker has one")
+        return sentence_transformer.load(CrossEncoder, args.model, "--model", device, args, new_head=True), None
     embedder = Embedder(corpus.settings(args, embed_model=args.model), device)
-    sentence_transformer.limit_tokens(embedder.model, f"--model {args.model}", args.max_length)
+    for name, of_questions in (("query", True), ("document", False)):  # saved with the model
+        embedder.model.prompts[name] = embedder.prompts[of_questions]
     return embedder.model, embedder.prompts
+
+
+def has_head(args):
+    """True if --model is a cross-encoder already."""
+    return folder.kind_of(folder.configuration(args.model, args.trust_remote_code)) == "classifier"
+
+
+def train(args, model, triples, prompts):
+    """Train the model in place, on texts of at most --max_length tokens; returns the mean loss."""
+    longest = model.max_seq_length
+    sentence_transformer.limit_tokens(model, f"--model {args.model}", args.max_length)
+    if args.train == "reranker":
+        loss = retrieval.train_reranker(model, triples, args)
+    else:
+        loss = retrieval.train_embedder(model, triples, args, prompts)
+    model.max_seq_length = longest  # it is served, and was measured before, with its own
+    return loss
 
 
 def training_triples(args, data, device):
     """([N] labelled Examples, [P] Triples with hard negatives of them); UserError where there is none to train on."""
     miner = Retriever(corpus.settings(data.settings, retriever=args.negatives, reranker=None), device)
     corpus.fill(miner, data.documents, miner.args, Skipped(), whole=data.beir)
+    known = miner.index.documents
     if data.beir:
         wanted = args.label_budget or args.max_train_samples
-        examples, relevant = pairs.beir_examples(files.data_folder(args), wanted, args.data_seed)
+        place = files.data_folder(args)
+        examples, judgements = pairs.beir_examples(place, wanted, args.data_seed, data.task.evaluation)
+        relevant, own = [judgements[ex.id] for ex in examples], qrels.own_documents(examples, judgements, known)
     else:
-        examples, known = data.task.train, miner.index.documents
+        examples = [*data.task.train, *data.task.validation]  # nothing is chosen on validation examples
         relevant = qrels.relevant_documents(replace(data.task, evaluation=examples), data.documents, known)
-    triples = pairs.mine(examples, relevant, miner, args.hard_negatives, args.seed) if len(miner.index) else []
+        own = [None] * len(examples)
+    triples = []
+    if len(miner.index):
+        triples = pairs.mine(examples, relevant, own, miner, args.hard_negatives, args.seed)
     if not triples:
         raise utils.UserError(
             f"{data.task.name}: no training question has a passage (a column passage or context) among the documents, "
@@ -135,15 +171,15 @@ def measured(data, device, latency_runs, **models):
     return retriever, measure.questions(settings, "retrieved", data.task, retriever, None, relevant, own)
 
 
-def compare(run, name, before, after, examples):
+def compare(run, data, before, after):
     """Note and return what training changed: nDCG@10 of the same questions before and after, with a paired interval."""
     known = [i for i, scores in enumerate(before.scores) if scores]
     values = [[outcome.scores[i]["ndcg_at_10"] for i in known] for outcome in (before, after)]
-    change = stats.paired(*values, [examples[i].cluster for i in known])
+    change = stats.paired(*values, [data.task.evaluation[i].cluster for i in known])
     first, second = (float(np.mean(some)) for some in values)
     interval = "" if change.low is None else f" [{change.low:+.3f}, {change.high:+.3f}]"
-    run.note(f"nDCG@10 on {name}: {first:.3f} before, {second:.3f} after, {change.delta:+.3f}{interval}")
-    return {"before": first, "after": second, **asdict(change)}
+    run.note(f"nDCG@10 on {data.task.name}: {first:.3f} before, {second:.3f} after, {change.delta:+.3f}{interval}")
+    return {"data": data.task.name, "before": first, "after": second, **asdict(change)}
 
 
 # ---------------------------------------------------------------------------------------------------------------- run
@@ -166,61 +202,77 @@ def run_once(args):
         )
 
         # 3. data
-        data = read(args, args.dataset)
-        other = args.eval_ood and read(SimpleNamespace(**{**vars(args), **OF_DATASET}), args.eval_ood)
-        examples, triples = training_triples(args, data, device)
-        run.row.update(data.task.row(), n_train=len(examples))
-        run.use_labels(examples)
-        print(f"{len(triples)} questions with their passage and {args.hard_negatives} others to train on")
+        data = [read(args, args.dataset)]
+        if args.eval_ood:
+            data.append(read(SimpleNamespace(**{**vars(args), **OF_DATASET}), args.eval_ood))
+        run.row.update(data[0].task.row())
 
-        # 4. model
-        befores = {part.task.name: measured(part, device, 0)[1] for part in filter(None, (data, other))}
-        with utils.measure() as loading_it:
+        # 4. model, and what is found before
+        with utils.measure() as loaded:
             model, prompts = load(args, device)
-        run.row.update(**loading_it.load_columns(), **loading.size_columns(model.transformers_model, trained=True))
-
-        forecast(run, args, model, triples, device)
+        run.row.update(**loaded.load_columns(), **loading.size_columns(model.transformers_model, trained=True))
+        begin = {"reranker": args.model} if args.train == "reranker" and has_head(args) else {}
+        if args.train == "reranker" and not begin:
+            run.note("before: without a reranker")
+        befores = [measured(part, device, 0, **begin)[1] for part in data]
+        for part, before in zip(data, befores):
+            if not before.known:
+                raise utils.UserError(f"{part.task.name}: no evaluation question has a passage among the documents")
 
         # 5. adapt
+        with utils.measure() as mining:
+            examples, triples = training_triples(args, data[0], device)
+        print(f"{len(triples)} questions with their passage and {args.hard_negatives} others to train on")
+        run.row["n_train"] = len(examples)
+        run.use_labels(examples)
+        forecast(run, args, model, triples, device)
         utils.set_seed(args.seed)
         with utils.measure() as training:
-            if args.train == "reranker":
-                loss = retrieval.train_reranker(model, triples, args)
-            else:
-                loss = retrieval.train_embedder(model, triples, args, prompts)
-        run.row.update(train_seconds=training.seconds, **training.memory_columns())
+            loss = train(args, model, triples, prompts)
+        run.row.update(train_seconds=mining.seconds + training.seconds, **training.memory_columns())
         model.save_pretrained(str(run.path("model")), create_model_card=False)
         run.row["artifact_mb"] = utils.folder_mb(run.path("model"))
         run.note(f"{len(triples)} pairs, mean loss {loss:.3f}")
 
         # 6. evaluate: the saved model, as rag_eval.py serves it
         trained = {"reranker" if args.train == "reranker" else "embed_model": str(run.path("model"))}
-        retriever, after = measured(data, device, args.latency_runs, **trained)
-        changes = {data.task.name: compare(run, data.task.name, befores[data.task.name], after, data.task.evaluation)}
-        if other:
-            name, (_, outcome) = other.task.name, measured(other, device, 0, **trained)
-            changes[name] = compare(run, name, befores[name], outcome, other.task.evaluation)
-            run.row["score_ood"] = changes[name]["after"]
+        retriever, after = measured(data[0], device, args.latency_runs, **trained)
+        changes = [compare(run, data[0], befores[0], after)]
+        if args.eval_ood:
+            changes.append(compare(run, data[1], befores[1], measured(data[1], device, 0, **trained)[1]))
+            run.row["score_ood"] = changes[1]["after"]
         run.write_json("comparison.json", changes)
+        if told := retriever.told_cut():
+            run.note(told)
 
         # 7. row and report: the row is written by leaving the block
-        record.ranking(run, retriever.args, data.task, retriever, after)
-        record.retrieval(run, data.task, after)
+        record.ranking(run, retriever.args, data[0].task, retriever, after)
+        record.retrieval(run, data[0].task, after)
         record.stages(run, after.requests, generates=False)
         run.row.update(after.memory)
-        change = changes[data.task.name]
-        run.headline = f"nDCG@10 {change['before']:.3f} before, trained in {run.row['train_seconds']:.0f} s"
+        run.headline = f"nDCG@10 {changes[0]['before']:.3f} before, trained in {run.row['train_seconds']:.0f} s"
 
 
 def import_heavy():
     """Import what takes seconds, once the arguments are known to be right: --help and a wrong flag answer at once."""
-    global CrossEncoder, Embedder, Retriever, Skipped, corpus, loading, measure, memory_forecast, meta_device, np
+    global \
+        CrossEncoder, \
+        Embedder, \
+        Retriever, \
+        Skipped, \
+        corpus, \
+        folder, \
+        loading, \
+        measure, \
+        memory_forecast, \
+        meta_device, \
+        np
     global pairs, qrels, record
     global retrieval, sentence_transformer, stats
     import numpy as np
     from sentence_transformers import CrossEncoder
 
-    from harness.models import loading, memory_forecast, meta_device, sentence_transformer
+    from harness.models import folder, loading, memory_forecast, meta_device, sentence_transformer
     from harness.results import stats
     from harness.retrieval import corpus, measure, pairs, qrels, record
     from harness.retrieval.documents import Skipped

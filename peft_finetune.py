@@ -159,10 +159,10 @@ def method_of(args):
 
 def default_rate(args, task):
     """The method's learning rate for this kind of task; UserError for one of --peft_config that has none."""
-    rates = LEARNING_RATES.get(method_of(args))
-    if rates is None and not args.learning_rate:
+    rate = LEARNING_RATES.get(method_of(args), (None, None))[task.kind != "classification"]
+    if args.peft_config and rate is None and not args.learning_rate:
         raise utils.UserError(f"--peft_config {args.peft_config}: give its --learning_rate, there is no default for it")
-    return rates and rates[task.kind != "classification"]
+    return rate
 
 
 def variant(args):

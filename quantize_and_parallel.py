@@ -31,6 +31,7 @@ from harness import flags, hub
 from harness.results.run import Run
 
 RUNTIMES = {"torchao": ("int8", "int8_weights", "int4_weights"), "onnx": ("fp32", "int8"), "openvino": ("fp32", "int8")}
+SERVED = ("onnx", "openvino")  # the runtimes with a file of their own, on a CPU
 
 
 def parse_args(argv=None):
@@ -118,10 +119,14 @@ def parse_args(argv=None):
         parser.error(f"--compile: transformers does not compile {args.precision} weights; use fp32, fp16 or bf16")
     allowed = RUNTIMES.get(args.runtime, flags.PRECISIONS)
     if args.precision not in allowed:
-        parser.error(f"--runtime {args.runtime} has {', '.join(allowed)}, not --precision {args.precision}")
+        others = [name for name, some in RUNTIMES.items() if args.precision in some]
+        hint = f"; --runtime {' or '.join(others)} has" if others else ""
+        parser.error(f"--runtime {args.runtime} has {', '.join(allowed)}, not --precision {args.precision}{hint}")
+    if args.runtime != "torch" and args.merge_adapter is False:
+        parser.error(f"--runtime {args.runtime} takes an adapter merged; leave out --no-merge_adapter")
     if args.runtime != "torch" and (args.device_map or decoding_of(args) not in ("plain", "compiled")):
         parser.error(f"--runtime {args.runtime} is for one device and plain decoding")
-    if args.runtime in ("onnx", "openvino") and (args.device == "cuda" or args.compile):
+    if args.runtime in SERVED and (args.device == "cuda" or args.compile):
         parser.error(f"--runtime {args.runtime} compiles for the CPU by itself; leave out --device cuda and --compile")
     if args.compute_dtype and args.precision != "nf4":
         parser.error(f"--compute_dtype belongs to --precision nf4, not {args.precision}")
@@ -161,10 +166,9 @@ def decoding_options(args, model, tokenizer, device):
     return {}
 
 
-def load(args, device, task, tokenizer, run):
-    """The model in its precision and runtime, the adapter merged where that is exact. Notes what was done to it."""
+def load_options(args, task, tokenizer, run):
+    """The options of loading.load_model that say which model; UserError for one that the runtime cannot serve."""
     options = {"name": args.model, "adapter": args.adapter, "trust_remote_code": args.trust_remote_code}
-    served = args.runtime in ("onnx", "openvino")
     if loading.is_classifier(args.model, args.adapter, args.trust_remote_code):
         tasks.require_kind(task, "classification", "a model with a classification head")
         if args.compile:
@@ -172,17 +176,27 @@ def load(args, device, task, tokenizer, run):
         labels, assumed = adapters.head_labels(args.model, args.adapter, task.labels)
         run.note(assumed)
         options.update(kind="classifier", labels=labels, pad_token_id=tokenizer.pad_token_id)
-    elif served:
+    elif args.runtime in SERVED:
         raise utils.UserError(f"--runtime {args.runtime} is for a model with a classification head, of finetune.py")
-    if served:
-        texts = [tuple(filter(None, (ex.text, ex.text_pair))) for ex in task.train[: runtimes.CALIBRATION]]
-        if args.runtime == "openvino" and args.precision == "int8":
-            if not texts:
-                raise utils.UserError("--runtime openvino --int8 sees the ranges of activations on training texts")
-            run.note(f"ranges of activations from {len(texts)} training texts, without their labels")
-        model = runtimes.convert(args.runtime, args.precision, run.path("converted"), texts, **options)
-        run.note(f"converted in {model.seconds:.0f} s")
-        return model
+    return options
+
+
+def convert(args, task, run, options):
+    """The file of the converted model in the run folder. Notes what it was made with."""
+    texts = draw(task.train, min(runtimes.CALIBRATION, len(task.train)), args.seed, balanced=False)
+    texts = [tuple(filter(None, (ex.text, ex.text_pair))) for ex in texts]
+    if args.runtime == "openvino" and args.precision == "int8":
+        if not texts:
+            raise utils.UserError("--runtime openvino --int8 sees the ranges of activations on training texts")
+        run.note(f"ranges of activations from {len(texts)} training texts, without their labels")
+    file = runtimes.convert(args.runtime, args.precision, run.path("converted"), texts, **options)
+    run.row["artifact_mb"] = utils.folder_mb(run.path("converted"))
+    print(f"{file}: the model, with its tokenizer beside it")
+    return file
+
+
+def load(args, device, options, run):
+    """The model in its precision, the adapter merged where that is exact. Notes what was done to it."""
     rounded = args.runtime == "torchao"
     model = loading.load_model(
         **options,
@@ -292,7 +306,10 @@ def run_once(args):
     with run:
         # 2. seed and device
         utils.set_seed(args.seed)
-        device = utils.pick_device("cpu" if args.device_map == "cpu" else args.device)
+        on_cpu = args.device_map == "cpu" or args.runtime in SERVED
+        device = utils.pick_device("cpu" if on_cpu else args.device)
+        if args.precision == "int4_weights" and device == "cuda":
+            raise utils.UserError("--precision int4_weights is for a CPU here; give --device cpu, or --nf4 on a GPU")
         run.row.update(
             variant=variant(args, args.precision),
             model=args.model,
@@ -311,8 +328,12 @@ def run_once(args):
 
         # 4. model
         tokenizer = loading.load_tokenizer(args.model, args.trust_remote_code, args.thinking, args.adapter)
+        which = load_options(args, task, tokenizer, run)
+        file = convert(args, task, run, which) if args.runtime in SERVED else None
         with utils.measure() as loaded:
-            model = load(args, device, task, tokenizer, run)
+            model = runtimes.Session(file, args.runtime) if file else load(args, device, which, run)
+        if file:
+            run.note(f"converted in {model.seconds:.0f} s")
         run.row.update(**loaded.load_columns(), **loading.size_columns(model))
         if args.runtime == "torchao":
             run.row["model_gb"] = runtimes.weight_gb(model)
@@ -351,9 +372,10 @@ def run_once(args):
 
 def import_heavy():
     """Import what takes seconds, once the arguments are known to be right: --help and a wrong flag answer at once."""
-    global adapters, decoding, evaluate, generation, loading, metrics, perplexity, prompting, record, render
+    global adapters, decoding, draw, evaluate, generation, loading, metrics, perplexity, prompting, record, render
     global runtimes, tasks
     from harness.data import tasks
+    from harness.data.examples import draw
     from harness.data.prompts import render
     from harness.evaluation import evaluate, metrics, perplexity, prompting, record
     from harness.models import adapters, decoding, generation, loading, runtimes

@@ -61,7 +61,8 @@ def load(args, task, tokenizer):
     options |= {"pad_token_id": tokenizer.pad_token_id, "trust_remote_code": False}
     if runtime in ("onnx", "openvino"):
         texts = [(ex.text,) for ex in task.train[: runtimes.CALIBRATION]]
-        return runtimes.convert(runtime, precision, Path(args.folder) / f"{runtime}_{precision}", texts, **options)
+        file = runtimes.convert(runtime, precision, Path(args.folder) / f"{runtime}_{precision}", texts, **options)
+        return runtimes.Session(file, runtime)
     model = loading.load_model(**options, precision=precision if runtime == "torch" else "fp32")
     if runtime == "torchao":
         runtimes.round_weights(model, precision)

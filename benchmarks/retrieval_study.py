@@ -15,7 +15,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from common import ROOT, machine, markdown, publish
+from common import ROOT, machine, markdown, measured_at, publish
 
 from harness import flags
 from harness.results import run_scores, stats
@@ -64,8 +64,8 @@ def parse_args(argv=None):
     return args
 
 
-def run_step(name, command, args, done):
-    """Run one step's command, and remember its run folder in `done`."""
+def run_step(name, command, args, done, commands):
+    """Run one step's command, unless it was run, and remember its run folder in `done`, its command in `commands`."""
     script, *words = command.format(
         **done,
         index=f"--index_dir {args.folder}/index",
@@ -80,23 +80,24 @@ def run_step(name, command, args, done):
     common += ["--latency_runs", 5]
     common += ["--results", args.folder / "rows.csv", "--runs_dir", args.folder / "runs"]
     argv = [sys.executable, str(ROOT / script), *words, *map(str, common)]
+    if name in done and commands.get(name) == argv[2:]:
+        return
     print(" ".join(argv[1:]), flush=True)
     before = set((args.folder / "runs").glob("*"))
     with open(args.folder / f"{name}.log", "w") as log:
         subprocess.run(argv, check=True, stderr=log)
     (made,) = set((args.folder / "runs").glob("*")) - before
-    done[name] = str(made)
+    done[name], commands[name] = str(made), argv[2:]
 
 
 def main(argv=None):
     args = parse_args(argv)
     args.folder.mkdir(parents=True, exist_ok=True)
     state = args.folder / "steps.json"
-    done = json.loads(state.read_text()) if state.is_file() else {}
+    done, commands = json.loads(state.read_text()) if state.is_file() else ({}, {})
     for name, _, command in STEPS:
-        if name not in done:
-            run_step(name, command, args, done)
-            state.write_text(json.dumps(done, indent=2) + "\n")
+        run_step(name, command, args, done, commands)
+        state.write_text(json.dumps([done, commands], indent=2) + "\n")
     table(args, done)
 
 
@@ -123,13 +124,14 @@ def table(args, done):
     for name in ("embedder", "reranker"):
         data[name] = json.loads((Path(done[name]) / "comparison.json").read_text())
         parts = [
-            f"on {Path(where).name} {change['before']:.3f} before, {change['after']:.3f} after, {change['delta']:+.3f} "
-            f"[{change['low']:+.3f}, {change['high']:+.3f}]"
-            for where, change in data[name].items()
+            f"on {Path(change['data']).name} {change['before']:.3f} before, {change['after']:.3f} after, "
+            f"{change['delta']:+.3f} [{change['low']:+.3f}, {change['high']:+.3f}]"
+            for change in data[name]
         ]
         lines.append(f"Trained {name}: nDCG@10 {'; '.join(parts)}.")
     text = "\n".join(lines) + "\n\n" + markdown(header, rows)
-    publish(f"retrieval_study_{Path(args.dataset).name}", text, data, args.readme)
+    name = f"retrieval_study_{Path(args.dataset).name}"
+    publish(name, text, {"machine": machine("cpu", "peft"), **measured_at(), "rows": data}, args.readme)
 
 
 if __name__ == "__main__":

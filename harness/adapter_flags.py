@@ -7,6 +7,10 @@ ADALORA_LACKS = (
     "schedule of ranks goes over all steps"
 )
 LORA_LIKE = ("lora", "dora", "rslora", "adalora")
+# flag -> the methods that have it
+BELONGS = dict.fromkeys(("init_r", "target_r", "tinit", "tfinal"), ("adalora",))
+BELONGS.update(dict.fromkeys(("num_virtual_tokens", "init_text"), ("prompt_tuning", "prefix_tuning")))
+BELONGS.update(bias=LORA_LIKE, dropout=(*LORA_LIKE, "miss", "oft", "vera"))
 RANKS = {"vera": 256}  # --rank by default, 8 for the others; VeRA trains vectors of this length
 RANKED = (*LORA_LIKE, "shira", "miss", "vera")
 LEARNED_PROMPTS = ("prompt_tuning", "prefix_tuning")
@@ -83,6 +87,11 @@ def check_adapter_args(parser, args):
         args.method, args.quantize = "lora", args.quantize or "nf4"
     args.quantize = args.quantize or "none"
     lora = ("lora", "dora", "rslora")
+    for name, methods in BELONGS.items():
+        if getattr(args, name) != parser.get_default(name) and (args.peft_config or args.method not in methods):
+            parser.error(f"--{name} belongs to --method {', '.join(methods)}")
+    if args.peft_config and args.tune:
+        parser.error("--tune varies LoRA's rank, alpha and layers, which --peft_config has; leave one of them out")
     if args.peft_config and (args.method != "lora" or args.rank or args.alpha or args.init):
         parser.error("--peft_config has its own method, rank, alpha and start; leave out --method, --rank, ..")
     if args.rank and args.method not in RANKED:

@@ -64,6 +64,8 @@ def record(run, forecast, *args, **kwargs):
 
 def kind_of(model):
     """The kind, causal, seq2seq or classifier, with which `meta_model` builds a loaded model again."""
+    if hasattr(model, "kind"):  # runtimes.Session
+        return model.kind
     if "ForSequenceClassification" in type(loading.base_model(model)).__name__:
         return "classifier"
     return "seq2seq" if model.config.is_encoder_decoder else "causal"

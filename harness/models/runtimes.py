@@ -28,7 +28,7 @@ GROUP = 32  # weights that share a scale, int4
 class Session:
     """A converted classifier, called as a transformers model is: input ids and mask [B, T] to .logits [B, C]."""
 
-    device, is_quantized = torch.device("cpu"), False
+    device, is_quantized, kind = torch.device("cpu"), False, "classifier"
 
     def __init__(self, file, runtime):
         about = json.loads(Path(file).with_name("about.json").read_text())
@@ -82,19 +82,19 @@ def _open_openvino(file):
 
 
 def convert(runtime, precision, folder, texts, **options):
-    """The Session of a classifier, converted and saved in the folder by a process of its own, so that memory is that of
-    serving. texts: N unlabelled inputs, or pairs of them, for OpenVINO's int8; options: of loading.load_model.
+    """The file of a classifier, converted and saved in the folder by a process of its own, so that memory is that of
+    serving; its tokenizer beside it.
 
-    UserError where a library is missing or cannot convert the model.
+    texts: N unlabelled inputs, or pairs of them, for OpenVINO's int8; options: of loading.load_model. UserError where a
+    library is missing or cannot convert the model.
     """
     Path(folder).mkdir(parents=True, exist_ok=True)
     context = multiprocessing.get_context("spawn")
     with concurrent.futures.ProcessPoolExecutor(1, mp_context=context) as pool:
         try:
-            file = pool.submit(_converted, runtime, precision, str(folder), texts, options).result()
+            return pool.submit(_converted, runtime, precision, str(folder), texts, options).result()
         except concurrent.futures.process.BrokenProcessPool:
             raise utils.RunFailed(f"--runtime {runtime}: the process that converts the model was killed") from None
-    return Session(file, runtime)
 
 
 def _converted(runtime, precision, folder, texts, options):
@@ -117,6 +117,7 @@ def _converted(runtime, precision, folder, texts, options):
     weights = Path(file).with_suffix(".bin" if runtime == "openvino" else ".onnx")
     about = {"config": model.config.to_dict(), "params": model.num_parameters(), "seconds": spent.seconds}
     about["gb"] = weights.stat().st_size / utils.GB
+    tokenizer.save_pretrained(folder)
     (Path(folder) / "about.json").write_text(json.dumps(about, indent=2) + "\n")
     return file
 

@@ -53,7 +53,7 @@ def _missing_weights(model, pooled, new_head):
     _, report = type(model).from_pretrained(model.name_or_path, **options)
     inside = f"{model.base_model_prefix}."
     wanted = [key for key in report["missing_keys"] if key.startswith(inside) or not new_head]
-    return sorted(key for key in wanted if not (pooled and key.split(".")[0] == "pooler"))
+    return sorted(key for key in wanted if not ((pooled or new_head) and "pooler" in key.split(".")[:2]))
 
 
 def limit_tokens(model, name, wanted=None):

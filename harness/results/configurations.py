@@ -15,7 +15,7 @@ SEEDS = ("seed", "data_seed")
 NO_CONFIGURATION = (*provenance.OUTPUT_FLAGS, "repeats")  # each of --repeats runs has a row of its own
 CHANGES_NOTHING = (*NO_CONFIGURATION, *SEEDS, "latency_runs")
 # {later flag: values as if it were not there}
-OLD = {"answer_format": ["text"], "cot": [False], "samples": [1], "forgetting": [True, False]}
+OLD = {"answer_format": ["text"], "cot": [False], "samples": [1], "runtime": ["torch"], "forgetting": [True, False]}
 BASELINES = (
     "random_passages",
     "gold_passage",
@@ -203,7 +203,7 @@ class Configuration:
     @property
     def usable(self):
         """True if somebody could choose it: no baseline, and not all of its runs are degenerate."""
-        return self["variant"] not in BASELINES and self.degenerate < len(self.rows)
+        return self["variant"].removesuffix("_adapter") not in BASELINES and self.degenerate < len(self.rows)
 
     @property
     def varies(self):

@@ -29,27 +29,24 @@ def derived(row):
 
 
 def of_weights(model_paths, adapter_paths=()):
-    """Labelled examples that models and adapters were trained with by runs of this project, None where unknown.
+    """Labelled examples that models and adapters were trained with by runs of this project, each once, None where
+    unknown.
 
-    A model from elsewhere counts as untrained; what an
-    adapter from elsewhere was trained with is unknown.
+    A model from elsewhere counts as untrained; what an adapter from elsewhere was trained with is unknown.
     """
-    total = 0
+    runs = []
     for path in [*model_paths, *adapter_paths]:
-        row = row_of(path)
-        if row:
-            used = number_of(row)
-            if used is None:
-                return None
-            total += used
+        found = run_of(path)
+        if found:
+            runs.append(found)
         elif path in adapter_paths:
             return None
-    return total
+    return of_runs(runs)[0] if runs else 0
 
 
-def row_of(path):
-    """The row.json of the run of this project in whose folder weights lie (RUN/model, RUN/probe/encoder), {} for
-    weights from elsewhere.
+def run_of(path):
+    """(folder, row.json) of the run of this project in whose folder weights lie (RUN/model, RUN/probe/encoder), None
+    for weights from elsewhere.
     """
     for folder in list(Path(path).parents)[:2]:
         try:
@@ -57,8 +54,13 @@ def row_of(path):
         except (OSError, ValueError):
             continue
         if isinstance(row, dict):
-            return row
-    return {}
+            return folder, row
+    return None
+
+
+def row_of(path):
+    """The row.json of run_of, {} for weights from elsewhere."""
+    return (run_of(path) or (None, {}))[1]
 
 
 def of_runs(runs):

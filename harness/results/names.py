@@ -54,7 +54,7 @@ SHOTS = re.compile(
 CALIBRATED_ON = {"train": " on training labels", "unlabelled": " on unlabelled inputs", None: " (transductive)"}
 RETRIEVAL = re.compile(r"(retrieval_only|k\d+)((?:_[a-z0-9]+)*)")
 RUNTIMES = {"torchao": "torchao", "onnx": "ONNX Runtime", "openvino": "OpenVINO"}
-BY_PRECISION = re.compile(rf"([a-z0-9]+?(?:_weights)?)(?:_({'|'.join(RUNTIMES)}))?(?:_(.+))?")
+BY_PRECISION = re.compile(rf"([^_]+?(?:_weights)?)(?:_({'|'.join(RUNTIMES)}))?(?:_(.+))?")
 TRAINED = re.compile(r"(embedder|reranker)_(bm25|dense|hybrid)_(\d+)")  # by embed_finetune.py
 WITHOUT_PASSAGES = {
     "no_retrieval": "No retrieval",

@@ -53,9 +53,12 @@ def questions(args, mode, task, retriever, reader, relevant, own):
             required = mode != "none"  # a question without a passage is not given to the model
             texts, answers, left_out = reader.answer(asked, passages, required, args.batch_size, f"answering, {mode}")
     if mode == "all" and reader:  # the rest was never shown
-        passages = [hits[: len(hits) - left] for hits, left in zip(passages, left_out)]
-        left_out = [0] * len(passages)
-    scores = [qrels.retrieval_scores(hits, known, args.k) if known else {} for hits, known in zip(ranked, relevant)]
+        passages = [hits[: max(1, len(hits) - left)] for hits, left in zip(passages, left_out)]
+        left_out = [int(left == len(hits) > 0) for hits, left in zip(ranked, left_out)]
+    shown = [len(hits) if mode == "all" else args.k for hits in passages]
+    scores = [
+        qrels.retrieval_scores(hits, known, n) if known else {} for hits, known, n in zip(ranked, relevant, shown)
+    ]
     requests, memory = time_requests(args, mode, task, retriever, reader, passages, own)
     return RagOutcome(asked, ranked, passages, scores, texts, answers, left_out, spent, requests, memory)
 

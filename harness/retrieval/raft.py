@@ -6,6 +6,7 @@ without it. Prompts are those of rag_eval.py, which serves the trained model (--
 """
 
 import random
+from collections import defaultdict
 from dataclasses import replace
 
 import utils
@@ -29,6 +30,8 @@ def with_passages(run, args, task, device):
     their passage and others, in the rest others only. UserError for data without passages.
     """
     tasks.require_kind(task, "qa", "--context")
+    if not all(ex.context for ex in task.train):
+        raise utils.UserError(f"{task.name}: --context needs the passage of each training question")
     settings, skipped = corpus.settings(args), Skipped()
     with utils.measure() as spent:
         documents = corpus.documents_of(settings, task, skipped)
@@ -45,7 +48,7 @@ def with_passages(run, args, task, device):
         made = replace(task, train=train, validation=served(task.validation), evaluation=served(task.evaluation))
     what = "their own passage" if args.context == "gold" else f"{args.k} passages, the right one for {found}"
     run.note(f"--context {args.context}: {len(train)} training questions with {what}")
-    run.note(f"answered with the {args.k} passages that are retrieved; latency without the retrieval")
+    run.note(f"answered with the {args.k} passages that are retrieved; latency: rag_eval.py --adapter, or --gen_model")
     run.row["train_seconds"] = (run.row.get("train_seconds") or 0.0) + spent.seconds
     return made
 
@@ -53,16 +56,15 @@ def with_passages(run, args, task, device):
 def trained(args, task, retriever, documents):
     """([N] training Examples with their contexts, how many have the right passage)."""
     relevant = qrels.relevant_documents(replace(task, evaluation=task.train), documents, retriever.index.documents)
-    if not all(ex.context for ex in task.train):
-        raise utils.UserError(f"{task.name}: --context needs the passage of each training question")
     if args.context == "gold":
         return task.train, len(task.train)
-    rng, examples, found = random.Random(args.seed), [], 0
+    rng, examples, found, rows = random.Random(args.seed), [], 0, rows_of(retriever.index)
     ranked = retriever.search([ex.text for ex in task.train], args.k + SPARE)
     for ex, hits, right in zip(task.train, ranked, relevant):
         others = [hit for hit in hits if hit.chunk.document not in right]
         with_gold = rng.random() < args.gold_share
-        chosen = [best_chunk(ex, [hit for hit in hits if hit.chunk.document in right])] if with_gold else []
+        own = [row for document in right for row in rows[document]]
+        chosen = [gold_chunk(ex, own, hits, retriever.index)] if with_gold else []
         chosen += others[: args.k - len(chosen)]
         rng.shuffle(chosen)
         found += with_gold
@@ -75,7 +77,19 @@ def shown(example, hits):
     return replace(example, context=join([hit.chunk.full for hit in hits]), about=example.about or example.context)
 
 
-def best_chunk(example, hits):
-    """The first hit of the example's own passage that contains its answer, else its first, else the whole passage."""
-    with_answer = (hit for hit in hits if metrics.contains_answer(hit.chunk.full, example.references))
-    return next(with_answer, None) or next(iter(hits), None) or Hit(Chunk("gold", 0, example.context), 0.0, -1)
+def rows_of(index):
+    """{document id: its rows in the index}."""
+    rows = defaultdict(list)
+    for row, document in enumerate(index.table["document"].to_pylist()):
+        rows[document].append(row)
+    return rows
+
+
+def gold_chunk(example, rows, hits, index):
+    """Of the rows of a question's own passage the chunk with its answer, of several or none the one that ranks best
+    among the hits; the whole passage where it is not in the index.
+    """
+    rank = {hit.row: place for place, hit in enumerate(hits)}
+    own = [Hit(index.chunk(row), 0.0, row) for row in sorted(rows, key=lambda row: rank.get(row, len(rank)))]
+    with_answer = (hit for hit in own if metrics.contains_answer(hit.chunk.full, example.references))
+    return next(with_answer, None) or next(iter(own), None) or Hit(Chunk("gold", 0, example.context), 0.0, -1)

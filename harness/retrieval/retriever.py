@@ -45,6 +45,8 @@ class Retriever:
         self.reranker = None
         if args.reranker:
             self.reranker = sentence_transformer.load(CrossEncoder, args.reranker, "--reranker", device, args)
+            if (getattr(self.reranker.config, "num_labels", None) or 1) != 1:
+                raise utils.UserError(f"--reranker {args.reranker} has several outputs; a reranker has one")
         self.bm25 = None  # built by the first search
         self.rows = None  # {document id: its rows}, made by the first search without some documents
         self.spent = {}  # milliseconds of searches by stage: embed, search, rerank
