@@ -255,20 +255,8 @@ def run_once(args):
 
 def import_heavy():
     """Import what takes seconds, once the arguments are known to be right: --help and a wrong flag answer at once."""
-    global \
-        CrossEncoder, \
-        Embedder, \
-        Retriever, \
-        Skipped, \
-        corpus, \
-        folder, \
-        loading, \
-        measure, \
-        memory_forecast, \
-        meta_device, \
-        np
-    global pairs, qrels, record
-    global retrieval, sentence_transformer, stats
+    global CrossEncoder, Embedder, Retriever, Skipped, corpus, folder, loading, measure, memory_forecast, meta_device
+    global np, pairs, qrels, record, retrieval, sentence_transformer, stats
     import numpy as np
     from sentence_transformers import CrossEncoder
 
