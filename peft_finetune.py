@@ -1,4 +1,4 @@
-"""Parameter-efficient fine-tuning: LoRA and its kin, (IA)3, prompt and prefix tuning; also on an int8 or nf4 base.
+"""Parameter-efficient fine-tuning: LoRA and its kin, SHiRA, MiSS, OFT, VeRA, (IA)3, learned prompts; on any base.
 
 The base is frozen and a few new parameters are trained, with the batches, checkpoint choice and clock of finetune.py.
 Classification data train a new head as well, whole; questions and instructions train a language model to answer. The

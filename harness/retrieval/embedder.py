@@ -43,8 +43,10 @@ class Embedder:
             ) from None
 
     def _prompt(self, given, *names):
-        """The prompt of a flag, else the one that sentence-transformers takes from the model."""
-        name = next((name for name in names if name in self.model.prompts), self.model.default_prompt_name)
+        """The prompt of a flag, else the model's first that is not empty: sentence-transformers gives every model a
+        "document" without words, also those that call theirs "passage".
+        """
+        name = next((name for name in names if self.model.prompts.get(name)), self.model.default_prompt_name)
         prompt = self.model.prompts.get(name) if given is None else given
         if not isinstance(prompt or "", str):
             raise utils.UserError(f"{self.name}: its prompt {name} is no text")
@@ -100,7 +102,7 @@ class Embedder:
         encode = self.model.encode_query if questions else self.model.encode_document
         vectors = encode(
             list(texts),
-            prompt=self.args.query_prompt if questions else self.args.passage_prompt,
+            prompt=self.prompts[questions],
             batch_size=self.batch_size,
             normalize_embeddings=self.args.metric == "cosine",
             show_progress_bar=False,

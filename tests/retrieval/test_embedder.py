@@ -110,9 +110,12 @@ def test_a_prompt_takes_its_room_from_the_chunks(tiny_embedder, tmp_path):
     with pytest.raises(utils.UserError, match="leaves none for the text"):
         retriever_of(tiny_embedder, "--passage_prompt", prompt * 3)
     model = SentenceTransformer(tiny_embedder, device="cpu")
-    model.prompts["document"] = "the passage : "
-    model.save(str(tmp_path / "own"))
-    assert retriever_of(str(tmp_path / "own")).embedder.max_tokens == 27
+    plain = retriever_of(tiny_embedder).embedder.embed(["the passage : the film"])
+    for name in ("document", "passage"):  # every model has a "document", without words
+        model.prompts = {"query": "", "document": "", name: "the passage : "}
+        model.save(str(tmp_path / name))
+        embedder = retriever_of(str(tmp_path / name)).embedder
+        assert embedder.max_tokens == 27 and np.abs(embedder.embed(["the film"]) - plain).max() < 1e-5
 
 
 def test_a_length_beyond_the_positions_is_that_of_the_positions(copy):

@@ -7,10 +7,12 @@ from pathlib import Path
 import pytest
 from helpers import BAD, GOOD, THINGS, write_jsonl
 from retrieval_helpers import retriever_of
+from sentence_transformers import SentenceTransformer
 
 import embed_finetune
 import rag_eval
 from harness.data import tasks
+from harness.data.examples import Example
 from harness.results import names, store
 from harness.retrieval import pairs, qrels
 from harness.retrieval.documents import Document
@@ -99,6 +101,51 @@ def test_a_beir_folder_is_trained_on_its_training_judgements(tmp_path, tiny_embe
 WORDS = list(enumerate(["good", "great", "bad", "awful", "fine", "dull", "fun", "poor"]))
 
 
+def test_a_query_that_is_a_document_is_no_negative_of_itself(tmp_path, tiny_embedder):
+    folder = tmp_path / "beir"
+    (folder / "qrels").mkdir(parents=True)
+    texts = [{"_id": f"d{i}", "title": "", "text": f"the {w} film"} for i, w in WORDS]
+    write_jsonl(folder / "corpus.jsonl", texts)
+    write_jsonl(folder / "queries.jsonl", texts)
+    (folder / "qrels/train.tsv").write_text("d0\td1\t1\nd2\td3\t1\n")
+    (folder / "qrels/test.tsv").write_text("d2\td3\t1\n")
+    documents, queries, _ = qrels.load_beir(folder)
+    evaluation = [Example(query, text) for query, text in queries.items()]
+    examples, judgements = pairs.beir_examples(folder, None, 0, evaluation)
+    assert [ex.id for ex in examples] == ["d0"], "d2 is evaluated"
+    retriever = retriever_of(tiny_embedder, "--retriever", "bm25")
+    retriever.add(documents)
+    own = qrels.own_documents(examples, judgements, retriever.index.documents)
+    (triple,) = pairs.mine(examples, [judgements["d0"]], own, retriever, 5, 0)
+    assert triple.positive == "the great film" and "the good film" not in triple.negatives
+
+
+def test_a_reranker_is_measured_beside_what_it_was(codes, tiny_embedder, out, tmp_path):
+    """From an encoder: beside no reranker. From a reranker, with a rate that changes nothing: no change."""
+    flags = ["--train", "reranker", "--dataset", codes, "--embed_model", tiny_embedder, "--retriever", "bm25", *out]
+    embed_finetune.main([*flags, "--model", tiny_embedder, "--epochs", "1"])
+    (row,) = store.read_results(tmp_path / "results.csv")
+    assert "before: without a reranker" in row["note"]
+    embed_finetune.main([*flags, "--model", f"{row['run_dir']}/model", "--learning_rate", "1e-12"])
+    again = store.read_results(tmp_path / "results.csv")[1]
+    (change,) = json.loads((Path(again["run_dir"]) / "comparison.json").read_text())
+    assert change["delta"] == 0 and change["after"] == pytest.approx(float(row["score"]), abs=1e-5)
+    assert "without a reranker" not in again["note"]
+
+
+def test_a_limit_of_training_is_not_one_of_serving(codes, tiny_embedder, out, only_row):
+    embed_finetune.main(["--model", tiny_embedder, "--dataset", codes, "--max_length", "8", "--epochs", "1", *out])
+    served = SentenceTransformer(f"{only_row()['run_dir']}/model", device="cpu")
+    assert served.max_seq_length == SentenceTransformer(tiny_embedder, device="cpu").max_seq_length == 32
+
+
+def test_prompts_are_saved_with_the_model(codes, tiny_embedder, out, only_row):
+    prompts = ["--query_prompt", "question ", "--passage_prompt", "passage "]
+    embed_finetune.main(["--model", tiny_embedder, "--dataset", codes, "--epochs", "1", *prompts, *out])
+    served = SentenceTransformer(f"{only_row()['run_dir']}/model", device="cpu").prompts
+    assert (served["query"], served["document"]) == ("question ", "passage ")
+
+
 def test_negatives_rank_high_and_neither_are_nor_hold_the_answer(questions, tiny_embedder):
     task = tasks.load_task(questions)
     retriever = retriever_of(tiny_embedder, "--retriever", "bm25")
@@ -125,14 +172,25 @@ def test_negatives_rank_high_and_neither_are_nor_hold_the_answer(questions, tiny
         (["--hard_negatives", "0"], "--hard_negatives"),
         (["--rerank_depth", "20"], "--rerank_depth belongs to --train reranker"),
         (["--train", "reranker", "--rerank_depth", "2"], "--k 4 is above --rerank_depth 2"),
+        (["--train", "reranker", "--k", "60"], "--k 60 is above --rerank_depth 50"),
+        (["--template", "{text}"], "--template does nothing here"),
+        (["--repeats", "2"], "give --label_budget"),
+        (["--train", "reranker", "--model", "CLASSES"], "has several outputs; a reranker has one"),
+        (["--dataset", "CODES", "--eval_ood", "NOWHERE"], "no evaluation question has a passage"),
         (["--dataset", "SENTIMENT"], "--question_column"),
         (["--dataset", "QUESTIONS", "--hard_negatives", "60"], "60 others beside it"),
     ],
 )
-def test_bad_flags_are_one_line(flags, said, questions, sentiment, tiny_embedder, out, capsys, tmp_path):
-    places = {"QUESTIONS": questions, "SENTIMENT": sentiment}
+def test_bad_flags_are_one_line(
+    flags, said, questions, sentiment, codes, tiny_embedder, tiny_classifier, out, capsys, tmp_path
+):
+    places = {"QUESTIONS": questions, "SENTIMENT": sentiment, "CODES": codes, "CLASSES": tiny_classifier}
+    places["NOWHERE"] = str(tmp_path / "bare")
+    (tmp_path / "bare").mkdir()
+    write_jsonl(tmp_path / "bare/test.jsonl", [{"question": f"who is {i} ?", "answer": "paris"} for i in range(5)])
     with pytest.raises(SystemExit) as error:
         embed_finetune.main(["--model", tiny_embedder, *[places.get(flag, flag) for flag in flags], *out])
     lines = capsys.readouterr().err.strip().splitlines()
+    lines = [line for line in lines if "embedding:" not in line]  # a progress bar
     assert error.value.code == 2 and len(lines) == 1 and said in lines[0]
     assert not (tmp_path / "results.csv").exists()

@@ -6,6 +6,7 @@ import pytest
 
 import adaptive_selector
 import context_distill
+import embed_finetune
 import finetune
 import peft_finetune
 import prompt_eval
@@ -21,6 +22,15 @@ def labels(script, flags, out, tmp_path):
     before = len(store.read_results(path)) if path.exists() else 0
     script.main([*flags.split(), "--latency_runs", "0", "--max_eval_samples", "8", *out])
     return [row["labels_used"] for row in store.read_results(path)[before:]]
+
+
+def test_labels_that_two_models_of_a_run_share_count_once(questions, tiny_embedder, tiny_llama, out, tmp_path):
+    once = f"--dataset {questions} --label_budget 10"
+    labels(embed_finetune, f"--model {tiny_embedder} {once} --epochs 1", out, tmp_path)
+    labels(peft_finetune, f"--model {tiny_llama} {once} {ONE_STEP} --no-forgetting", out, tmp_path)
+    embedder, generator = (row["run_dir"] for row in store.read_results(tmp_path / "results.csv"))
+    flags = f"--dataset {questions} --embed_model {embedder}/model --gen_model {tiny_llama}"
+    assert labels(rag_eval, f"{flags} --adapter {generator}/adapter", out, tmp_path) == ["10"]
 
 
 ONE_STEP = "--max_steps 1 --batch_size 4"
