@@ -42,7 +42,7 @@ def probabilities(row):
 )
 def test_every_runtime_classifies_as_torch_does(classifier, runtime, precision, near, smaller, out, only_row):
     flags, plain = classifier
-    quantize_and_parallel.main([*flags, "--runtime", runtime, "--precision", precision, *out])
+    quantize_and_parallel.main([*flags, "--runtime", runtime, "--precision", precision, "--batch_size", "1", *out])
     row = only_row()
     assert float(plain["score"]) > 0.8, "a classifier that has learnt something"
     difference = np.abs(probabilities(plain) - probabilities(row)).max()
@@ -81,7 +81,8 @@ def test_a_language_model_by_torchao(sentiment, tiny_llama, out, tmp_path):
     [
         (["--runtime", "onnx"], "is for a model with a classification head"),
         (["--runtime", "onnx", "--nf4"], "--runtime onnx has fp32, int8, not --precision nf4"),
-        (["--precision", "int8_weights"], "--runtime torch has fp32"),
+        (["--precision", "int8_weights"], "--runtime torchao has"),
+        (["--runtime", "onnx", "--adapter", "x", "--no-merge_adapter"], "leave out --no-merge_adapter"),
         (["--runtime", "torchao"], "--runtime torchao has int8, int8_weights, int4_weights, not --precision fp32"),
         (["--runtime", "onnx", "--compile"], "leave out --device cuda and --compile"),
         (["--runtime", "torchao", "--int8", "--device_map", "auto"], "for one device and plain decoding"),

@@ -299,3 +299,11 @@ def test_rag_and_the_same_questions_without_retrieval(questions, tiny_llama, tin
     (without,) = store.read_results(tmp_path / "without.csv")
     assert (without["variant"], without["recall_at_k"], without["eval_id"]) == ("no_retrieval", "", row["eval_id"])
     assert int(without["prompt_tokens"]) < int(row["prompt_tokens"]) and predictions(without)[0]["retrieved"] == []
+
+
+def test_a_context_that_holds_no_passage_is_a_row(questions, tiny_llama, tiny_embedder, out, tmp_path):
+    models = ["--embed_model", tiny_embedder, "--gen_model", tiny_llama, "--dataset", questions, *out]
+    rag_eval.main([*models, "--baselines", "--context_tokens", "1", "--max_new_tokens", "4"])
+    row = next(row for row in store.read_results(tmp_path / "results.csv") if row["variant"] == "all_that_fits")
+    assert row["status"] in ("ok", "degenerate") and float(row["answer_in_context"]) == 0
+    assert "did not fit the context" in row["note"] and "--min_score" not in row["note"]
