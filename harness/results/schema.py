@@ -70,8 +70,8 @@ COLUMNS = (
         "precision",
         "str",
         "setting",
-        about="Of the weights: `fp32`, `fp16`, `bf16`, `int8` or `nf4`; of a checkpoint that is saved quantized, what "
-        "it says (`gptq`, `awq`, ..).",
+        about="Of the weights: `fp32`, `fp16`, `bf16`, `int8`, `nf4`, `int8_weights` or `int4_weights`; of a "
+        "checkpoint that is saved quantized, what it says (`gptq`, `awq`, ..).",
     ),
     Column("device", "str", "setting", about="`cpu` or `cuda`."),
     Column("device_name", "str", "setting", about="The GPU, or the processor with its number of usable cores."),
