@@ -11,6 +11,7 @@ from helpers import FAST, ROOT, SHORT, THINGS, check_classification, predictions
 import finetune
 import peft_finetune
 import prompt_eval
+from harness.adapter_flags import LEARNED_PROMPTS
 from harness.results import store
 from harness.training import loop
 
@@ -76,7 +77,8 @@ def test_every_method_trains_saves_and_is_scored_again_to_the_byte(
     method, questions, tiny_llama, tmp_path, out, only_row
 ):
     flags = ["--model", tiny_llama, "--dataset", questions, "--batch_size", "4", "--max_new_tokens", "4"]
-    peft_finetune.main([*flags, "--method", method, "--epochs", "2", "--num_virtual_tokens", "5", *out])
+    length = ["--num_virtual_tokens", "5"] if method in LEARNED_PROMPTS else []
+    peft_finetune.main([*flags, "--method", method, "--epochs", "2", *length, *out])
     row = only_row()
     assert row["status"] == "ok" and row["strategy"] == "peft" and row["variant"].startswith(method)
     assert 0 < int(row["trainable_params"]) < 0.3 * int(row["total_params"]) and float(row["reference_perplexity"]) > 1
@@ -262,7 +264,7 @@ def test_adalora_of_a_file_is_refused_what_the_method_is(questions, tiny_llama, 
     (tmp_path / "a.json").write_text('{"peft_type": "ADALORA"}')
     flags = ["--model", tiny_llama, "--dataset", questions, "--peft_config", str(tmp_path / "a.json"), *out]
     with pytest.raises(SystemExit) as stopped:
-        peft_finetune.main([*flags, "--learning_rate", "1e-3", "--tune", "2"])
+        peft_finetune.main([*flags, "--learning_rate", "1e-3", "--early_stopping", "2"])
     assert stopped.value.code == 2 and "a.json: AdaLoRA has neither --resume" in capsys.readouterr().err
 
 

@@ -36,6 +36,7 @@ def test_every_suite_that_is_shipped_is_read_by_its_scripts():
         "quantization",
         "fewshot",
         "qa_peft",
+        "peft_methods",
         "speculative",
         "datasets",
         "domains",
