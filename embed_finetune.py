@@ -34,7 +34,8 @@ RERANK_DEPTH = 50  # the default of rag_eval.py
 UNUSED = ("instruction", "template", "label_words", "label_descriptions", "max_validation_samples", "thinking")
 # flags that say something about --dataset and nothing about --eval_ood
 OF_DATASET = ("subset", "train_file", "validation_file", "test_file", "columns", "label_budget", "max_train_samples")
-OF_DATASET += tuple(f"{role}_column" for role in ("text", "question", "context", "options", "answer", "cluster"))
+OF_DATASET += tuple(f"{role}_column" for role in ("text", "text_pair", "label", "question", "context"))
+OF_DATASET += ("options_column", "answer_column", "cluster_column")
 OF_DATASET = dict.fromkeys(OF_DATASET)
 
 
@@ -145,7 +146,8 @@ def forecast(run, args, model, triples, device):
         rows, longest = args.batch_size, lengths[0] + max(lengths[1:])
     else:
         rows, longest = args.batch_size * len(texts), max(lengths)
-    shape = meta_device.Shape(rows, min(longest, model.max_seq_length or longest))
+    limits = [n for n in (longest, model.max_seq_length, args.max_length) if n]
+    shape = meta_device.Shape(rows, min(limits))
     options = {"mixed": args.bf16, "device": device}
     config = model.transformers_model.config
     memory_forecast.record(run, memory_forecast.training, config, "classifier", shape, **options)

@@ -87,7 +87,7 @@ def run_once(args):
         other = tasks.out_of_domain(args, task)
         run.row.update(task.row())
         if args.context:
-            task = raft.with_passages(run, args, task, device)
+            task, args = raft.with_passages(run, args, task, device)
 
         # 4. model, after the trials of --tune
         tokenizer = loading.load_tokenizer(args.model, args.trust_remote_code, args.thinking)

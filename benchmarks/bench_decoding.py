@@ -19,6 +19,7 @@ import quantize_and_parallel
 from harness import flags
 from harness.data import tasks
 from harness.data.prompts import with_instruction
+from harness.evaluation import decoding_speed
 from harness.models import decoding
 
 QUOTE = "Answer the question with the sentence of the text that holds the answer, word for word."
@@ -73,11 +74,9 @@ def main():
     task = tasks.load_task(args.dataset, max_eval_samples=args.n)
     chat = bool(tokenizer.chat_template)
     prompts = {
-        "windows": quantize_and_parallel.timed_prompts(task, tokenizer, args.n, 128, False, chat),
-        "questions": quantize_and_parallel.timed_prompts(task, tokenizer, args.n, 128, True, chat),
-        "quotations": quantize_and_parallel.timed_prompts(
-            with_instruction(task, QUOTE), tokenizer, args.n, 128, True, chat
-        ),
+        "windows": decoding_speed.timed_prompts(task, tokenizer, args.n, 128, False, chat),
+        "questions": decoding_speed.timed_prompts(task, tokenizer, args.n, 128, True, chat),
+        "quotations": decoding_speed.timed_prompts(with_instruction(task, QUOTE), tokenizer, args.n, 128, True, chat),
     }
     rows = []
     for kind, way, options in ways(args, model, tokenizer):

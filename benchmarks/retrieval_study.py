@@ -18,7 +18,8 @@ from pathlib import Path
 from common import ROOT, machine, markdown, measured_at, publish
 
 from harness import flags
-from harness.results import run_scores, stats
+from harness.evaluation import metrics
+from harness.results import run_scores, stats, store
 
 PLAIN = "k4"  # the step that all others are compared with
 # (step, what the table calls it, script and its flags); {name}: the run folder of an earlier step
@@ -101,6 +102,21 @@ def main(argv=None):
     table(args, done)
 
 
+def held(folder):
+    """{question id: 1.0 where the output contains a reference answer, else 0.0}: unlike token F1 it does not ask for a
+    short answer, which a model that was trained has learnt, too.
+    """
+    records = store.read_jsonl(Path(folder) / "predictions.jsonl")
+    return {r["id"]: metrics.contains_answer(r["prediction"], r["target"]) for r in records}
+
+
+def change_of(first, second, clusters):
+    """(stats.Difference, its text)."""
+    change = stats.paired(first, second, clusters)
+    interval = "" if change.low is None else f" [{change.low:+.3f}, {change.high:+.3f}]"
+    return change, f"{change.delta:+.3f}{interval}"
+
+
 def table(args, done):
     """Write the table of the steps that answer, and what the trained embedder and reranker find."""
     runs = {name: run_scores.read(done[name]) for name, title, _ in STEPS if title}
@@ -109,17 +125,27 @@ def table(args, done):
     for name, title, _ in STEPS:
         if not title:
             continue
-        row, values = runs[name].row, [runs[name].scores[key] for key in keys]
-        change = stats.paired([runs[PLAIN].scores[key] for key in keys], values, clusters)
-        told = "" if name == PLAIN else f"{change.delta:+.3f} [{change.low:+.3f}, {change.high:+.3f}]"
-        found = row.get("answer_in_context")
+        row, found = runs[name].row, runs[name].row.get("answer_in_context")
+        pairs = [[runs[which].scores[key] for key in keys] for which in (PLAIN, name)]
+        change, told = change_of(*pairs, clusters)
+        holds = [[found_in[key] for key in keys] for found_in in (held(done[PLAIN]), held(done[name]))]
+        held_change, held_told = change_of(*holds, clusters)
+        plain = name == PLAIN
         cells = [title.format(room=f"{args.context_tokens:,}"), row["labels_used"]]
-        cells += [f"{row['token_f1']:.3f} [{row['score_low']:.3f}, {row['score_high']:.3f}]", told]
-        cells += [f"{row['exact_match']:.3f}", "" if found is None else f"{found:.3f}"]
+        cells += [f"{row['token_f1']:.3f} [{row['score_low']:.3f}, {row['score_high']:.3f}]", "" if plain else told]
+        share = sum(holds[1]) / len(keys)
+        cells += [
+            f"{share:.3f}",
+            "" if plain else held_told,
+            f"{row['exact_match']:.3f}",
+            "" if found is None else f"{found:.3f}",
+        ]
         rows.append(cells)
         data[name] = {key: row.get(key) for key in ("token_f1", "exact_match", "answer_in_context")}
         data[name]["change"] = [change.delta, change.low, change.high, change.p]
-    header = ["passages", "labels", "token F1", "change", "exact match", "answer in them"]
+        data[name]["holds_an_answer"] = share
+        data[name]["change_of_that"] = [held_change.delta, held_change.low, held_change.high, held_change.p]
+    header = ["passages", "labels", "token F1", "change", "holds an answer", "change", "exact match", "answer in them"]
     lines = [f"{len(keys)} questions about {stats.n_clusters(clusters, len(keys))} passages; {machine('cpu', 'peft')}."]
     for name in ("embedder", "reranker"):
         data[name] = json.loads((Path(done[name]) / "comparison.json").read_text())

@@ -275,12 +275,8 @@ def check_context_args(parser, args):
     given = [f"--{name}" for name in of_context if getattr(args, name) is not None]
     if given and not args.context:
         parser.error(f"{given[0]} belongs to --context")
-    if args.context == "gold" and args.gold_share is not None:
+    if args.context == "gold" and args.gold_share not in (None, of_context["gold_share"]):
         parser.error("--gold_share belongs to --context retrieved")
-    if args.context:
-        args.latency_runs = 0  # of a request without its retrieval, which rows of rag_eval.py include
-        # prompts of k passages are longer than others; an embedder takes 256 or 512 tokens
-        args.max_length = args.max_length or 1024 + (args.k or 4) * (args.chunk_tokens or 512)
     for name, value in of_context.items() if args.context else ():
         setattr(args, name, value if getattr(args, name) is None else getattr(args, name))
     return args

@@ -88,6 +88,10 @@ import prompt_eval
             "no request to time compiled decoding on",
         ),
         ("prompt_eval.py --model LLAMA --dataset QUESTIONS --max_new_tokens 2000", "leave no room for a prompt"),
+        (
+            "rag_eval.py --embed_model EMBEDDER --dataset QUESTIONS --retrieval_only --reranker CLASSIFIER",
+            "has several outputs; a reranker has one",
+        ),
         ("quantize_and_parallel.py --model CLASSIFIER --dataset QUESTIONS", "a model with a classification head"),
         ("prompt_eval.py --model CLASSIFIER --dataset DATA", "was trained for the labels good, bad"),
         (

@@ -5,6 +5,7 @@ A model that is trained on these prompts has seen what it will be given: the rig
 without it. Prompts are those of rag_eval.py, which serves the trained model (--adapter, or --gen_model).
 """
 
+import argparse
 import random
 from collections import defaultdict
 from dataclasses import replace
@@ -18,12 +19,16 @@ from harness.retrieval.documents import Skipped
 from harness.retrieval.reader import join
 from harness.retrieval.retriever import Hit, Retriever
 
+PROMPT_TOKENS = 1024  # of a prompt besides its passages, or of one whole passage
 SPARE = 8  # more chunks are ranked than are shown, since those of the right document are no distractors
 
 
 def with_passages(run, args, task, device):
-    """The qa task with passages, by the flags of flags.add_context_args. Notes what it did, and counts its seconds in
-    train_seconds.
+    """(the qa task with passages by the flags of flags.add_context_args, args for its training). Notes what it did, and
+    counts its seconds in train_seconds.
+
+    args: --max_length, where it is not given, leaves room for the passages, and no request is timed: that would be one
+    without its retrieval, which rows of rag_eval.py include.
 
     Evaluation and validation questions get the k best chunks, as in rag_eval.py. Training questions get with --context
     gold their own passage alone; with retrieved k chunks in a random order: in --gold_share of them the best chunk of
@@ -50,7 +55,8 @@ def with_passages(run, args, task, device):
     run.note(f"--context {args.context}: {len(train)} training questions with {what}")
     run.note(f"answered with the {args.k} passages that are retrieved; latency: rag_eval.py --adapter, or --gen_model")
     run.row["train_seconds"] = (run.row.get("train_seconds") or 0.0) + spent.seconds
-    return made
+    room = PROMPT_TOKENS + args.k * (retriever.size or retriever.embedder.max_tokens)
+    return made, argparse.Namespace(**{**vars(args), "latency_runs": 0, "max_length": args.max_length or room})
 
 
 def trained(args, task, retriever, documents):

@@ -18,7 +18,9 @@ def shown(questions, tiny_embedder, *flags):
     args = finetune.parse_args(["--dataset", questions, "--embed_model", tiny_embedder, "--context", *flags])
     run, task = SimpleNamespace(row={}, notes=[]), tasks.load_task(questions)
     run.note = run.notes.append
-    return task, raft.with_passages(run, args, task, "cpu"), run
+    made, trained = raft.with_passages(run, args, task, "cpu")
+    assert args.max_length is None and trained.max_length > 1024 and trained.latency_runs == 0
+    return task, made, run
 
 
 @pytest.mark.parametrize("gold_share", [0.0, 0.5, 1.0])
