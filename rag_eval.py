@@ -2,9 +2,8 @@
 
 Measures the retrieval (recall@k, nDCG@10, ...) and the answers (token F1, ...) on the same questions, with the time of
 each stage. --baselines also answers without retrieval, with random passages, with the gold passage and with as many
-ranked passages as fit: one row each. A
-BEIR folder (corpus.jsonl, queries.jsonl, qrels/) as --dataset measures retrieval alone, of whole documents unless
---chunk_tokens is given.
+ranked passages as fit: one row each. --k_shots shows labelled questions first. A BEIR folder (corpus.jsonl,
+queries.jsonl, qrels/) as --dataset measures retrieval alone, of whole documents unless --chunk_tokens is given.
 
     # on a CPU, offline (after `python prepare_data.py demo`): about two minutes; with --baselines five rows
     python rag_eval.py --k 4 --chunk_tokens 64 --chunk_overlap 16 --max_eval_samples 60
@@ -113,6 +112,7 @@ def parse_args(argv=None):
     add("--prompt_format", choices=("plain", "chat", "auto"), default="auto", help="auto: chat if there is a template")
     add("--max_new_tokens", **count, default=24, help="of an answer (default: %(default)s)")
     add("--context_tokens", **count, help="most tokens of all passages (default: as many as the model takes)")
+    add("--k_shots", **count, help="labelled questions to show before each, with their own passage and their answer")
     add("--citations", action="store_true", help="number the passages and ask for [1]; the marks are not scored")
     flags.add_data_args(parser, dataset="assets/data/disfl_qa")
     flags.add_common_args(parser, auto_batch=True)
@@ -133,6 +133,8 @@ def check_args(parser, args):
         parser.error("a BEIR folder as --dataset has its own documents; leave --docs out")
     if args.adapter and (args.retrieval_only or beir or args.build_only):
         parser.error("--adapter belongs to the generator, and nothing is generated here")
+    if args.k_shots and (args.retrieval_only or beir or not measures):
+        parser.error("--k_shots shows questions and answers to the generator, which answers none of the data here")
     if args.baselines and args.k == 0:
         parser.error("--baselines asks without retrieval anyway; give a --k of at least 1 for its other rows")
     if args.chunk_tokens and (args.chunk_overlap or 0) > args.chunk_tokens // 2:
@@ -158,14 +160,15 @@ def check_args(parser, args):
 
 def variant(mode, args, retriever, retrieval_only):
     """The row's name for this run: k4_flat, k4_hybrid_hnsw, k4_flat_rerank, no_retrieval, random_passages, ..."""
+    suffix = (f"_{args.k_shots}_shot" if args.k_shots else "") + ("_adapter" if args.adapter else "")
     if mode != "retrieved":
-        return VARIANTS[mode] + ("_adapter" if args.adapter else "")
+        return VARIANTS[mode] + suffix
     parts = ["retrieval_only" if retrieval_only else f"k{args.k}"]
     parts += [] if args.retriever == "dense" else [args.retriever]
     parts += [] if args.retriever == "bm25" else [retriever.index.kind]
     parts += ["rerank"] if args.reranker else []
     parts += ["mmr"] if args.mmr is not None else []
-    return "_".join(parts + (["adapter"] if args.adapter else []))
+    return "_".join(parts) + suffix
 
 
 # ---------------------------------------------------------------------------------------------------------------- run
@@ -195,7 +198,10 @@ def run_once(args, mode, shared):
             shared.task, shared.documents, shared.judgements = corpus.read_data(args, shared.skipped)
         task = shared.task
         run.row.update(task.row())
-        run.use_labels(())  # passages and questions, no answers but those that an adapter was trained with
+        demos = draw(task.train, args.k_shots or 0, args.data_seed, balanced=False)
+        run.use_labels(demos)  # no other answers, but those that an adapter was trained with
+        if args.k_shots:
+            run.row.update(k_shots=args.k_shots, n_train=args.k_shots)
 
         # 4. model: only what this row needs, so that its load time and memory are its own
         loaded = shared.reader is not None or shared.retriever is not None
@@ -227,6 +233,9 @@ def run_once(args, mode, shared):
             relevant, own = measure.judged(task, shared.documents, shared.judgements, retriever.index.documents)
             if any(own):
                 run.note(f"{len(own) - own.count(None)} queries are documents, too, and do not find themselves")
+        if reader:
+            index = retriever.index if searches else None
+            reader.demonstrations = raft.demonstrations(demos, mode, task, shared.documents, index)
         run.row["variant"] = variant(mode, args, retriever, retrieval_only)
 
         # 6. evaluate
@@ -259,9 +268,10 @@ def main(argv=None):
     hub.check_names(models, {"--dataset": flags.source(args) if measures else None})
 
     # heavy modules, now that the arguments are checked
-    global Reader, Retriever, Skipped, corpus, loading, measure, record
+    global Reader, Retriever, Skipped, corpus, draw, loading, measure, raft, record
+    from harness.data.examples import draw
     from harness.models import loading
-    from harness.retrieval import corpus, measure, record, session
+    from harness.retrieval import corpus, measure, raft, record, session
     from harness.retrieval.documents import Skipped
     from harness.retrieval.reader import Reader
     from harness.retrieval.retriever import Retriever

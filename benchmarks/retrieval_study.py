@@ -1,5 +1,6 @@
 """Retrieval that is trained beside plain retrieval, on the same questions: a generator trained on retrieved passages
-(RAFT), one trained on right passages, a trained embedder, a trained reranker, and a prompt with all passages that fit.
+(RAFT), one trained on right passages, a trained embedder, a trained reranker, a prompt with demonstrations, which show
+the form of an answer without training, and one with all passages that fit.
 
     python benchmarks/retrieval_study.py --dataset assets/data/disfl_qa --chunk_tokens 64 --label_budget 400 \\
         --max_eval_samples 226 --eval_ood assets/data/narrativeqa --readme docs/retrieval.md
@@ -27,6 +28,7 @@ STEPS = [
     ("none", "no passage", "rag_eval.py --k 0"),
     ("k4", "4 retrieved", "rag_eval.py --k 4 {index}"),
     ("hybrid", "4 retrieved, hybrid", "rag_eval.py --k 4 --retriever hybrid {index}"),
+    ("k4_shots", "4 retrieved, 4 demonstrations", "rag_eval.py --k 4 --k_shots 4 {index}"),
     ("raft", None, "peft_finetune.py --context retrieved --k 4 {index} {training}"),
     ("k4_raft", "4 retrieved, RAFT", "rag_eval.py --k 4 --adapter {raft}/adapter {index}"),
     ("embedder", None, "embed_finetune.py --k 4 {embedding}"),

@@ -155,6 +155,7 @@ import prompt_eval
             "takes 30 tokens of a passage at once",
         ),
         ("rag_eval.py --k 0 --retrieval_only", "nothing to measure"),
+        ("rag_eval.py --k_shots 2 --retrieval_only", "--k_shots shows"),
         ("quantize_and_parallel.py --model LLAMA --dataset DATA --fp16", "fp16 needs a CUDA GPU"),
         ("quantize_and_parallel.py --model LLAMA --dataset DATA --int8 --nf4", "not allowed with"),
         (

@@ -83,6 +83,25 @@ def shown(example, hits):
     return replace(example, context=join([hit.chunk.full for hit in hits]), about=example.about or example.context)
 
 
+def demonstrations(examples, mode, task, documents, index):
+    """[K] Examples of the training split as rag_eval.py shows them before a question: with the chunk of their own
+    passage that has the answer, with mode gold the whole passage, with mode none neither.
+
+    index: of the documents, not read with mode none or gold.
+    """
+    if mode == "none":
+        return [replace(ex, context=None) for ex in examples]
+    if mode == "gold":
+        return examples
+    relevant = qrels.relevant_documents(replace(task, evaluation=examples), documents, index.documents)
+    rows = rows_of(index)
+    own = [[row for document in right for row in rows[document]] for right in relevant]
+    return [
+        replace(ex, context=gold_chunk(ex, its_rows, (), index).chunk.full) if its_rows or ex.context else ex
+        for ex, its_rows in zip(examples, own)
+    ]
+
+
 def rows_of(index):
     """{document id: its rows in the index}."""
     rows = defaultdict(list)

@@ -24,6 +24,7 @@ class Reader:
 
     def __init__(self, args, device, task):
         self.args, self.task = args, task
+        self.demonstrations = ()  # Examples that every prompt shows before its question
         self.tokenizer = loading.load_tokenizer(args.gen_model, args.trust_remote_code, args.thinking, args.adapter)
         self.chat = loading.uses_chat(args.prompt_format, self.tokenizer)
         options = {"precision": args.precision, "device": device, "trust_remote_code": args.trust_remote_code}
@@ -52,7 +53,7 @@ class Reader:
             context = join(texts[:n])
             example = Example("question", question, context=context or None)
             task = with_instruction(self.task, with_passages if n else QA_INSTRUCTION)
-            return context, render(task, example, (), self.tokenizer if self.chat else None)[0]
+            return context, render(task, example, self.demonstrations, self.tokenizer if self.chat else None)[0]
 
         def too_long(n):
             context, prompt = with_first(n)

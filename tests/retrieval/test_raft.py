@@ -11,6 +11,8 @@ import rag_eval
 from harness.data import tasks
 from harness.results import store
 from harness.retrieval import raft
+from harness.retrieval.chunking import Chunk
+from harness.retrieval.documents import Document
 
 
 def shown(questions, tiny_embedder, *flags):
@@ -71,3 +73,26 @@ def test_flags_without_their_context_are_refused(flags, said, capsys):
     with pytest.raises(SystemExit) as stopped:
         finetune.parse_args(flags)
     assert stopped.value.code == 2 and said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("mode", ["none", "gold", "retrieved"])
+def test_demonstrations_have_what_their_prompts_have(mode, questions):
+    task = tasks.load_task(questions)
+    examples = [task.train[0], task.train[1]]
+    answer = examples[0].references[0]
+    chunks = [Chunk("p0", 0, "of another city"), Chunk("p0", 1, f"it is {answer}"), Chunk("p1", 0, "no answer here")]
+    documents = [Document(f"p{i}", "", ex.context) for i, ex in enumerate(examples)]
+    names = [chunk.document for chunk in chunks]
+    index = SimpleNamespace(
+        documents={doc.id: doc.digest for doc in documents},
+        table={"document": SimpleNamespace(to_pylist=lambda: names)},
+        chunk=chunks.__getitem__,
+    )
+    made = raft.demonstrations(examples, mode, task, documents, index)
+    contexts = {
+        "none": [None, None],
+        "gold": [ex.context for ex in examples],
+        "retrieved": [f"it is {answer}", "no answer here"],
+    }
+    assert [ex.context for ex in made] == contexts[mode]
+    assert [(ex.id, ex.references) for ex in made] == [(ex.id, ex.references) for ex in examples]

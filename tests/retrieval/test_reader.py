@@ -32,3 +32,19 @@ def test_citations_are_asked_for_and_read(questions, tiny_llama, tiny_embedder):
     hits = hits_of(2)
     prompt, _ = reader.prompt("what is the good film ?", hits)
     assert f"[1] {sentences(2)[0]}" in prompt and f"[2] {sentences(2)[1]}" in prompt and "as in [1]" in prompt
+
+
+def test_demonstrations_stand_before_the_question(questions, tiny_llama, tiny_embedder):
+    args, task = (
+        arguments(tiny_embedder, "--gen_model", tiny_llama, "--prompt_format", "plain"),
+        tasks.load_task(questions),
+    )
+    reader, hits = Reader(args, "cpu", task), hits_of(2)
+    alone, _ = reader.prompt("what is the good film ?", hits)
+    reader.demonstrations = task.train[:2]
+    prompt, _ = reader.prompt("what is the good film ?", hits)
+    blocks = [f"Text: {ex.context}\n\nQuestion: {ex.text}\nAnswer: {ex.references[0]}" for ex in task.train[:2]]
+    places = [prompt.index(block) for block in blocks]
+    assert places == sorted(places) and prompt.index(hits[0].chunk.text) > places[-1]
+    instruction, question = alone.split("\n\n", 1)
+    assert prompt.startswith(instruction) and prompt.endswith(question)

@@ -301,6 +301,17 @@ def test_rag_and_the_same_questions_without_retrieval(questions, tiny_llama, tin
     assert int(without["prompt_tokens"]) < int(row["prompt_tokens"]) and predictions(without)[0]["retrieved"] == []
 
 
+def test_labelled_questions_as_demonstrations_are_counted(questions, tiny_llama, tiny_embedder, out, tmp_path):
+    common = [*models(tiny_embedder, tiny_llama), "--dataset", questions, "--max_new_tokens", "4", "--k", "2", *out]
+    rag_eval.main(common)
+    rag_eval.main([*common, "--k_shots", "3"])
+    plain, few = store.read_results(tmp_path / "results.csv")
+    assert (few["variant"], few["k_shots"], few["labels_used"]) == ("k2_flat_3_shot", "3", "3")
+    assert (plain["variant"], plain["k_shots"], plain["labels_used"]) == ("k2_flat", "", "0")
+    assert few["eval_id"] == plain["eval_id"] and few["recall_at_k"] == plain["recall_at_k"]
+    assert int(few["prompt_tokens"]) > int(plain["prompt_tokens"]) + 20 * 3 * 15
+
+
 def test_a_context_that_holds_no_passage_is_a_row(questions, tiny_llama, tiny_embedder, out, tmp_path):
     models = ["--embed_model", tiny_embedder, "--gen_model", tiny_llama, "--dataset", questions, *out]
     rag_eval.main([*models, "--baselines", "--context_tokens", "1", "--max_new_tokens", "4"])
