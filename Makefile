@@ -1,3 +1,5 @@
+# make compare DATA=mine.csv: every strategy on your data, then the selector and the charts, in OUT (default: compare).
+#   SET="label_budget=500 text_column=body": other settings of suites/compare.yaml; LATENCY_MS=, MEMORY_GB=, ACCURACY=: limits
 # make demo: every strategy on real models and data, offline, then the selector and the charts
 # make test: the tests without the slow ones; make test-all: all of them, as CI runs them; make lint: the linter
 # All make what they need (a virtual environment, the packages, the demo's models and data) and do no work twice.
@@ -8,12 +10,23 @@ PY := $(VENV)/bin/python
 # a worker for each core, up to four; one thread each, so that they do not take turns at the cores
 PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --maxprocesses 4 --dist worksteal
 
-.PHONY: demo test test-all lint assets clean-demo
+OUT ?= compare
+LIMITS := $(if $(LATENCY_MS),--latency_ms $(LATENCY_MS)) $(if $(MEMORY_GB),--memory_gb $(MEMORY_GB)) $(if $(ACCURACY),--required_accuracy $(ACCURACY))
+
+.PHONY: compare demo test test-all lint assets clean-demo
 
 demo: assets
 	$(PY) sweep.py suites/demo.yaml --results demo/results.csv --runs_dir demo/runs
 	$(PY) adaptive_selector.py --dataset assets/data/movie_reviews --memory_gb 8 --latency_ms 200 --data_size 2000 --results demo/results.csv
 	$(PY) plot_results.py --results demo/results.csv --output_dir demo --report demo/RESULTS.md
+
+# exit code 1 of the sweep: some of its runs failed; the others are compared
+compare: assets
+	@test -n "$(DATA)" || { echo "make compare: give DATA=FILE, as in make compare DATA=mine.csv" >&2; exit 2; }
+	@mkdir -p "$(OUT)"
+	$(PY) sweep.py suites/compare.yaml --dataset "$(DATA)" $(if $(SET),--set $(SET)) --results "$(OUT)/results.csv" --runs_dir "$(OUT)/runs" --continue_on_error || [ $$? -eq 1 ]
+	$(PY) plot_results.py --results "$(OUT)/results.csv" --output_dir "$(OUT)" --report "$(OUT)/RESULTS.md"
+	$(PY) adaptive_selector.py --dataset "$(DATA)" $(LIMITS) --results "$(OUT)/results.csv"
 
 assets: $(VENV)/installed
 	$(PY) prepare_data.py demo

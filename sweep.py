@@ -5,6 +5,8 @@ Every command is printed before it runs. A cell is skipped if the results CSV ha
 all flags, the contents of the local files that they name, the code of the script and of what it imports. A cell that
 failed is run again with --retry.
 
+    # every strategy on one's own data
+    python sweep.py suites/compare.yaml --dataset mine.csv --set label_budget=500 text_column=body
     python sweep.py suites/demo.yaml --dry_run
     python sweep.py suites/rank.yaml --results rank.csv
     # on two GPUs, two at a time
@@ -15,23 +17,21 @@ failed is run again with --retry.
     flags: {dataset: assets/data/movie_reviews, max_train_samples: 1000}
     grid: {rank: [4, 8, 16], data_seed: [0, 1, 2]}  # every combination
     experiments: [{name: small, alpha: 8}, ...]     # or a list of variants
-    # a suite of several scripts has `runs`, a list of such blocks
+    # a suite of several scripts has `runs`, a list of such blocks. `parameters: {budget: 500}` stand in it as $budget;
+    # --set changes them. A block with `needs: [classification]` runs only on such data
 """
 
 import concurrent.futures
 import contextlib
 import fcntl
 import hashlib
-import io
-import json
 import os
 import queue
-import shlex
 import signal
 import subprocess
 import sys
 import threading
-from dataclasses import dataclass
+import time
 from pathlib import Path
 
 from tqdm import tqdm
@@ -42,6 +42,7 @@ from harness.errors import short, stop_on_signals
 from harness.results import store
 
 ROOT = Path(__file__).resolve().parent
+SHORTCUTS = ("dataset", "model", "embed_model")  # of --set
 LOCK_SECONDS = 0.2  # between two looks at a cell that another process runs
 
 
@@ -49,6 +50,10 @@ def parse_args(argv=None):
     parser = flags.ArgumentParser(__doc__)
     add = parser.add_argument
     add("suite", help="the YAML file")
+    change = "change the suite's parameter of that name, else the flag of every script that has it"
+    add("--set", nargs="+", action="extend", default=[], metavar="NAME=VALUE", help=change)
+    for name in SHORTCUTS:
+        add(f"--{name}", help=f"short for --set {name}=..")
     add("--dry_run", action="store_true", help="print the commands and which would be skipped; run nothing")
     statuses = ("failed", "oom", "degenerate")
     add("--retry", nargs="+", choices=statuses, default=[], help="run cells again whose row has one of these statuses")
@@ -60,78 +65,31 @@ def parse_args(argv=None):
     add("--results", default="results.csv", help="the CSV that gets the rows (default: %(default)s)")
     add("--runs_dir", default="runs", help="where the run folders are made (default: %(default)s)")
     args = parser.parse_args(argv)
+    args.changes = changes_of(parser, args)
     if args.devices and not all(part.strip().isdecimal() for part in args.devices.split(",")):
         parser.error(f"--devices {args.devices}: give numbers separated by commas, as in 0,1")
     return args
 
 
+def changes_of(parser, args):
+    """{name: value} of --set and its shortcuts."""
+    changes = {}
+    for text in [*args.set, *(f"{name}={getattr(args, name)}" for name in SHORTCUTS if getattr(args, name))]:
+        name, equals, value = text.partition("=")
+        if not (equals and name.isidentifier()):
+            parser.error(f"--set {short(text)}: give NAME=VALUE, as in label_budget=500")
+        if name in changes:
+            parser.error(f"--set: {name} is given twice")
+        changes[name] = suites.value_of(value)
+    return changes
+
+
 def import_heavy():
     """What needs scipy, after the arguments were checked."""
-    global commands, DoneRuns, identity
-    from harness.results import commands
+    global DoneRuns, TimeLeft, identity, make_cells
     from harness.results.done_runs import DoneRuns, identity
-
-
-# ------------------------------------------------------------------------------------------------------------ the suite
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One command of a suite."""
-
-    name: str
-    script: str
-    argv: tuple
-    args: dict  # {flag: value}, every flag, as the script itself reads argv
-
-    @property
-    def command(self):
-        return shlex.join(["python", self.script, *utils.without_credentials(self.argv, within=False)])
-
-
-def available():
-    """The suites that are shipped, for a message."""
-    return ", ".join(sorted(str(file.relative_to(ROOT)) for file in (ROOT / "suites").glob("*.yaml")))
-
-
-def parsed(script, settings, args):
-    """(argv, {flag: value}) of one cell, as its script reads them. UserError where the script refuses them."""
-    if script == "utils.py" or not commands.is_here(script):
-        raise utils.UserError(f"there is no script {short(script)} here")
-    argv = [*commands.to_argv(settings, script), "--results", args.results, "--runs_dir", args.runs_dir]
-    message = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(message), contextlib.redirect_stdout(io.StringIO()):
-            values = vars(commands.parse(script, argv))
-    except SystemExit:
-        raise utils.UserError(message.getvalue().strip() or "it prints the help and runs nothing") from None
-    if values.get("trust_remote_code"):
-        raise utils.UserError("a suite may not set trust_remote_code; run such a command by hand")
-    if values.get("repeats", 1) > 1:
-        raise utils.UserError("instead of repeats give data_seed a list in the grid, so that each run can be resumed")
-    return argv, values
-
-
-def make_cells(suite, args):
-    """(name, [Cell]) of a suite, each parsed by its script. UserError for a wrong flag and for two equal cells."""
-    if not utils.exists(suite):
-        raise utils.UserError(f"there is no suite {short(suite)}; available suites: {available()}")
-    name, settings_of_cells = suites.load_suite(suite)
-    cells, seen = [], {}
-    for label, script, settings in settings_of_cells:
-        try:
-            argv, values = parsed(script, settings, args)
-        except utils.UserError as error:
-            raise utils.UserError(f"{suite}, {short(label)}: {error}") from None
-        # as a row's args cell has them
-        values = utils.without_credentials(json.loads(json.dumps(values)), within=False)
-        cell = Cell(utils.without_credentials(label), script, tuple(argv), values)
-        key = identity(script, cell.args)
-        if key in seen:
-            raise utils.UserError(f"{suite}: {label} and {seen[key]} are the same run")
-        seen[key] = label
-        cells.append(cell)
-    return name, cells
+    from harness.sweeps.cells import make_cells
+    from harness.sweeps.progress import TimeLeft
 
 
 # --------------------------------------------------------------------------------------------------------- what is done
@@ -185,11 +143,14 @@ def run_cell(cell, log, children, device=None, lock=None):
         return children.run(command, stdout=file, stderr=subprocess.STDOUT, env=environment, pass_fds=keep)
 
 
-def run_all(name, cells, args):
-    """Run the cells, --workers at a time; returns those that failed. An interrupt ends the runs and starts no other."""
+def run_all(name, cells, args, clock):
+    """Run the cells, --workers at a time; returns those that failed. An interrupt ends the runs and starts no other.
+
+    clock: the TimeLeft of the rows that are there.
+    """
     logs = Path(args.runs_dir) / "sweeps"
     logs.mkdir(parents=True, exist_ok=True)
-    devices, failed, stop, children = queue.Queue(), [], threading.Event(), processes.Children()
+    devices, failed, ended, stop, children = queue.Queue(), [], [], threading.Event(), processes.Children()
     names = args.devices.split(",") if args.devices else [None]
     for i in range(args.workers):
         devices.put(names[i % len(names)])
@@ -206,6 +167,7 @@ def run_all(name, cells, args):
                 _, _, wanted = plan([cell], args, DoneRuns(read_rows(args.results)))[0]
                 if wanted:
                     tqdm.write(cell.command)
+                    started = time.monotonic()
                     code = run_cell(cell, log, children, device, lock)
         except BaseException:  # before the next cell can start
             stop.set()
@@ -219,11 +181,18 @@ def run_all(name, cells, args):
             return
         last = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()][-2:]
         tqdm.write("\n".join(f"    {line[-300:]}" for line in last))
+        ended.append(cell)
         if code:
             failed.append(cell)
             tqdm.write(f"    FAILED with exit code {code}, see {log}")
             if not args.continue_on_error:
                 stop.set()
+        else:
+            clock.add(cell.script, cell.args, time.monotonic() - started)
+        rest = [(other.script, other.args) for other in cells if other not in ended]
+        left = clock.left(rest, args.workers)
+        if rest and left and not stop.is_set():
+            tqdm.write(f"    {len(ended)} of {len(cells)} done, {left}")
 
     with (
         stop_on_signals(signal.SIGTERM, signal.SIGHUP),
@@ -249,7 +218,8 @@ def main(argv=None):
     import_heavy()
     name, cells = make_cells(args.suite, args)
     store.check_results_file(args.results)
-    done = DoneRuns(read_rows(args.results))
+    rows = read_rows(args.results)
+    done = DoneRuns(rows)
     planned = plan(cells, args, done)
     for cell, status, wanted in planned:
         print(f"{'run ' if wanted else 'skip'}  {cell.name}{f' ({status})' if status else ''}: {cell.command}")
@@ -264,7 +234,7 @@ def main(argv=None):
             print(f"{name}: {old} of them have rows from other code; --ignore_code counts those as done")
     if args.dry_run or not todo:
         return
-    failed = run_all(name, todo, args)
+    failed = run_all(name, todo, args, TimeLeft(row for row in rows if row["status"] in ("ok", "degenerate")))
     print(f"{name}: {len(failed)} of {len(todo)} failed; rows in {args.results}")
     if failed:
         raise SystemExit(1)

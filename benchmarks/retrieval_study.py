@@ -4,7 +4,7 @@ the form of an answer without training, and one with all passages that fit.
 
     python benchmarks/retrieval_study.py --dataset assets/data/disfl_qa --chunk_tokens 64 --label_budget 400 \\
         --max_eval_samples 226 --eval_ood assets/data/narrativeqa --readme docs/retrieval.md
-    python benchmarks/retrieval_study.py --dataset assets/data/narrativeqa --chunk_tokens 128 --label_budget 500 \\
+    python benchmarks/retrieval_study.py --dataset assets/data/narrativeqa --chunk_tokens 64 --label_budget 400 \\
         --max_eval_samples 200 --eval_ood assets/data/disfl_qa --readme docs/retrieval.md
 
 Every training has the same label budget. Differences are paired over the questions, by clusters of those about one

@@ -1,5 +1,7 @@
 """The flags of a data set, which every measuring script has. Imports nothing heavy."""
 
+import argparse
+
 from harness.arguments import comma_list, data_seed, encoding, positive_int, user_path, whole_number
 
 VALIDATION_CAP = 1000  # examples that choose the best checkpoint; more only costs time
@@ -91,6 +93,13 @@ def add_data_args(parser, dataset="assets/data/movie_reviews"):
         default=0,
         help="draws training examples and demonstrations (default: %(default)s)",
     )
+
+
+def names():
+    """The names of the data flags."""
+    parser = argparse.ArgumentParser(add_help=False)
+    add_data_args(parser)
+    return [action.dest for action in parser._actions]
 
 
 def check_data_args(parser, args):

@@ -5,17 +5,21 @@ the person typed. So a plain scalar stays text (`Plain`), and `as_typed` makes o
 """
 
 import collections
+import functools
 import itertools
 import math
 import re
 from pathlib import Path
+from typing import NamedTuple
 
 import yaml
 
 import utils
 from harness.errors import short
 
-BLOCK_KEYS = ("script", "flags", "grid", "experiments")
+BLOCK_KEYS = ("script", "flags", "grid", "experiments", "needs")
+# what a block may ask of the data: a kind (answers: qa or instruction), no pairs of texts, passages to retrieve
+NEEDS = ("classification", "qa", "instruction", "answers", "one_text", "passages")
 SWITCH = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 NULLS = ("", "~", "null", "Null", "NULL")
 MOST_CELLS, MOST_BYTES, MOST_VALUES = 10_000, 4 * utils.MB, 500_000  # of a grid; of a file; of a file, aliases expanded
@@ -81,10 +85,43 @@ def read_yaml(path):
         raise utils.UserError(f"{path} cannot be read as a suite: {short(error, 400)}") from None
 
 
-def load_suite(path):
-    """(name, [(cell name, script, {flag: value})]) of a YAML file; UserError where it is not a suite.
+class Setting(NamedTuple):
+    """One cell of a suite, as the file has it."""
 
-    A value is a str, a Plain or a list of these.
+    name: str
+    script: str
+    flags: dict  # {flag: value}, a str, a Plain or a list of these
+    needs: tuple = ()  # what the data must be, of NEEDS
+
+
+def value_of(text):
+    """The value of `--set NAME=text` as a suite file would have it: [a, b] is a list, anything else stands as typed."""
+    if not (text.startswith("[") and text.endswith("]")):
+        return Plain(text)
+    try:
+        return yaml.load(text, Loader)  # noqa: S506  Loader makes text, lists and mappings alone
+    except yaml.YAMLError as error:
+        raise utils.UserError(f"--set {short(text)} cannot be read as a list: {short(error)}") from None
+
+
+def with_parameters(path, value, parameters):
+    """The value, in which each plain $NAME stands for the parameter of that name. UserError for an unknown one."""
+    if isinstance(value, dict):
+        return {key: with_parameters(path, item, parameters) for key, item in value.items()}
+    if isinstance(value, list):
+        return [with_parameters(path, item, parameters) for item in value]
+    if not (isinstance(value, Plain) and parameters and re.fullmatch(r"\$[A-Za-z_]\w*", value)):
+        return value
+    if value[1:] not in parameters:
+        raise utils.UserError(f"{path}: {short(value)} is none of its parameters {', '.join(parameters)}")
+    return parameters[value[1:]]
+
+
+def load_suite(path, changes=None, override=None):
+    """(name, [Setting], names of its parameters) of a YAML file; UserError where it is not a suite.
+
+    changes: {name: value} instead of the file's, of its parameters; override makes of a cell's script, its flags and
+    those changes that are no parameters the flags to take.
     """
     suite = read_yaml(path)
     if not isinstance(suite, dict):
@@ -95,13 +132,19 @@ def load_suite(path):
         words = "letters, digits, blanks and _ . + -, at most 100, and no dot in front"
         raise utils.UserError(f"{path}: suite_name {short(repr(name), 60)}: {words}")
     suite.pop("description", None)
+    parameters = mapping(path, "parameters", suite.pop("parameters", None))
+    check_flags(path, parameters)
+    changes = changes or {}
+    rest = {key: value for key, value in changes.items() if key not in parameters}
+    parameters |= {key: value for key, value in changes.items() if key in parameters}
+    suite = with_parameters(path, suite, parameters)
     blocks = suite.pop("runs", None) or [{}]
     if not (isinstance(blocks, list) and all(isinstance(block, dict) for block in blocks)):
         raise utils.UserError(f"{path}: runs must be a list of blocks with script, flags, and grid or experiments")
     cells = []
     for block in blocks:
-        cells += expand(path, suite, block, MOST_CELLS - len(cells))
-    return name, cells
+        cells += expand(path, suite, block, MOST_CELLS - len(cells), override and functools.partial(override, rest))
+    return name, cells, tuple(parameters)
 
 
 def mapping(path, name, value):
@@ -111,8 +154,10 @@ def mapping(path, name, value):
     return value or {}
 
 
-def expand(path, suite, block, most=MOST_CELLS):
-    """[(cell name, script, {flag: value})] of one block of `runs`; what it lacks is taken from the suite itself."""
+def expand(path, suite, block, most=MOST_CELLS, override=None):
+    """[Setting] of one block of `runs`; what it lacks is taken from the suite itself. override: (script, flags) ->
+    flags to take instead.
+    """
     unknown = [str(key) for key in block if key not in BLOCK_KEYS]
     if unknown:
         known = ", ".join(BLOCK_KEYS)
@@ -121,6 +166,9 @@ def expand(path, suite, block, most=MOST_CELLS):
     script, grid, experiments = parts["script"] or "peft_finetune.py", parts["grid"] or {}, parts["experiments"] or [{}]
     if not isinstance(script, str):
         raise utils.UserError(f"{path}: script must be the name of one script")
+    needs = parts["needs"] or []
+    if not isinstance(needs, list) or not all(need in NEEDS for need in needs):
+        raise utils.UserError(f"{path}: needs is a list of {', '.join(NEEDS)}")
     lists = isinstance(grid, dict) and all(isinstance(values, list) and values for values in grid.values())
     if not lists or not isinstance(experiments, list) or not all(isinstance(one, dict) for one in experiments):
         raise utils.UserError(f"{path}: grid needs a list of values for each flag, experiments a list of mappings")
@@ -142,7 +190,9 @@ def expand(path, suite, block, most=MOST_CELLS):
         name = experiment.get("name", Path(script).stem)
         if not isinstance(name, str):
             raise utils.UserError(f"{path}: the name of an experiment must be text")
-        cells.append((" ".join([short(name), *(f"{key}={value}" for key, value in chosen.items())]), script, flags))
+        flags = override(script, flags) if override else flags
+        axes = [f"{key}={value}" for key, value in chosen.items() if flags.get(key) == value]
+        cells.append(Setting(" ".join([short(name), *axes]), script, flags, tuple(needs)))
     return cells
 
 

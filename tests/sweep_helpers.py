@@ -16,7 +16,7 @@ def planned(path, args):
     return sweep.plan(sweep.make_cells(path, args)[1], args, done)
 
 
-def words(path):
+def words(path, *flags):
     """The suite's commands without where they write."""
-    args = sweep.parse_args([path])
+    args = sweep.parse_args([path, *flags])
     return [" ".join(cell.argv).split(" --results")[0] for cell in sweep.make_cells(path, args)[1]]

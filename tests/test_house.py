@@ -25,7 +25,7 @@ LEVELS = [
     {"models"},
     {"data", "results"},
     {"evaluation"},
-    {"chat", "retrieval", "training", "selector"},
+    {"chat", "retrieval", "training", "selector", "sweeps"},
     set(SCRIPTS),
 ]
 LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}

@@ -3,6 +3,7 @@ import yaml
 from sweep_helpers import suite, words
 
 import sweep
+import utils
 from harness import suites
 
 
@@ -125,3 +126,66 @@ def test_many_keys_are_not_compared_with_each_other():
     node = yaml.MappingNode("tag:yaml.org,2002:map", [(scalar(Key(f"k{i}")), scalar("v")) for i in range(300)])
     made = suites.Loader("").construct_document(node)
     assert len(made) == 300 and len(compared) < 3000
+
+
+PARAMETERS = """
+parameters: {data: assets/data/movie_reviews, budget: 500}
+script: probe.py
+flags: {dataset: $data, label_budget: $budget}
+grid: {data_seed: [0, 1]}
+"""
+
+
+def test_parameters_stand_where_they_are_named_and_can_be_changed(tmp_path):
+    path = suite(tmp_path / "s.yaml", PARAMETERS)
+    assert words(path) == [f"--dataset assets/data/movie_reviews --label_budget 500 --data_seed {n}" for n in (0, 1)]
+    assert [line.count("--label_budget 20 ") for line in words(path, "--set", "budget=20")] == [1, 1]
+    with pytest.raises(utils.UserError, match="none of its parameters data, budget"):
+        words(suite(tmp_path / "t.yaml", PARAMETERS.replace("$budget", "$bucket")))
+    quoted = "parameters: {a: b}\nscript: prompt_eval.py\nflags: {instruction: '$a'}"
+    assert words(suite(tmp_path / "u.yaml", quoted)) == ["--instruction $a"], "quoted it is text"
+
+
+def test_set_changes_the_flags_of_scripts_that_have_them(tmp_path):
+    text = """
+runs:
+  - {script: probe.py, flags: {base_model: a}, grid: {data_seed: [0, 1]}}
+  - {script: rag_eval.py, flags: {gen_model: b}}
+"""
+    path = suite(tmp_path / "s.yaml", text)
+    assert words(path, "--model", "c", "--set", "k=2") == [
+        "--data_seed 0 --model c",
+        "--data_seed 1 --model c",
+        "--gen_model b --k 2",
+    ]
+    same = ["--model a --data_seed 7", "--gen_model b --data_seed 7"]
+    assert words(path, "--set", "data_seed=7") == same, "cells that are then the same are one"
+    assert words(path, "--set", "label_words=[x, y]")[0].endswith("--label_words x,y")
+    with pytest.raises(utils.UserError, match="no script of .* has such a flag, and it has no parameters"):
+        words(path, "--set", "colour=red")
+
+
+@pytest.mark.parametrize("given", [["label_budget"], ["=3"], ["seed=1", "seed=2"], ["a b=1"]])
+def test_changes_that_cannot_be_read_are_refused(given, capsys):
+    with pytest.raises(SystemExit):
+        sweep.parse_args(["s.yaml", "--set", *given])
+    assert "--set" in capsys.readouterr().err
+
+
+def test_blocks_run_where_the_data_are_what_they_need(tmp_path, sentiment, questions, nli, capsys):
+    text = """
+runs:
+  - {script: probe.py, needs: [classification]}
+  - {script: probe.py, needs: [classification, one_text], flags: {tune: contrastive}}
+  - {script: prompt_eval.py, needs: [answers]}
+  - {script: rag_eval.py, needs: [passages], flags: {k: 2}}
+"""
+    path = suite(tmp_path / "s.yaml", text)
+    assert [line.count("--tune") for line in words(path, "--dataset", sentiment)] == [0, 1]
+    assert "2 of 4 runs are for other data" in capsys.readouterr().out
+    assert [line.count("--tune") for line in words(path, "--dataset", f"{nli}/mnli")] == [0]
+    assert [line.count("--k 2") for line in words(path, "--dataset", questions)] == [0, 1]
+    with pytest.raises(utils.UserError, match="label_budget 5000: the data have"):
+        words(path, "--dataset", sentiment, "--set", "label_budget=5000")
+    with pytest.raises(utils.UserError, match="needs is a list of classification, qa"):
+        words(suite(tmp_path / "t.yaml", "script: probe.py\nneeds: [luck]"))

@@ -30,6 +30,7 @@ def test_every_suite_that_is_shipped_is_read_by_its_scripts():
     found = {path.stem: words(str(path)) for path in (ROOT / "suites").glob("*.yaml")}
     assert set(found) == {
         "demo",
+        "budgets",
         "compare",
         "rank",
         "modules",

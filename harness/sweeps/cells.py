@@ -1,0 +1,135 @@
+"""The cells of a suite: commands, each parsed by its script, with what --set changes."""
+
+import contextlib
+import functools
+import io
+import json
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+
+import utils
+from harness import data_flags, flags, hub, suites
+from harness.errors import short
+from harness.results import commands
+from harness.results.done_runs import identity
+
+ROOT = Path(__file__).resolve().parents[2]
+DRAWS = ("max_train_samples", "max_validation_samples", "max_eval_samples", "label_budget")  # of the same data
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One command of a suite."""
+
+    name: str
+    script: str
+    argv: tuple
+    args: dict  # {flag: value}, every flag, as the script itself reads argv
+
+    @property
+    def command(self):
+        return shlex.join(["python", self.script, *utils.without_credentials(self.argv, within=False)])
+
+
+def available():
+    """The suites that are shipped, for a message."""
+    return ", ".join(sorted(str(file.relative_to(ROOT)) for file in (ROOT / "suites").glob("*.yaml")))
+
+
+def is_script(script):
+    return script != "utils.py" and commands.is_here(script)
+
+
+def parsed(script, settings, args):
+    """(argv, {flag: value}) of one cell, as its script reads them. UserError where the script refuses them."""
+    if not is_script(script):
+        raise utils.UserError(f"there is no script {short(script)} here")
+    argv = [*commands.to_argv(settings, script), "--results", args.results, "--runs_dir", args.runs_dir]
+    message = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(message), contextlib.redirect_stdout(io.StringIO()):
+            values = vars(commands.parse(script, argv))
+    except SystemExit:
+        raise utils.UserError(message.getvalue().strip() or "it prints the help and runs nothing") from None
+    if values.get("trust_remote_code"):
+        raise utils.UserError("a suite may not set trust_remote_code; run such a command by hand")
+    if values.get("repeats", 1) > 1:
+        raise utils.UserError("instead of repeats give data_seed a list in the grid, so that each run can be resumed")
+    return argv, values
+
+
+def changed(used, changes, script, settings):
+    """A cell's flags, with those of `changes` that its script has instead of its own; their names go into `used`."""
+    known = commands.actions(script) if is_script(script) else {}
+    own = {name: value for name, value in changes.items() if commands.OTHER_KEYS.get(name, name) in known}
+    used.update(own)
+    names = {commands.OTHER_KEYS.get(name, name) for name in own}
+    return {key: value for key, value in settings.items() if commands.OTHER_KEYS.get(key, key) not in names} | own
+
+
+@functools.cache
+def traits(which):
+    """(what the data of a cell are, of suites.NEEDS; how many training examples they have). which: JSON of the flags
+    that say which data they are.
+    """
+    asked = SimpleNamespace(**dict.fromkeys(DRAWS), **json.loads(which))
+    hub.check_names({}, {"--dataset": flags.source(asked)})
+    from harness.data import tasks  # only suites that ask for it read the data
+
+    task = tasks.from_args(asked)
+    known = {
+        task.kind: True,
+        "answers": task.kind != "classification",
+        "one_text": not any(ex.text_pair for ex in task.train),
+        "passages": task.kind == "qa" and any(ex.context for ex in task.train),
+    }
+    return {trait for trait, has in known.items() if has}, len(task.train)
+
+
+def suits(cell, needs):
+    """Whether the data of a cell are what its block needs. UserError for a label budget that they do not have."""
+    which = {name: cell.args[name] for name in data_flags.names() if name not in DRAWS}
+    found, n_train = traits(json.dumps(which, sort_keys=True))
+    budget = cell.args.get("label_budget") or 0
+    if budget > n_train:
+        raise utils.UserError(f"label_budget {budget}: the data have {n_train} labelled training examples")
+    return set(needs) <= found
+
+
+def make_cells(suite, args):
+    """(name, [Cell]) of a suite, each parsed by its script. UserError for a wrong flag and for two equal cells.
+
+    Cells that --set has made equal are one. Cells whose block needs other data are left out.
+    """
+    if not utils.exists(suite):
+        raise utils.UserError(f"there is no suite {short(suite)}; available suites: {available()}")
+    used = set()
+    name, settings_of_cells, parameters = suites.load_suite(suite, args.changes, functools.partial(changed, used))
+    unknown = sorted(set(args.changes) - used - set(parameters))
+    if unknown:
+        there = f"its parameters are {', '.join(parameters)}" if parameters else "it has no parameters"
+        raise utils.UserError(f"--set {unknown[0]}: no script of {suite} has such a flag, and {there}")
+    cells, seen, unsuited = [], {}, 0
+    for label, script, settings, needs in settings_of_cells:
+        try:
+            argv, values = parsed(script, settings, args)
+        except utils.UserError as error:
+            raise utils.UserError(f"{suite}, {short(label)}: {error}") from None
+        # as a row's args cell has them
+        values = utils.without_credentials(json.loads(json.dumps(values)), within=False)
+        cell = Cell(utils.without_credentials(label), script, tuple(argv), values)
+        key = identity(script, cell.args)
+        if needs and not suits(cell, needs):
+            unsuited += 1
+            continue
+        if key in seen and args.changes:
+            continue
+        if key in seen:
+            raise utils.UserError(f"{suite}: {label} and {seen[key]} are the same run")
+        seen[key] = label
+        cells.append(cell)
+    if unsuited:
+        print(f"{name}: {unsuited} of {len(settings_of_cells)} runs are for other data and left out")
+    return name, cells

@@ -1,0 +1,51 @@
+"""How long the rest of a sweep will take, from what its runs have taken so far."""
+
+import statistics
+import threading
+
+from harness.results import configurations
+
+PARTS = ("load_seconds", "index_seconds", "compile_seconds", "train_seconds", "eval_seconds")  # of a row
+
+
+def seconds_of(row):
+    """What a row says of its run's seconds: loading, indexing, training, scoring, and the single requests."""
+    spent = sum(configurations.value(row, part) or 0.0 for part in PARTS)
+    requests = configurations.flags(row).get("latency_runs") or 0
+    return spent + (configurations.value(row, "latency_ms_mean") or 0.0) / 1000 * requests
+
+
+class TimeLeft:
+    """A mean of the seconds of runs of the same script and model, else of the same script, else of all."""
+
+    def __init__(self, rows=()):
+        """rows: of runs that were made before, whose start is not in their seconds."""
+        self.lock, self.seen = threading.Lock(), []
+        for row in rows:
+            self.add(row["script"], configurations.flags(row), seconds_of(row))
+
+    def add(self, script, args, seconds):
+        with self.lock:
+            self.seen.append(((script, args.get("model") or args.get("gen_model")), seconds))
+
+    def expected(self, script, args):
+        """Seconds of a run, None where none was made yet."""
+        with self.lock:
+            seen, wanted = list(self.seen), (script, args.get("model") or args.get("gen_model"))
+        alike = [s for key, s in seen if key == wanted] or [s for key, s in seen if key[0] == script]
+        alike = alike or [s for _, s in seen]
+        return statistics.fmean(alike) if alike else None
+
+    def left(self, runs, workers=1):
+        """Words for how long the runs, [(script, args)], take on so many workers; "" where nothing is known."""
+        expected = [self.expected(script, args) for script, args in runs]
+        if not expected or None in expected:
+            return ""
+        return f"about {words(max(sum(expected) / workers, max(expected)))} left"
+
+
+def words(seconds):
+    """40 s, 12 min or 3.5 h."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 90 * 60 else f"{seconds / 3600:.1f} h"

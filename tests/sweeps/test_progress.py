@@ -1,0 +1,34 @@
+import pytest
+from row_helpers import result_row, rows_as_read
+
+from harness.sweeps.progress import TimeLeft, seconds_of, words
+
+
+def test_the_rest_takes_as_long_as_what_is_most_alike():
+    clock = TimeLeft()
+    a, b = {"model": "a"}, {"model": "b"}
+    assert clock.left([("probe.py", a)]) == "", "nothing is known yet"
+    clock.add("finetune.py", a, 100)
+    clock.add("finetune.py", b, 300)
+    clock.add("probe.py", a, 10)
+    assert [
+        clock.expected(*run) for run in [("finetune.py", b), ("finetune.py", {"model": "c"}), ("rag_eval.py", b)]
+    ] == [300, 200, pytest.approx(410 / 3)]
+    assert clock.left([("finetune.py", b), ("finetune.py", b), ("probe.py", a)]) == "about 10 min left"
+    assert clock.left([("finetune.py", b), ("probe.py", a)], workers=2) == "about 5 min left", (
+        "not less than the longest"
+    )
+    assert clock.left([]) == ""
+
+
+def test_seconds_of_rows_that_are_there(tmp_path):
+    cells = {"load_seconds": 2, "train_seconds": 30, "eval_seconds": 8, "latency_ms_mean": 500}
+    args = {"latency_runs": 20, "model": "a"}
+    (made,) = rows_as_read(tmp_path, [result_row(**cells, flags=args, script="finetune.py")])
+    assert seconds_of(made) == 50
+    assert TimeLeft([made]).expected("finetune.py", {"model": "a"}) == 50
+
+
+@pytest.mark.parametrize("seconds, text", [(40, "40 s"), (750, "12 min"), (3 * 3600, "3.0 h")])
+def test_words(seconds, text):
+    assert words(seconds) == text
