@@ -54,6 +54,7 @@ def parse_args(argv=None):
         help="for costs and break-even (default: %(default)g)",
     )
     add("--horizon_days", type=flags.positive, default=30.0, help="days with so many requests (default: %(default)g)")
+    add("--price_per_hour", type=flags.positive, help="of the machine, in any currency: costs are told in it, too")
 
     add = parser.add_argument_group("task").add_argument
     add("--dataset", help="its rows decide; without it the rows of no data set do. Put into the command to run")

@@ -190,7 +190,20 @@ def break_even(trained, other, requests_per_day):
     return requests, requests / requests_per_day
 
 
-def break_even_sentence(choice, others, requests_per_day, horizon_days):
+def cost_sentence(candidate, requests_per_day, horizon_days, price_per_hour):
+    """What a candidate costs, its requests one by one on a machine that is paid for while it works; None without a
+    price or a latency.
+    """
+    if price_per_hour is None or candidate.latency_ms is None:
+        return None
+    price, requests = price_per_hour / 3600, requests_per_day * horizon_days
+    training = f"{candidate.train_seconds * price:.2g} to train, " if candidate.train_seconds else ""
+    text = f"{training}{candidate.latency_ms * price:.2g} for 1,000 requests one by one"  # so many ms each: as many s
+    over = f"{candidate.cost_seconds(requests) * price:.2g} over {horizon_days:g} days"
+    return f"{text}, {over}, at {price_per_hour:g} an hour"
+
+
+def break_even_sentence(choice, others, requests_per_day, horizon_days, price_per_hour=None):
     """What the best trained candidate costs against the best untrained one, in words; None if either is missing."""
     timed = [c for c in [choice, *others] if c.latency_ms is not None]
     trained, untrained = ([c for c in timed if bool(c.train_seconds) == wanted] for wanted in (True, False))
@@ -211,4 +224,5 @@ def break_even_sentence(choice, others, requests_per_day, horizon_days):
         fewer = tokens[1] - tokens[0]
         text += f" and read {abs(fewer):.0f} tokens {'fewer' if fewer >= 0 else 'more'}"
     text += f"; paid back after {math.ceil(requests):,} requests, {days:.2g} days at {requests_per_day:g} a day"
-    return f"{text}; over {horizon_days:g} days it {'saves' if saved > 0 else 'loses'} {abs(saved):.1f} machine hours"
+    text += f"; over {horizon_days:g} days it {'saves' if saved > 0 else 'loses'} {abs(saved):.1f} machine hours"
+    return text if price_per_hour is None else f"{text}, which cost {abs(saved) * price_per_hour:.2g}"

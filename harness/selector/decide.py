@@ -149,6 +149,7 @@ def from_rows(rows, args):
 
 def recommended(decision, args, choice, ties, others, command):
     """The Decision with a choice. others: Candidates within the limits too, best first. command: of a Configuration."""
+    paid = (args.requests_per_day, args.horizon_days, args.price_per_hour)
     why = "it costs least" if args.prefer == "accuracy" else "it scores best"
     names = "; ".join(c.name for c in ties[:6])
     tied = [f"{why} among {len(ties) + 1} that tie within the noise; the others: {names}"] if ties else []
@@ -161,7 +162,8 @@ def recommended(decision, args, choice, ties, others, command):
         ties=ties,
         others=[with_command(c, command) for c in distinct(others, {choice.name})[:LISTED]],
         command=command(choice.configuration),
-        break_even=candidates.break_even_sentence(choice, others, args.requests_per_day, args.horizon_days),
+        break_even=candidates.break_even_sentence(choice, others, *paid),
+        cost=candidates.cost_sentence(choice, *paid),
     )
 
 

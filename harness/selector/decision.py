@@ -67,6 +67,7 @@ class Decision:
     rejected: dict[str, list] = field(default_factory=dict)  # strategy -> why it is ruled out; by rules only
     untried: tuple | None = None  # (strategy, command) that the rules would try and no row measures
     break_even: str | None = None
+    cost: str | None = None  # of the choice, with --price_per_hour
     command: str | None = None  # that measures the choice
     data: str | None = None  # of the rows: data set, metric, number of evaluation examples, hardware
     metric: str = "score"

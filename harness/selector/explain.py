@@ -82,8 +82,8 @@ def text(decision, source, skipped):
     if decision.lessons:
         lines.append(f"What the rows in {source} say in general, on the data sets that they measure:")
         lines += [f"  - {lesson}" for lesson in decision.lessons]
-    if decision.break_even:
-        lines.append(f"Break-even: {decision.break_even}")
+    lines += [f"Cost: {decision.cost}"] if decision.cost else []
+    lines += [f"Break-even: {decision.break_even}"] if decision.break_even else []
     if chosen:
         used = " ".join(row["run_id"] for row in chosen.configuration.rows)
         lines.append(f"Rows used: {used}" if decision.basis == "rows" else f"Measured on other data by: {used}")
@@ -171,6 +171,7 @@ def by_numbers(decision):
         why = "costs least to run" if decision.prefer == "accuracy" else "scores best"
         n = len(decision.ties)
         sentences.append(f"Within the noise {n} others do as well, so the one that {why} was taken.")
+    sentences += [f"It costs {decision.cost}."] if decision.cost else []
     sentences += [f"Break-even: {decision.break_even}."] if decision.break_even else []
     return sentences + [f"Note: {caution}." for caution in decision.cautions]
 

@@ -3,7 +3,7 @@ import random
 
 import pytest
 
-from harness.selector.candidates import Candidate, Limits, break_even, choose, nearest, obstacles
+from harness.selector.candidates import Candidate, Limits, break_even, choose, cost_sentence, nearest, obstacles
 
 
 def test_any_relaxed_limit_lets_something_in():
@@ -49,6 +49,18 @@ def test_any_relaxed_limit_lets_something_in():
                 if name != "data_size":
                     assert choose(candidates, dataclasses.replace(limits, **{name: tighter}))[0] is None
     assert tried > 50
+
+
+def test_a_price_an_hour_makes_money_of_seconds():
+    trained = Candidate("t", "peft", 0.8, latency_ms=36, memory_gb=1, labels=0, train_seconds=1800)
+    # 0.5 h to train; 36 s for 1,000 requests; 30,000 requests: 18 min, and the training
+    assert cost_sentence(trained, 1000, 30, 10) == (
+        "5 to train, 0.1 for 1,000 requests one by one, 8 over 30 days, at 10 an hour"
+    )
+    assert cost_sentence(trained, 1000, 30, None) is None
+    assert cost_sentence(dataclasses.replace(trained, latency_ms=None), 1000, 30, 10) is None
+    untrained = dataclasses.replace(trained, train_seconds=0.0)
+    assert cost_sentence(untrained, 1000, 30, 10).startswith("0.1 for 1,000 requests")
 
 
 def test_after_the_break_even_both_have_cost_the_same():
