@@ -59,6 +59,9 @@ def parse_args(argv=None):
     add("--retry", nargs="+", choices=statuses, default=[], help="run cells again whose row has one of these statuses")
     add("--ignore_code", action="store_true", help="count a row as done even if the code has changed since")
     add("--continue_on_error", action="store_true", help="go on after a cell that failed")
+    add("--race", action="store_true", help="drop configurations that are behind before they are run as a whole")
+    add("--latency_ms", type=flags.positive, help="--race drops what takes more for one answer (median)")
+    add("--memory_gb", type=flags.positive, help="--race drops what takes more at its peak")
     workers = "cells that run at the same time; on one device they slow each other down (default: %(default)s)"
     add("--workers", type=flags.small_count, default=1, help=workers)
     add("--devices", help="CUDA devices that the workers take in turn, as in 0,1")
@@ -66,6 +69,8 @@ def parse_args(argv=None):
     add("--runs_dir", default="runs", help="where the run folders are made (default: %(default)s)")
     args = parser.parse_args(argv)
     args.changes = changes_of(parser, args)
+    if (args.latency_ms or args.memory_gb) and not args.race:
+        parser.error("--latency_ms and --memory_gb are limits of --race")
     if args.devices and not all(part.strip().isdecimal() for part in args.devices.split(",")):
         parser.error(f"--devices {args.devices}: give numbers separated by commas, as in 0,1")
     return args
@@ -86,18 +91,14 @@ def changes_of(parser, args):
 
 def import_heavy():
     """What needs scipy, after the arguments were checked."""
-    global DoneRuns, TimeLeft, identity, make_cells
+    global DoneRuns, Race, TimeLeft, identity, make_cells
     from harness.results.done_runs import DoneRuns, identity
     from harness.sweeps.cells import make_cells
     from harness.sweeps.progress import TimeLeft
+    from harness.sweeps.race import Race
 
 
 # --------------------------------------------------------------------------------------------------------- what is done
-
-
-def read_rows(path):
-    """The rows of the results CSV, none where it does not exist yet or is empty."""
-    return store.read_results(path) if Path(path).is_file() and Path(path).stat().st_size else []
 
 
 def plan(cells, args, done):
@@ -164,7 +165,7 @@ def run_all(name, cells, args, clock):
             with claimed(cell, args, stop) as lock:
                 if lock is None:
                     return
-                _, _, wanted = plan([cell], args, DoneRuns(read_rows(args.results)))[0]
+                _, _, wanted = plan([cell], args, DoneRuns(store.read_if_there(args.results)))[0]
                 if wanted:
                     tqdm.write(cell.command)
                     started = time.monotonic()
@@ -212,13 +213,29 @@ def run_all(name, cells, args, clock):
     return failed
 
 
+def race(name, cells, args, clock):
+    """Run the cells as a race; exit code 1 where one fails, at once without --continue_on_error."""
+    failed = []
+
+    def run(what, some, its_args):
+        planned = plan(some, its_args, DoneRuns(store.read_if_there(its_args.results)))
+        failed.extend(run_all(f"{name} {what}", [cell for cell, _, wanted in planned if wanted], its_args, clock))
+        if failed and not args.continue_on_error:
+            raise SystemExit(1)
+
+    Race(cells, args, run).run()
+    print(f"{name}: {len(failed)} runs failed; rows in {args.results}")
+    if failed:
+        raise SystemExit(1)
+
+
 @utils.clean_exit
 def main(argv=None):
     args = parse_args(argv)
     import_heavy()
     name, cells = make_cells(args.suite, args)
     store.check_results_file(args.results)
-    rows = read_rows(args.results)
+    rows = store.read_if_there(args.results)
     done = DoneRuns(rows)
     planned = plan(cells, args, done)
     for cell, status, wanted in planned:
@@ -234,7 +251,10 @@ def main(argv=None):
             print(f"{name}: {old} of them have rows from other code; --ignore_code counts those as done")
     if args.dry_run or not todo:
         return
-    failed = run_all(name, todo, args, TimeLeft(row for row in rows if row["status"] in ("ok", "degenerate")))
+    clock = TimeLeft(row for row in rows if row["status"] in ("ok", "degenerate"))
+    if args.race:
+        return race(name, [cell for cell, *_ in planned], args, clock)
+    failed = run_all(name, todo, args, clock)
     print(f"{name}: {len(failed)} of {len(todo)} failed; rows in {args.results}")
     if failed:
         raise SystemExit(1)

@@ -1,7 +1,7 @@
 """Suites for the tests of sweep.py, and what it makes of them."""
 
 import sweep
-from harness.results import done_runs
+from harness.results import done_runs, store
 
 sweep.import_heavy()  # the tests call the script's functions, without its main
 
@@ -12,7 +12,7 @@ def suite(path, text):
 
 
 def planned(path, args):
-    done = done_runs.DoneRuns(sweep.read_rows(args.results))
+    done = done_runs.DoneRuns(store.read_if_there(args.results))
     return sweep.plan(sweep.make_cells(path, args)[1], args, done)
 
 

@@ -36,6 +36,8 @@ class DoneRuns:
         self.rows = collections.defaultdict(list)  # {identity: [row], the newest last}
         self.input_ids = {}  # {texts among a cell's flags: its input_id}, for as long as this object lives
         for row in rows:
+            if row["status"] == "dropped":
+                continue  # a copy of a row of a race's rung
             try:
                 settings = json.loads(row["args"])
             except (ValueError, RecursionError):
@@ -44,10 +46,15 @@ class DoneRuns:
                 self.rows[identity(row["script"], settings)].append(row)
 
     def status(self, script, settings, ignore_code=False):
-        """The status of the newest row with these flags, input files and this code; None without one."""
+        """The status of that row; None without one."""
+        row = self.row(script, settings, ignore_code)
+        return row and row["status"]
+
+    def row(self, script, settings, ignore_code=False):
+        """The newest row with these flags, input files and this code; None without one."""
         for row in reversed(self.rows.get(identity(script, settings), [])):
             if (ignore_code or row["code_id"] == code_id(script)) and row["input_id"] == self.input_id(settings):
-                return row["status"]
+                return row
         return None
 
     def input_id(self, settings):

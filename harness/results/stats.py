@@ -180,21 +180,38 @@ def paired(first, second, clusters=None):
     """
     differences = np.asarray(second, dtype=float) - np.asarray(first, dtype=float)
     n, delta = len(differences), float(differences.mean())
+    centre, parts = paired_parts(first, second, clusters)
     if set(first) | set(second) <= {0.0, 1.0} and not is_clustered(clusters):
         p, only_first, only_second = mcnemar(first, second)
         test = f"McNemar's exact test, {only_first} right only in the first, {only_second} only in the second"
-        adjusted_differences = [*differences, 1.0, -1.0]  # a pair more to each side, so that few pairs do not mislead
-        parts = [(np.var(adjusted_differences) / (n + 2), n - 1)]
-        centre = float(np.mean(adjusted_differences))
     else:
         p, test = sign_flip(differences, clusters), "sign-flip permutation test"
         test += f" over {n_clusters(clusters, n)} clusters" if is_clustered(clusters) else ""
-        variance, degrees = example_variance(differences, clusters)
-        parts, centre = [(variance, degrees)], delta
     if not differences.any() or not parts[0][1] or parts[0][0] is None:
         return Difference(delta, None, None, p, test, n)
     reach = float(quantile(parts) * np.sqrt(parts[0][0]))
     return Difference(delta, centre - reach, centre + reach, p, test, n, detectable(parts))
+
+
+def paired_parts(first, second, clusters=None):
+    """(centre of the interval of the mean difference second - first, parts of its variance); see `paired`."""
+    differences = np.asarray(second, dtype=float) - np.asarray(first, dtype=float)
+    if set(first) | set(second) <= {0.0, 1.0} and not is_clustered(clusters):
+        adjusted_differences = [*differences, 1.0, -1.0]  # a pair more to each side, so that few pairs do not mislead
+        n = len(differences)
+        return float(np.mean(adjusted_differences)), [(np.var(adjusted_differences) / (n + 2), n - 1)]
+    return float(differences.mean()), [example_variance(differences, clusters)]
+
+
+def most(first, second, clusters=None, alpha=SIGNIFICANT):
+    """One-sided upper bound of the mean difference second - first, which holds with probability 1 - alpha; infinite for
+    a single cluster. first, second, clusters: as for `paired`.
+    """
+    centre, parts = paired_parts(first, second, clusters)
+    variance, _ = parts[0]
+    if variance is None:
+        return np.inf
+    return centre + float(t.ppf(1 - alpha, degrees_of_freedom(parts)) * np.sqrt(variance))
 
 
 def mcnemar(first, second):

@@ -227,6 +227,11 @@ def keep_copy(path):
     return kept
 
 
+def read_if_there(path):
+    """read_results; [] where the file is not there yet or is empty."""
+    return read_results(path) if Path(path).is_file() and Path(path).stat().st_size else []
+
+
 def read_results(path):
     """Rows of a results CSV as a list of dicts of strings, with all of RESULT_COLUMNS in order.
 

@@ -5,9 +5,10 @@ import functools
 import io
 import json
 import shlex
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
+from typing import NamedTuple
 
 import utils
 from harness import data_flags, flags, hub, suites
@@ -19,6 +20,14 @@ ROOT = Path(__file__).resolve().parents[2]
 DRAWS = ("max_train_samples", "max_validation_samples", "max_eval_samples", "label_budget")  # of the same data
 
 
+class Size(NamedTuple):
+    """Of a data set."""
+
+    train: int
+    evaluation: int
+    classes: int
+
+
 @dataclass(frozen=True)
 class Cell:
     """One command of a suite."""
@@ -27,6 +36,7 @@ class Cell:
     script: str
     argv: tuple
     args: dict  # {flag: value}, every flag, as the script itself reads argv
+    settings: dict = field(default_factory=dict, compare=False)  # {flag: value} as the suite has them
 
     @property
     def command(self):
@@ -71,9 +81,7 @@ def changed(used, changes, script, settings):
 
 @functools.cache
 def traits(which):
-    """(what the data of a cell are, of suites.NEEDS; how many training examples they have). which: JSON of the flags
-    that say which data they are.
-    """
+    """(what the data of a cell are, of suites.NEEDS; their Size). which: JSON of the flags that say which they are."""
     asked = SimpleNamespace(**dict.fromkeys(DRAWS), **json.loads(which))
     hub.check_names({}, {"--dataset": flags.source(asked)})
     from harness.data import tasks  # only suites that ask for it read the data
@@ -85,17 +93,30 @@ def traits(which):
         "one_text": not any(ex.text_pair for ex in task.train),
         "passages": task.kind == "qa" and any(ex.context for ex in task.train),
     }
-    return {trait for trait, has in known.items() if has}, len(task.train)
+    return {trait for trait, has in known.items() if has}, Size(len(task.train), len(task.evaluation), len(task.labels))
 
 
-def suits(cell, needs):
-    """Whether the data of a cell are what its block needs. UserError for a label budget that they do not have."""
+def about_data(cell):
+    """(what the data of a cell are, of suites.NEEDS; their Size). UserError for a label budget that they do not have,
+    and for a script that reads no such data.
+    """
+    missing = [name for name in data_flags.names() if name not in cell.args]
+    if missing:
+        raise utils.UserError(f"{cell.script} does not say which examples it is scored on: it has no --{missing[0]}")
     which = {name: cell.args[name] for name in data_flags.names() if name not in DRAWS}
-    found, n_train = traits(json.dumps(which, sort_keys=True))
+    found, size = traits(json.dumps(which, sort_keys=True))
     budget = cell.args.get("label_budget") or 0
-    if budget > n_train:
-        raise utils.UserError(f"label_budget {budget}: the data have {n_train} labelled training examples")
-    return set(needs) <= found
+    if budget > size.train:
+        raise utils.UserError(f"label_budget {budget}: the data have {size.train} labelled training examples")
+    return found, size
+
+
+def make_cell(label, script, settings, args):
+    """The Cell of one command. UserError where its script refuses it."""
+    argv, values = parsed(script, settings, args)
+    # as a row's args cell has them
+    values = utils.without_credentials(json.loads(json.dumps(values)), within=False)
+    return Cell(utils.without_credentials(label), script, tuple(argv), values, settings)
 
 
 def make_cells(suite, args):
@@ -114,14 +135,11 @@ def make_cells(suite, args):
     cells, seen, unsuited = [], {}, 0
     for label, script, settings, needs in settings_of_cells:
         try:
-            argv, values = parsed(script, settings, args)
+            cell = make_cell(label, script, settings, args)
         except utils.UserError as error:
             raise utils.UserError(f"{suite}, {short(label)}: {error}") from None
-        # as a row's args cell has them
-        values = utils.without_credentials(json.loads(json.dumps(values)), within=False)
-        cell = Cell(utils.without_credentials(label), script, tuple(argv), values)
         key = identity(script, cell.args)
-        if needs and not suits(cell, needs):
+        if needs and not set(needs) <= about_data(cell)[0]:
             unsuited += 1
             continue
         if key in seen and args.changes:

@@ -1,0 +1,137 @@
+"""Which configurations of a race are dropped: by limits, then by what they score on few labels and examples.
+
+Every configuration (cells that differ in nothing but their seeds) runs on a share of its labels and of its evaluation
+examples, those that are left on larger shares, and at last whole, as without a race: successive halving (Jamieson and
+Talwalkar 2016), but with a test in place of a fixed share. After each rung a configuration is dropped that breaks a
+limit, or that is behind the best one by more than noise and what it may still gain:
+
+    upper bound of (its score - the leader's), paired over the examples, one-sided, ALPHA / (configurations x rungs)
+    + ALLOWANCE of the rung < 0
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+from scipy.stats import binom
+
+from harness.results import configurations, run_scores, stats, store
+from harness.sweeps import progress
+
+ALPHA = 0.05  # of dropping the best one, where labels change no ranks: of its comparisons with all others, on all rungs
+LEAST_LABELS, LABELS_A_CLASS, LEAST_EXAMPLES = 16, 2, 64  # of a rung
+
+
+class Rung(NamedTuple):
+    """Shares of a whole run."""
+
+    labels: float
+    examples: float
+    allowance: float  # by how much more than the leader a configuration may gain from here to all labels
+
+
+# benchmarks/race_replay.py measures the allowances
+RUNGS = (Rung(1 / 16, 1 / 4, 0.10), Rung(1 / 4, 1 / 2, 0.05))
+
+
+def whole_of(args, size, trains):
+    """{flag: number} of what a cell runs on: labels, inputs without labels, evaluation examples.
+
+    args: {flag: value} of the cell; size: the cells.Size of its data; trains: whether its script learns from the
+    training examples.
+    """
+    labels = "label_budget" if args.get("label_budget") else "max_train_samples"
+    return {
+        labels: (args.get(labels) or size.train) if trains or args.get("label_budget") else 0,
+        "unlabelled": min(args.get("unlabelled") or 0, size.train),
+        "max_eval_samples": min(args.get("max_eval_samples") or size.evaluation, size.evaluation),
+    }
+
+
+def at_rung(whole, rung, classes):
+    """{flag: number} that makes of a cell its run on a rung; {} where it is as small already. whole: of whole_of."""
+    fewer = {}
+    for name, n in whole.items():
+        share = rung.examples if name == "max_eval_samples" else rung.labels
+        labels = name in ("label_budget", "max_train_samples")
+        least = max(LEAST_LABELS, LABELS_A_CLASS * classes) if labels else LEAST_EXAMPLES
+        fewer[name] = max(least, round(n * share))
+    return {name: n for name, n in fewer.items() if n < whole[name]}
+
+
+class Entry(NamedTuple):
+    """A configuration's runs on one rung."""
+
+    rows: list  # of its cells
+    ids: list  # [N] examples
+    scores: np.ndarray  # [N] means over its runs
+    clusters: list  # [N]
+
+
+def entry(rows, beside):
+    """The Entry of rows of one configuration; None where one of them has no scores of single examples."""
+    found = run_scores.of_rows(rows, beside)
+    return None if found is None else Entry(rows, found.ids, found.means, found.clusters)
+
+
+def behind(entries, allowance, looks):
+    """{name: why} of the configurations that are behind the best one. entries: {name: Entry} of one rung, on the same
+    examples; looks: how many rungs there are.
+    """
+    if len(entries) < 2:
+        return {}
+    leader = max(entries, key=lambda name: entries[name].scores.mean())
+    best, dropped = entries[leader], {}
+    for name, other in entries.items():
+        if name == leader or other.ids != best.ids:
+            continue
+        alpha = ALPHA / (len(entries) - 1) / looks
+        most = stats.most(best.scores.tolist(), other.scores.tolist(), best.clusters, alpha)
+        if most + allowance < 0:
+            short = best.scores.mean() - other.scores.mean()
+            dropped[name] = (
+                f"{short:.3f} behind {leader} on {len(best.ids)} examples; at least {-most:.3f}, "
+                f"of which it may make up {allowance:.3f} with more labels"
+            )
+    return dropped
+
+
+def median_bound(milliseconds, alpha=stats.SIGNIFICANT):
+    """Lower bound of the median of single requests, which holds with probability 1 - alpha: an order statistic, by the
+    binomial distribution; 0.0 where there are too few.
+    """
+    rank = int(binom.ppf(alpha, len(milliseconds), 0.5)) if milliseconds else 0
+    return sorted(milliseconds)[rank - 1] if rank else 0.0
+
+
+def over_limits(rows, beside, limits):
+    """Why a configuration breaks the limits of latency or memory, None where it does not.
+
+    rows: of its runs on one rung; limits: with latency_ms and memory_gb, None for no limit. More labels and examples
+    take no less memory, and a request no less time.
+    """
+    memory = [configurations.value(row, "memory") for row in rows]
+    if limits.memory_gb is not None and all(gb is not None and gb > limits.memory_gb for gb in memory):
+        return f"its memory, {min(memory):.2f} GB, is above {limits.memory_gb:g} GB"
+    if limits.latency_ms is not None:
+        slowest = [median_bound(requests(row, beside)) for row in rows]
+        if min(slowest) > limits.latency_ms:
+            return f"half of its single requests take more than {min(slowest):.0f} ms, above {limits.latency_ms:g} ms"
+    return None
+
+
+def requests(row, beside):
+    """[n] milliseconds of the single requests of a row's run; [] without its folder."""
+    path = run_scores.run_folder(row, beside) / "predictions.jsonl"
+    records = store.read_jsonl(path) if path.is_file() else []
+    return [record["latency_ms"] for record in records if record.get("latency_ms") is not None]
+
+
+def whole_seconds(row, whole):
+    """Seconds that a whole run would take, from a row of a rung: training in proportion to the labels, scoring to the
+    examples. whole: of whole_of.
+    """
+    flags = configurations.flags(row)
+    ratio = {name: n / flags[name] for name, n in whole.items() if flags.get(name)}
+    training, scoring = (configurations.value(row, name) or 0.0 for name in ("train_seconds", "eval_seconds"))
+    labels = ratio.get("label_budget") or ratio.get("max_train_samples") or ratio.get("unlabelled") or 1.0
+    return progress.seconds_of(row) + training * (labels - 1) + scoring * (ratio.get("max_eval_samples", 1.0) - 1)

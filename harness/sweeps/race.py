@@ -1,0 +1,141 @@
+"""A race of a suite's configurations: rung after rung, the losers dropped. See dropping for the rule."""
+
+import argparse
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tqdm import tqdm
+
+from harness.results import commands, configurations, store
+from harness.results.done_runs import DoneRuns, identity
+from harness.sweeps import dropping
+from harness.sweeps.cells import Size, about_data, changed, make_cell
+from harness.sweeps.progress import seconds_of, words
+
+
+def rungs_file(results):
+    """Where the rows of the rungs go: beside the results CSV, since they are of fewer labels and examples."""
+    path = Path(results)
+    return str(path.with_name(f"{path.stem}_rungs{path.suffix}"))
+
+
+def learns(cell):
+    """Whether its script learns from the training examples."""
+    return cell.script == "probe.py" or "epochs" in commands.actions(cell.script)
+
+
+@dataclass
+class Racer:
+    """One configuration: its cells differ in nothing but their seeds."""
+
+    name: str
+    cells: list
+    size: Size
+    whole: dict  # {flag: number}, of dropping.whole_of
+    on_rung: list = field(default_factory=list)  # its cells there
+    rows: list = field(default_factory=list)  # of the last rung
+    dropped: bool = False
+
+    def enter(self, rung, args):
+        """Make its cells of a rung; they are its own where the data are that small already. args: with the results CSV
+        of the rungs.
+        """
+        changes = {name: str(n) for name, n in dropping.at_rung(self.whole, rung, self.size.classes).items()}
+        made = [make_cell(c.name, c.script, changed(set(), changes, c.script, c.settings), args) for c in self.cells]
+        self.on_rung = made if changes else self.cells
+
+    @property
+    def is_whole(self):
+        return self.on_rung == self.cells
+
+
+class Race:
+    """A race of cells."""
+
+    def __init__(self, cells, args, run_cells):
+        """args: sweep.py's; run_cells: (what, cells, args) runs those that have no row, their rows go to
+        args.results.
+        """
+        self.args, self.run_cells, groups = args, run_cells, {}
+        self.small_args = argparse.Namespace(**{**vars(args), "results": rungs_file(args.results)})
+        for cell in cells:
+            without = {name: value for name, value in cell.args.items() if name not in configurations.SEEDS}
+            groups.setdefault(identity(cell.script, without), []).append(cell)
+        self.racers, self.seconds = [], 0.0  # of the rungs
+        for some in groups.values():
+            size = about_data(some[0])[1]
+            name = " ".join(word for word in some[0].name.split() if word.split("=")[0] not in configurations.SEEDS)
+            whole = dropping.whole_of(some[0].args, size, learns(some[0]))
+            self.racers.append(Racer(f"{len(self.racers) + 1} {name}", some, size, whole))
+
+    def run(self):
+        """Rung after rung, then what is left as a whole. Rows of what is dropped are added with the status dropped."""
+        for number, rung in enumerate(dropping.RUNGS, start=1):
+            racers = self.left()
+            for racer in racers:
+                racer.enter(rung, self.small_args)
+            small = [cell for racer in racers if not racer.is_whole for cell in racer.on_rung]
+            if not small:
+                continue
+            self.run_cells(f"rung {number}", small, self.small_args)
+            whole = [cell for racer in racers if racer.is_whole for cell in racer.cells]
+            self.run_cells(f"rung {number}, whole", whole, self.args)
+            rungs, results = self.done(self.small_args), self.done(self.args)
+            for racer in racers:
+                done = results if racer.is_whole else rungs
+                racer.rows = [done.row(c.script, c.args, self.args.ignore_code) for c in racer.on_rung]
+                self.seconds += 0 if racer.is_whole else sum(seconds_of(row) for row in racer.rows if row)
+            self.drop(number, rung)
+        self.run_cells("whole", [cell for racer in self.left() for cell in racer.cells], self.args)
+        self.summary()
+
+    def left(self):
+        return [racer for racer in self.racers if not racer.dropped]
+
+    def done(self, args):
+        return DoneRuns(store.read_if_there(args.results))
+
+    def drop(self, number, rung):
+        """Drop what failed, breaks a limit or is behind."""
+        left, beside = self.left(), Path(self.args.results).parent
+        why = {}
+        for racer in left:
+            failed = [row for row in racer.rows if row is None or row["status"] not in ("ok", "degenerate")]
+            over = None if failed else dropping.over_limits(racer.rows, beside, self.args)
+            if failed or over:
+                why[racer.name] = over or "a run failed"
+        groups = {}
+        for racer in left:
+            entry = None if racer.name in why else dropping.entry(racer.rows, beside)
+            if entry:
+                groups.setdefault((racer.rows[0]["eval_id"], racer.rows[0]["metric"]), {})[racer.name] = entry
+        for entries in groups.values():
+            why |= dropping.behind(entries, rung.allowance, len(dropping.RUNGS))
+        tqdm.write(f"rung {number} of {len(dropping.RUNGS)}: {len(why)} of {len(left)} configurations dropped")
+        for racer in left:
+            if racer.name in why:
+                racer.dropped = True
+                tqdm.write(f"    {racer.name}: {why[racer.name]}")
+                self.record(racer, f"dropped at rung {number} of {len(dropping.RUNGS)}: {why[racer.name]}")
+
+    def record(self, racer, why):
+        """Add its rows to the results with the status dropped (failed ones with their own), unless they are there."""
+        there = {row["run_id"] for row in store.read_if_there(self.args.results)}
+        for row in racer.rows:
+            if row is not None and row["run_id"] not in there:
+                status = "dropped" if row["status"] in ("ok", "degenerate") else row["status"]
+                note = "; ".join(filter(None, [why, row["note"]]))
+                store.append_result(self.args.results, {**row, "status": status, "note": note})
+
+    def summary(self):
+        """Say what the race has taken, and what the whole suite would have taken."""
+        done = self.done(self.args)
+        whole = [done.row(c.script, c.args, self.args.ignore_code) for racer in self.left() for c in racer.cells]
+        finals = sum(seconds_of(row) for row in whole if row)
+        out = [racer for racer in self.racers if racer.dropped]
+        spared = sum(dropping.whole_seconds(row, racer.whole) for racer in out for row in racer.rows if row)
+        tqdm.write(
+            f"race: {len(out)} of {len(self.racers)} configurations dropped after {words(self.seconds)}; what was left "
+            f"took {words(finals)}. All of them would have taken about {words(finals + spared)}. What this risks is in "
+            "docs/selector.md"
+        )

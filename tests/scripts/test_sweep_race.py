@@ -1,0 +1,77 @@
+"""A race of real runs, of which one configuration learns and another cannot."""
+
+import json
+import random
+
+import pytest
+from helpers import write_jsonl
+from sweep_helpers import suite
+
+import sweep
+from harness.results import configurations, store
+
+
+@pytest.fixture
+def reviews(tmp_path):
+    rng, rows = random.Random(0), []
+    for _ in range(700):
+        label = rng.choice(["good", "bad"])
+        words = [*rng.choices(OTHERS, k=6), rng.choice(WORDS[label])]
+        rows.append({"text": " ".join(rng.sample(words, len(words))), "label": label})
+    (tmp_path / "data").mkdir()
+    write_jsonl(tmp_path / "data" / "train.jsonl", rows[:400])
+    write_jsonl(tmp_path / "data" / "test.jsonl", rows[400:])
+    return str(tmp_path / "data")
+
+
+WORDS = {"good": ["bright", "lovely", "fine"], "bad": ["dull", "poor", "weak"]}
+OTHERS = ["the", "a", "film", "plot", "it", "was", "and", "of", "in", "this"]
+RUNS = """
+runs:
+  - {script: probe.py, flags: &f {latency_runs: 20, label_budget: 320}, experiments: [{name: words, features: tfidf}]}
+  - {script: probe.py, flags: {latency_runs: 20, head: names, model: EMBEDDER}, experiments: [{name: names}]}
+"""
+
+
+@pytest.mark.slow
+def test_a_configuration_that_is_behind_is_not_run_as_a_whole(reviews, tiny_embedder, tmp_path, capsys):
+    path = suite(tmp_path / "s.yaml", RUNS.replace("EMBEDDER", str(tiny_embedder)))
+    out = ["--dataset", reviews, "--results", str(tmp_path / "r.csv"), "--runs_dir", str(tmp_path / "runs")]
+    sweep.main([path, *out, "--race"])
+    told = capsys.readouterr().out
+    rows = store.read_results(tmp_path / "r.csv")
+    by_status = {row["status"]: row for row in rows}
+    assert sorted(by_status) == ["dropped", "ok"], told
+    dropped, whole = by_status["dropped"], by_status["ok"]
+    assert (whole["variant"], whole["n_eval"], whole["labels_used"]) == ("tfidf_logreg", "300", "320")
+    assert (dropped["variant"], dropped["n_eval"]) == ("embedder_names", "75")
+    assert "dropped at rung 1 of 2" in dropped["note"] and "behind 1 words on 75 examples" in dropped["note"]
+    rungs = store.read_results(tmp_path / "r_rungs.csv")
+    assert [(row["variant"], json.loads(row["args"])["label_budget"]) for row in rungs] == [
+        ("tfidf_logreg", 20),
+        ("embedder_names", None),
+        ("tfidf_logreg", 80),
+    ]
+    assert [row["run_id"] for row in configurations.select(rows)[0]] == [whole["run_id"]]
+    sweep.main([path, *out, "--race"])
+    assert len(store.read_results(tmp_path / "r.csv")) == 2 and len(store.read_results(tmp_path / "r_rungs.csv")) == 3
+    sweep.main([path, *out])
+    rows = store.read_results(tmp_path / "r.csv")
+    assert [(row["variant"], row["n_eval"]) for row in rows][2:] == [("embedder_names", "300")], "a race is no result"
+
+
+@pytest.mark.slow
+def test_what_breaks_a_limit_is_dropped_after_its_first_requests(reviews, tmp_path):
+    path = suite(tmp_path / "s.yaml", "script: probe.py\nflags: {features: tfidf, label_budget: 320, latency_runs: 20}")
+    out = ["--dataset", reviews, "--results", str(tmp_path / "r.csv"), "--runs_dir", str(tmp_path / "runs")]
+    sweep.main([path, *out, "--race", "--latency_ms", "0.0001"])
+    (row,) = store.read_results(tmp_path / "r.csv")
+    assert row["status"] == "dropped" and "above 0.0001 ms" in row["note"] and row["n_eval"] == "75"
+    sweep.main([path, *out, "--race", "--latency_ms", "60000", "--memory_gb", "100"])
+    assert [row["status"] for row in store.read_results(tmp_path / "r.csv")] == ["dropped", "ok"]
+
+
+def test_limits_belong_to_a_race(capsys):
+    with pytest.raises(SystemExit):
+        sweep.parse_args(["suites/demo.yaml", "--latency_ms", "5"])
+    assert "limits of --race" in capsys.readouterr().err
