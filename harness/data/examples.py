@@ -3,6 +3,7 @@
 import hashlib
 import json
 import random
+import statistics
 from dataclasses import dataclass, field
 
 import utils
@@ -95,12 +96,18 @@ class Task:
             "split": self.eval_split,
             "eval_id": self.eval_id,
             "n_eval": len(self.evaluation),
+            "input_chars": statistics.median(map(characters, self.evaluation)) if self.evaluation else None,
             "note": "; ".join(self.notes) or None,
         }
         if self.kind == "classification":
             counts = [sum(ex.label == i for ex in self.evaluation) for i in range(len(self.labels))]
-            cells["majority_baseline"] = max(counts) / len(self.evaluation)
+            cells.update(n_classes=len(self.labels), majority_baseline=max(counts) / len(self.evaluation))
         return cells
+
+
+def characters(example):
+    """Of an example's input: its texts, its passage and its options."""
+    return sum(len(text or "") for text in (example.text, example.text_pair, example.context, *example.options))
 
 
 @dataclass

@@ -63,6 +63,9 @@ COLUMNS = (
            "setting, shown in prompts, calibrated on; and those that an earlier run trained the weights with. Empty "
            "where these are unknown."),
     Column("n_eval", "int", "data", about="Evaluation examples."),
+    Column("n_classes", "int", "data", about="Classes of the data set."),
+    Column("input_chars", "float", "data",
+           about="Characters of an evaluation input (both texts, passage, options), median over the examples."),
     Column("k_shots", "int", "data", about="Demonstrations in each prompt."),
     Column("seed", "int", "setting", about="Seed of initialisation and shuffling."),
     Column("data_seed", "int", "setting", about="Seed that draws the training examples and demonstrations."),
