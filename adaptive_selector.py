@@ -70,8 +70,10 @@ def parse_args(argv=None):
         type=flags.positive,
         help="billions of parameters of your model (default: any; 0.14 for the rules)",
     )
-    add("--tokens", type=flags.positive, help="of one prompt, for data that no row measures (default: as in the rows)")
-    add("--majority_share", type=flags.share, help="of the most frequent class in such data (default: as in the rows)")
+    read = "for data that no row measures (default: read from --dataset)"
+    add("--tokens", type=flags.positive, help=f"of one input, {read}")
+    add("--n_classes", type=flags.positive_int, help=read)
+    add("--majority_share", type=flags.share, help=f"of the most frequent class, {read}")
 
     add = parser.add_argument
     add("--results", help="measured rows (default: results.csv, or sample_results.csv if there is none yet)")

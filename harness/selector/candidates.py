@@ -25,8 +25,11 @@ class Limits:
 
 @dataclass(frozen=True)
 class Candidate:
-    """One measured or predicted configuration. score_error is the standard error of the score, latency_error and
-    memory_error those of the natural logarithms."""
+    """One measured or predicted configuration.
+
+    score_error is the standard error of the score, latency_error and memory_error those of the natural logarithms; of
+    predictions all are scales of Student's t with so many degrees of freedom.
+    """
 
     name: str
     strategy: str
@@ -43,6 +46,7 @@ class Candidate:
     command: str | None = field(default=None, compare=False)  # that measures it
     serving_gb: float | None = None
     latency_column: str = "latency_ms_p50"  # that latency_ms is of
+    degrees: float = math.inf
 
     def cost_seconds(self, requests):
         """Machine seconds to train once and answer the requests one by one; infinite if the latency is unknown."""

@@ -2,15 +2,14 @@
 
 import argparse
 import dataclasses
-import statistics
 from collections import Counter
 from pathlib import Path
 
 import utils
 from harness.results import commands, configurations
-from harness.selector import candidates, lessons, predictor, promises, rules
+from harness.selector import candidates, from_data, lessons, promises, rules
 from harness.selector.candidates import NEAR
-from harness.selector.decision import Decision, Undecided, command_for, data_of, flags_of_data, limits_of
+from harness.selector.decision import Decision, Undecided, data_of, flags_of_data, limits_of
 
 LISTED = 10  # further candidates that a Decision lists
 
@@ -34,7 +33,7 @@ def decide(rows, args, failed=()):
     args = argparse.Namespace(**{**vars(args), "task": task_of(rows, args)})
     answers = {
         "rows": lambda: from_rows(rows, args),
-        "model": lambda: from_predictions(rows, args),
+        "model": lambda: from_data.decide(rows, args, recommended),
         "rules": lambda: from_rules(rows, args, failed),
     }
     bases, not_used = list(answers) if args.basis == "auto" else [args.basis], []
@@ -170,72 +169,6 @@ def recommended(decision, args, choice, ties, others, command):
 def with_command(candidate, command):
     """The Candidate with the command that measures it."""
     return dataclasses.replace(candidate, command=command(candidate.configuration))
-
-
-# ---- from predictions
-
-
-def from_predictions(rows, args):
-    """The Decision from predictions for configurations like those that rows measured on other data."""
-    everything, devices = rows, Counter(row["device"] for row in rows)
-    device = args.device or max(devices, key=devices.get, default="")
-    rows = [row for row in rows if row["device"] == device]
-    if not any(configurations.task_kind(row) == args.task for row in rows):
-        raise Undecided(f"no row on {device} measures {args.task}" if device else "there are no rows to predict from")
-    try:
-        learned = predictor.Predictor(predictor.groups_of(rows), predictor.prompt_tokens(rows))
-    except utils.UserError as error:
-        raise Undecided(str(error)) from None
-    specs = within_reach(learned, args)
-    members = [learned.candidate(wanted, c.name, c, data_of(args)) for c, wanted in specs]
-    choice, probability, others = predictor.choose_predicted(members, limits_of(args), args.prefer)
-    if choice is None:
-        raise Undecided(f"none of the {len(members)} configurations that can be predicted could be within the limits")
-    sure = "likely" if probability >= predictor.CONFIDENCE else "UNLIKELY" if probability < 0.5 else "not certain"
-    likelihood = f"{sure} to be within the limits (probability about {probability:.0%})"
-    cautions = [f"predicted, not measured; {likelihood}. Measure it first"]
-    if args.cached and args.latency_ms is not None:
-        cautions.append("latencies are predicted without a cache")
-    if data_of(args) not in learned.levels and not (args.tokens and args.majority_share):
-        cautions.append("nothing is known of the data but what --tokens and --majority_share say; give both")
-    decision = Decision(
-        "model", args.task, limits_of(args), args.prefer, None, considered=len(members), cautions=cautions
-    )
-
-    def on_this_data(configuration):
-        return command_for(configuration, everything, args)
-
-    return recommended(decision, args, choice, [], others, on_this_data)
-
-
-def within_reach(learned, args):
-    """[(Configuration, Spec for the new data)] within the range that the predictor knows. Undecided without any.
-
-    A Spec is that of the measured configuration with --tokens, --majority_share and --params_b in place of its own.
-    """
-    alike = [(c, spec) for _, c, spec in learned.known if spec.kind == args.task]
-    majorities = [spec.majority for _, spec in alike if spec.majority is not None]
-    majority = args.majority_share or (statistics.median(majorities) if majorities else None)
-    specs, refusals = {}, []
-    for configuration, known in alike:
-        scale = args.params_b * 1e9 / known.params if args.params_b else 1.0
-        wanted = dataclasses.replace(
-            known,
-            tokens=args.tokens or known.tokens,
-            majority=majority,
-            params=known.params * scale,
-            trainable=known.trainable * scale,
-            predicted_gb=known.predicted_gb and known.predicted_gb * scale,
-        )
-        refusal = learned.refusal(wanted)
-        if refusal:
-            refusals.append(refusal)
-        else:
-            specs.setdefault(dataclasses.replace(wanted, predicted_gb=None), (configuration, wanted))
-    if not specs:
-        why = refusals[0] if refusals else f"no row counts the prompt's tokens for {args.task}"
-        raise Undecided(f"outside the range of the predictor: {why}")
-    return list(specs.values())
 
 
 def distinct(members, names):

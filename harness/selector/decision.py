@@ -24,6 +24,7 @@ DATA_FLAGS = (
     "instruction",
     "template",
 )
+LABEL_FLAGS = ("label_budget", "max_train_samples", "max_validation_samples")
 # further flags that are set for one data set and say nothing of another: its files, its size, the length of its texts
 OF_ONE_DATA_SET = (
     "train_file",
@@ -105,8 +106,8 @@ def flags_of_data(rows, args):
     return {**known, **({"subset": args.subset} if args.subset else {})}
 
 
-def command_for(configuration, rows, args):
-    """The command that measures a configuration with the model and data set of the flags.
+def command_for(configuration, rows, args, labels=None):
+    """The command that measures a configuration with the model and data set of the flags, and so many labels.
 
     What was set for the data set of its rows is left out. A placeholder stands for a data set that is not named, and
     for a model of which only the size is given.
@@ -115,6 +116,8 @@ def command_for(configuration, rows, args):
     model = "gen_model" if "gen_model" in configurations.flags(row) else "model"
     changes = dict.fromkeys((*DATA_FLAGS, *OF_ONE_DATA_SET))  # None: left out
     changes |= {**flags_of_data(rows, args), "dataset": args.dataset or rules.YOUR_DATA}
+    if labels and any(configurations.flags(row).get(name) for name in LABEL_FLAGS):
+        changes |= {**dict.fromkeys(LABEL_FLAGS), "label_budget": round(labels)}
     if args.model or args.params_b:
         changes[model] = args.model or rules.YOUR_MODEL
     return commands.command(row, always=commands.NAMED, **changes)

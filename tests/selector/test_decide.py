@@ -2,12 +2,15 @@ import json
 import random
 
 import pytest
+from helpers import write_jsonl
 from row_helpers import made_up_rows, result_row, results_csv, write_run
 from selector_helpers import BASIC, answered, decide, parsed
 
 import adaptive_selector
 
 DOCUMENTED = "--memory_gb 8 --latency_ms 200 --data_size 5000 --knowledge_heavy --required_accuracy 0.9"
+
+TOLD = "--tokens 30 --n_classes 2 --majority_share 0.5"
 
 
 def test_without_a_data_set_no_rows_decide(capsys, tmp_path):
@@ -86,13 +89,13 @@ def test_a_predicted_command_has_the_flags_of_its_own_data(capsys, tmp_path):
     own = {"text_column": "mine", "label_words": ["good", "not so good"], "dataset": "data/own"}
     rows.append(answered("own", 0.5) | {"args": json.dumps(own)})
     path = results_csv(tmp_path / "r.csv", rows)
-    found = decide("--dataset elsewhere/new --data_size 500", capsys, path)
+    found = decide(f"--dataset elsewhere/new --data_size 500 {TOLD}", capsys, path)
     assert found["basis"] == "model"
     for command in (found["command"], *(other["command"] for other in found["others"])):
         args = parsed(command)
         assert args.dataset == "elsewhere/new" and args.text_column is None and args.label_words is None
         assert getattr(args, "max_steps", None) is None and getattr(args, "max_length", None) is None
-    found = decide("--dataset data/own --task classification --data_size 500 --model mine", capsys, path)
+    found = decide(f"--dataset data/own --task classification --data_size 500 --model mine {TOLD}", capsys, path)
     args = parsed(found["command"])
     assert found["basis"] == "model" and (args.dataset, args.model) == ("data/own", "mine")
     assert (args.text_column, args.label_words) == ("mine", ["good", "not so good"])
@@ -102,18 +105,41 @@ def test_a_predicted_command_has_the_flags_of_its_own_data(capsys, tmp_path):
 
 def test_a_prediction_says_what_it_knows_of_the_data(capsys, tmp_path):
     path = results_csv(tmp_path / "r.csv", made_up_rows())
-    unknown = "nothing is known of the data but what --tokens and --majority_share say; give both"
-    assert unknown in decide("--dataset new --data_size 500", capsys, path)["cautions"]
-    described = "--dataset new --data_size 500 --tokens 30 --majority_share 0.5"
-    assert unknown not in decide(described, capsys, path)["cautions"]
-    found = decide("--basis model --data_size 500", capsys, path)
+    unknown = "nothing is known of the data; name a file with --dataset, or give --tokens and --n_classes"
+    found = decide("--dataset new --data_size 500", capsys, path)
+    assert found["basis"] == "rules" and found["not_used"][1] == unknown
+    found = decide("--dataset new --data_size 500 --tokens 30 --n_classes 2", capsys, path)
+    assert found["basis"] == "model" and "equally frequent" in found["cautions"][1]
+    described = f"--data_size 500 {TOLD}"
+    found = decide(f"--basis model {described}", capsys, path)
     assert found["basis"] == "model" and parsed(found["command"]).dataset == "YOUR_DATA"
+    assert len(found["cautions"]) == 1
+
+
+def test_a_data_set_that_is_there_is_read(capsys, tmp_path):
+    rng = random.Random(0)
+    rows = [{"text": "x" * rng.randint(100, 140), "label": "a" if i % 4 else "b"} for i in range(200)]
+    write_jsonl(tmp_path / "mine.jsonl", [{**row, "text": f"{row['text']} {i}"} for i, row in enumerate(rows)])
+    path = results_csv(tmp_path / "r.csv", made_up_rows())
+    found = decide(f"--dataset {tmp_path / 'mine.jsonl'} --data_size 500", capsys, path)
+    assert found["basis"] == "model" and "2 classes, the largest 80%, 12" in found["cautions"][1]
+    assert 0.7 < found["configuration"]["score"] < 1.2, "above the share of the largest class"
+
+
+def test_what_is_trained_has_all_labels_that_there_are(capsys, tmp_path):
+    path = results_csv(tmp_path / "r.csv", made_up_rows())
+    found = decide(f"--dataset new --data_size 700 {TOLD}", capsys, path)
+    assert found["configuration"]["labels"] == 700 and "700 labels" in found["configuration"]["name"]
+    args = parsed(found["command"])
+    assert args.label_budget == 700 and args.max_train_samples is None
+    found = decide(f"--dataset new --data_size 70000 {TOLD}", capsys, path)
+    assert found["configuration"]["labels"] == 2000, "no further than twice what was measured"
 
 
 def test_the_columns_of_a_data_set_are_known_from_rows_of_other_machines(capsys, tmp_path):
     other = result_row(score=0.7, dataset="data/own", eval_id="x", device="cuda", flags={"label_column": "stars"})
     path = results_csv(tmp_path / "r.csv", [*made_up_rows(), other])
-    found = decide("--dataset data/own --basis model --data_size 500 --device cpu", capsys, path)
+    found = decide(f"--dataset data/own --basis model --data_size 500 --device cpu {TOLD}", capsys, path)
     assert parsed(found["command"]).label_column == "stars"
 
 
@@ -126,17 +152,17 @@ def test_rows_of_retrieval_alone_teach_nothing(capsys, tmp_path):
 
 def test_the_model_refuses_to_extrapolate_and_the_rules_answer(tmp_path, capsys):
     path = results_csv(tmp_path / "r.csv", made_up_rows())
-    found = decide("--dataset new --data_size 500", capsys, path)
+    found = decide(f"--dataset new --data_size 500 {TOLD}", capsys, path)
     assert found["basis"] == "model" and found["choice"] == "full_finetuning" and "probability" in found["cautions"][0]
     assert found["not_used"] == ["no row measures classification on new; there are d0, d1, d2, d3, d4, d5"]
     names = [found["configuration"]["name"], *(other["name"] for other in found["others"])]
     assert len(names) > 1 and len(set(names)) == len(names), "one name, one line"
-    found = decide("--dataset new --data_size 500 --params_b 70", capsys, path)
+    found = decide("--dataset new --data_size 500 --params_b 70 --tokens 30 --n_classes 2", capsys, path)
     assert (
         found["basis"] == "rules"
         and "70,000,000,000 parameters are beyond the 20,000,000 to 640,000,000" in found["not_used"][1]
     )
-    found = decide("--dataset new --data_size 500 --tokens 4000", capsys, path)
+    found = decide("--dataset new --data_size 500 --tokens 4000 --n_classes 2", capsys, path)
     assert found["basis"] == "rules" and "tokens of a request are beyond" in found["not_used"][1]
     for basis, code in (("rows", 2), ("model", 2)):
         with pytest.raises(SystemExit) as ended:

@@ -7,6 +7,7 @@ from selector_helpers import OWN, decide
 import adaptive_selector
 from harness.results import configurations
 from harness.selector import predictor
+from harness.selector.spec import data_of_rows
 
 TRAINED = {"score": 0.83, "train_seconds": 80, "n_train": 500, "peak_rss_gb": 3.0, "flags": OWN}
 PROMPTED = {"strategy": "prompting", "script": "prompt_eval.py", "peak_rss_gb": 4.0}
@@ -93,7 +94,7 @@ def test_memory_of_serving_is_predicted_from_its_own_cells(tmp_path):
         path = tmp_path / str(ratio)
         path.mkdir()
         kept, _ = configurations.select(rows_as_read(path, some))
-        learned = predictor.Predictor(predictor.groups_of(kept), predictor.prompt_tokens(kept))
+        learned = predictor.Predictor(predictor.groups_of(kept), data_of_rows(kept))
         _, c, spec = learned.known[0]
         guess = learned.candidate(spec, c.name, c)
         assert guess.memory_gb / guess.serving_gb == pytest.approx(ratio, rel=0.1)

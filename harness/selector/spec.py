@@ -1,0 +1,182 @@
+"""What is known of a configuration before it runs, as features for predictions."""
+
+import math
+import statistics
+from dataclasses import dataclass
+
+from harness.arguments import auto_epochs
+from harness.results import configurations, names
+
+CHARS_A_TOKEN = 4  # of English text, roughly: for rows that counted tokens alone, and for --tokens
+STRATEGIES = ("full_finetuning", "peft", "probe", "setfit", "prompting", "rag", "context_distillation", "distillation")
+SETFIT_STEPS = 2.5  # optimizer steps a label: 40 pairs in batches of 16
+PASSAGE_TOKENS = 64
+
+
+@dataclass(frozen=True)
+class Data:
+    """What is known of a data set without a run."""
+
+    chars: float  # of an input, median
+    classes: float  # 1 where there are none
+    majority: float | None  # share of the most frequent class
+
+
+@dataclass(frozen=True)
+class Spec:
+    """What is known of a configuration before it runs."""
+
+    strategy: str
+    kind: str
+    data: Data
+    params: float
+    labels: float
+    shots: float
+    precision: str
+    trainable: float
+    passages: float
+    new_tokens: float
+    steps: float  # of the optimizer; 0 without training
+    predicted_gb: float | None
+    encoder: bool  # a classification head on the text, no prompt
+    calibrated: bool = False  # label scores are divided by the label prior
+
+    @property
+    def family(self):
+        """Configurations whose errors are alike."""
+        return f"{self.strategy}, {'encoder' if self.encoder else 'language model'}"
+
+    def tokens(self):
+        """Of one example's input."""
+        return self.data.chars / CHARS_A_TOKEN
+
+    def input_tokens(self):
+        """Input tokens of one request, roughly."""
+        return self.tokens() * (1 + self.shots) + PASSAGE_TOKENS * self.passages
+
+    def numbers(self):
+        """[(name, log10 of the value)] of the features that are sizes."""
+        trained_on = self.labels if self.steps else 0
+        return [
+            ("parameters", math.log10(self.params)),
+            ("examples trained on", math.log10(1 + trained_on)),
+            ("demonstrations", math.log10(1 + self.shots)),
+            ("tokens of a request", math.log10(1 + self.input_tokens())),
+            ("new tokens", math.log10(1 + self.new_tokens)),
+            ("trained parameters", math.log10(1 + self.trainable)),
+            ("optimizer steps", math.log10(1 + self.steps)),
+            ("passages", math.log10(1 + self.passages)),
+            ("classes", math.log10(self.data.classes)),
+        ]
+
+    def vector(self):
+        """Features of the score.
+
+        Labels count by class, and apart for each strategy: what a hundred labels give a probe they do not give a
+        prompt. So do the classes.
+        """
+        labels = math.log10(1 + (self.labels if self.steps else 0) / self.data.classes)
+        classes = math.log10(self.data.classes)
+        is_strategy = [float(self.strategy == name) for name in STRATEGIES]
+        own = [x * size for size in (labels, classes) for x in is_strategy]
+        flags = [float(self.encoder), float(self.kind == "classification"), float(self.calibrated)]
+        narrow = [float(self.precision == name) for name in ("int8", "nf4")]
+        sizes = [math.log10(self.params), math.log10(1 + self.shots), math.log10(1 + self.data.chars)]
+        sizes += [math.log10(1 + self.passages), labels, classes, self.data.majority or 0.0]
+        return [*sizes, *is_strategy, *own, *flags, *narrow]
+
+    def work(self):
+        """Features of latency: log10 of parameters times tokens read and written, precision, kind of model."""
+        read, written = self.params * self.input_tokens(), self.params * (1 + self.new_tokens)
+        bits = [float(self.precision in some) for some in (("bf16", "fp16"), ("int8",), ("nf4",))]
+        read_by_class = 0.0 if self.encoder else math.log10(self.data.classes)  # each label is scored
+        flags = [float(self.encoder), float(self.passages > 0), float(self.trainable > 0)]
+        return [math.log10(1 + read), math.log10(1 + written), read_by_class, *bits, *flags]
+
+    def room(self):
+        """Features of memory."""
+        quantized = float(self.precision in ("int8", "nf4"))  # their peaks are further above the forecast
+        forecast = self.predicted_gb or self.params * 4 / 1e9
+        return [
+            math.log10(self.params),
+            math.log10(forecast),
+            float(self.steps > 0),
+            float(self.passages > 0),
+            quantized,
+        ]
+
+    def effort(self):
+        """Features of the seconds of training."""
+        return [
+            math.log10(self.params * (1 + self.tokens())),
+            math.log10(1 + self.steps),
+            math.log10(1 + self.trainable),
+            float(self.strategy in ("context_distillation", "distillation")),
+        ]
+
+
+def data_of_rows(rows):
+    """{data set: Data}, of those whose rows say how long inputs are.
+
+    Older rows do not: of them the tokens of prompts without demonstrations and passages stand for it, and classes are
+    as many as the share of the most frequent one leaves room for.
+    """
+    by_data = {}
+    for row in rows:
+        by_data.setdefault(configurations.data_name(row), []).append(row)
+    found = {name: _data(some) for name, some in by_data.items()}
+    return {name: data for name, data in found.items() if data is not None}
+
+
+def _data(rows):
+    def median(numbers):
+        known = [x for x in numbers if x is not None]
+        return statistics.median(known) if known else None
+
+    chars = median(configurations.value(row, "input_chars") for row in rows)
+    if chars is None:
+        tokens = median(map(_prompt_tokens, rows))
+        chars = tokens and tokens * CHARS_A_TOKEN
+    majority = median(configurations.value(row, "majority_baseline") for row in rows)
+    classes = median(configurations.value(row, "n_classes") for row in rows)
+    classes = classes or (max(2, round(1 / majority)) if majority else 1)
+    return None if chars is None else Data(chars, classes, majority)
+
+
+def _prompt_tokens(row):
+    """Tokens of one prompt of a row without demonstrations and passages; None of other rows."""
+    tokens, n = configurations.value(row, "prompt_tokens"), configurations.value(row, "n_eval")
+    plain = row["strategy"] != "rag" and not configurations.value(row, "k_shots")
+    return tokens / n if tokens and n and plain and row["variant"] not in configurations.BASELINES else None
+
+
+def spec(configuration, data):
+    """The Spec of a Configuration. data: of its data set."""
+    row, flags = configuration.rows[0], configurations.flags(configuration.rows[0])
+    trained_on, epochs = configuration.mean("n_train") or 0, flags.get("epochs") or 0
+    batch_size, kind = configurations.value(row, "batch_size") or 1, configurations.task_kind(row)
+    if epochs == "auto":
+        epochs = auto_epochs(trained_on, batch_size, kind)
+    steps = (flags.get("max_steps") or math.ceil(epochs * trained_on / batch_size)) if row["train_seconds"] else 0
+    strategy = "prompting" if row["strategy"] == "quantized" else names.strategy(row)  # the same at another precision
+    probe = strategy == "probe"
+    steps = 1 if probe and row["train_seconds"] else steps  # a head that is fitted once
+    steps = SETFIT_STEPS * trained_on if strategy == "setfit" else steps
+    encoder = kind == "classification" and strategy in ("full_finetuning", "peft", "probe", "setfit")
+    encoder = encoder and not (probe and row["variant"].startswith("lm_"))
+    return Spec(
+        strategy,
+        kind,
+        data,
+        configuration.mean("total_params") or 1.0,
+        configuration.mean("labels_used") or 0,
+        configurations.value(row, "k_shots") or 0,
+        row["precision"],
+        configuration.mean("trainable_params") or 0.0,
+        flags.get("k") or 0 if row["strategy"] == "rag" else 0,
+        0 if kind == "classification" else flags.get("max_new_tokens") or 32,
+        steps,
+        configuration.mean("predicted_gb"),
+        encoder,
+        flags.get("calibrate") not in (None, "none"),
+    )
