@@ -1,112 +1,66 @@
-"""Does the selector choose well for data and models it has not seen? It leaves out one data set and model at a time.
+"""Does the selector choose well for data and models it has not seen? Beside choosers that anybody could write.
 
-The selector's predictor is trained on all other groups of the same kind of device; where it refuses, the rules answer.
-The fixed rules see only the limits. Each chooses among the configurations of the group that is left out, of which it
-knows what is known before a run: sizes, flags, tokens of the prompt, share of the most frequent class, the memory
-forecast. Their measured rows show whether the choice is within the limits, and how far its score is below that of the
-best one within them. The limits are round numbers, the same for every group.
+It leaves out one data set and model at a time (--leave_out data: a data set with all models; model: a model with all
+data sets), learns from the rest, and chooses among the configurations of the group that is left out, for many settings
+of round limits, also those within which there is nothing. Each chooser knows what is known before a run: sizes, flags,
+classes, length of the inputs, share of the most frequent class, the memory forecast. Measured rows judge the choice.
 
-    python benchmarks/bench_selector.py --results sample_results.csv
+    random      any configuration that has not too many labels
+    cheapest    fewest parameters, then fewest labels
+    probe       the probe with most labels, else the cheapest
+    rules       the selector's rules of thumb
+    knn, gp     as the selector, with nearest neighbours or a Gaussian process in place of ridge regression
+    selector    ridge regression, errors as on data sets that were left out, 90 % to be within the limits
 
-Needs no GPU and no model: seconds on a CPU. Writes benchmarks/results/bench_selector.json.
+A chooser that learns answers "nothing" where no configuration is within the limits with a probability of NOTHING; the
+others always choose. Intervals are by bootstrap over data sets.
+
+    python benchmarks/bench_selector.py --results sample_results.csv --readme docs/selector.md
+
+Needs no GPU and no model: a minute on a CPU. Writes benchmarks/results/bench_selector.json.
 """
 
 import argparse
-import dataclasses
 import itertools
-import json
-import statistics
+import random
 from pathlib import Path
 
-from common import ROOT
+import numpy as np
+from common import ROOT, markdown, publish
 
 import utils
 from harness import flags
-from harness.results import configurations, outputs, store
+from harness.results import configurations, store
 from harness.selector import predictor, rules
 from harness.selector.candidates import Limits, measured, obstacles
+from harness.selector.spec import data_of_rows, spec
 
 LATENCIES = (None, 2000, 1000, 500, 200, 100, 50, 20)  # ms
 MEMORIES = (None, 4, 3, 2, 1.5, 1)  # GB
 LABELS = (0, 16, 100, 500, 2000)
-SCORES = (None, 0.2, 0.5, 0.6, 0.7, 0.75)
+SCORES = (None, 0.2, 0.5, 0.6, 0.7, 0.75, 0.8, 0.9)
+NOTHING = 0.5
+LEARNERS = {"selector": predictor.REGRESSION, "knn": "knn", "gp": "gp"}
+CHOOSERS = ("selector", "knn", "gp", "rules", "probe", "cheapest", "random")
+BINS = (0.5, 0.7, 0.85, 0.95, 1.0)  # of stated probabilities
+DRAWS = 2000  # of the bootstrap
 
 
 def parse_args(argv=None):
     parser = flags.ArgumentParser(__doc__)
-    parser.add_argument(
-        "--results", default=str(ROOT / "sample_results.csv"), help="the rows (default: sample_results.csv)"
-    )
-    parser.add_argument(
+    add = parser.add_argument
+    add("--results", default=str(ROOT / "sample_results.csv"), help="the rows (default: sample_results.csv)")
+    add(
         "--leave_out",
-        choices=("group", "data"),
-        default="group",
-        help="a data set with one model, or with all models (default: %(default)s)",
+        choices=("group", "data", "model"),
+        default="data",
+        help="a data set with one model, a data set with all models, or a model (default: %(default)s)",
     )
-    parser.add_argument(
-        "--output", default=str(ROOT / "benchmarks/results/bench_selector.json"), help="(default: %(default)s)"
-    )
+    add("--only", nargs="+", metavar="DATA", help="judge on these data sets alone (default: all)")
+    add("--without", nargs="+", metavar="DATA", default=[], help="data sets that are neither learnt from nor judged on")
+    add("--output", metavar="FILE", help="the numbers (default: benchmarks/results/bench_selector.json)")
+    add("--readme", metavar="FILE", help="put the table between its marks there")
     return parser.parse_args(argv)
-
-
-def by_rules(limits, candidates):
-    """The name of the candidate that the rules' best strategy means: at its precision, with the most labels allowed."""
-    c = {name: candidate.configuration for name, candidate in candidates.items()}
-    params, documents = (
-        max(x.mean("total_params") or 0 for x in c.values()) / 1e9,
-        any(x["strategy"] == "rag" for x in c.values()),
-    )
-    args = argparse.Namespace(
-        memory_gb=limits.memory_gb,
-        latency_ms=limits.latency_ms,
-        data_size=limits.data_size,
-        params_b=params,
-        required_accuracy=limits.required_accuracy,
-        knowledge_heavy=documents,
-        model=None,
-        dataset=None,
-    )
-    for strategy, _, _ in rules.decide(args)[0]:
-        precision = rules.best_precision(strategy, args)
-        means = {strategy, "quantized"} if strategy == "prompting" else {strategy}
-        alike = [name for name, x in c.items() if x["strategy"] in means and x.mean("labels_used") <= limits.data_size]
-        if alike:
-            return max(alike, key=lambda name: (c[name]["precision"] == precision, c[name].mean("labels_used")))
-    return None
-
-
-def judge(choice, feasible, limits):
-    """(within the limits, score below the best feasible one, within them but for noise) of a choice's measured values.
-
-    The noise: a required score is missed by less than one standard error of its measurement. (False, None, False)
-    without a choice.
-    """
-    if choice is None:
-        return False, None, False
-    asked = limits.required_accuracy
-    easier = dataclasses.replace(limits, required_accuracy=asked and asked - (choice.score_error or 0.0))
-    nearly = not obstacles(choice, easier)
-    if obstacles(choice, limits):
-        return False, None, nearly
-    return True, max(c.score for c in feasible) - choice.score, nearly
-
-
-def by_model(group, candidates, found, tokens, whole_data=False):
-    """{name: predicted Candidate} of the group's configurations within the predictor's range; {} if it has none.
-
-    whole_data: the rows of other models on the same data set are left out too.
-    """
-    try:
-        kept = [(other, c) for other, c in found if (other[0] != group[0] if whole_data else other != group)]
-        learned = predictor.Predictor(kept, tokens)
-    except utils.UserError:
-        return {}
-    specs = {name: predictor.spec(c.configuration, tokens[group[0]]) for name, c in candidates.items()}
-    return {
-        name: learned.candidate(wanted, name, data=group[0])
-        for name, wanted in specs.items()
-        if learned.refusal(wanted) is None
-    }
 
 
 def settings():
@@ -115,81 +69,223 @@ def settings():
         yield Limits(memory, latency, labels, score)
 
 
-def summary(outcomes, name):
-    """Shares over the settings, and points behind the best over those whose choice keeps the limits."""
-    behind = [row[name][1] for row in outcomes if row[name][0]]
+def rest_of(group, found, leave_out):
+    """What may be learnt from where a group is left out."""
+    same = {"group": lambda g: g == group, "data": lambda g: g[0] == group[0], "model": lambda g: g[1] == group[1]}
+    return [(g, c) for g, c in found if not same[leave_out](g)]
+
+
+# ------------------------------------------------------------------------------------------------------- the choosers
+
+
+def by_rules(limits, candidates):
+    """The candidate that the rules' best strategy means: at its precision, with the most labels allowed."""
+    args = argparse.Namespace(
+        memory_gb=limits.memory_gb,
+        latency_ms=limits.latency_ms,
+        data_size=limits.data_size,
+        params_b=max(c.configuration.mean("total_params") or 0 for c in candidates) / 1e9,
+        required_accuracy=limits.required_accuracy,
+        knowledge_heavy=any(c.configuration["strategy"] == "rag" for c in candidates),
+        model=None,
+        dataset=None,
+        task=None,
+    )
+    for strategy, _, _ in rules.decide(args)[0]:
+        precision = rules.best_precision(strategy, args)
+        means = {strategy, "quantized"} if strategy == "prompting" else {strategy}
+        alike = [c for c in candidates if c.configuration["strategy"] in means]
+        if alike:
+            return max(alike, key=lambda c: (c.configuration["precision"] == precision, c.labels))
+    return None
+
+
+def plain_choices(limits, candidates, seed):
+    """{chooser: Candidate} of those that learn nothing. candidates: those that have not too many labels."""
+    cheapest = min(candidates, key=lambda c: (c.configuration.mean("total_params") or 0, c.labels))
+    probes = [c for c in candidates if c.strategy == "probe" and c.configuration.mean("total_params")]
     return {
-        "feasible": len(behind) / len(outcomes),
-        "feasible_but_for_noise": sum(row[name][2] for row in outcomes) / len(outcomes),
-        "median_behind": statistics.median(behind) if behind else None,
-        "mean_behind": statistics.fmean(behind) if behind else None,
-        "within_2_points": sum(points <= 0.02 for points in behind) / len(outcomes),
+        "rules": by_rules(limits, candidates),
+        "probe": max(probes, key=lambda c: c.labels, default=cheapest),
+        "cheapest": cheapest,
+        "random": random.Random(seed).choice(candidates),
     }
+
+
+class Learner:
+    """The selector's choice, with one kind of regression."""
+
+    def __init__(self, regression, rest, known, group, candidates):
+        self.candidates, self.guesses = candidates, []
+        try:
+            learned = predictor.Predictor(rest, known, regression)
+        except utils.UserError:
+            return
+        for i, c in enumerate(candidates):
+            wanted = spec(c.configuration, known[group[0]])
+            if learned.refusal(wanted) is None:
+                self.guesses.append((i, learned.candidate(wanted, str(i), c.configuration)))
+        # limits are independent: the probability of all is the product
+        self.tables = {
+            name: {value: self._chances(**{name: value}) for value in values}
+            for name, values in (("latency_ms", LATENCIES), ("memory_gb", MEMORIES), ("required_accuracy", SCORES))
+        }
+
+    def _chances(self, **limit):
+        return np.array([predictor.chance(guess, Limits(**limit)) for _, guess in self.guesses])
+
+    def chances(self, limits):
+        """[G] probabilities of the guesses to be within the limits."""
+        enough = np.array([guess.labels <= limits.data_size for _, guess in self.guesses], dtype=float)
+        parts = (self.tables[name][getattr(limits, name)] for name in self.tables)
+        return enough * np.prod(list(parts), axis=0)
+
+    def choose(self, limits):
+        """(Candidate or None for nothing, stated probability); (None, None) where nothing is in reach."""
+        if not self.guesses:
+            return None, None
+        chances = self.chances(limits).tolist()
+        choice, stated, _ = predictor.choose_predicted([guess for _, guess in self.guesses], limits, chances=chances)
+        return (None if choice is None or stated < NOTHING else self.candidates[int(choice.name)]), stated
+
+
+# ------------------------------------------------------------------------------------------------------------ judging
+
+
+def judge(choice, feasible, limits):
+    """{"right", "kept", "behind"} of a choice: right: within the limits, or nothing where there is nothing."""
+    kept = choice is not None and not obstacles(choice, limits)
+    behind = max(c.score for c in feasible) - choice.score if kept else None
+    return {"right": kept or (choice is None and not feasible), "kept": kept if feasible else None, "behind": behind}
+
+
+def outcomes_of(rows, args):
+    """[{data, model, feasible, chooser: judgement, ..}], one for each setting and group; [(data, stated, kept)] of the
+    selector's probabilities for single configurations.
+    """
+    found, known, outcomes, stated = predictor.groups_of(rows), data_of_rows(rows), [], []
+    found = [(group, c) for group, c in found if group[0] not in args.without]
+    panels = {}
+    for group, c in found:
+        panels.setdefault((group, c["eval_id"], c["metric"]), []).append(c)
+    for (group, _, _), members in panels.items():
+        candidates = measured(members)
+        if len(candidates) < 2 or group[0] not in known or (args.only and group[0] not in args.only):
+            continue
+        rest = rest_of(group, found, args.leave_out)
+        learners = {name: Learner(kind, rest, known, group, candidates) for name, kind in LEARNERS.items()}
+        for number, limits in enumerate(settings()):
+            allowed = [c for c in candidates if c.labels <= limits.data_size]
+            if not allowed:
+                continue  # no row of the group has so few labels: nobody could choose
+            feasible = [c for c in allowed if not obstacles(c, limits)]
+            chosen = plain_choices(limits, allowed, number)
+            for name, learner in learners.items():
+                choice, sure = learner.choose(limits)
+                chosen[name] = chosen["rules"] if sure is None else choice
+            judged = {name: judge(choice, feasible, limits) for name, choice in chosen.items()}
+            outcomes.append({"data": group[0], "model": group[1], "feasible": bool(feasible), **judged})
+            if learners["selector"].guesses:
+                chances = learners["selector"].chances(limits)
+                kept = [not obstacles(candidates[i], limits) for i, _ in learners["selector"].guesses]
+                stated += [(group[0], p, k) for p, k in zip(chances, kept) if p >= BINS[0]]
+    return outcomes, stated
+
+
+def bootstrap(by_data, statistic, seed=0):
+    """95 % interval of a statistic over data sets drawn with replacement. by_data: [D] lists of records."""
+    rng = np.random.default_rng(seed)
+    values = []
+    for _ in range(DRAWS):
+        drawn = [by_data[i] for i in rng.integers(0, len(by_data), len(by_data))]
+        value = statistic(drawn)
+        values += [] if value is None else [value]
+    return np.percentile(values, [2.5, 97.5]).tolist() if values else [None, None]
+
+
+def summed(outcomes, name, key):
+    """[D] of (sum, number) of a chooser's judgement over each data set's settings, those where it is known."""
+    by_data = {}
+    for outcome in outcomes:
+        value = outcome[name][key]
+        by_data.setdefault(outcome["data"], [0.0, 0])
+        if value is not None:
+            by_data[outcome["data"]][0] += value
+            by_data[outcome["data"]][1] += 1
+    return list(by_data.values())
+
+
+def mean_of(parts):
+    """The mean over data sets of their means, so that each counts the same; None without any."""
+    means = [total / n for total, n in parts if n]
+    return float(np.mean(means)) if means else None
+
+
+def report(outcomes, stated):
+    """({chooser: {"right", "kept", "behind": [mean, low, high]}}, [rows of the calibration table])."""
+    choosers = {}
+    for name in CHOOSERS:
+        choosers[name] = {}
+        for key in ("right", "kept", "behind"):
+            parts = summed(outcomes, name, key)
+            choosers[name][key] = [mean_of(parts), *bootstrap(parts, mean_of)]
+    bins = []
+    for low, high in itertools.pairwise(BINS):
+        inside = [(data, p, kept) for data, p, kept in stated if low <= p < high or p == high == 1.0]
+        by_data = {}
+        for data, p, kept in inside:
+            part = by_data.setdefault(data, [0.0, 0.0, 0])
+            part[0], part[1], part[2] = part[0] + p, part[1] + kept, part[2] + 1
+        if inside:
+            said, held = ([(part[i], part[2]) for part in by_data.values()] for i in (0, 1))
+            bins.append([f"{low:g} to {high:g}", len(inside), mean_of(said), mean_of(held), *bootstrap(held, mean_of)])
+    return choosers, bins
+
+
+def told(values, percent=True):
+    if values[0] is None:
+        return ""
+    if values[1] is None:
+        return f"{values[0]:.1%}" if percent else f"{values[0]:.3f}"
+    return "{:.1%} [{:.1%}, {:.1%}]".format(*values) if percent else "{:.3f} [{:.3f}, {:.3f}]".format(*values)
 
 
 @utils.clean_exit
 def main(argv=None):
     args = parse_args(argv)
     kept, _ = configurations.select(store.read_results(args.results))
-    outcomes = []
+    outcomes, stated = [], []
     for device in sorted({row["device"] for row in kept}):
-        rows = [row for row in kept if row["device"] == device]
-        found, tokens, panels = predictor.groups_of(rows), predictor.prompt_tokens(rows), {}
-        for group, configuration in found:
-            panels.setdefault((group, configuration["eval_id"], configuration["metric"]), []).append(configuration)
-        for (group, _, _), members in panels.items():
-            candidates = {f"{i} {c.name}": c for i, c in enumerate(measured(members))}
-            if len(candidates) < 2 or group[0] not in tokens:
-                continue
-            guesses = by_model(group, candidates, found, tokens, args.leave_out == "data")
-            for limits in settings():
-                feasible = [c for c in candidates.values() if not obstacles(c, limits)]
-                if not feasible:
-                    continue
-                ruled = by_rules(limits, candidates)
-                learned = predictor.choose_predicted(list(guesses.values()), limits)[0]
-                chosen = {
-                    "rules": ruled and candidates[ruled],
-                    "selector": candidates[learned.name] if learned else ruled and candidates[ruled],
-                }
-                judged = {name: judge(choice, feasible, limits) for name, choice in chosen.items()}
-                outcomes.append(
-                    {
-                        "group": f"{group[0]}, {group[1]} ({device})",
-                        "n": len(candidates),
-                        "reached": len(guesses),
-                        "asked": limits.required_accuracy is not None,
-                        **judged,
-                    }
-                )
+        some = outcomes_of([row for row in kept if row["device"] == device], args)
+        outcomes, stated = outcomes + some[0], stated + some[1]
     if not outcomes:
-        raise utils.UserError(f"{args.results} has no group of two configurations or more whose prompts were counted")
-    report = {name: summary(outcomes, name) for name in ("selector", "rules")}
-    unasked = [row for row in outcomes if not row["asked"]]
-    report.update({f"{name}, no score asked": summary(unasked, name) for name in ("selector", "rules") if unasked})
-    n_groups = len({row["group"] for row in outcomes})
-    print(f"{len(outcomes)} limit settings with something feasible, {n_groups} groups left out in turn")
-    heads = f"{'feasible':>9} {'but for noise':>14} {'median behind':>14} {'mean behind':>12}"
-    print(f"{'':25} {heads} {'within 2 points of the best':>28}")
-    for name, cells in report.items():
-        behind = [f"{cells[key]:.3f}" if cells[key] is not None else "-" for key in ("median_behind", "mean_behind")]
-        shares = f"{cells['feasible']:9.1%} {cells['feasible_but_for_noise']:14.1%}"
-        print(f"{name:25} {shares} {behind[0]:>14} {behind[1]:>12} {cells['within_2_points']:28.1%}")
-    report["groups"] = {}
-    for group in dict.fromkeys(row["group"] for row in outcomes):
-        members = [row for row in outcomes if row["group"] == group]
-        cells = {name: summary(members, name) for name in ("selector", "rules")}
-        report["groups"][group] = {
-            "settings": len(members),
-            "configurations": members[0]["n"],
-            "within_reach": members[0]["reached"],
-            **cells,
-        }
-        told = ", ".join(f"{name} {cell['feasible']:.1%}" for name, cell in cells.items())
-        reached = f"{members[0]['reached']} of {members[0]['n']} configurations in reach"
-        print(f"  {group}: {len(members)} settings, {reached}; feasible: {told}")
-    data = {"results": Path(args.results).name, "settings": len(outcomes), **report}
-    outputs.write(args.output, json.dumps(data, indent=2) + "\n", "benchmark", "--output")
+        raise utils.UserError(f"{args.results} has no group of two configurations or more on known data")
+    choosers, bins = report(outcomes, stated)
+    groups = {(outcome["data"], outcome["model"]) for outcome in outcomes}
+    sets, n = {data for data, _ in groups}, len(outcomes)
+    empty = sum(not outcome["feasible"] for outcome in outcomes)
+    lines = [
+        f"{n:,} settings of {len(groups)} groups on {len(sets)} data sets ({empty:,} within which there is nothing); "
+        f"left out in turn: {args.leave_out}. Means over data sets, each counted the same, with 95 % intervals by "
+        f"bootstrap over them; rows: `{Path(args.results).name}`.",
+        "",
+        markdown(
+            ["chooser", "right", "within the limits, where something is", "points behind the best"],
+            [
+                [name, told(cells["right"]), told(cells["kept"]), told(cells["behind"], percent=False)]
+                for name, cells in choosers.items()
+            ],
+        ),
+        "",
+        markdown(
+            ["the selector states", "cases", "mean stated", "kept"],
+            [[name, f"{count:,}", f"{said:.1%}", told(held)] for name, count, said, *held in bins],
+        ),
+    ]
+    data = {"results": Path(args.results).name, "leave_out": args.leave_out, "settings": n, "nothing": empty}
+    data |= {"choosers": choosers, "calibration": bins, "data_sets": sorted(sets)}
+    name = "bench_selector" if args.leave_out == "data" else f"bench_selector_{args.leave_out}"
+    publish(name, "\n".join(lines), data, args.readme, args.output)
 
 
 if __name__ == "__main__":

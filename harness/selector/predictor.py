@@ -134,13 +134,14 @@ def chance(candidate, limits):
     return float(p)
 
 
-def choose_predicted(candidates, limits, prefer="accuracy"):
+def choose_predicted(candidates, limits, prefer="accuracy", chances=None):
     """(choice or None if none can be within the limits, its probability to be, [others, best first]).
 
     Candidates that are within the limits with a probability of CONFIDENCE are compared like measured ones, scores
     within TIE_POINTS as ties. If there are none, the one with the highest probability is taken, without others.
+    chances: [what `chance` says of each], where it is known.
     """
-    chances = {id(c): chance(c, limits) for c in candidates}
+    chances = dict(zip(map(id, candidates), chances or [chance(c, limits) for c in candidates]))
     sure = [c for c in candidates if chances[id(c)] >= CONFIDENCE]
     if not sure:
         best = max((c for c in candidates if chances[id(c)]), key=lambda c: chances[id(c)], default=None)

@@ -1,0 +1,55 @@
+"""The benchmark of the selector judges as it says."""
+
+import json
+import sys
+
+import pytest
+from helpers import ROOT
+from row_helpers import made_up_rows, results_csv
+
+from harness.selector.candidates import Candidate, Limits
+
+
+@pytest.fixture
+def bench(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    yield pytest.importorskip("bench_selector")
+    sys.modules.pop("bench_selector", None)
+
+
+def test_a_choice_is_right_within_the_limits_or_where_there_is_nothing(bench):
+    good, poor = (Candidate(str(s), "peft", s, 50.0, 1.0, 10, 0.0) for s in (0.8, 0.6))
+    slow, limits = Candidate("slow", "peft", 0.9, 500.0, 1.0, 10, 0.0), Limits(latency_ms=100, data_size=10)
+    assert bench.judge(poor, [good, poor], limits) == {"right": True, "kept": True, "behind": pytest.approx(0.2)}
+    assert bench.judge(slow, [good], limits) == {"right": False, "kept": False, "behind": None}
+    assert bench.judge(None, [good], limits) == {"right": False, "kept": False, "behind": None}
+    assert bench.judge(None, [], limits)["right"] and bench.judge(slow, [], limits)["kept"] is None
+    assert not bench.judge(slow, [], limits)["right"]
+
+
+def test_each_data_set_counts_the_same(bench):
+    outcomes = [{"data": "a", "x": {"right": True}}] * 90 + [{"data": "b", "x": {"right": False}}] * 10
+    parts = bench.summed(outcomes, "x", "right")
+    assert bench.mean_of(parts) == 0.5 and bench.bootstrap(parts, bench.mean_of) == [0.0, 1.0]
+
+
+def test_it_learns_from_the_other_data_sets_alone(bench, tmp_path, monkeypatch):
+    path, out = results_csv(tmp_path / "r.csv", made_up_rows()), tmp_path / "b.json"
+    monkeypatch.setattr(bench, "LATENCIES", (None, 50, 10))
+    monkeypatch.setattr(bench, "MEMORIES", (None, 2))
+    monkeypatch.setattr(bench, "SCORES", (None, 0.7))
+    seen, rest_of = set(), bench.rest_of
+
+    def watched(group, found, leave_out):
+        kept = rest_of(group, found, leave_out)
+        seen.add((group[0], frozenset(g[0] for g, _ in kept)))
+        return kept
+
+    monkeypatch.setattr(bench, "rest_of", watched)
+    bench.main(["--results", path, "--output", str(out)])
+    everything = {f"d{i}" for i in range(6)}
+    assert seen == {(name, frozenset(everything - {name})) for name in everything}
+    found = json.loads(out.read_text())
+    right = {name: cells["right"][0] for name, cells in found["choosers"].items()}
+    assert right["selector"] > 0.8 > right["random"], "the rows follow a law that can be learnt"
+    assert set(right) == set(bench.CHOOSERS) and found["nothing"] > 0
