@@ -1,12 +1,19 @@
 """Configurations against limits: which are within them, which is best, which is nearest, when training pays off."""
 
+import dataclasses
+import json
 import math
+import statistics
 from dataclasses import dataclass, field
+
+from scipy.stats import norm
 
 from harness.results import configurations
 
 NEAR = 3.0  # models count as of similar size up to this ratio of their parameters
 CACHED = "cached_latency_ms_p50"
+SURE = 0.9  # probability of being within the limits of latency and memory that a measured choice should have
+LABEL_FLAGS = ("label_budget", "max_train_samples", "max_validation_samples")
 TIE = 0.1  # latencies, memories and costs count as equal up to this relative difference
 
 
@@ -100,6 +107,57 @@ def measured(members, cached=False):
     ]
 
 
+def with_all_labels(candidates, data_size):
+    """The Candidates without those that use fewer of the labels that one has, and are otherwise as another one."""
+    if data_size is None:
+        return candidates
+
+    def rank(c):  # the most labels that one has, else the fewest
+        return c.labels <= data_size, c.labels if c.labels <= data_size else -c.labels
+
+    most = {}
+    for c in candidates:
+        settings = c.configuration.settings if c.configuration else {"name": c.name}
+        key = json.dumps({k: v for k, v in settings.items() if k not in (*LABEL_FLAGS, "run_id")}, sort_keys=True)
+        most[key] = max(most.get(key, c), c, key=rank)
+    return list(most.values())
+
+
+def with_spread(candidates):
+    """The Candidates with latency_error and memory_error: how much these vary from run to run, pooled over those that
+    ran several times.
+    """
+    errors = {}
+    for name, column in (("latency_error", None), ("memory_error", "memory")):
+        squares, degrees = 0.0, 0
+        for c in candidates:
+            values = [math.log(x) for x in c.configuration.values(column or c.latency_column) if x]
+            if len(values) > 1:
+                squares += statistics.variance(values) * (len(values) - 1)
+                degrees += len(values) - 1
+        errors[name] = math.sqrt(squares / degrees) if degrees else 0.0
+    return [dataclasses.replace(c, **errors) for c in candidates]
+
+
+def surely_within(candidate, limits):
+    """Whether it is within the limits of latency and memory with a probability of SURE, since these vary from run to
+    run.
+    """
+    apart = limits.serving_memory_gb is not None
+    pairs = (
+        (limits.latency_ms, candidate.latency_ms, candidate.latency_error),
+        (
+            None if apart and not candidate.train_seconds else limits.memory_gb,
+            candidate.memory_gb,
+            candidate.memory_error,
+        ),
+        (limits.serving_memory_gb, candidate.serving_gb, candidate.memory_error),
+    )
+    return all(
+        limit is None or (value and value * math.exp(norm.ppf(SURE) * error) <= limit) for limit, value, error in pairs
+    )
+
+
 def obstacles(candidate, limits):
     """[(limit, value that it would have to be, relative excess, sentence)] of the limits that a candidate breaks."""
     broken, memory_gb = [], limits.memory_gb
@@ -130,9 +188,10 @@ def choose(candidates, limits, prefer="accuracy"):
     By accuracy: the best score. Scores within one standard error of it are ties (the one-standard-error rule, Breiman
     et al. 1984), and the tie with the lowest cost over the horizon is taken. By latency, memory or cost: the smallest,
     among those above the majority class. Amounts within TIE of it, or within the spread of its runs, are ties, and the
-    best score is taken.
+    best score is taken. If some are surely within the limits, they are all that is compared.
     """
     kept = [c for c in candidates if not obstacles(c, limits)]
+    kept = [c for c in kept if surely_within(c, limits)] or kept
     if prefer != "accuracy" and limits.required_accuracy is None:
         kept = [c for c in kept if c.majority is None or c.score > c.majority] or kept
     if not kept:

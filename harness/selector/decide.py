@@ -121,6 +121,7 @@ def from_rows(rows, args):
         considered=len(members),
         elsewhere="; ".join(filter(None, [remark, others])),
     )
+    members = candidates.with_all_labels(candidates.with_spread(members), args.data_size)
     choice, ties, within = candidates.choose(members, limits, args.prefer)
 
     def again(configuration):

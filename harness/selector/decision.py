@@ -5,7 +5,7 @@ from pathlib import Path
 
 from harness.results import commands, configurations
 from harness.selector import rules
-from harness.selector.candidates import Candidate, Limits
+from harness.selector.candidates import LABEL_FLAGS, Candidate, Limits
 
 # flags that describe a data set's columns and labels
 DATA_FLAGS = (
@@ -24,7 +24,6 @@ DATA_FLAGS = (
     "instruction",
     "template",
 )
-LABEL_FLAGS = ("label_budget", "max_train_samples", "max_validation_samples")
 # further flags that are set for one data set and say nothing of another: its files, its size, the length of its texts
 OF_ONE_DATA_SET = (
     "train_file",

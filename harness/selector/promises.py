@@ -44,6 +44,8 @@ def cautions_of(choice, promise, considered, limits):
         cautions.append(f"its 95 % interval reaches below the {needed:g} needed")
     if limits.serving_memory_gb is not None and c.mean("serving_memory") is None:
         cautions.append("its memory of serving was not measured apart: the peak of its run stands for it")
+    if not candidates.surely_within(choice, limits):
+        cautions.append("its latency or memory is so near the limit that another run may be beyond it")
     if limits.cached and choice.latency_column != candidates.CACHED:
         cautions.append("its latency was measured without a cache alone")
     if choice.majority is not None and low <= choice.majority:

@@ -3,7 +3,16 @@ import random
 
 import pytest
 
-from harness.selector.candidates import Candidate, Limits, break_even, choose, cost_sentence, nearest, obstacles
+from harness.selector.candidates import (
+    Candidate,
+    Limits,
+    break_even,
+    choose,
+    cost_sentence,
+    nearest,
+    obstacles,
+    surely_within,
+)
 
 
 def test_any_relaxed_limit_lets_something_in():
@@ -69,3 +78,17 @@ def test_after_the_break_even_both_have_cost_the_same():
     requests, days = break_even(trained, plain, 500)
     assert trained.cost_seconds(requests) == pytest.approx(plain.cost_seconds(requests)) and days == requests / 500 == 4
     assert break_even(plain, trained, 500) is None
+
+
+def test_a_latency_that_varies_across_the_limit_is_not_surely_within():
+    steady = Candidate("steady", "probe", 0.70, 30.0, 1.0, 10, 1.0, latency_error=0.3)
+    near = Candidate("near", "peft", 0.80, 45.0, 1.0, 10, 1.0, latency_error=0.3)  # 45 ms: above 50 in 36 % of runs
+    limits = Limits(latency_ms=50, memory_gb=2)
+    assert [surely_within(c, limits) for c in (steady, near)] == [True, False]
+    assert choose([steady, near], limits)[0] is steady and choose([near], limits)[0] is near
+    sure = dataclasses.replace(near, latency_error=0.05)
+    assert choose([steady, sure], limits)[0] is sure
+    tight = dataclasses.replace(steady, memory_error=0.6)  # 1 GB: above 2 in 12 % of runs
+    assert (
+        not surely_within(tight, limits) and surely_within(tight, Limits(memory_gb=2, serving_memory_gb=None)) is False
+    )

@@ -68,6 +68,29 @@ def test_trained_strategies_are_compared_at_the_same_number_of_labels(capsys, tm
     assert found["lessons"][0].startswith(f"{against_lora}, behind by more than the noise on 1 (d; ")
 
 
+def of_labels(labels, score, seed=0, **cells):
+    """A row of full fine-tuning on data/d with a budget of labels."""
+    flags = {"model": "a/m", "dataset": "data/d", "label_budget": labels}
+    return result_row(score=score, n_train=labels, labels_used=labels, seed=seed, train_seconds=9, flags=flags, **cells)
+
+
+def test_all_labels_that_one_has_are_used(capsys, tmp_path):
+    path = results_csv(tmp_path / "r.csv", [of_labels(n, s) for n, s in ((256, 0.71), (500, 0.70), (2000, 0.80))])
+    for size, labels in ((300, 256), (500, 500), (1000, 500), (2500, 2000)):
+        found = decide(f"--dataset data/d --data_size {size}", capsys, path)
+        assert found["configuration"]["labels"] == labels and found["considered"] == 3
+    assert decide("--dataset data/d --data_size 100", capsys, path)["choice"] is None
+    assert decide("--dataset data/d --data_size 100", capsys, path)["relaxed"] == {"data_size": 256}
+
+
+def test_limits_are_compared_with_what_latencies_do_from_run_to_run(capsys, tmp_path):
+    rows = [of_labels(100, 0.7, seed, latency_ms_p50=ms) for seed, ms in enumerate((9.0, 16.7, 12.0))]
+    path = results_csv(tmp_path / "r.csv", rows)
+    near = "its latency or memory is so near the limit that another run may be beyond it"
+    assert near in decide("--dataset data/d --latency_ms 14", capsys, path)["cautions"]
+    assert near not in decide("--dataset data/d --latency_ms 30", capsys, path)["cautions"]
+
+
 def test_subsets_are_data_sets_of_their_own(capsys, tmp_path):
     rows = [
         result_row(score=0.9, dataset="glue", subset="sst2", eval_id="a"),
