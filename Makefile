@@ -17,6 +17,7 @@ LIMITS := $(if $(LATENCY_MS),--latency_ms $(LATENCY_MS)) $(if $(MEMORY_GB),--mem
 
 demo: assets
 	$(PY) sweep.py suites/demo.yaml --results demo/results.csv --runs_dir demo/runs
+	@ls -d demo/runs/*-cascade-* >/dev/null 2>&1 || $(PY) cascade.py "$$(ls -d demo/runs/*-probe-* | tail -1)" "$$(ls -d demo/runs/*-prompt_eval-* | tail -1)" --results demo/results.csv --runs_dir demo/runs
 	$(PY) adaptive_selector.py --dataset assets/data/movie_reviews --memory_gb 8 --latency_ms 200 --data_size 2000 --results demo/results.csv
 	$(PY) plot_results.py --results demo/results.csv --output_dir demo --report demo/RESULTS.md
 

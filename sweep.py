@@ -60,6 +60,7 @@ def parse_args(argv=None):
     add("--ignore_code", action="store_true", help="count a row as done even if the code has changed since")
     add("--continue_on_error", action="store_true", help="go on after a cell that failed")
     add("--race", action="store_true", help="drop configurations that are behind before they are run as a whole")
+    add("--keep_losers", action="store_true", help="--race only says what it would drop, and runs everything")
     add("--latency_ms", type=flags.positive, help="--race drops what takes more for one answer (median)")
     add("--memory_gb", type=flags.positive, help="--race drops what takes more at its peak")
     workers = "cells that run at the same time; on one device they slow each other down (default: %(default)s)"
@@ -69,8 +70,8 @@ def parse_args(argv=None):
     add("--runs_dir", default="runs", help="where the run folders are made (default: %(default)s)")
     args = parser.parse_args(argv)
     args.changes = changes_of(parser, args)
-    if (args.latency_ms or args.memory_gb) and not args.race:
-        parser.error("--latency_ms and --memory_gb are limits of --race")
+    if (args.latency_ms or args.memory_gb or args.keep_losers) and not args.race:
+        parser.error("--latency_ms, --memory_gb and --keep_losers belong to --race")
     if args.devices and not all(part.strip().isdecimal() for part in args.devices.split(",")):
         parser.error(f"--devices {args.devices}: give numbers separated by commas, as in 0,1")
     return args

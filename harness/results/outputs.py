@@ -80,6 +80,10 @@ def _is_benchmark(data, path):
     return isinstance(record, dict) and "results" in record and bool({"groups", "leave_one_out"} & set(record))
 
 
+def _is_race(data, path):
+    return data.startswith(b"[") and b'"name": "1 ' in data[:200] and b'"rungs": ' in data
+
+
 def _is_png(data, path):
     return data.startswith(b"\x89PNG") and b"Software\0" + PNG_SOFTWARE.encode() in data[:4096]
 
@@ -90,6 +94,7 @@ KINDS = {
     "chart": ("chart", _is_png),
     "json": ("JSON export", _is_json_export),
     "benchmark": ("benchmark result", _is_benchmark),
+    "race": ("record of a race", _is_race),
     "database": ("SQLite export", _is_database),
     "run": ("TREC run of rag_eval.py", _is_run),
     "answers": ("file of answers", lambda data, path: all(_written_by("answers", line) for line in _lines(data))),

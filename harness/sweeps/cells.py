@@ -26,6 +26,7 @@ class Size(NamedTuple):
     train: int
     evaluation: int
     classes: int
+    kind: str
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,10 @@ def changed(used, changes, script, settings):
     return {key: value for key, value in settings.items() if commands.OTHER_KEYS.get(key, key) not in names} | own
 
 
+def size_of(task):
+    return Size(len(task.train), len(task.evaluation), len(task.labels), task.kind)
+
+
 @functools.cache
 def traits(which):
     """(what the data of a cell are, of suites.NEEDS; their Size). which: JSON of the flags that say which they are."""
@@ -93,7 +98,7 @@ def traits(which):
         "one_text": not any(ex.text_pair for ex in task.train),
         "passages": task.kind == "qa" and any(ex.context for ex in task.train),
     }
-    return {trait for trait, has in known.items() if has}, Size(len(task.train), len(task.evaluation), len(task.labels))
+    return {trait for trait, has in known.items() if has}, size_of(task)
 
 
 def about_data(cell):

@@ -1,60 +1,77 @@
-"""Which configurations of a race are dropped: by limits, then by what they score on few labels and examples.
+"""Which configurations of a race are dropped: by limits, then by what they score after short runs on few examples.
 
-Every configuration (cells that differ in nothing but their seeds) runs on a share of its labels and of its evaluation
-examples, those that are left on larger shares, and at last whole, as without a race: successive halving (Jamieson and
-Talwalkar 2016), but with a test in place of a fixed share. After each rung a configuration is dropped that breaks a
-limit, or that is behind the best one by more than noise and what it may still gain:
+Every configuration (cells that differ in nothing but their seeds) runs for a share of its optimizer steps, or on a
+share of its labels where it makes none, and is scored on a share of its evaluation examples; those that are left on
+larger shares, and at last whole, as without a race: successive halving (Jamieson and Talwalkar 2016), but with a test
+in place of a fixed share. A short run has a whole schedule of its own: with few labels --epochs auto makes as many
+steps as with many, so fewer labels would save nothing. After each rung a configuration is dropped that breaks a limit,
+or that is behind the best one by more than noise and what it may still gain:
 
     upper bound of (its score - the leader's), paired over the examples, one-sided, ALPHA / (configurations x rungs)
     + ALLOWANCE of the rung < 0
 """
 
+import math
 from typing import NamedTuple
 
 import numpy as np
 from scipy.stats import binom
 
+from harness.arguments import auto_epochs
 from harness.results import configurations, run_scores, stats, store
 from harness.sweeps import progress
 
 ALPHA = 0.05  # of dropping the best one, where labels change no ranks: of its comparisons with all others, on all rungs
-LEAST_LABELS, LABELS_A_CLASS, LEAST_EXAMPLES = 16, 2, 64  # of a rung
+LEAST_LABELS, LABELS_A_CLASS, LEAST_STEPS, LEAST_EXAMPLES = 16, 2, 20, 64  # of a rung
 
 
 class Rung(NamedTuple):
     """Shares of a whole run."""
 
-    labels: float
+    training: float  # of steps or labels
     examples: float
-    allowance: float  # by how much more than the leader a configuration may gain from here to all labels
+    allowance: float  # by how much more than the leader a configuration may gain from here to the whole run
 
 
 # benchmarks/race_replay.py measures the allowances
 RUNGS = (Rung(1 / 16, 1 / 4, 0.10), Rung(1 / 4, 1 / 2, 0.05))
 
 
-def whole_of(args, size, trains):
-    """{flag: number} of what a cell runs on: labels, inputs without labels, evaluation examples.
+def steps_of(args, n_examples, kind):
+    """Optimizer steps of a whole run of finetune.py or peft_finetune.py, on one device. args: {flag: value}."""
+    if args.get("max_steps"):
+        return args["max_steps"]
+    batch = args["batch_size"] * args["gradient_accumulation"]
+    epochs = auto_epochs(n_examples, batch, kind) if args["epochs"] == "auto" else args["epochs"]
+    return math.ceil(epochs * math.ceil(n_examples / batch))
 
-    args: {flag: value} of the cell; size: the cells.Size of its data; trains: whether its script learns from the
-    training examples.
+
+def whole_of(args, size, learns):
+    """{flag: number} of what a cell's cost grows with: steps or labels, inputs without labels, evaluation examples.
+
+    args: {flag: value} of the cell; size: the cells.Size of its data; learns: "steps", "labels", or None where its
+    script does not learn from the training examples.
     """
-    labels = "label_budget" if args.get("label_budget") else "max_train_samples"
-    return {
-        labels: (args.get(labels) or size.train) if trains or args.get("label_budget") else 0,
-        "unlabelled": min(args.get("unlabelled") or 0, size.train),
-        "max_eval_samples": min(args.get("max_eval_samples") or size.evaluation, size.evaluation),
-    }
+    whole = {"max_eval_samples": min(args.get("max_eval_samples") or size.evaluation, size.evaluation)}
+    budget = "label_budget" if args.get("label_budget") else "max_train_samples"
+    labels = args.get(budget) or size.train
+    if learns == "steps":
+        whole["max_steps"] = steps_of(args, labels, size.kind)
+    elif learns == "labels" or args.get("label_budget"):
+        whole[budget] = labels
+    if args.get("unlabelled"):
+        whole["unlabelled"] = min(args["unlabelled"], size.train)
+    return whole
 
 
 def at_rung(whole, rung, classes):
     """{flag: number} that makes of a cell its run on a rung; {} where it is as small already. whole: of whole_of."""
+    labels = max(LEAST_LABELS, LABELS_A_CLASS * classes)
+    least = {"label_budget": labels, "max_train_samples": labels, "max_steps": LEAST_STEPS}
     fewer = {}
     for name, n in whole.items():
-        share = rung.examples if name == "max_eval_samples" else rung.labels
-        labels = name in ("label_budget", "max_train_samples")
-        least = max(LEAST_LABELS, LABELS_A_CLASS * classes) if labels else LEAST_EXAMPLES
-        fewer[name] = max(least, round(n * share))
+        share = rung.examples if name == "max_eval_samples" else rung.training
+        fewer[name] = max(least.get(name, LEAST_EXAMPLES), round(n * share))
     return {name: n for name, n in fewer.items() if n < whole[name]}
 
 
@@ -90,7 +107,7 @@ def behind(entries, allowance, looks):
             short = best.scores.mean() - other.scores.mean()
             dropped[name] = (
                 f"{short:.3f} behind {leader} on {len(best.ids)} examples; at least {-most:.3f}, "
-                f"of which it may make up {allowance:.3f} with more labels"
+                f"of which it may make up {allowance:.3f} in a whole run"
             )
     return dropped
 
@@ -127,11 +144,11 @@ def requests(row, beside):
 
 
 def whole_seconds(row, whole):
-    """Seconds that a whole run would take, from a row of a rung: training in proportion to the labels, scoring to the
-    examples. whole: of whole_of.
+    """Seconds that a whole run would take, from a row of a rung: training in proportion to steps or labels, scoring to
+    the examples. whole: of whole_of.
     """
     flags = configurations.flags(row)
     ratio = {name: n / flags[name] for name, n in whole.items() if flags.get(name)}
     training, scoring = (configurations.value(row, name) or 0.0 for name in ("train_seconds", "eval_seconds"))
-    labels = ratio.get("label_budget") or ratio.get("max_train_samples") or ratio.get("unlabelled") or 1.0
-    return progress.seconds_of(row) + training * (labels - 1) + scoring * (ratio.get("max_eval_samples", 1.0) - 1)
+    longer = next((ratio[name] for name in ratio if name != "max_eval_samples"), 1.0)
+    return progress.seconds_of(row) + training * (longer - 1) + scoring * (ratio.get("max_eval_samples", 1.0) - 1)

@@ -1,27 +1,30 @@
 """A race of a suite's configurations: rung after rung, the losers dropped. See dropping for the rule."""
 
 import argparse
+import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from tqdm import tqdm
 
-from harness.results import commands, configurations, store
+from harness.results import commands, configurations, outputs, store
 from harness.results.done_runs import DoneRuns, identity
+from harness.suites import Plain
 from harness.sweeps import dropping
 from harness.sweeps.cells import Size, about_data, changed, make_cell
 from harness.sweeps.progress import seconds_of, words
 
 
-def rungs_file(results):
-    """Where the rows of the rungs go: beside the results CSV, since they are of fewer labels and examples."""
-    path = Path(results)
-    return str(path.with_name(f"{path.stem}_rungs{path.suffix}"))
+def beside(results, ending):
+    """A file beside the results CSV: mine.csv -> mine_rungs.csv, whose rows are of short runs and few examples."""
+    return str(Path(results).with_name(Path(results).stem + ending))
 
 
 def learns(cell):
-    """Whether its script learns from the training examples."""
-    return cell.script == "probe.py" or "epochs" in commands.actions(cell.script)
+    """What the training of a cell's script is shortened by, as dropping.whole_of takes it. Tuning has its own steps."""
+    if cell.script in ("probe.py", "context_distill.py") or cell.args.get("tune"):
+        return "labels"
+    return "steps" if "epochs" in commands.actions(cell.script) else None
 
 
 @dataclass
@@ -34,13 +37,16 @@ class Racer:
     whole: dict  # {flag: number}, of dropping.whole_of
     on_rung: list = field(default_factory=list)  # its cells there
     rows: list = field(default_factory=list)  # of the last rung
-    dropped: bool = False
+    runs: list = field(default_factory=list)  # [rungs] of the run ids of its rows there
+    dropped: str | None = None  # why
 
     def enter(self, rung, args):
         """Make its cells of a rung; they are its own where the data are that small already. args: with the results CSV
         of the rungs.
         """
-        changes = {name: str(n) for name, n in dropping.at_rung(self.whole, rung, self.size.classes).items()}
+        changes = {name: Plain(n) for name, n in dropping.at_rung(self.whole, rung, self.size.classes).items()}
+        if "max_steps" in changes:
+            changes["epochs"] = Plain("")  # which the steps replace
         made = [make_cell(c.name, c.script, changed(set(), changes, c.script, c.settings), args) for c in self.cells]
         self.on_rung = made if changes else self.cells
 
@@ -57,7 +63,7 @@ class Race:
         args.results.
         """
         self.args, self.run_cells, groups = args, run_cells, {}
-        self.small_args = argparse.Namespace(**{**vars(args), "results": rungs_file(args.results)})
+        self.small_args = argparse.Namespace(**{**vars(args), "results": beside(args.results, "_rungs.csv")})
         for cell in cells:
             without = {name: value for name, value in cell.args.items() if name not in configurations.SEEDS}
             groups.setdefault(identity(cell.script, without), []).append(cell)
@@ -84,55 +90,70 @@ class Race:
             for racer in racers:
                 done = results if racer.is_whole else rungs
                 racer.rows = [done.row(c.script, c.args, self.args.ignore_code) for c in racer.on_rung]
+                racer.runs.append([row and row["run_id"] for row in racer.rows])
                 self.seconds += 0 if racer.is_whole else sum(seconds_of(row) for row in racer.rows if row)
             self.drop(number, rung)
         self.run_cells("whole", [cell for racer in self.left() for cell in racer.cells], self.args)
         self.summary()
+        self.write()
 
     def left(self):
-        return [racer for racer in self.racers if not racer.dropped]
+        return [racer for racer in self.racers if not racer.dropped or self.args.keep_losers]
 
     def done(self, args):
         return DoneRuns(store.read_if_there(args.results))
 
     def drop(self, number, rung):
         """Drop what failed, breaks a limit or is behind."""
-        left, beside = self.left(), Path(self.args.results).parent
+        left, folder = self.left(), Path(self.args.results).parent
         why = {}
         for racer in left:
             failed = [row for row in racer.rows if row is None or row["status"] not in ("ok", "degenerate")]
-            over = None if failed else dropping.over_limits(racer.rows, beside, self.args)
+            over = None if failed else dropping.over_limits(racer.rows, folder, self.args)
             if failed or over:
                 why[racer.name] = over or "a run failed"
         groups = {}
         for racer in left:
-            entry = None if racer.name in why else dropping.entry(racer.rows, beside)
+            entry = None if racer.name in why else dropping.entry(racer.rows, folder)
             if entry:
                 groups.setdefault((racer.rows[0]["eval_id"], racer.rows[0]["metric"]), {})[racer.name] = entry
         for entries in groups.values():
             why |= dropping.behind(entries, rung.allowance, len(dropping.RUNGS))
-        tqdm.write(f"rung {number} of {len(dropping.RUNGS)}: {len(why)} of {len(left)} configurations dropped")
+        verb = "would be dropped" if self.args.keep_losers else "dropped"
+        tqdm.write(f"rung {number} of {len(dropping.RUNGS)}: {len(why)} of {len(left)} configurations {verb}")
         for racer in left:
             if racer.name in why:
-                racer.dropped = True
                 tqdm.write(f"    {racer.name}: {why[racer.name]}")
-                self.record(racer, f"dropped at rung {number} of {len(dropping.RUNGS)}: {why[racer.name]}")
+                racer.dropped = f"dropped at rung {number} of {len(dropping.RUNGS)}: {why[racer.name]}"
+                if not self.args.keep_losers:
+                    self.record(racer)
 
-    def record(self, racer, why):
+    def record(self, racer):
         """Add its rows to the results with the status dropped (failed ones with their own), unless they are there."""
         there = {row["run_id"] for row in store.read_if_there(self.args.results)}
         for row in racer.rows:
             if row is not None and row["run_id"] not in there:
                 status = "dropped" if row["status"] in ("ok", "degenerate") else row["status"]
-                note = "; ".join(filter(None, [why, row["note"]]))
+                note = "; ".join(filter(None, [racer.dropped, row["note"]]))
                 store.append_result(self.args.results, {**row, "status": status, "note": note})
+
+    def write(self):
+        """RESULTS_race.json beside the results: each configuration's runs on the rungs, its whole ones, why it was
+        dropped.
+        """
+        done, told = self.done(self.args), []
+        for racer in self.racers:
+            whole = [done.row(c.script, c.args, self.args.ignore_code) for c in racer.cells]
+            ids = [row["run_id"] for row in whole if row]
+            told.append({"name": racer.name, "rungs": racer.runs, "whole": ids, "dropped": racer.dropped})
+        outputs.write(beside(self.args.results, "_race.json"), json.dumps(told, indent=2) + "\n", "race", "--results")
 
     def summary(self):
         """Say what the race has taken, and what the whole suite would have taken."""
         done = self.done(self.args)
         whole = [done.row(c.script, c.args, self.args.ignore_code) for racer in self.left() for c in racer.cells]
         finals = sum(seconds_of(row) for row in whole if row)
-        out = [racer for racer in self.racers if racer.dropped]
+        out = [racer for racer in self.racers if racer not in self.left()]
         spared = sum(dropping.whole_seconds(row, racer.whole) for racer in out for row in racer.rows if row)
         tqdm.write(
             f"race: {len(out)} of {len(self.racers)} configurations dropped after {words(self.seconds)}; what was left "

@@ -32,6 +32,8 @@ def test_every_suite_that_is_shipped_is_read_by_its_scripts():
         "demo",
         "budgets",
         "compare",
+        "log",
+        "races",
         "rank",
         "modules",
         "quantization",

@@ -53,6 +53,9 @@ def test_a_configuration_that_is_behind_is_not_run_as_a_whole(reviews, tiny_embe
         ("tfidf_logreg", 80),
     ]
     assert [row["run_id"] for row in configurations.select(rows)[0]] == [whole["run_id"]]
+    first, second = json.loads((tmp_path / "r_race.json").read_text())
+    assert first["dropped"] is None and first["whole"] == [whole["run_id"]] and len(first["rungs"]) == 2
+    assert second["dropped"].startswith("dropped at rung 1") and second["rungs"] == [[dropped["run_id"]]]
     sweep.main([path, *out, "--race"])
     assert len(store.read_results(tmp_path / "r.csv")) == 2 and len(store.read_results(tmp_path / "r_rungs.csv")) == 3
     sweep.main([path, *out])
@@ -74,4 +77,4 @@ def test_what_breaks_a_limit_is_dropped_after_its_first_requests(reviews, tmp_pa
 def test_limits_belong_to_a_race(capsys):
     with pytest.raises(SystemExit):
         sweep.parse_args(["suites/demo.yaml", "--latency_ms", "5"])
-    assert "limits of --race" in capsys.readouterr().err
+    assert "belong to --race" in capsys.readouterr().err

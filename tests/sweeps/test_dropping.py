@@ -1,15 +1,19 @@
 """What a race drops, and what it must not."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from row_helpers import result_row, write_run
 
+import finetune
 from harness.results import stats
 from harness.sweeps import dropping
 from harness.sweeps.cells import Size
 from harness.sweeps.dropping import Entry, Rung, at_rung, behind, entry, median_bound, whole_of
+from harness.training import trainer
 
-RUNG = Rung(1 / 16, 1 / 4, 0.1)
+RUNG = Rung(training=1 / 16, examples=1 / 4, allowance=0.1)
 
 
 def made(scores, n=100, clusters=None):
@@ -20,18 +24,38 @@ def made(scores, n=100, clusters=None):
     return Entry([], list(range(n)), values, clusters or [None] * n)
 
 
-def test_a_rung_is_a_share_of_labels_inputs_and_examples():
-    size = Size(2000, 500, 12)
-    whole = whole_of({"label_budget": 1600, "max_eval_samples": 400, "unlabelled": None}, size, trains=True)
-    assert whole == {"label_budget": 1600, "unlabelled": 0, "max_eval_samples": 400}
+def test_a_rung_is_a_share_of_steps_or_labels_and_of_examples():
+    size = Size(2000, 500, 12, "classification")
+    args = {"label_budget": 1600, "max_eval_samples": 400, "unlabelled": None}
+    whole = whole_of(args, size, "labels")
+    assert whole == {"label_budget": 1600, "max_eval_samples": 400}
     assert at_rung(whole, RUNG, size.classes) == {"label_budget": 100, "max_eval_samples": 100}
-    whole = whole_of({"max_eval_samples": None, "unlabelled": 5000}, size, trains=True)
+    whole = whole_of({"max_eval_samples": None, "unlabelled": 5000}, size, "labels")
     assert whole == {"max_train_samples": 2000, "unlabelled": 2000, "max_eval_samples": 500}
     assert at_rung(whole, RUNG, 12) == {"max_train_samples": 125, "unlabelled": 125, "max_eval_samples": 125}
-    assert whole_of({"k_shots": 4}, size, trains=False)["max_train_samples"] == 0, "a prompt has no labels to save"
-    few = whole_of({"label_budget": 100}, Size(2000, 60, 12), trains=True)
+    assert whole_of({"k_shots": 4}, size, None) == {"max_eval_samples": 500}, "a prompt trains nothing"
+    assert "label_budget" in whole_of(args, size, None), "but labels choose it"
+    few = whole_of({"label_budget": 100}, Size(2000, 60, 12, "classification"), "labels")
     assert at_rung(few, RUNG, 12) == {"label_budget": 24}, "two labels a class; 60 examples are few already"
     assert at_rung(few, RUNG, 60) == {}, "where 100 labels are fewer than two a class nothing is saved"
+
+
+@pytest.mark.parametrize(
+    "flags, steps",
+    [
+        (["--max_steps", "40"], 40),
+        (["--epochs", "2", "--batch_size", "10"], 40),
+        (["--epochs", "2", "--batch_size", "5", "--gradient_accumulation", "2"], 40),
+        (["--epochs", "auto", "--batch_size", "10"], None),
+    ],
+)
+def test_steps_are_those_that_the_trainer_makes(flags, steps):
+    args = vars(finetune.parse_args([*flags, "--label_budget", "200"]))
+    found = dropping.steps_of(args, 200, "classification")
+    if steps is None:
+        length = trainer.with_epochs(SimpleNamespace(**args), 200, "classification")
+        steps = trainer.n_steps(200, length)
+    assert found == steps
 
 
 def test_who_is_behind_by_more_than_noise_and_what_labels_may_give():
