@@ -155,7 +155,7 @@ def frontier_chart(panel, members, column):
     if not shown:
         return None
     # a gold passage is cheap and good, but nobody can choose it: baselines have points and are not on the frontier
-    choices = [c for c in shown if c["variant"].removesuffix("_adapter") not in configurations.BASELINES] or shown
+    choices = [c for c in shown if not configurations.is_baseline(c["variant"])] or shown
     best = [choices[i] for i in configurations.pareto([(c.mean(column), c.mean()) for c in choices])]
     unit = "ms" if column == "latency_ms_p50" else "GB"
     listed = [

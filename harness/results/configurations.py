@@ -3,6 +3,7 @@
 import functools
 import json
 import math
+import re
 import statistics
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,11 @@ BASELINES = (
 
 # what is derived: the first of these cells that is known
 ALTERNATIVES = {"memory": ("peak_gpu_gb", "peak_rss_gb"), "serving_memory": ("serving_gpu_gb", "serving_rss_gb")}
+
+
+def is_baseline(variant):
+    """True for one of BASELINES, with demonstrations or an adapter or without."""
+    return re.sub(r"(_\d+_shot)?(_adapter)?$", "", variant) in BASELINES
 
 
 class Panel(NamedTuple):
@@ -203,7 +209,7 @@ class Configuration:
     @property
     def usable(self):
         """True if somebody could choose it: no baseline, and not all of its runs are degenerate."""
-        return self["variant"].removesuffix("_adapter") not in BASELINES and self.degenerate < len(self.rows)
+        return not is_baseline(self["variant"]) and self.degenerate < len(self.rows)
 
     @property
     def varies(self):

@@ -45,6 +45,7 @@ ADAPTER = re.compile(
 WITH_PASSAGES = re.compile(r"(.+)_(raft|gold)_k(\d+)")  # by --context
 CONFIGURED = re.compile(r"([a-z0-9_]+?)_from_(.+?)(?:_(int8|nf4))?")  # by --peft_config
 STARTS = {"pissa": "PiSSA", "olora": "OLoRA", "eva": "EVA", "loftq": "LoftQ", "orthogonal": "orthogonal"}
+DEMONSTRATED = re.compile(r"(.+?)_(\d+)_shot(_adapter)?")  # rag_eval.py --k_shots
 PROBE = re.compile(r"(embedder|lm|tfidf)_(logreg|knn|names)(_contrastive)?")
 SHOTS = re.compile(
     r"(?:(\d+)_shot|searched(?:_(\d+))?)(?:_(random|nearest))?(?:_([a-z]+)_calibrated(?:_on_([a-z]+))?)?"
@@ -225,6 +226,8 @@ def technique(row):
     if match := WITH_PASSAGES.fullmatch(variant):
         how = "RAFT" if match[2] == "raft" else "trained on gold passages"
         return f"{technique({**row, 'variant': match[1]})}, {how}, {match[3]} passages"
+    if (match := DEMONSTRATED.fullmatch(variant)) and (strategy == "rag" or match[1] in WITHOUT_PASSAGES):
+        return technique({**row, "variant": match[1] + (match[3] or "")}) + f", {match[2]} demonstrations"
     bare = variant.removesuffix("_adapter")
     if bare != variant and (strategy == "rag" or bare in WITHOUT_PASSAGES):
         return technique({**row, "variant": bare}) + ", with an adapter"

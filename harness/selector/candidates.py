@@ -69,7 +69,7 @@ def eligible(configuration):
     """True if it can be recommended: no baseline, not retrieval alone, no checkpoint trained by another row's run."""
     row = configuration.rows[0]
     return (
-        configuration["variant"] not in configurations.BASELINES
+        not configurations.is_baseline(configuration["variant"])
         and configurations.task_kind(row) != "retrieval"
         and not configurations.scored_again(row)
     )

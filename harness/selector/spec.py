@@ -147,7 +147,7 @@ def _prompt_tokens(row):
     """Tokens of one prompt of a row without demonstrations and passages; None of other rows."""
     tokens, n = configurations.value(row, "prompt_tokens"), configurations.value(row, "n_eval")
     plain = row["strategy"] != "rag" and not configurations.value(row, "k_shots")
-    return tokens / n if tokens and n and plain and row["variant"] not in configurations.BASELINES else None
+    return tokens / n if tokens and n and plain and not configurations.is_baseline(row["variant"]) else None
 
 
 def spec(configuration, data):

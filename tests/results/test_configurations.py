@@ -120,3 +120,8 @@ def test_examples_do_not_count_again_with_each_seed(tmp_path):
     (tmp_path / "0" / "predictions.jsonl").write_text('{"id": 0, "target": "a", "prediction": "b"}\n')
     (again,) = configurations.group_seeds(rows, tmp_path)
     assert again.examples is None, "a folder that is not the row's is not used"
+
+
+@pytest.mark.parametrize("ending", ["", "_4_shot", "_adapter", "_16_shot_adapter"])
+def test_a_baseline_is_one_with_demonstrations_or_an_adapter_too(ending):
+    assert configurations.is_baseline(f"gold_passage{ending}") and not configurations.is_baseline(f"k4_flat{ending}")
