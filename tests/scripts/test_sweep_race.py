@@ -2,13 +2,15 @@
 
 import json
 import random
+import shlex
+import subprocess
 
 import pytest
-from helpers import write_jsonl
+from helpers import ROOT, write_jsonl
 from sweep_helpers import suite
 
 import sweep
-from harness.results import configurations, store
+from harness.results import commands, configurations, store
 
 
 @pytest.fixture
@@ -78,3 +80,22 @@ def test_limits_belong_to_a_race(capsys):
     with pytest.raises(SystemExit):
         sweep.parse_args(["suites/demo.yaml", "--latency_ms", "5"])
     assert "belong to --race" in capsys.readouterr().err
+
+
+def test_make_compare_calls_the_scripts_as_they_want(tmp_path):
+    flags = ["DATA=my tickets.csv", "SET=label_budget=300 text_column=body", "LATENCY_MS=50", "ACCURACY=0.8", "RACE=1"]
+    made = subprocess.run(
+        ["make", "-n", "compare", f"OUT={tmp_path}/out", *flags], cwd=ROOT, capture_output=True, text=True
+    )
+    assert made.returncode == 0, made.stderr
+    calls = [shlex.split(line.split(" || ")[0])[1:] for line in made.stdout.splitlines() if "python " in line]
+    scripts = {words[0]: words[1:] for words in calls if words[0].endswith(".py")}
+    swept = commands.parse("sweep.py", scripts["sweep.py"])
+    assert swept.changes == {"label_budget": "300", "text_column": "body", "dataset": "my tickets.csv"}
+    assert swept.race and swept.latency_ms == 50 and swept.memory_gb is None and swept.continue_on_error
+    chosen = commands.parse("adaptive_selector.py", scripts["adaptive_selector.py"])
+    assert (chosen.latency_ms, chosen.required_accuracy, chosen.dataset) == (50, 0.8, "my tickets.csv")
+    drawn = commands.parse("plot_results.py", scripts["plot_results.py"])
+    assert swept.results == chosen.results == drawn.results and drawn.report == f"{tmp_path}/out/RESULTS.md"
+    nothing = subprocess.run(["make", "-n", "compare"], cwd=ROOT, capture_output=True, text=True)
+    assert "give DATA=FILE" in nothing.stdout
