@@ -19,6 +19,7 @@ from pathlib import Path
 import utils
 from harness import flags, hub
 
+COLUMNS = ("text_column", "text_pair_column", "label_column", "question_column", "answer_column", "encoding")
 PREFER = ("accuracy", "latency", "memory", "cost")
 KINDS = ("classification", "qa", "instruction")
 METHODS = ("full", "lora", "qlora", "int8_lora", "inference")  # of --forecast
@@ -64,6 +65,8 @@ def parse_args(argv=None):
         choices=KINDS,
         help="(default: what the rows of --dataset measure, else qa with --knowledge_heavy, else classification)",
     )
+    for name in COLUMNS:
+        add(f"--{name}", metavar="NAME", help="as the scripts take it, to read --dataset and for the command to run")
     add("--model", help="take the rows of this model, if there are any. Put into the command to run")
     add(
         "--params_b",
@@ -146,7 +149,11 @@ def main(argv=None):
 
     # 3. decide
     kept, skipped = configurations.select(rows)
-    decision = decide.decide(kept, args, failed=[row for row in rows if row["status"] == "oom"])
+    failed, dropped = ([row for row in rows if row["status"] == status] for status in ("oom", "dropped"))
+    known = any(configurations.data_name(row) == decide.data_of(args) for row in rows)
+    if args.dataset and Path(args.dataset).suffix in hub.FILE_TYPES and not known and not Path(args.dataset).exists():
+        raise utils.UserError(f"--dataset {args.dataset}: no such file, and no row measures it")
+    decision = decide.decide(kept, args, failed, dropped)
 
     # 4. report
     if args.json:

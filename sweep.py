@@ -84,6 +84,8 @@ def changes_of(parser, args):
         name, equals, value = text.partition("=")
         if not (equals and name.isidentifier()):
             parser.error(f"--set {short(text)}: give NAME=VALUE, as in label_budget=500")
+        if name in ("results", "runs_dir"):
+            parser.error(f"--set {name}: give --{name} itself")
         if name in changes:
             parser.error(f"--set: {name} is given twice")
         changes[name] = suites.value_of(value)
@@ -215,14 +217,13 @@ def run_all(name, cells, args, clock):
 
 
 def race(name, cells, args, clock):
-    """Run the cells as a race; exit code 1 where one fails, at once without --continue_on_error."""
-    failed = []
+    """Run the cells as a race, in which one that fails is dropped; exit code 1 if one did."""
+    failed, args.continue_on_error = [], True
 
     def run(what, some, its_args):
         planned = plan(some, its_args, DoneRuns(store.read_if_there(its_args.results)))
-        failed.extend(run_all(f"{name} {what}", [cell for cell, _, wanted in planned if wanted], its_args, clock))
-        if failed and not args.continue_on_error:
-            raise SystemExit(1)
+        todo = [cell for cell, _, wanted in planned if wanted]
+        failed.extend(run_all(f"{name}_{what}", todo, its_args, clock if what == "whole" else TimeLeft()))
 
     Race(cells, args, run).run()
     print(f"{name}: {len(failed)} runs failed; rows in {args.results}")
@@ -256,7 +257,8 @@ def main(argv=None):
     if args.race:
         return race(name, [cell for cell, *_ in planned], args, clock)
     failed = run_all(name, todo, args, clock)
-    print(f"{name}: {len(failed)} of {len(todo)} failed; rows in {args.results}")
+    again = "; --retry failed oom runs them again" if failed else ""
+    print(f"{name}: {len(failed)} of {len(todo)} failed{again}; rows in {args.results}")
     if failed:
         raise SystemExit(1)
 

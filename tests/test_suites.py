@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import pytest
 import yaml
 from sweep_helpers import suite, words
@@ -161,11 +163,13 @@ runs:
     same = ["--model a --data_seed 7", "--gen_model b --data_seed 7"]
     assert words(path, "--set", "data_seed=7") == same, "cells that are then the same are one"
     assert words(path, "--set", "label_words=[x, y]")[0].endswith("--label_words x,y")
-    with pytest.raises(utils.UserError, match="no script of .* has such a flag, and it has no parameters"):
-        words(path, "--set", "colour=red")
+    with pytest.raises(utils.UserError, match="no script of .* has such a flag, and it has no parameters$"):
+        words(path, "--set", "zzz=red")
+    with pytest.raises(utils.UserError, match=r"did you mean text_column\?"):
+        words(path, "--set", "text_colum=body")
 
 
-@pytest.mark.parametrize("given", [["label_budget"], ["=3"], ["seed=1", "seed=2"], ["a b=1"]])
+@pytest.mark.parametrize("given", [["label_budget"], ["=3"], ["seed=1", "seed=2"], ["a b=1"], ["results=r.csv"]])
 def test_changes_that_cannot_be_read_are_refused(given, capsys):
     with pytest.raises(SystemExit):
         sweep.parse_args(["s.yaml", "--set", *given])
@@ -182,10 +186,17 @@ runs:
 """
     path = suite(tmp_path / "s.yaml", text)
     assert [line.count("--tune") for line in words(path, "--dataset", sentiment)] == [0, 1]
-    assert "2 of 4 runs are for other data" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "2 of 4 runs are for other kinds of data" in told and "160 train" in told
     assert [line.count("--tune") for line in words(path, "--dataset", f"{nli}/mnli")] == [0]
     assert [line.count("--k 2") for line in words(path, "--dataset", questions)] == [0, 1]
-    with pytest.raises(utils.UserError, match="label_budget 5000: the data have"):
-        words(path, "--dataset", sentiment, "--set", "label_budget=5000")
+    # with a budget the validation examples are for training, too, as far as they are not a split of their own
+    (tmp_path / "one.jsonl").write_text((Path(sentiment) / "train.jsonl").read_text())
+    one = ["--dataset", str(tmp_path / "one.jsonl"), "--set"]
+    assert len(words(path, *one, "label_budget=144")) == 2
+    with pytest.raises(utils.UserError, match="label_budget 145: the data have 144 labelled"):
+        words(path, *one, "label_budget=145")
+    with pytest.raises(utils.UserError, match=r"as --set NAME=VALUE"):
+        words(path, *one, "text_column=nothing")
     with pytest.raises(utils.UserError, match="needs is a list of classification, qa"):
         words(suite(tmp_path / "t.yaml", "script: probe.py\nneeds: [luck]"))

@@ -6,7 +6,7 @@ from collections import Counter
 from pathlib import Path
 
 import utils
-from harness.results import commands, configurations
+from harness.results import commands, configurations, done_runs
 from harness.selector import candidates, from_data, lessons, promises, rules
 from harness.selector.candidates import NEAR
 from harness.selector.decision import Decision, Undecided, data_of, flags_of_data, limits_of
@@ -24,15 +24,16 @@ def task_of(rows, args):
     return args.task or (usual if usual in answered or not answered else max(answered, key=answered.get))
 
 
-def decide(rows, args, failed=()):
-    """The Decision for the flags. rows: those that count. failed: those that ran out of memory.
+def decide(rows, args, failed=(), dropped=()):
+    """The Decision for the flags. rows: those that count. failed: those that ran out of memory. dropped: by races.
 
     Without --dataset no data set's rows decide, and nothing is predicted unless --basis model asks for it. UserError if
     the only basis that is allowed cannot answer.
     """
     args = argparse.Namespace(**{**vars(args), "task": task_of(rows, args)})
+    rows, stale = fresh(rows, args)
     answers = {
-        "rows": lambda: from_rows(rows, args),
+        "rows": lambda: from_rows(rows, args) if not none_is_left(rows, dropped, args) else from_dropped(dropped, args),
         "model": lambda: from_data.decide(rows, args, recommended),
         "rules": lambda: from_rules(rows, args, failed),
     }
@@ -41,13 +42,67 @@ def decide(rows, args, failed=()):
         bases, not_used = ["rules"], ["no --dataset is named, so the rows of no data set decide"]
     for basis in bases:
         try:
-            return dataclasses.replace(answers[basis](), not_used=not_used)
+            found = dataclasses.replace(answers[basis](), not_used=not_used)
+            return dataclasses.replace(found, cautions=[*found.cautions, *stale])
         except Undecided as reason:
             not_used.append(str(reason))
     raise utils.UserError(f"--basis {args.basis}: {'; '.join(not_used)}")
 
 
 # ---- from rows
+
+
+def fresh(rows, args):
+    """(rows, [a remark]) without those of earlier contents of the file that --dataset names."""
+    if not (args.dataset and Path(args.dataset).is_file()):
+        return rows, []
+    done, kept = done_runs.DoneRuns([]), []
+    for row in rows:
+        same_file = configurations.data_name(row) == data_of(args) and row["input_id"]
+        if not same_file or done.input_id(configurations.flags(row)) == row["input_id"]:
+            kept.append(row)
+    n = len(rows) - len(kept)
+    return kept, [f"{n} rows are of other contents of {args.dataset}, or of its models, and not used"] if n else []
+
+
+def none_is_left(rows, dropped, args):
+    """Whether a race has dropped everything that was run on the named data set."""
+    name = data_of(args)
+    return (
+        name
+        and not any(configurations.data_name(row) == name for row in rows)
+        and any(configurations.data_name(row) == name for row in dropped)
+    )
+
+
+def from_dropped(dropped, args):
+    """The Decision where a race has dropped all configurations of the named data set: the nearest to the limits."""
+    alike, remark = comparable(dropped, args)
+    found = configurations.group_seeds(alike)
+    members, limits = candidates.measured(found, args.cached), limits_of(args)
+    if not members:
+        raise Undecided("a race dropped all that could be recommended")
+    near, relaxed, alone = candidates.nearest(members, limits)
+    over = [text for *_, text in candidates.obstacles(near, limits)]
+    caution = "all were dropped by a race: these figures are of short runs on few examples"
+    return Decision(
+        "rows",
+        args.task,
+        limits,
+        args.prefer,
+        choice=None,
+        data=data_of(args),
+        metric=alike[0]["metric"],
+        n=alike[0]["n_eval"],
+        hardware=alike[0]["device_name"],
+        considered=len(members),
+        elsewhere=remark,
+        nearest=near,
+        over=over or ["dropped for its score"],
+        relaxed=relaxed,
+        relax_one=alone,
+        cautions=[caution],
+    )
 
 
 def comparable(rows, args):
@@ -88,7 +143,8 @@ def largest_panel(rows, args):
         raise Undecided("the rows measure no configuration that can be recommended")
 
     def rank(panel):
-        return args.knowledge_heavy and any(c.strategy == "rag" for c in panels[panel]), len(panels[panel])
+        newest = max(row["created_at"] for row in rows_of[panel])
+        return args.knowledge_heavy and any(c.strategy == "rag" for c in panels[panel]), len(panels[panel]), newest
 
     best = max(panels, key=rank)
     others = [

@@ -102,6 +102,8 @@ def flags_of_data(rows, args):
     row = next((row for row in rows if configurations.data_name(row) == data_of(args)), None)
     used = configurations.flags(row) if row and args.dataset else {}
     known = {name: used[name] for name in DATA_FLAGS if used.get(name) not in (None, "auto")}
+    told = ((name, getattr(args, name, None)) for name in (*DATA_FLAGS, "encoding") if name != "subset")
+    known |= {name: value for name, value in told if value is not None}
     return {**known, **({"subset": args.subset} if args.subset else {})}
 
 

@@ -5,10 +5,13 @@ from collections import Counter
 from pathlib import Path
 
 import utils
+from harness.errors import short
 from harness.results import configurations, names
 from harness.selector import predictor
 from harness.selector.decision import Decision, Undecided, command_for, data_of, limits_of
 from harness.selector.spec import CHARS_A_TOKEN, Data, data_of_rows
+
+VAGUE = 0.15  # half a 95 % interval of a predicted score
 
 
 def learn(rows, args):
@@ -50,9 +53,10 @@ def read_data(args):
     from harness.data import tasks  # a decision from rows reads no data
 
     try:
-        task = tasks.load_task(args.dataset, args.subset)
+        columns = {name: value for name, value in vars(args).items() if name.endswith("_column") or name == "encoding"}
+        task = tasks.load_task(args.dataset, args.subset, **columns)
     except utils.UserError as error:
-        raise Undecided(f"{args.dataset} cannot be read ({error}); give --tokens and --n_classes") from None
+        raise Undecided(f"{args.dataset} cannot be read ({short(error)}); give --tokens and --n_classes") from None
     cells = task.row()
     found = Data(cells["input_chars"], cells.get("n_classes", 1), cells.get("majority_baseline"))
     classes = f"{found.classes} classes, the largest {found.majority:.0%}, " if found.majority else ""
@@ -73,6 +77,10 @@ def decide(rows, args, recommended):
     sure = "likely" if probability >= predictor.CONFIDENCE else "UNLIKELY" if probability < 0.5 else "not certain"
     likelihood = f"{sure} to be within the limits (probability about {probability:.0%})"
     cautions = [f"predicted, not measured; {likelihood}. Measure it first", *told]
+    if 1.96 * choice.score_error > VAGUE:
+        cautions.append(
+            f"its score cannot be predicted closely (± {1.96 * choice.score_error:.2f}): the order is a guess"
+        )
     if args.cached and args.latency_ms is not None:
         cautions.append("latencies are predicted without a cache")
     decision = Decision(

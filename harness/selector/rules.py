@@ -18,7 +18,7 @@ NEEDS = {
     "rag": (WEIGHTS, 1.0),
 }
 # of the trained strategies; rules of thumb
-MIN_LABELS = {"full_finetuning": 1000, "peft": 100, "probe": 50}
+MIN_LABELS = {"full_finetuning": 100, "peft": 100, "probe": 50}
 FEW_LABELS = 1000  # below, a head on frozen features often does as well as training more of the model
 USUAL_PARAMS_B = 0.14  # billions, where --params_b is not given: the demo's language model
 
@@ -65,6 +65,8 @@ def obstacles(strategy, args):
     if args.data_size < least:
         text = f"needs at least {least} labelled examples, more than the {args.data_size} given"
         broken.append((1 - args.data_size / least, text))
+    if strategy == "rag" and args.task == "classification" and not args.knowledge_heavy:
+        broken.append((math.inf, "answers questions, and the task is classification"))
     if strategy == "probe" and args.task not in (None, "classification"):
         broken.append((math.inf, f"only classifies, and the task is {args.task}"))
     return broken
@@ -130,6 +132,8 @@ def command(strategy, args, data_flags=None):
         settings["precision"] = precision
     elif strategy == "probe" and (args.model or args.params_b > 1):  # else an embedder, which is small
         settings.update(features="lm", precision=precision)
+    if strategy in MIN_LABELS and args.data_size:
+        settings["label_budget"] = args.data_size
     if strategy == "prompting":
         few_shot = args.data_size >= 8
         settings.update(k_shots=8 if few_shot else 0, calibrate="batch" if few_shot else "none")

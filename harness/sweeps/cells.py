@@ -1,6 +1,7 @@
 """The cells of a suite: commands, each parsed by its script, with what --set changes."""
 
 import contextlib
+import difflib
 import functools
 import io
 import json
@@ -17,6 +18,7 @@ from harness.results import commands
 from harness.results.done_runs import identity
 
 ROOT = Path(__file__).resolve().parents[2]
+TOLD = set()  # data sets whose summary was printed
 DRAWS = ("max_train_samples", "max_validation_samples", "max_eval_samples", "label_budget")  # of the same data
 
 
@@ -80,25 +82,31 @@ def changed(used, changes, script, settings):
     return {key: value for key, value in settings.items() if commands.OTHER_KEYS.get(key, key) not in names} | own
 
 
-def size_of(task):
-    return Size(len(task.train), len(task.evaluation), len(task.labels), task.kind)
-
-
 @functools.cache
 def traits(which):
     """(what the data of a cell are, of suites.NEEDS; their Size). which: JSON of the flags that say which they are."""
-    asked = SimpleNamespace(**dict.fromkeys(DRAWS), **json.loads(which))
+    asked = SimpleNamespace(**json.loads(which))
     hub.check_names({}, {"--dataset": flags.source(asked)})
     from harness.data import tasks  # only suites that ask for it read the data
 
-    task = tasks.from_args(asked)
+    try:
+        task = tasks.from_args(asked)
+    except utils.UserError as error:
+        raise utils.UserError(f"{error} (flags of the data are given as --set NAME=VALUE)") from None
+    n_train = len(task.train) + len(task.unlabelled)  # under a budget all but that are unlabelled
+    task.train += task.unlabelled
+    if task.name not in TOLD:
+        TOLD.add(task.name)
+        print(task.summary())
     known = {
         task.kind: True,
         "answers": task.kind != "classification",
         "one_text": not any(ex.text_pair for ex in task.train),
         "passages": task.kind == "qa" and any(ex.context for ex in task.train),
     }
-    return {trait for trait, has in known.items() if has}, size_of(task)
+    return {trait for trait, has in known.items() if has}, Size(
+        n_train, len(task.evaluation), len(task.labels), task.kind
+    )
 
 
 def about_data(cell):
@@ -108,9 +116,10 @@ def about_data(cell):
     missing = [name for name in data_flags.names() if name not in cell.args]
     if missing:
         raise utils.UserError(f"{cell.script} does not say which examples it is scored on: it has no --{missing[0]}")
-    which = {name: cell.args[name] for name in data_flags.names() if name not in DRAWS}
-    found, size = traits(json.dumps(which, sort_keys=True))
     budget = cell.args.get("label_budget") or 0
+    which = {name: cell.args[name] for name in data_flags.names()} | dict.fromkeys(DRAWS)
+    which["label_budget"] = 1 if budget else None  # with any budget the validation examples are for training, too
+    found, size = traits(json.dumps(which, sort_keys=True))
     if budget > size.train:
         raise utils.UserError(f"label_budget {budget}: the data have {size.train} labelled training examples")
     return found, size
@@ -136,7 +145,11 @@ def make_cells(suite, args):
     unknown = sorted(set(args.changes) - used - set(parameters))
     if unknown:
         there = f"its parameters are {', '.join(parameters)}" if parameters else "it has no parameters"
-        raise utils.UserError(f"--set {unknown[0]}: no script of {suite} has such a flag, and {there}")
+        scripts = {setting.script for setting in settings_of_cells if is_script(setting.script)}
+        known = {*parameters, *(flag for script in scripts for flag in commands.actions(script))}
+        near = difflib.get_close_matches(unknown[0], known, 1)
+        meant = f"; did you mean {near[0]}?" if near else ""
+        raise utils.UserError(f"--set {unknown[0]}: no script of {suite} has such a flag, and {there}{meant}")
     cells, seen, unsuited = [], {}, 0
     for label, script, settings, needs in settings_of_cells:
         try:
@@ -154,5 +167,5 @@ def make_cells(suite, args):
         seen[key] = label
         cells.append(cell)
     if unsuited:
-        print(f"{name}: {unsuited} of {len(settings_of_cells)} runs are for other data and left out")
+        print(f"{name}: {unsuited} of {len(settings_of_cells)} runs are for other kinds of data and left out")
     return name, cells

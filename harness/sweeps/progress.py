@@ -16,7 +16,7 @@ def seconds_of(row):
 
 
 class TimeLeft:
-    """A mean of the seconds of runs of the same script and model, else of the same script, else of all."""
+    """A mean of the seconds of runs of the same script and model, else of the same script."""
 
     def __init__(self, rows=()):
         """rows: of runs that were made before, whose start is not in their seconds."""
@@ -29,19 +29,20 @@ class TimeLeft:
             self.seen.append(((script, args.get("model") or args.get("gen_model")), seconds))
 
     def expected(self, script, args):
-        """Seconds of a run, None where none was made yet."""
+        """Seconds of a run, None where none of its kind was made yet."""
         with self.lock:
             seen, wanted = list(self.seen), (script, args.get("model") or args.get("gen_model"))
         alike = [s for key, s in seen if key == wanted] or [s for key, s in seen if key[0] == script]
-        alike = alike or [s for _, s in seen]
         return statistics.fmean(alike) if alike else None
 
     def left(self, runs, workers=1):
         """Words for how long the runs, [(script, args)], take on so many workers; "" where nothing is known."""
         expected = [self.expected(script, args) for script, args in runs]
-        if not expected or None in expected:
+        known = [seconds for seconds in expected if seconds is not None]
+        if not known:
             return ""
-        return f"about {words(max(sum(expected) / workers, max(expected)))} left"
+        spent, unknown = words(max(sum(known) / workers, max(known))), len(expected) - len(known)
+        return f"at least {spent} left: {unknown} are of a kind not timed yet" if unknown else f"about {spent} left"
 
 
 def words(seconds):

@@ -83,9 +83,9 @@ class Race:
             small = [cell for racer in racers if not racer.is_whole for cell in racer.on_rung]
             if not small:
                 continue
-            self.run_cells(f"rung {number}", small, self.small_args)
+            self.run_cells(f"rung_{number}", small, self.small_args)
             whole = [cell for racer in racers if racer.is_whole for cell in racer.cells]
-            self.run_cells(f"rung {number}, whole", whole, self.args)
+            self.run_cells("whole", whole, self.args)
             rungs, results = self.done(self.small_args), self.done(self.args)
             for racer in racers:
                 done = results if racer.is_whole else rungs
@@ -157,6 +157,6 @@ class Race:
         spared = sum(dropping.whole_seconds(row, racer.whole) for racer in out for row in racer.rows if row)
         tqdm.write(
             f"race: {len(out)} of {len(self.racers)} configurations dropped after {words(self.seconds)}; what was left "
-            f"took {words(finals)}. All of them would have taken about {words(finals + spared)}. What this risks is in "
-            "docs/selector.md"
+            f"took {words(finals)}. All of them would have taken about {words(finals + spared)}. docs/selector.md says "
+            "what is known of the risk"
         )

@@ -7,6 +7,7 @@ from row_helpers import made_up_rows, result_row, results_csv, write_run
 from selector_helpers import BASIC, answered, decide, parsed
 
 import adaptive_selector
+from harness.results import provenance
 
 DOCUMENTED = "--memory_gb 8 --latency_ms 200 --data_size 5000 --knowledge_heavy --required_accuracy 0.9"
 
@@ -89,6 +90,47 @@ def test_limits_are_compared_with_what_latencies_do_from_run_to_run(capsys, tmp_
     near = "its latency or memory is so near the limit that another run may be beyond it"
     assert near in decide("--dataset data/d --latency_ms 14", capsys, path)["cautions"]
     assert near not in decide("--dataset data/d --latency_ms 30", capsys, path)["cautions"]
+
+
+def test_what_a_race_has_dropped_is_never_chosen_but_says_what_is_near(capsys, tmp_path):
+    runs = ((100, 0.7, 30.0), (200, 0.8, 300.0))
+    rows = [of_labels(n, s, latency_ms_p50=ms, status="dropped", note="n") for n, s, ms in runs]
+    path = results_csv(tmp_path / "r.csv", rows)
+    found = decide("--dataset data/d --latency_ms 5", capsys, path)
+    assert (found["basis"], found["choice"]) == ("rows", None) and "short runs" in found["cautions"][0]
+    assert found["nearest"]["latency_ms"] == 30 and found["relaxed"] == {"latency_ms": 30}
+    path = results_csv(tmp_path / "s.csv", [*rows, of_labels(100, 0.6, latency_ms_p50=90.0)])
+    found = decide("--dataset data/d --latency_ms 100", capsys, path)
+    assert found["choice"] and found["configuration"]["score"] == 0.6 and found["considered"] == 1
+
+
+def test_rows_of_earlier_contents_of_a_file_do_not_decide(capsys, tmp_path):
+    data = tmp_path / "mine.csv"
+    data.write_text("text,label\na,b\n")
+    flags = {"dataset": str(data)}
+    old = result_row(score=0.9, dataset=str(data), eval_id="x", flags=flags, input_id=provenance.input_id(flags))
+    path = results_csv(tmp_path / "r.csv", [old])
+    assert decide(f"--dataset {data}", capsys, path)["basis"] == "rows"
+    data.write_text("text,label\na,b\nc,d\n")
+    found = decide(f"--dataset {data}", capsys, path)
+    assert found["basis"] == "rules" and f"1 rows are of other contents of {data}" in found["cautions"][-1]
+
+
+def test_a_file_that_is_not_there_is_no_data_set(capsys, tmp_path):
+    with pytest.raises(SystemExit) as ended:
+        decide(f"--dataset {tmp_path / 'typo.csv'}", capsys, results_csv(tmp_path / "r.csv", BASIC))
+    assert ended.value.code == 2 and "no such file, and no row measures it" in capsys.readouterr().err
+
+
+def test_columns_are_told_to_the_selector_too(capsys, tmp_path):
+    lines = [f'"{"x" * 120} {i}",{"abc"[i % 3]}' for i in range(200)]
+    (tmp_path / "mine.csv").write_text("\n".join(["body,category", *lines]) + "\n")
+    path = results_csv(tmp_path / "r.csv", made_up_rows())
+    columns = "--text_column body --label_column category"
+    found = decide(f"--dataset {tmp_path / 'mine.csv'} --data_size 100 {columns}", capsys, path)
+    args = parsed(found["command"])
+    assert (args.text_column, args.label_column) == ("body", "category")
+    assert any("3 classes" in text for text in [*found["cautions"], *found["not_used"]])
 
 
 def test_subsets_are_data_sets_of_their_own(capsys, tmp_path):
