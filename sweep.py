@@ -37,12 +37,13 @@ from pathlib import Path
 from tqdm import tqdm
 
 import utils
-from harness import flags, processes, suites
+from harness import flags, hub, processes, suites
 from harness.errors import short, stop_on_signals
 from harness.results import store
 
 ROOT = Path(__file__).resolve().parent
 SHORTCUTS = ("dataset", "model", "embed_model")  # of --set
+MODELS = ("model", "gen_model", "embed_model", "reranker", "teacher")  # flags that name one
 LOCK_SECONDS = 0.2  # between two looks at a cell that another process runs
 
 
@@ -253,6 +254,9 @@ def main(argv=None):
             print(f"{name}: {old} of them have rows from other code; --ignore_code counts those as done")
     if args.dry_run or not todo:
         return
+    for flag in MODELS:  # a name that is none is told before the first run, not at the one that needs it
+        for model in dict.fromkeys(cell.args.get(flag) for cell in todo):
+            hub.check_names({f"--{flag}": model})
     clock = TimeLeft(row for row in rows if row["status"] in ("ok", "degenerate"))
     if args.race:
         return race(name, [cell for cell, *_ in planned], args, clock)
