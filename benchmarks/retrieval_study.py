@@ -5,7 +5,7 @@ the form of an answer without training, and one with all passages that fit.
     python benchmarks/retrieval_study.py --dataset assets/data/disfl_qa --chunk_tokens 64 --label_budget 400 \\
         --max_eval_samples 226 --eval_ood assets/data/narrativeqa --readme docs/retrieval.md
     python benchmarks/retrieval_study.py --dataset assets/data/narrativeqa --chunk_tokens 64 --label_budget 400 \\
-        --max_eval_samples 200 --eval_ood assets/data/disfl_qa --readme docs/retrieval.md
+        --max_eval_samples 200 --eval_ood assets/data/disfl_qa --without gold --readme docs/retrieval.md
 
 Every training has the same label budget. Differences are paired over the questions, by clusters of those about one
 passage. A step that was run is not run again (--folder).
@@ -60,11 +60,21 @@ def parse_args(argv=None):
     add("--max_eval_samples", type=flags.positive_int, default=226, help="(default: %(default)s)")
     add("--context_tokens", type=flags.positive_int, default=2000, help="of all that fit (default: %(default)s)")
     add("--eval_ood", default="assets/data/narrativeqa", help="also for embedder and reranker (default: %(default)s)")
+    names = [name for name, *_ in STEPS if name != PLAIN]
+    add("--without", nargs="+", choices=names, default=[], help="steps to leave out, with those that need them")
     add("--folder", type=Path, help="where runs, index and rows go (default: retrieval_study/NAME)")
     add("--readme", metavar="FILE", help="put the table between its marks there")
     args = parser.parse_args(argv)
     args.folder = args.folder or Path("retrieval_study") / Path(args.dataset).name
     return args
+
+
+def chosen(args):
+    """STEPS without those of --without and those that need them."""
+    out = set(args.without)
+    for name, _, command in STEPS:
+        out |= {name} if any(f"{{{other}}}" in command for other in out) else set()
+    return [step for step in STEPS if step[0] not in out]
 
 
 def run_step(name, command, args, done, commands):
@@ -98,7 +108,7 @@ def main(argv=None):
     args.folder.mkdir(parents=True, exist_ok=True)
     state = args.folder / "steps.json"
     done, commands = json.loads(state.read_text()) if state.is_file() else ({}, {})
-    for name, _, command in STEPS:
+    for name, _, command in chosen(args):
         run_step(name, command, args, done, commands)
         state.write_text(json.dumps([done, commands], indent=2) + "\n")
     table(args, done)
@@ -121,10 +131,10 @@ def change_of(first, second, clusters):
 
 def table(args, done):
     """Write the table of the steps that answer, and what the trained embedder and reranker find."""
-    runs = {name: run_scores.read(done[name]) for name, title, _ in STEPS if title}
+    runs = {name: run_scores.read(done[name]) for name, title, _ in chosen(args) if title}
     keys, rows, data = list(runs[PLAIN].scores), [], {}
     clusters = [runs[PLAIN].clusters[key] for key in keys]
-    for name, title, _ in STEPS:
+    for name, title, _ in chosen(args):
         if not title:
             continue
         row, found = runs[name].row, runs[name].row.get("answer_in_context")
@@ -150,6 +160,8 @@ def table(args, done):
     header = ["passages", "labels", "token F1", "change", "holds an answer", "change", "exact match", "answer in them"]
     lines = [f"{len(keys)} questions about {stats.n_clusters(clusters, len(keys))} passages; {machine('cpu', 'peft')}."]
     for name in ("embedder", "reranker"):
+        if name in args.without:
+            continue
         data[name] = json.loads((Path(done[name]) / "comparison.json").read_text())
         parts = [
             f"on {Path(change['data']).name} {change['before']:.3f} before, {change['after']:.3f} after, "
