@@ -47,7 +47,8 @@ from harness.results.run import Run
 from harness.training import resume
 
 # method -> for a classification head, for answers; lora's is from the search in docs/training.md, dora and rslora
-# follow it, the others are as they were before the head began as a regression
+# follow it; for answers shira's, miss's and oft's are from suites/peft_methods.yaml; the others are as they were before
+# the head began as a regression
 LEARNING_RATES = {
     "lora": (3e-3, 5e-4),
     "dora": (3e-3, 5e-4),
