@@ -6,7 +6,8 @@
 The sweep runs all configurations on all rungs and whole. For each data set, label budget and draw of labels the race is
 then held with the run folders in place of runs: it takes the seconds of the rows, without the start of a process.
 
-An allowance is by how much more than the leader of a rung the other configurations gain from there to their whole run:
+Only configurations that have all their labels on a rung are compared there, see dropping. An allowance is by how much
+more than the leader of a rung the others gain from there to their whole run:
 the 95 % quantile, data sets weighted alike. A data set is raced with the allowances of the others.
 
 Needs the run folders; no GPU and no model. Writes benchmarks/results/race_replay.json.
@@ -23,6 +24,7 @@ from common import markdown, publish
 import utils
 from harness import flags
 from harness.results import configurations, run_scores, store
+from harness.selector.candidates import LABEL_FLAGS
 from harness.sweeps import dropping, progress
 from harness.sweeps.dropping import RUNGS, Entry
 from harness.sweeps.race import beside
@@ -53,6 +55,13 @@ class Run:
     def entry(self):
         return Entry([self.row], self.ids, self.scores, self.clusters)
 
+    whole: dict = None  # the flags of the whole run
+
+    @property
+    def has_all_labels(self):
+        given = configurations.flags(self.row)
+        return all(given.get(name) == self.whole.get(name) for name in (*LABEL_FLAGS, "unlabelled"))
+
     @property
     def seconds(self):
         return progress.seconds_of(self.row)
@@ -77,6 +86,8 @@ def ladders(paths):
             for draw, ids in enumerate(zip(*racer["rungs"], racer["whole"], strict=False)):
                 runs = [read_run(rows[run_id], Path(path).parent) for run_id in ids if run_id in rows]
                 if len(runs) == len(RUNGS) + 1 and None not in runs:
+                    for run in runs:
+                        run.whole = configurations.flags(runs[-1].row)
                     row = runs[-1].row
                     given = configurations.flags(row)
                     key = (configurations.data_name(row), row["eval_id"], given.get("label_budget"), draw)
@@ -94,7 +105,7 @@ def ladders(paths):
 
 def extra_gains(ladder, number):
     """By how much more than the leader of a rung each configuration behind it gains in its whole run."""
-    _, _, racers = ladder
+    racers = {name: runs for name, runs in ladder[2].items() if runs[number].has_all_labels}
     small = {name: float(runs[number].scores.mean()) for name, runs in racers.items()}
     whole = {name: float(runs[-1].scores.mean()) for name, runs in racers.items()}
     leader = max(small, key=small.get)
@@ -121,7 +132,7 @@ def replay(ladder, allowed):
     left, spent = dict(racers), 0.0
     for number, allowance in enumerate(allowed):
         spent += sum(runs[number].seconds for runs in left.values())
-        entries = {name: runs[number].entry for name, runs in left.items()}
+        entries = {name: runs[number].entry for name, runs in left.items() if runs[number].has_all_labels}
         for name in dropping.behind(entries, allowance, len(RUNGS)):
             del left[name]
     spent += sum(runs[-1].seconds for runs in left.values())

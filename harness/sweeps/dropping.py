@@ -1,14 +1,17 @@
 """Which configurations of a race are dropped: by limits, then by what they score after short runs on few examples.
 
-Every configuration (cells that differ in nothing but their seeds) runs for a share of its optimizer steps, or on a
-share of its labels where it makes none, and is scored on a share of its evaluation examples; those that are left on
-larger shares, and at last whole, as without a race: successive halving (Jamieson and Talwalkar 2016), but with a test
-in place of a fixed share. A short run has a whole schedule of its own: with few labels --epochs auto makes as many
-steps as with many, so fewer labels would save nothing. After each rung a configuration is dropped that breaks a limit,
-or that is behind the best one by more than noise and what it may still gain:
+Every configuration (cells that differ in nothing but their seeds) runs for a share of its optimizer steps, where it
+makes some, and is scored on a share of its evaluation examples; those that are left on larger shares, and at last
+whole, as without a race: successive halving (Jamieson and Talwalkar 2016), but with a test in place of a fixed share. A
+short run has a whole schedule of its own: with few labels --epochs auto makes as many steps as with many, so fewer
+labels would save nothing. After each rung a configuration is dropped that breaks a limit, or that is behind the best
+one by more than noise and what it may still gain:
 
     upper bound of (its score - the leader's), paired over the examples, one-sided, ALPHA / (configurations x rungs)
-    + ALLOWANCE of the rung < 0
+    + allowance of the rung < 0
+
+Where a run is shortened by its labels (SetFit, distillation, prompts that are chosen on labels), it is not compared:
+beside others that have all labels it would look worse than it is. Limits drop it alone.
 """
 
 import math
@@ -49,15 +52,15 @@ def steps_of(args, n_examples, kind):
 def whole_of(args, size, learns):
     """{flag: number} of what a cell's cost grows with: steps or labels, inputs without labels, evaluation examples.
 
-    args: {flag: value} of the cell; size: the cells.Size of its data; learns: "steps", "labels", or None where its
-    script does not learn from the training examples.
+    args: {flag: value} of the cell; size: the cells.Size of its data; learns: what its script's cost grows with most,
+    "steps", "labels", or None where neither is much.
     """
     whole = {"max_eval_samples": min(args.get("max_eval_samples") or size.evaluation, size.evaluation)}
     budget = "label_budget" if args.get("label_budget") else "max_train_samples"
     labels = args.get(budget) or size.train
     if learns == "steps":
         whole["max_steps"] = steps_of(args, labels, size.kind)
-    elif learns == "labels" or args.get("label_budget"):
+    elif learns == "labels":
         whole[budget] = labels
     if args.get("unlabelled"):
         whole["unlabelled"] = min(args["unlabelled"], size.train)
@@ -90,9 +93,16 @@ def entry(rows, beside):
     return None if found is None else Entry(rows, found.ids, found.means, found.clusters)
 
 
+def has_fewer_labels(changes):
+    """Whether a run on a rung, by what at_rung changes, learns from fewer examples than the whole run."""
+    return bool({"label_budget", "max_train_samples", "unlabelled"} & set(changes))
+
+
 def behind(entries, allowance, looks):
-    """{name: why} of the configurations that are behind the best one. entries: {name: Entry} of one rung, on the same
-    examples; looks: how many rungs there are.
+    """{name: why} of the configurations that are behind the best one.
+
+    entries: {name: Entry} of one rung, on the same examples, of runs that have all their labels; looks: how many rungs
+    there are.
     """
     if len(entries) < 2:
         return {}

@@ -21,8 +21,11 @@ def beside(results, ending):
 
 
 def learns(cell):
-    """What the training of a cell's script is shortened by, as dropping.whole_of takes it. Tuning has its own steps."""
-    if cell.script in ("probe.py", "context_distill.py") or cell.args.get("tune"):
+    """What a cell's run is shortened by, as dropping.whole_of takes it. Tuning has its own steps; a probe takes
+    seconds.
+    """
+    chosen_on_labels = cell.script == "prompt_eval.py" and cell.args.get("label_budget")
+    if cell.script == "context_distill.py" or cell.args.get("tune") or chosen_on_labels:
         return "labels"
     return "steps" if "epochs" in commands.actions(cell.script) else None
 
@@ -35,6 +38,7 @@ class Racer:
     cells: list
     size: Size
     whole: dict  # {flag: number}, of dropping.whole_of
+    fewer_labels: bool = False  # on its rung than whole
     on_rung: list = field(default_factory=list)  # its cells there
     rows: list = field(default_factory=list)  # of the last rung
     runs: list = field(default_factory=list)  # [rungs] of the run ids of its rows there
@@ -44,7 +48,8 @@ class Racer:
         """Make its cells of a rung; they are its own where the data are that small already. args: with the results CSV
         of the rungs.
         """
-        changes = {name: Plain(n) for name, n in dropping.at_rung(self.whole, rung, self.size.classes).items()}
+        fewer = dropping.at_rung(self.whole, rung, self.size.classes)
+        changes, self.fewer_labels = {name: Plain(n) for name, n in fewer.items()}, dropping.has_fewer_labels(fewer)
         if "max_steps" in changes:
             changes["epochs"] = Plain("")  # which the steps replace
         made = [make_cell(c.name, c.script, changed(set(), changes, c.script, c.settings), args) for c in self.cells]
@@ -114,7 +119,7 @@ class Race:
                 why[racer.name] = over or "a run failed"
         groups = {}
         for racer in left:
-            entry = None if racer.name in why else dropping.entry(racer.rows, folder)
+            entry = None if racer.name in why or racer.fewer_labels else dropping.entry(racer.rows, folder)
             if entry:
                 groups.setdefault((racer.rows[0]["eval_id"], racer.rows[0]["metric"]), {})[racer.name] = entry
         for entries in groups.values():

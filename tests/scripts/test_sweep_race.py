@@ -50,9 +50,9 @@ def test_a_configuration_that_is_behind_is_not_run_as_a_whole(reviews, tiny_embe
     assert "dropped at rung 1 of 2" in dropped["note"] and "behind 1 words on 75 examples" in dropped["note"]
     rungs = store.read_results(tmp_path / "r_rungs.csv")
     assert [(row["variant"], json.loads(row["args"])["label_budget"]) for row in rungs] == [
-        ("tfidf_logreg", 20),
+        ("tfidf_logreg", 320),
         ("embedder_names", None),
-        ("tfidf_logreg", 80),
+        ("tfidf_logreg", 320),
     ]
     assert [row["run_id"] for row in configurations.select(rows)[0]] == [whole["run_id"]]
     first, second = json.loads((tmp_path / "r_race.json").read_text())

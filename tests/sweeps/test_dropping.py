@@ -10,7 +10,7 @@ import finetune
 from harness.results import stats
 from harness.sweeps import dropping
 from harness.sweeps.cells import Size
-from harness.sweeps.dropping import Entry, Rung, at_rung, behind, entry, median_bound, whole_of
+from harness.sweeps.dropping import Entry, Rung, at_rung, behind, entry, has_fewer_labels, median_bound, whole_of
 from harness.training import trainer
 
 RUNG = Rung(training=1 / 16, examples=1 / 4, allowance=0.1)
@@ -33,8 +33,13 @@ def test_a_rung_is_a_share_of_steps_or_labels_and_of_examples():
     whole = whole_of({"max_eval_samples": None, "unlabelled": 5000}, size, "labels")
     assert whole == {"max_train_samples": 2000, "unlabelled": 2000, "max_eval_samples": 500}
     assert at_rung(whole, RUNG, 12) == {"max_train_samples": 125, "unlabelled": 125, "max_eval_samples": 125}
-    assert whole_of({"k_shots": 4}, size, None) == {"max_eval_samples": 500}, "a prompt trains nothing"
-    assert "label_budget" in whole_of(args, size, None), "but labels choose it"
+    assert whole_of({"k_shots": 4, **args}, size, None) == {"max_eval_samples": 400}, "a prompt, a probe"
+    assert [has_fewer_labels(some) for some in ({"label_budget": 9}, {"unlabelled": 9}, {"max_steps": 9}, {})] == [
+        True,
+        True,
+        False,
+        False,
+    ]
     few = whole_of({"label_budget": 100}, Size(2000, 60, 12, "classification"), "labels")
     assert at_rung(few, RUNG, 12) == {"label_budget": 24}, "two labels a class; 60 examples are few already"
     assert at_rung(few, RUNG, 60) == {}, "where 100 labels are fewer than two a class nothing is saved"
