@@ -55,6 +55,9 @@ def parse_args(argv=None):
         "--tune", choices=("contrastive",), help="train the embedder on pairs of the labelled texts first (SetFit)"
     )
     group.add_argument(
+        "--max_steps", type=flags.step_count, help="of --tune: most optimizer steps (default: 2.5 a label)"
+    )
+    group.add_argument(
         "--model", help="hub name or folder (default: the demo's MiniLM for embedder, its SmolLM2 for lm)"
     )
     group.add_argument(
@@ -93,6 +96,8 @@ def parse_args(argv=None):
         parser.error("--head names compares embeddings and learns nothing; leave out --features and --tune")
     if args.tune and (args.features != "embedder" or args.head != "logreg"):
         parser.error("--tune contrastive is for --features embedder and --head logreg")
+    if args.max_steps and not args.tune:
+        parser.error("--max_steps belongs to --tune contrastive; nothing else here is trained in steps")
     if args.head == "names" and args.label_words is None:
         args.label_words = ["auto"]
     if not args.probe:
@@ -124,7 +129,7 @@ def train(extract, texts, labels, args):
     if args.tune:
         if len(set(labels)) < 2:
             raise utils.UserError(f"--tune contrastive compares classes; the {len(labels)} labels are all of one")
-        contrastive.tune(extract.encoder, texts[0], labels, args.seed)
+        contrastive.tune(extract.encoder, texts[0], labels, args.seed, max_steps=args.max_steps)
     vectors = vectors_of(extract, texts, progress="features")
     return frozen_heads.fit(vectors, labels, args.head, args.seed, tuned=bool(args.tune))
 

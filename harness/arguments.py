@@ -13,6 +13,7 @@ MOST_IN_A_BATCH = 2**20
 # of --epochs auto, by the kind of data; see docs/training.md for the search
 LEAST_STEPS = {"head": 400, "answers": 60}
 LEAST_EPOCHS, MOST_CHECKS = 3, 10
+PAIRS, PAIRS_A_STEP = 40, 16  # of SetFit: of each text, half of them of one class; the paper's (arXiv:2209.11055)
 
 
 class ArgumentParser(argparse.ArgumentParser):
@@ -143,6 +144,11 @@ def auto_epochs(n_examples, batch_size, kind):
     passes = max(LEAST_EPOCHS, math.ceil(least / max(1, math.ceil(n_examples / batch_size))))
     every = math.ceil(passes / MOST_CHECKS)
     return every * math.ceil(passes / every)
+
+
+def setfit_steps(n_texts):
+    """Optimizer steps of a whole run of SetFit."""
+    return math.ceil(PAIRS * n_texts / PAIRS_A_STEP)
 
 
 def comma_list(text):

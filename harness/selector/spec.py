@@ -4,12 +4,11 @@ import math
 import statistics
 from dataclasses import dataclass
 
-from harness.arguments import auto_epochs
+from harness.arguments import auto_epochs, setfit_steps
 from harness.results import configurations, names
 
 CHARS_A_TOKEN = 4  # of English text, roughly: for rows that counted tokens alone, and for --tokens
 STRATEGIES = ("full_finetuning", "peft", "probe", "setfit", "prompting", "rag", "context_distillation", "distillation")
-SETFIT_STEPS = 2.5  # optimizer steps a label: 40 pairs in batches of 16
 PASSAGE_TOKENS = 64
 
 
@@ -161,7 +160,8 @@ def spec(configuration, data):
     strategy = "prompting" if row["strategy"] == "quantized" else names.strategy(row)  # the same at another precision
     probe = strategy == "probe"
     steps = 1 if probe and row["train_seconds"] else steps  # a head that is fitted once
-    steps = SETFIT_STEPS * trained_on if strategy == "setfit" else steps
+    if strategy == "setfit":
+        steps = flags.get("max_steps") or setfit_steps(trained_on)
     encoder = kind == "classification" and strategy in ("full_finetuning", "peft", "probe", "setfit")
     encoder = encoder and not (probe and row["variant"].startswith("lm_"))
     return Spec(

@@ -4,14 +4,12 @@ Every configuration (cells that differ in nothing but their seeds) runs for a sh
 makes some, and is scored on a share of its evaluation examples; those that are left on larger shares, and at last
 whole, as without a race: successive halving (Jamieson and Talwalkar 2016), but with a test in place of a fixed share. A
 short run has a whole schedule of its own: with few labels --epochs auto makes as many steps as with many, so fewer
-labels would save nothing. After each rung a configuration is dropped that breaks a limit, or that is behind the best
-one by more than noise and what it may still gain:
+labels would save nothing. Distillation, and prompts that are chosen on labels, have a share of their labels instead.
+After each rung a configuration is dropped that breaks a limit, or that is behind the best one by more than noise and
+what it may still gain:
 
     upper bound of (its score - the leader's), paired over the examples, one-sided, ALPHA / (configurations x rungs)
     + allowance of the rung < 0
-
-Where a run is shortened by its labels (SetFit, distillation, prompts that are chosen on labels), it is not compared:
-beside others that have all labels it would look worse than it is. Limits drop it alone.
 """
 
 import math
@@ -20,7 +18,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy.stats import binom
 
-from harness.arguments import auto_epochs
+from harness.arguments import auto_epochs, setfit_steps
 from harness.results import configurations, run_scores, stats, store
 from harness.sweeps import progress
 
@@ -33,17 +31,27 @@ class Rung(NamedTuple):
 
     training: float  # of steps or labels
     examples: float
-    allowance: float  # by how much more than the leader a configuration may gain from here to the whole run
+    # by how much more than the leader a configuration may gain from here to the whole run, by what it is shortened by
+    allowances: dict
 
 
 # benchmarks/race_replay.py measures the allowances
-RUNGS = (Rung(1 / 16, 1 / 4, 0.10), Rung(1 / 4, 1 / 2, 0.05))
+RUNGS = (
+    Rung(1 / 16, 1 / 4, {"nothing": 0.02, "steps": 0.30, "labels": 0.10}),
+    Rung(1 / 4, 1 / 2, {"nothing": 0.02, "steps": 0.10, "labels": 0.05}),
+)
 
 
 def steps_of(args, n_examples, kind):
-    """Optimizer steps of a whole run of finetune.py or peft_finetune.py, on one device. args: {flag: value}."""
-    if args.get("max_steps"):
-        return args["max_steps"]
+    """Optimizer steps of a whole run on one device: of finetune.py, peft_finetune.py, or probe.py --tune contrastive.
+
+    args: {flag: value}.
+    """
+    most = args.get("max_steps")
+    if args.get("tune") == "contrastive":
+        return min(setfit_steps(n_examples), most or math.inf)
+    if most:
+        return most
     batch = args["batch_size"] * args["gradient_accumulation"]
     epochs = auto_epochs(n_examples, batch, kind) if args["epochs"] == "auto" else args["epochs"]
     return math.ceil(epochs * math.ceil(n_examples / batch))
@@ -53,7 +61,7 @@ def whole_of(args, size, learns):
     """{flag: number} of what a cell's cost grows with: steps or labels, inputs without labels, evaluation examples.
 
     args: {flag: value} of the cell; size: the cells.Size of its data; learns: what its script's cost grows with most,
-    "steps", "labels", or None where neither is much.
+    "steps", "labels", or "nothing" where neither is much.
     """
     whole = {"max_eval_samples": min(args.get("max_eval_samples") or size.evaluation, size.evaluation)}
     budget = "label_budget" if args.get("label_budget") else "max_train_samples"
@@ -85,24 +93,19 @@ class Entry(NamedTuple):
     ids: list  # [N] examples
     scores: np.ndarray  # [N] means over its runs
     clusters: list  # [N]
+    allowance: float  # of the rung, see Rung
 
 
-def entry(rows, beside):
+def entry(rows, beside, allowance):
     """The Entry of rows of one configuration; None where one of them has no scores of single examples."""
     found = run_scores.of_rows(rows, beside)
-    return None if found is None else Entry(rows, found.ids, found.means, found.clusters)
+    return None if found is None else Entry(rows, found.ids, found.means, found.clusters, allowance)
 
 
-def has_fewer_labels(changes):
-    """Whether a run on a rung, by what at_rung changes, learns from fewer examples than the whole run."""
-    return bool({"label_budget", "max_train_samples", "unlabelled"} & set(changes))
-
-
-def behind(entries, allowance, looks):
+def behind(entries, looks):
     """{name: why} of the configurations that are behind the best one.
 
-    entries: {name: Entry} of one rung, on the same examples, of runs that have all their labels; looks: how many rungs
-    there are.
+    entries: {name: Entry} of one rung, on the same examples; looks: how many rungs there are.
     """
     if len(entries) < 2:
         return {}
@@ -113,11 +116,11 @@ def behind(entries, allowance, looks):
             continue
         alpha = ALPHA / (len(entries) - 1) / looks
         most = stats.most(best.scores.tolist(), other.scores.tolist(), best.clusters, alpha)
-        if most + allowance < 0:
+        if most + other.allowance < 0:
             short = best.scores.mean() - other.scores.mean()
             dropped[name] = (
                 f"{short:.3f} behind {leader} on {len(best.ids)} examples; at least {-most:.3f}, "
-                f"of which it may make up {allowance:.3f} in a whole run"
+                f"of which it may make up {other.allowance:.3f} in a whole run"
             )
     return dropped
 

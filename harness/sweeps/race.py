@@ -21,13 +21,11 @@ def beside(results, ending):
 
 
 def learns(cell):
-    """What a cell's run is shortened by, as dropping.whole_of takes it. Tuning has its own steps; a probe takes
-    seconds.
-    """
-    chosen_on_labels = cell.script == "prompt_eval.py" and cell.args.get("label_budget")
-    if cell.script == "context_distill.py" or cell.args.get("tune") or chosen_on_labels:
+    """What a cell's run is shortened by, as dropping.whole_of takes it; a probe takes seconds."""
+    if cell.script == "context_distill.py" or (cell.script == "prompt_eval.py" and cell.args.get("label_budget")):
         return "labels"
-    return "steps" if "epochs" in commands.actions(cell.script) else None
+    trained = "epochs" in commands.actions(cell.script) or cell.args.get("tune") == "contrastive"
+    return "steps" if trained else "nothing"
 
 
 @dataclass
@@ -37,8 +35,8 @@ class Racer:
     name: str
     cells: list
     size: Size
+    learns: str  # of dropping.whole_of
     whole: dict  # {flag: number}, of dropping.whole_of
-    fewer_labels: bool = False  # on its rung than whole
     on_rung: list = field(default_factory=list)  # its cells there
     rows: list = field(default_factory=list)  # of the last rung
     runs: list = field(default_factory=list)  # [rungs] of the run ids of its rows there
@@ -49,7 +47,7 @@ class Racer:
         of the rungs.
         """
         fewer = dropping.at_rung(self.whole, rung, self.size.classes)
-        changes, self.fewer_labels = {name: Plain(n) for name, n in fewer.items()}, dropping.has_fewer_labels(fewer)
+        changes = {name: Plain(n) for name, n in fewer.items()}
         if "max_steps" in changes:
             changes["epochs"] = Plain("")  # which the steps replace
         made = [make_cell(c.name, c.script, changed(set(), changes, c.script, c.settings), args) for c in self.cells]
@@ -76,8 +74,9 @@ class Race:
         for some in groups.values():
             size = about_data(some[0])[1]
             name = " ".join(word for word in some[0].name.split() if word.split("=")[0] not in configurations.SEEDS)
-            whole = dropping.whole_of(some[0].args, size, learns(some[0]))
-            self.racers.append(Racer(f"{len(self.racers) + 1} {name}", some, size, whole))
+            kind = learns(some[0])
+            whole = dropping.whole_of(some[0].args, size, kind)
+            self.racers.append(Racer(f"{len(self.racers) + 1} {name}", some, size, kind, whole))
 
     def run(self):
         """Rung after rung, then what is left as a whole. Rows of what is dropped are added with the status dropped."""
@@ -119,11 +118,11 @@ class Race:
                 why[racer.name] = over or "a run failed"
         groups = {}
         for racer in left:
-            entry = None if racer.name in why or racer.fewer_labels else dropping.entry(racer.rows, folder)
+            entry = None if racer.name in why else dropping.entry(racer.rows, folder, rung.allowances[racer.learns])
             if entry:
                 groups.setdefault((racer.rows[0]["eval_id"], racer.rows[0]["metric"]), {})[racer.name] = entry
         for entries in groups.values():
-            why |= dropping.behind(entries, rung.allowance, len(dropping.RUNGS))
+            why |= dropping.behind(entries, len(dropping.RUNGS))
         verb = "would be dropped" if self.args.keep_losers else "dropped"
         tqdm.write(f"rung {number} of {len(dropping.RUNGS)}: {len(why)} of {len(left)} configurations {verb}")
         for racer in left:
@@ -150,7 +149,8 @@ class Race:
         for racer in self.racers:
             whole = [done.row(c.script, c.args, self.args.ignore_code) for c in racer.cells]
             ids = [row["run_id"] for row in whole if row]
-            told.append({"name": racer.name, "rungs": racer.runs, "whole": ids, "dropped": racer.dropped})
+            about = {"name": racer.name, "learns": racer.learns, "dropped": racer.dropped}
+            told.append({**about, "rungs": racer.runs, "whole": ids})
         outputs.write(beside(self.args.results, "_race.json"), json.dumps(told, indent=2) + "\n", "race", "--results")
 
     def summary(self):

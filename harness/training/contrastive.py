@@ -4,35 +4,37 @@ Texts of one class are drawn together and texts of two classes apart, by the cos
 loss and the training are the setfit package's.
 """
 
+import math
 import tempfile
 
 import setfit
 from setfit import logging
 
 import utils
+from harness.arguments import PAIRS, PAIRS_A_STEP, setfit_steps
 
-BATCH, RATE, ROUNDS = 16, 2e-5, 20  # pairs a step, learning rate, pairs of each kind a text: the paper's
+RATE = 2e-5  # the paper's
 MOST_TEXTS = 5000  # setfit 1.2 lists all pairs first: 12 million of so many texts
 
 
-def tune(encoder, texts, labels, seed, rounds=ROUNDS, learning_rate=RATE):
-    """Train a SentenceTransformer in place on texts [N] with labels [N]: `rounds` * N pairs of one class and as many of
-    two, once. Returns the number of steps. UserError for more than MOST_TEXTS.
+def tune(encoder, texts, labels, seed, max_steps=None):
+    """Train a SentenceTransformer in place on texts [N] with labels [N]: PAIRS * N pairs once, half of them of one
+    class, or max_steps if that is less. Returns the number of steps. UserError for more than MOST_TEXTS.
     """
     if len(texts) > MOST_TEXTS:
         raise utils.UserError(
             f"--tune contrastive is for few labels, at most {MOST_TEXTS}, not {len(texts)}; give --label_budget"
         )
     logging.set_verbosity_error()
-    steps = -(-2 * rounds * len(texts) // BATCH)
+    steps = min(setfit_steps(len(texts)), max_steps or math.inf)
     with tempfile.TemporaryDirectory() as folder:
         args = setfit.TrainingArguments(
             output_dir=folder,
-            batch_size=BATCH,
+            batch_size=PAIRS_A_STEP,
             num_epochs=1,
-            num_iterations=rounds,
+            num_iterations=PAIRS // 2,
             max_steps=steps,  # bounds the pairs that are listed, too
-            body_learning_rate=learning_rate,
+            body_learning_rate=RATE,
             seed=seed,
             save_strategy="no",
             logging_strategy="no",

@@ -33,7 +33,6 @@ def test_every_suite_that_is_shipped_is_read_by_its_scripts():
         "budgets",
         "compare",
         "log",
-        "races",
         "rank",
         "modules",
         "quantization",

@@ -10,18 +10,18 @@ import finetune
 from harness.results import stats
 from harness.sweeps import dropping
 from harness.sweeps.cells import Size
-from harness.sweeps.dropping import Entry, Rung, at_rung, behind, entry, has_fewer_labels, median_bound, whole_of
+from harness.sweeps.dropping import Entry, Rung, at_rung, behind, entry, median_bound, whole_of
 from harness.training import trainer
 
-RUNG = Rung(training=1 / 16, examples=1 / 4, allowance=0.1)
+RUNG = Rung(training=1 / 16, examples=1 / 4, allowances={})
 
 
-def made(scores, n=100, clusters=None):
+def made(scores, n=100, clusters=None, allowance=0.0):
     """An Entry of n examples, so many of which are right."""
     values = np.zeros(n)
     values[: round(scores * n)] = 1.0
     np.random.default_rng(round(100 * scores)).shuffle(values)
-    return Entry([], list(range(n)), values, clusters or [None] * n)
+    return Entry([], list(range(n)), values, clusters or [None] * n, allowance)
 
 
 def test_a_rung_is_a_share_of_steps_or_labels_and_of_examples():
@@ -33,13 +33,7 @@ def test_a_rung_is_a_share_of_steps_or_labels_and_of_examples():
     whole = whole_of({"max_eval_samples": None, "unlabelled": 5000}, size, "labels")
     assert whole == {"max_train_samples": 2000, "unlabelled": 2000, "max_eval_samples": 500}
     assert at_rung(whole, RUNG, 12) == {"max_train_samples": 125, "unlabelled": 125, "max_eval_samples": 125}
-    assert whole_of({"k_shots": 4, **args}, size, None) == {"max_eval_samples": 400}, "a prompt, a probe"
-    assert [has_fewer_labels(some) for some in ({"label_budget": 9}, {"unlabelled": 9}, {"max_steps": 9}, {})] == [
-        True,
-        True,
-        False,
-        False,
-    ]
+    assert whole_of({"k_shots": 4, **args}, size, "nothing") == {"max_eval_samples": 400}, "a prompt, a probe"
     few = whole_of({"label_budget": 100}, Size(2000, 60, 12, "classification"), "labels")
     assert at_rung(few, RUNG, 12) == {"label_budget": 24}, "two labels a class; 60 examples are few already"
     assert at_rung(few, RUNG, 60) == {}, "where 100 labels are fewer than two a class nothing is saved"
@@ -65,16 +59,19 @@ def test_steps_are_those_that_the_trainer_makes(flags, steps):
 
 def test_who_is_behind_by_more_than_noise_and_what_labels_may_give():
     entries = {"best": made(0.8), "near": made(0.75), "far": made(0.45), "last": made(0.1)}
-    assert set(behind(entries, 0.0, 2)) == {"far", "last"} and set(behind(entries, 0.25, 2)) == {"last"}
-    assert behind(entries, 0.8, 2) == {} and behind({"alone": made(0.1)}, 0.0, 2) == {}
-    assert "best" in behind(entries, 0.0, 2)["last"] and "100 examples" in behind(entries, 0.0, 2)["last"]
+    assert set(behind(entries, 2)) == {"far", "last"} and behind({"alone": made(0.1)}, 2) == {}
+    assert "best" in behind(entries, 2)["last"] and "100 examples" in behind(entries, 2)["last"]
+    for allowance, left in ((0.25, {"last"}), (0.8, set())):
+        gaining = {name: entry._replace(allowance=allowance) for name, entry in entries.items()}
+        assert set(behind(gaining, 2)) == left
+    assert set(behind({**entries, "far": made(0.45, allowance=0.5)}, 2)) == {"last"}, "each by its own allowance"
     small = {name: made(share, n=10) for name, share in (("best", 0.8), ("far", 0.45))}
-    assert behind(small, 0.0, 2) == {}, "ten examples do not tell"
+    assert behind(small, 2) == {}, "ten examples do not tell"
     twos = [i // 50 for i in range(100)]
     clustered = {name: made(share, clusters=twos) for name, share in (("best", 0.8), ("last", 0.45))}
-    assert behind(clustered, 0.0, 2) == {}, "nor do two clusters"
-    other = entries | {"elsewhere": Entry([], list(range(1, 101)), np.zeros(100), [None] * 100)}
-    assert "elsewhere" not in behind(other, 0.0, 2), "other examples are not compared"
+    assert behind(clustered, 2) == {}, "nor do two clusters"
+    other = entries | {"elsewhere": Entry([], list(range(1, 101)), np.zeros(100), [None] * 100, 0.0)}
+    assert "elsewhere" not in behind(other, 2), "other examples are not compared"
 
 
 def test_the_best_one_is_dropped_in_at_most_five_percent_of_races():
@@ -85,8 +82,8 @@ def test_the_best_one_is_dropped_in_at_most_five_percent_of_races():
         dropped = set()
         for n in (100, 200):
             scores = {f"c{i}": (rng.random(n) < 0.4 + 0.5 * easy[:n]).astype(float) for i in range(5)}
-            entries = {name: Entry([], list(range(n)), some, [None] * n) for name, some in scores.items()}
-            dropped |= set(behind(entries, 0.0, 2))
+            entries = {name: Entry([], list(range(n)), some, [None] * n, 0.0) for name, some in scores.items()}
+            dropped |= set(behind(entries, 2))
         wrong += "c0" in dropped
     assert 0 < wrong / races <= 0.075, "five percent, and what 400 races can vary"
 
@@ -124,7 +121,7 @@ def test_limits(tmp_path, limits, why):
     (tmp_path / "run/predictions.jsonl").write_text(lines)
     found = dropping.over_limits([row], tmp_path, _Limits(*limits))
     assert found is None if why is None else why in found
-    assert entry([row], tmp_path).scores.mean() == 0.5
+    assert entry([row], tmp_path, 0.0).scores.mean() == 0.5
 
 
 class _Limits:
