@@ -8,7 +8,7 @@ queries.jsonl, qrels/) as --dataset measures retrieval alone, of whole documents
     # on a CPU, offline (after `python prepare_data.py demo`): about two minutes; with --baselines five rows
     python rag_eval.py --k 4 --chunk_tokens 64 --chunk_overlap 16 --max_eval_samples 60
     # how good is the retrieval: dense, BM25 or both fused?
-    python rag_eval.py --retrieval_only --retriever hybrid --chunk_tokens 64
+    python rag_eval.py --retrieval_only --retriever dense --chunk_tokens 64
     # on a GPU, from the hub
     python rag_eval.py --embed_model all-MiniLM-L6-v2 --gen_model google/flan-t5-base --k 4
     # your own documents: text, Markdown, HTML, PDF, tables; indexed once, asked often
@@ -83,8 +83,8 @@ def parse_args(argv=None):
     add(
         "--retriever",
         choices=("dense", "bm25", "hybrid"),
-        default="dense",
-        help="hybrid fuses both rankings (default: dense)",
+        default="hybrid",
+        help="hybrid fuses both rankings (default: %(default)s)",
     )
     add(
         "--language", choices=flags.BM25_LANGUAGES, default="none", help="BM25's stop words and stemmer (default: none)"

@@ -26,27 +26,35 @@ PLAIN = "k4"  # the step that all others are compared with
 # (step, what the table calls it, script and its flags); {name}: the run folder of an earlier step
 STEPS = [
     ("none", "no passage", "rag_eval.py --k 0"),
-    ("k4", "4 retrieved", "rag_eval.py --k 4 {index}"),
+    ("k4", "4 retrieved", "rag_eval.py --k 4 --retriever dense {index}"),
     ("hybrid", "4 retrieved, hybrid", "rag_eval.py --k 4 --retriever hybrid {index}"),
-    ("k4_shots", "4 retrieved, 4 demonstrations", "rag_eval.py --k 4 --k_shots 4 {index}"),
-    ("raft", None, "peft_finetune.py --context retrieved --k 4 {index} {training}"),
-    ("k4_raft", "4 retrieved, RAFT", "rag_eval.py --k 4 --adapter {raft}/adapter {index}"),
+    ("k4_shots", "4 retrieved, 4 demonstrations", "rag_eval.py --k 4 --retriever dense --k_shots 4 {index}"),
+    ("raft", None, "peft_finetune.py --context retrieved --retriever dense --k 4 {index} {training}"),
+    ("k4_raft", "4 retrieved, RAFT", "rag_eval.py --k 4 --retriever dense --adapter {raft}/adapter {index}"),
     ("embedder", None, "embed_finetune.py --k 4 {embedding}"),
-    ("k4_embedder", "4 retrieved, trained embedder", "rag_eval.py --k 4 --embed_model {embedder}/model"),
+    (
+        "k4_embedder",
+        "4 retrieved, trained embedder",
+        "rag_eval.py --k 4 --retriever dense --embed_model {embedder}/model",
+    ),
     ("reranker", None, "embed_finetune.py --train reranker --k 4 --rerank_depth 20 {embedding}"),
     (
         "k4_reranker",
         "4 retrieved, trained reranker",
-        "rag_eval.py --k 4 --reranker {reranker}/model --rerank_depth 20 {index}",
+        "rag_eval.py --k 4 --retriever dense --reranker {reranker}/model --rerank_depth 20 {index}",
     ),
     (
         "k4_raft_embedder",
         "4 retrieved, RAFT and trained embedder",
-        "rag_eval.py --k 4 --adapter {raft}/adapter --embed_model {embedder}/model",
+        "rag_eval.py --k 4 --retriever dense --adapter {raft}/adapter --embed_model {embedder}/model",
     ),
-    ("gold", None, "peft_finetune.py --context gold --k 4 {index} {training}"),
-    ("k4_gold", "4 retrieved, trained on right passages", "rag_eval.py --k 4 --adapter {gold}/adapter {index}"),
-    ("all", "all that fit {room} tokens", "rag_eval.py --k {many} --context_tokens {room} {index}"),
+    ("gold", None, "peft_finetune.py --context gold --retriever dense --k 4 {index} {training}"),
+    (
+        "k4_gold",
+        "4 retrieved, trained on right passages",
+        "rag_eval.py --k 4 --retriever dense --adapter {gold}/adapter {index}",
+    ),
+    ("all", "all that fit {room} tokens", "rag_eval.py --k {many} --retriever dense --context_tokens {room} {index}"),
 ]
 
 

@@ -262,7 +262,7 @@ def add_context_args(parser):
         help="retrieved: of the training questions, so many have their own passage among the others (default: 0.8)",
     )
     group.add_argument("--embed_model", metavar="MODEL", help="(default: that of rag_eval.py)")
-    group.add_argument("--retriever", choices=("dense", "bm25", "hybrid"), help="(default: dense)")
+    group.add_argument("--retriever", choices=("dense", "bm25", "hybrid"), help="(default: hybrid)")
     group.add_argument("--chunk_tokens", type=positive_int, metavar="N", help="most tokens of a passage")
     group.add_argument("--docs", metavar="PATH", nargs="+", help="(default: the data set's corpus.jsonl or passages)")
     group.add_argument("--index_dir", metavar="DIR", help="where the index is stored")

@@ -23,7 +23,7 @@ def args_of(command):
     [
         ("peft_finetune.py", "--rank 4 --max_train_samples 100 --gradient_checkpointing --dataset some/data"),
         ("peft_finetune.py", "--target_modules q_proj,v_proj --label_words bad,good --epochs 1.5"),
-        ("rag_eval.py", "--docs a b --k 2 --retriever hybrid"),
+        ("rag_eval.py", "--docs a b --k 2 --retriever dense"),
         ("rag_eval.py", "--index_dir index --mmap --k 2"),
         ("rag_eval.py", "--index_dir index --prune --docs a --whole_documents"),
         ("prompt_eval.py", "--k_shots 8 --calibrate batch --seed 3"),

@@ -43,7 +43,7 @@ def cross_encoder(tmp_path_factory, tiny_classifier):
 
 
 def test_dense_search_is_the_matrix_product(tiny_embedder):
-    retriever, asked = filled(tiny_embedder), sentences(5, seed=7)
+    retriever, asked = filled(tiny_embedder, "--retriever", "dense"), sentences(5, seed=7)
     similarity = retriever.embedder.embed(asked, questions=True) @ retriever.embedder.embed(sentences(60)).T
     for row, hits in zip(similarity, retriever.search(asked, 5)):
         assert [hit.score for hit in hits] == pytest.approx(sorted(row, reverse=True)[:5], abs=1e-5)
@@ -99,7 +99,8 @@ def test_what_is_below_the_minimum_is_not_returned(retriever, tiny_embedder):
 def test_diversity_changes_what_is_taken(tiny_embedder):
     asked = sentences(4, seed=7)
     plain, diverse, alike = (
-        filled(tiny_embedder, *flags).search(asked, 5) for flags in ((), ("--mmr", "0.3"), ("--mmr", "1"))
+        filled(tiny_embedder, "--retriever", "dense", *flags).search(asked, 5)
+        for flags in ((), ("--mmr", "0.3"), ("--mmr", "1"))
     )
     rows = [[[hit.row for hit in hits] for hits in found] for found in (plain, diverse, alike)]
     scores = [
@@ -167,9 +168,9 @@ def test_another_embedder_chunking_metric_or_kind_is_refused(tiny_embedder, tiny
     assert len(retriever_of(tiny_embedder, *fits, "--mmap").index) == 60
 
 
-@pytest.mark.parametrize("flags", [(), ("--retriever", "bm25"), ("--retriever", "hybrid"), ("--chunk_tokens", "8")])
+@pytest.mark.parametrize("flags", [("dense",), ("bm25",), ("hybrid",), ("dense", "--chunk_tokens", "8")])
 def test_a_document_that_must_not_be_found_makes_room_for_the_next(flags, tiny_embedder):
-    retriever = filled(tiny_embedder, *flags)
+    retriever = filled(tiny_embedder, "--retriever", *flags)
     asked = sentences(60)[:3]
     everything, rest = retriever.search(asked, 30), retriever.search(asked, 5, ["d0", None, "d2"])
     assert {hit.chunk.document for hit in rest[0]}.isdisjoint({"d0"}) and rest[1][0].chunk.document == "d1"

@@ -115,9 +115,9 @@ def test_a_second_run_embeds_only_what_changed(tiny_embedder, tmp_path, capsys):
     opened, _ = index_folder.open_index(index)
     texts = sorted(opened.table["text"].to_pylist())
     assert texts == sorted([*sentences(6)[1:5], "the dull plot is another one now ."]) and len(opened) == 5
-    fresh = retriever_of(tiny_embedder)
+    fresh = retriever_of(tiny_embedder, "--retriever", "dense")
     fresh.add([Document(str(i), "", text) for i, text in enumerate(texts)])
-    again = retriever_of(tiny_embedder, "--index_dir", index)
+    again = retriever_of(tiny_embedder, "--retriever", "dense", "--index_dir", index)
     for a, b in zip(fresh.search(sentences(3, seed=5), 5), again.search(sentences(3, seed=5), 5)):
         assert [hit.chunk.text for hit in a] == [hit.chunk.text for hit in b]
         assert [hit.score for hit in a] == pytest.approx([hit.score for hit in b], abs=1e-6)
@@ -200,7 +200,7 @@ def test_the_baselines(questions, tiny_llama, tiny_embedder, tmp_path, out):
         ]
     )
     rows = store.read_results(tmp_path / "results.csv")
-    names = ["no_retrieval", "gold_passage", "random_passages", "all_that_fits", "k3_flat"]
+    names = ["no_retrieval", "gold_passage", "random_passages", "all_that_fits", "k3_hybrid_flat"]
     assert [row["variant"] for row in rows] == names
     assert [row["strategy"] for row in rows] == ["prompting", "rag", "rag", "rag", "rag"]
     assert len({row["eval_id"] for row in rows}) == 1 and len({row["run_dir"] for row in rows}) == 5
@@ -282,7 +282,12 @@ def test_rag_and_the_same_questions_without_retrieval(questions, tiny_llama, tin
     rag_eval.main([*common, "--k", "3"])
     row = only_row()
     found = predictions(row)
-    assert (row["strategy"], row["variant"], row["metric"], row["n_eval"]) == ("rag", "k3_flat", "token_f1", "20")
+    assert (row["strategy"], row["variant"], row["metric"], row["n_eval"]) == (
+        "rag",
+        "k3_hybrid_flat",
+        "token_f1",
+        "20",
+    )
     assert all(len(p["retrieved"]) == 3 for p in found)
     assert all(p["retrieved"][0]["score"] >= p["retrieved"][-1]["score"] for p in found)
     task = tasks.load_task(questions)
@@ -306,8 +311,8 @@ def test_labelled_questions_as_demonstrations_are_counted(questions, tiny_llama,
     rag_eval.main(common)
     rag_eval.main([*common, "--k_shots", "3"])
     plain, few = store.read_results(tmp_path / "results.csv")
-    assert (few["variant"], few["k_shots"], few["labels_used"]) == ("k2_flat_3_shot", "3", "3")
-    assert (plain["variant"], plain["k_shots"], plain["labels_used"]) == ("k2_flat", "", "0")
+    assert (few["variant"], few["k_shots"], few["labels_used"]) == ("k2_hybrid_flat_3_shot", "3", "3")
+    assert (plain["variant"], plain["k_shots"], plain["labels_used"]) == ("k2_hybrid_flat", "", "0")
     assert few["eval_id"] == plain["eval_id"] and few["recall_at_k"] == plain["recall_at_k"]
     assert int(few["prompt_tokens"]) > int(plain["prompt_tokens"]) + 20 * 3 * 15
 
