@@ -1,10 +1,11 @@
 """Does the selector choose well for data and models it has not seen? Beside choosers that anybody could write.
 
-It leaves out one data set and model at a time (--leave_out data: a data set with all models; model: a model with all
-data sets), learns from the rest, and chooses among the configurations of the group that is left out, for many settings
-of round limits, also those within which there is nothing. Each chooser knows what is known before a run: sizes, flags,
-classes, length of the inputs, share of the most frequent class, the memory forecast. Measured rows judge the choice.
+It leaves out one data set at a time (--leave_out model: a model; group: what one model has done on one data set),
+learns from the rest, and chooses among the configurations that were left out, for many settings of round limits, also
+those within which there is nothing. Each chooser knows what is known before a run: sizes, flags, classes, length of the
+inputs, share of the most frequent class, the memory forecast. Measured rows judge the choice.
 
+    nothing     always says that nothing is within the limits
     random      any configuration that has not too many labels
     cheapest    fewest parameters, then fewest labels
     probe       the probe with most labels, else the cheapest
@@ -13,7 +14,9 @@ classes, length of the inputs, share of the most frequent class, the memory fore
     selector    ridge regression, errors as on data sets that were left out, 90 % to be within the limits
 
 A chooser that learns answers "nothing" where no configuration is within the limits with a probability of NOTHING; the
-others always choose. Intervals are by bootstrap over data sets.
+others always choose. What a chooser loses where something is within the limits: the best score there less that of its
+choice, or less the share of the most frequent class where its choice is not within them or is nothing. The stated
+probability is that of the configuration that is chosen. Intervals are by bootstrap over data sets.
 
     python benchmarks/bench_selector.py --results sample_results.csv --readme docs/selector.md
 
@@ -41,7 +44,8 @@ LABELS = (0, 16, 100, 500, 2000)
 SCORES = (None, 0.2, 0.5, 0.6, 0.7, 0.75, 0.8, 0.9)
 NOTHING = 0.5
 LEARNERS = {"selector": predictor.REGRESSION, "knn": "knn", "gp": "gp"}
-CHOOSERS = ("selector", "knn", "gp", "rules", "probe", "cheapest", "random")
+CHOOSERS = ("selector", "knn", "gp", "rules", "probe", "cheapest", "random", "nothing")
+KEYS = ("right", "kept", "lost", "behind")
 BINS = (0.5, 0.7, 0.85, 0.95, 1.0)  # of stated probabilities
 DRAWS = 2000  # of the bootstrap
 
@@ -54,7 +58,7 @@ def parse_args(argv=None):
         "--leave_out",
         choices=("group", "data", "model"),
         default="data",
-        help="a data set with one model, a data set with all models, or a model (default: %(default)s)",
+        help="what is chosen on and not learnt from (default: %(default)s)",
     )
     add("--only", nargs="+", metavar="DATA", help="judge on these data sets alone (default: all)")
     add("--without", nargs="+", metavar="DATA", default=[], help="data sets that are neither learnt from nor judged on")
@@ -109,6 +113,7 @@ def plain_choices(limits, candidates, seed):
         "probe": max(probes, key=lambda c: c.labels, default=cheapest),
         "cheapest": cheapest,
         "random": random.Random(seed).choice(candidates),
+        "nothing": None,
     }
 
 
@@ -153,21 +158,25 @@ class Learner:
 
 
 def judge(choice, feasible, limits):
-    """{"right", "kept", "behind"} of a choice: right: within the limits, or nothing where there is nothing."""
+    """{"right", "kept", "lost", "behind"} of a choice. right: within the limits, or nothing where there is nothing."""
     kept = choice is not None and not obstacles(choice, limits)
-    behind = max(c.score for c in feasible) - choice.score if kept else None
-    return {"right": kept or (choice is None and not feasible), "kept": kept if feasible else None, "behind": behind}
+    best = max(feasible, key=lambda c: c.score, default=None)
+    behind = best.score - choice.score if kept else None
+    lost = best and (best.score - (best.majority or 0.0) if behind is None else behind)
+    right = kept or (choice is None and not feasible)
+    return {"right": right, "kept": kept if feasible else None, "lost": lost, "behind": behind}
 
 
 def outcomes_of(rows, args):
-    """[{data, model, feasible, chooser: judgement, ..}], one for each setting and group; [(data, stated, kept)] of the
-    selector's probabilities for single configurations.
+    """[{data, feasible, chooser: judgement, ..}], one for each setting and what is left out; [(data, stated, kept)] of
+    the selector's choices where there is a limit of more than labels.
     """
     found, known, outcomes, stated = predictor.groups_of(rows), data_of_rows(rows), [], []
     found = [(group, c) for group, c in found if group[0] not in args.without]
     panels = {}
     for group, c in found:
-        panels.setdefault((group, c["eval_id"], c["metric"]), []).append(c)
+        which = group if args.leave_out != "data" else (group[0], None)
+        panels.setdefault((which, c["eval_id"], c["metric"]), []).append(c)
     for (group, _, _), members in panels.items():
         candidates = measured(members)
         if len(candidates) < 2 or group[0] not in known or (args.only and group[0] not in args.only):
@@ -183,12 +192,11 @@ def outcomes_of(rows, args):
             for name, learner in learners.items():
                 choice, sure = learner.choose(limits)
                 chosen[name] = chosen["rules"] if sure is None else choice
+                limited = limits != Limits(data_size=limits.data_size)
+                if name == "selector" and sure is not None and choice is not None and limited:
+                    stated.append((group[0], sure, not obstacles(choice, limits)))
             judged = {name: judge(choice, feasible, limits) for name, choice in chosen.items()}
-            outcomes.append({"data": group[0], "model": group[1], "feasible": bool(feasible), **judged})
-            if learners["selector"].guesses:
-                chances = learners["selector"].chances(limits)
-                kept = [not obstacles(candidates[i], limits) for i, _ in learners["selector"].guesses]
-                stated += [(group[0], p, k) for p, k in zip(chances, kept) if p >= BINS[0]]
+            outcomes.append({"data": group[0], "feasible": bool(feasible), **judged})
     return outcomes, stated
 
 
@@ -222,13 +230,18 @@ def mean_of(parts):
 
 
 def report(outcomes, stated):
-    """({chooser: {"right", "kept", "behind": [mean, low, high]}}, [rows of the calibration table])."""
-    choosers = {}
+    """({chooser: {"right", "kept", "lost", "behind", "ahead": [mean, low, high]}}, [rows of the calibration table]).
+
+    ahead: how much more often the selector is right, on the same settings.
+    """
+    choosers, own = {}, summed(outcomes, "selector", "right")
     for name in CHOOSERS:
         choosers[name] = {}
-        for key in ("right", "kept", "behind"):
+        for key in KEYS:
             parts = summed(outcomes, name, key)
             choosers[name][key] = [mean_of(parts), *bootstrap(parts, mean_of)]
+        both = [(a - b, n) for (a, n), (b, _) in zip(own, summed(outcomes, name, "right"), strict=True)]
+        choosers[name]["ahead"] = [mean_of(both), *bootstrap(both, mean_of)]
     bins = []
     for low, high in itertools.pairwise(BINS):
         inside = [(data, p, kept) for data, p, kept in stated if low <= p < high or p == high == 1.0]
@@ -261,24 +274,30 @@ def main(argv=None):
     if not outcomes:
         raise utils.UserError(f"{args.results} has no group of two configurations or more on known data")
     choosers, bins = report(outcomes, stated)
-    groups = {(outcome["data"], outcome["model"]) for outcome in outcomes}
-    sets, n = {data for data, _ in groups}, len(outcomes)
+    sets, n = {outcome["data"] for outcome in outcomes}, len(outcomes)
     empty = sum(not outcome["feasible"] for outcome in outcomes)
     lines = [
-        f"{n:,} settings of {len(groups)} groups on {len(sets)} data sets ({empty:,} within which there is nothing); "
+        f"{n:,} settings on {len(sets)} data sets ({empty:,} within which there is nothing); "
         f"left out in turn: {args.leave_out}. Means over data sets, each counted the same, with 95 % intervals by "
         f"bootstrap over them; rows: `{Path(args.results).name}`.",
         "",
         markdown(
-            ["chooser", "right", "within the limits, where something is", "points behind the best"],
             [
-                [name, told(cells["right"]), told(cells["kept"]), told(cells["behind"], percent=False)]
+                "chooser",
+                "right",
+                "the selector is right more often by",
+                "within the limits, where something is",
+                "lost there",
+                "behind the best, where within",
+            ],
+            [
+                [name, *(told(cells[key], key not in ("lost", "behind")) for key in ("right", "ahead", *KEYS[1:]))]
                 for name, cells in choosers.items()
             ],
         ),
         "",
         markdown(
-            ["the selector states", "cases", "mean stated", "kept"],
+            ["the selector states", "choices", "mean stated", "kept"],
             [[name, f"{count:,}", f"{said:.1%}", told(held)] for name, count, said, *held in bins],
         ),
     ]

@@ -151,6 +151,21 @@ def setfit_steps(n_texts):
     return math.ceil(PAIRS * n_texts / PAIRS_A_STEP)
 
 
+def optimizer_steps(args, n_examples, kind):
+    """Optimizer steps on one device of a run of a training script, or of probe.py --tune contrastive. args: {flag:
+    value}.
+    """
+    most = args.get("max_steps")
+    if args.get("tune") == "contrastive":
+        return min(setfit_steps(n_examples), most or math.inf)
+    epochs = args.get("epochs")
+    if most or not epochs:
+        return most or 0
+    batch = args["batch_size"] * (args.get("gradient_accumulation") or 1)
+    epochs = auto_epochs(n_examples, batch, kind) if epochs == "auto" else epochs
+    return math.ceil(epochs * math.ceil(n_examples / batch))
+
+
 def comma_list(text):
     return [part.strip() for part in text.split(",")]
 

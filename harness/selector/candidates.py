@@ -6,7 +6,7 @@ import math
 import statistics
 from dataclasses import dataclass, field
 
-from scipy.stats import norm
+from scipy.stats import t
 
 from harness.results import configurations
 
@@ -34,8 +34,8 @@ class Limits:
 class Candidate:
     """One measured or predicted configuration.
 
-    score_error is the standard error of the score, latency_error and memory_error those of the natural logarithms; of
-    predictions all are scales of Student's t with so many degrees of freedom.
+    score_error is the standard error of the score, latency_error and memory_error those of the natural logarithms: all
+    are scales of Student's t with so many degrees of freedom, of what is measured for latency and memory alone.
     """
 
     name: str
@@ -43,7 +43,7 @@ class Candidate:
     score: float
     latency_ms: float | None
     memory_gb: float | None
-    labels: float
+    labels: float | None
     train_seconds: float
     score_error: float = 0.0
     latency_error: float = 0.0
@@ -54,6 +54,12 @@ class Candidate:
     serving_gb: float | None = None
     latency_column: str = "latency_ms_p50"  # that latency_ms is of
     degrees: float = math.inf
+    spread_degrees: float = math.inf  # of latency_error and memory_error of what is measured
+
+    @property
+    def half_interval(self):
+        """Half of the 95 % interval of the score."""
+        return float(t.ppf(0.975, self.degrees)) * self.score_error
 
     def cost_seconds(self, requests):
         """Machine seconds to train once and answer the requests one by one; infinite if the latency is unknown."""
@@ -112,8 +118,9 @@ def with_all_labels(candidates, data_size):
     if data_size is None:
         return candidates
 
-    def rank(c):  # the most labels that one has, else the fewest
-        return c.labels <= data_size, c.labels if c.labels <= data_size else -c.labels
+    def rank(c):  # the most labels that one has, else the fewest; last a number that is not known
+        labels = math.inf if c.labels is None else c.labels
+        return labels <= data_size, labels if labels <= data_size else -labels
 
     most = {}
     for c in candidates:
@@ -127,7 +134,7 @@ def with_spread(candidates):
     """The Candidates with latency_error and memory_error: how much these vary from run to run, pooled over those that
     ran several times.
     """
-    errors = {}
+    errors, known = {}, []
     for name, column in (("latency_error", None), ("memory_error", "memory")):
         squares, degrees = 0.0, 0
         for c in candidates:
@@ -136,14 +143,15 @@ def with_spread(candidates):
                 squares += statistics.variance(values) * (len(values) - 1)
                 degrees += len(values) - 1
         errors[name] = math.sqrt(squares / degrees) if degrees else 0.0
-    return [dataclasses.replace(c, **errors) for c in candidates]
+        known += [degrees] if degrees else []
+    return [dataclasses.replace(c, **errors, spread_degrees=min(known, default=math.inf)) for c in candidates]
 
 
 def surely_within(candidate, limits):
     """Whether it is within the limits of latency and memory with a probability of SURE, since these vary from run to
     run.
     """
-    apart = limits.serving_memory_gb is not None
+    apart, sure = limits.serving_memory_gb is not None, t.ppf(SURE, candidate.spread_degrees)
     pairs = (
         (limits.latency_ms, candidate.latency_ms, candidate.latency_error),
         (
@@ -153,9 +161,7 @@ def surely_within(candidate, limits):
         ),
         (limits.serving_memory_gb, candidate.serving_gb, candidate.memory_error),
     )
-    return all(
-        limit is None or (value and value * math.exp(norm.ppf(SURE) * error) <= limit) for limit, value, error in pairs
-    )
+    return all(limit is None or (value and value * math.exp(sure * error) <= limit) for limit, value, error in pairs)
 
 
 def obstacles(candidate, limits):

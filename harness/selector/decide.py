@@ -32,6 +32,7 @@ def decide(rows, args, failed=(), dropped=()):
     """
     args = argparse.Namespace(**{**vars(args), "task": task_of(rows, args)})
     rows, stale = fresh(rows, args)
+    dropped, _ = fresh(dropped, args)
     answers = {
         "rows": lambda: from_rows(rows, args) if not none_is_left(rows, dropped, args) else from_dropped(dropped, args),
         "model": lambda: from_data.decide(rows, args, recommended),

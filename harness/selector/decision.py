@@ -34,7 +34,6 @@ OF_ONE_DATA_SET = (
     "index_dir",
     "encoding",
     "language",
-    "max_steps",
     "max_length",
 )
 
@@ -119,6 +118,6 @@ def command_for(configuration, rows, args, labels=None):
     changes |= {**flags_of_data(rows, args), "dataset": args.dataset or rules.YOUR_DATA}
     if labels and any(configurations.flags(row).get(name) for name in LABEL_FLAGS):
         changes |= {**dict.fromkeys(LABEL_FLAGS), "label_budget": round(labels)}
-    if args.model or args.params_b:
+    if row["model"] and (args.model or args.params_b):  # TF-IDF has none
         changes[model] = args.model or rules.YOUR_MODEL
     return commands.command(row, always=commands.NAMED, **changes)

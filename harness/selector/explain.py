@@ -25,7 +25,7 @@ RELAXED = {
 
 def words(candidate, metric):
     """A candidate in one line."""
-    parts = [f"{metric} {candidate.score:.3f} ± {1.96 * candidate.score_error:.3f}"]
+    parts = [f"{metric} {candidate.score:.3f} ± {candidate.half_interval:.3f}"]
     cached = f", {IN_CACHE}" * (candidate.latency_column == CACHED)
     parts += [f"{candidate.latency_ms:.0f} ms a request (median{cached})"] if candidate.latency_ms is not None else []
     parts += [f"{candidate.memory_gb:.2f} GB peak memory"] if candidate.memory_gb is not None else []
@@ -164,7 +164,7 @@ def by_numbers(decision):
     needed = ", ".join(filter(None, needs))
     sentences = [
         f"Of {decision.considered} configurations, we suggest {chosen.name}.",
-        f"Its {name} is {chosen.score:.2f}, give or take {1.96 * chosen.score_error:.2f}, {where}.",
+        f"Its {name} is {chosen.score:.2f}, give or take {chosen.half_interval:.2f}, {where}.",
         f"{needed[0].upper()}{needed[1:]}." if needed else "",
     ]
     if decision.ties:

@@ -9,7 +9,7 @@ from harness.errors import short
 from harness.results import configurations, names
 from harness.selector import predictor
 from harness.selector.decision import Decision, Undecided, command_for, data_of, limits_of
-from harness.selector.spec import CHARS_A_TOKEN, Data, data_of_rows
+from harness.selector.spec import CHARS_A_TOKEN, Data, data_of_rows, steps_of
 
 VAGUE = 0.15  # half a 95 % interval of a predicted score
 
@@ -77,10 +77,8 @@ def decide(rows, args, recommended):
     sure = "likely" if probability >= predictor.CONFIDENCE else "UNLIKELY" if probability < 0.5 else "not certain"
     likelihood = f"{sure} to be within the limits (probability about {probability:.0%})"
     cautions = [f"predicted, not measured; {likelihood}. Measure it first", *told]
-    if 1.96 * choice.score_error > VAGUE:
-        cautions.append(
-            f"its score cannot be predicted closely (± {1.96 * choice.score_error:.2f}): the order is a guess"
-        )
+    if choice.half_interval > VAGUE:
+        cautions.append(f"its score cannot be predicted closely (± {choice.half_interval:.2f}): the order is a guess")
     if args.cached and args.latency_ms is not None:
         cautions.append("latencies are predicted without a cache")
     decision = Decision(
@@ -110,11 +108,12 @@ def within_reach(learned, args, data):
         labels = known.labels
         if args.data_size is not None and known.steps and known.labels:
             labels = min(args.data_size, predictor.BEYOND * most[known.family])
+        trained_on = (configuration.mean("n_train") or 0) * (labels / known.labels if known.labels else 1)
         wanted = dataclasses.replace(
             known,
             data=data,
             labels=labels,
-            steps=known.steps * labels / known.labels if known.labels else known.steps,
+            steps=steps_of(configuration.rows[0], trained_on),
             params=known.params * scale,
             trainable=known.trainable * scale,
             predicted_gb=known.predicted_gb and known.predicted_gb * scale,

@@ -39,7 +39,7 @@ def how_scored(choice, promise):
 def cautions_of(choice, promise, considered, limits):
     """What to know before relying on a measured choice. promise: its Champion."""
     c, needed, cautions = choice.configuration, limits.required_accuracy, []
-    low = choice.score - 1.96 * choice.score_error if promise.interval[0] is None else promise.interval[0]
+    low = choice.score - choice.half_interval if promise.interval[0] is None else promise.interval[0]
     if needed is not None and low < needed:
         cautions.append(f"its 95 % interval reaches below the {needed:g} needed")
     if limits.serving_memory_gb is not None and c.mean("serving_memory") is None:

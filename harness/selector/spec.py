@@ -4,7 +4,7 @@ import math
 import statistics
 from dataclasses import dataclass
 
-from harness.arguments import auto_epochs, setfit_steps
+from harness.arguments import optimizer_steps
 from harness.results import configurations, names
 
 CHARS_A_TOKEN = 4  # of English text, roughly: for rows that counted tokens alone, and for --tokens
@@ -39,6 +39,7 @@ class Spec:
     predicted_gb: float | None
     encoder: bool  # a classification head on the text, no prompt
     calibrated: bool = False  # label scores are divided by the label prior
+    searched: bool = False  # a prompt that is chosen on the labels
 
     @property
     def family(self):
@@ -74,14 +75,16 @@ class Spec:
         Labels count by class, and apart for each strategy: what a hundred labels give a probe they do not give a
         prompt. So do the classes.
         """
-        labels = math.log10(1 + (self.labels if self.steps else 0) / self.data.classes)
+        learnt_from = self.labels if self.steps or self.searched else 0
+        labels = math.log10(1 + learnt_from / self.data.classes)
         classes = math.log10(self.data.classes)
         is_strategy = [float(self.strategy == name) for name in STRATEGIES]
         own = [x * size for size in (labels, classes) for x in is_strategy]
-        flags = [float(self.encoder), float(self.kind == "classification"), float(self.calibrated)]
+        flags = [float(x) for x in (self.encoder, self.kind == "classification", self.calibrated, self.searched)]
         narrow = [float(self.precision == name) for name in ("int8", "nf4")]
         sizes = [math.log10(self.params), math.log10(1 + self.shots), math.log10(1 + self.data.chars)]
         sizes += [math.log10(1 + self.passages), labels, classes, self.data.majority or 0.0]
+        sizes += [math.log10(1 + self.steps)]
         return [*sizes, *is_strategy, *own, *flags, *narrow]
 
     def work(self):
@@ -89,7 +92,7 @@ class Spec:
         read, written = self.params * self.input_tokens(), self.params * (1 + self.new_tokens)
         bits = [float(self.precision in some) for some in (("bf16", "fp16"), ("int8",), ("nf4",))]
         read_by_class = 0.0 if self.encoder else math.log10(self.data.classes)  # each label is scored
-        flags = [float(self.encoder), float(self.passages > 0), float(self.trainable > 0)]
+        flags = [float(x) for x in (self.encoder, self.passages > 0, self.trainable > 0, self.searched)]
         return [math.log10(1 + read), math.log10(1 + written), read_by_class, *bits, *flags]
 
     def room(self):
@@ -149,34 +152,39 @@ def _prompt_tokens(row):
     return tokens / n if tokens and n and plain and not configurations.is_baseline(row["variant"]) else None
 
 
+def steps_of(row, trained_on):
+    """Optimizer steps of a row's configuration with so many training examples; 0 without training, 1 of a head that is
+    fitted once.
+    """
+    if not row["train_seconds"]:
+        return 0
+    if names.strategy(row) == "probe":
+        return 1
+    flags = {"batch_size": configurations.value(row, "batch_size") or 1, **configurations.flags(row)}
+    return optimizer_steps(flags, trained_on, configurations.task_kind(row))
+
+
 def spec(configuration, data):
     """The Spec of a Configuration. data: of its data set."""
     row, flags = configuration.rows[0], configurations.flags(configuration.rows[0])
-    trained_on, epochs = configuration.mean("n_train") or 0, flags.get("epochs") or 0
-    batch_size, kind = configurations.value(row, "batch_size") or 1, configurations.task_kind(row)
-    if epochs == "auto":
-        epochs = auto_epochs(trained_on, batch_size, kind)
-    steps = (flags.get("max_steps") or math.ceil(epochs * trained_on / batch_size)) if row["train_seconds"] else 0
+    kind, searched = configurations.task_kind(row), row["variant"].startswith("searched")
     strategy = "prompting" if row["strategy"] == "quantized" else names.strategy(row)  # the same at another precision
-    probe = strategy == "probe"
-    steps = 1 if probe and row["train_seconds"] else steps  # a head that is fitted once
-    if strategy == "setfit":
-        steps = flags.get("max_steps") or setfit_steps(trained_on)
     encoder = kind == "classification" and strategy in ("full_finetuning", "peft", "probe", "setfit")
-    encoder = encoder and not (probe and row["variant"].startswith("lm_"))
+    encoder = encoder and not (strategy == "probe" and row["variant"].startswith("lm_"))
     return Spec(
         strategy,
         kind,
         data,
         configuration.mean("total_params") or 1.0,
         configuration.mean("labels_used") or 0,
-        configurations.value(row, "k_shots") or 0,
+        0 if searched else configurations.value(row, "k_shots") or 0,  # what a search chooses is not known before
         row["precision"],
         configuration.mean("trainable_params") or 0.0,
         flags.get("k") or 0 if row["strategy"] == "rag" else 0,
         0 if kind == "classification" else flags.get("max_new_tokens") or 32,
-        steps,
+        steps_of(row, configuration.mean("n_train") or 0),
         configuration.mean("predicted_gb"),
         encoder,
         flags.get("calibrate") not in (None, "none"),
+        searched,
     )

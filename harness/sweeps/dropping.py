@@ -12,13 +12,12 @@ what it may still gain:
     + allowance of the rung < 0
 """
 
-import math
 from typing import NamedTuple
 
 import numpy as np
 from scipy.stats import binom
 
-from harness.arguments import auto_epochs, setfit_steps
+from harness.arguments import optimizer_steps
 from harness.results import configurations, run_scores, stats, store
 from harness.sweeps import progress
 
@@ -42,21 +41,6 @@ RUNGS = (
 )
 
 
-def steps_of(args, n_examples, kind):
-    """Optimizer steps of a whole run on one device: of finetune.py, peft_finetune.py, or probe.py --tune contrastive.
-
-    args: {flag: value}.
-    """
-    most = args.get("max_steps")
-    if args.get("tune") == "contrastive":
-        return min(setfit_steps(n_examples), most or math.inf)
-    if most:
-        return most
-    batch = args["batch_size"] * args["gradient_accumulation"]
-    epochs = auto_epochs(n_examples, batch, kind) if args["epochs"] == "auto" else args["epochs"]
-    return math.ceil(epochs * math.ceil(n_examples / batch))
-
-
 def whole_of(args, size, learns):
     """{flag: number} of what a cell's cost grows with: steps or labels, inputs without labels, evaluation examples.
 
@@ -67,7 +51,7 @@ def whole_of(args, size, learns):
     budget = "label_budget" if args.get("label_budget") else "max_train_samples"
     labels = args.get(budget) or size.train
     if learns == "steps":
-        whole["max_steps"] = steps_of(args, labels, size.kind)
+        whole["max_steps"] = optimizer_steps(args, labels, size.kind)
     elif learns == "labels":
         whole[budget] = labels
     if args.get("unlabelled"):

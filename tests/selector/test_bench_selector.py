@@ -18,11 +18,12 @@ def bench(monkeypatch):
 
 
 def test_a_choice_is_right_within_the_limits_or_where_there_is_nothing(bench):
-    good, poor = (Candidate(str(s), "peft", s, 50.0, 1.0, 10, 0.0) for s in (0.8, 0.6))
+    good, poor = (Candidate(str(s), "peft", s, 50.0, 1.0, 10, 0.0, majority=0.5) for s in (0.8, 0.6))
     slow, limits = Candidate("slow", "peft", 0.9, 500.0, 1.0, 10, 0.0), Limits(latency_ms=100, data_size=10)
-    assert bench.judge(poor, [good, poor], limits) == {"right": True, "kept": True, "behind": pytest.approx(0.2)}
-    assert bench.judge(slow, [good], limits) == {"right": False, "kept": False, "behind": None}
-    assert bench.judge(None, [good], limits) == {"right": False, "kept": False, "behind": None}
+    short = pytest.approx(0.2)
+    assert bench.judge(poor, [good, poor], limits) == {"right": True, "kept": True, "behind": short, "lost": short}
+    missed = {"right": False, "kept": False, "behind": None, "lost": pytest.approx(0.3)}  # all above the majority class
+    assert bench.judge(slow, [good], limits) == bench.judge(None, [good], limits) == missed
     assert bench.judge(None, [], limits)["right"] and bench.judge(slow, [], limits)["kept"] is None
     assert not bench.judge(slow, [], limits)["right"]
 
@@ -51,5 +52,8 @@ def test_it_learns_from_the_other_data_sets_alone(bench, tmp_path, monkeypatch):
     assert seen == {(name, frozenset(everything - {name})) for name in everything}
     found = json.loads(out.read_text())
     right = {name: cells["right"][0] for name, cells in found["choosers"].items()}
+    ahead = {name: cells["ahead"][0] for name, cells in found["choosers"].items()}
+    assert ahead == pytest.approx({name: right["selector"] - share for name, share in right.items()})
+    assert right["nothing"] == pytest.approx(found["nothing"] / found["settings"], abs=0.05)
     assert right["selector"] > 0.8 > right["random"], "the rows follow a law that can be learnt"
     assert set(right) == set(bench.CHOOSERS) and found["nothing"] > 0

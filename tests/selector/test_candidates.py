@@ -12,6 +12,7 @@ from harness.selector.candidates import (
     nearest,
     obstacles,
     surely_within,
+    with_all_labels,
 )
 
 
@@ -78,6 +79,23 @@ def test_after_the_break_even_both_have_cost_the_same():
     requests, days = break_even(trained, plain, 500)
     assert trained.cost_seconds(requests) == pytest.approx(plain.cost_seconds(requests)) and days == requests / 500 == 4
     assert break_even(plain, trained, 500) is None
+
+
+def test_a_row_that_does_not_say_how_many_labels_it_used_breaks_that_limit():
+    unknown = Candidate("a", "probe", 0.9, 30.0, 1.0, None, 1.0)
+    known = Candidate("a", "probe", 0.7, 30.0, 1.0, 16, 1.0)
+    for some in ([unknown, known], [known, unknown]):
+        left = with_all_labels(some, 100)
+        assert left == [known] and choose(left, Limits(data_size=100))[0] is known
+    assert choose(with_all_labels([unknown], 100), Limits(data_size=100))[0] is None
+
+
+def test_a_spread_of_two_runs_is_wider_than_one_of_many():
+    often = Candidate("c", "probe", 0.7, 40.0, 1.0, 10, 1.0, latency_error=0.1)
+    assert surely_within(often, Limits(latency_ms=50))
+    assert not surely_within(dataclasses.replace(often, spread_degrees=1), Limits(latency_ms=50))
+    assert often.half_interval == 0
+    assert dataclasses.replace(often, score_error=0.1, degrees=2).half_interval == pytest.approx(0.43, abs=0.001)
 
 
 def test_a_latency_that_varies_across_the_limit_is_not_surely_within():

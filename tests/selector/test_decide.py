@@ -114,6 +114,9 @@ def test_rows_of_earlier_contents_of_a_file_do_not_decide(capsys, tmp_path):
     data.write_text("text,label\na,b\nc,d\n")
     found = decide(f"--dataset {data}", capsys, path)
     assert found["basis"] == "rules" and f"1 rows are of other contents of {data}" in found["cautions"][-1]
+    path = results_csv(tmp_path / "s.csv", [old, {**old, "run_id": "d", "status": "dropped", "note": "n"}])
+    found = decide(f"--dataset {data}", capsys, path)
+    assert found["basis"] == "rules", "nor does a race that was held on them"
 
 
 def test_a_file_that_is_not_there_is_no_data_set(capsys, tmp_path):
@@ -159,7 +162,8 @@ def test_a_predicted_command_has_the_flags_of_its_own_data(capsys, tmp_path):
     for command in (found["command"], *(other["command"] for other in found["others"])):
         args = parsed(command)
         assert args.dataset == "elsewhere/new" and args.text_column is None and args.label_words is None
-        assert getattr(args, "max_steps", None) is None and getattr(args, "max_length", None) is None
+        assert getattr(args, "max_length", None) is None
+    assert parsed(found["command"]).max_steps == 20, "of the configuration whose score was predicted"
     found = decide(f"--dataset data/own --task classification --data_size 500 --model mine {TOLD}", capsys, path)
     args = parsed(found["command"])
     assert found["basis"] == "model" and (args.dataset, args.model) == ("data/own", "mine")
@@ -199,6 +203,18 @@ def test_what_is_trained_has_all_labels_that_there_are(capsys, tmp_path):
     assert args.label_budget == 700 and args.max_train_samples is None
     found = decide(f"--dataset new --data_size 70000 {TOLD}", capsys, path)
     assert found["configuration"]["labels"] == 2000, "no further than twice what was measured"
+
+
+def test_a_run_of_few_steps_does_not_tie_with_a_longer_one_at_the_same_labels(capsys, tmp_path):
+    rows = made_up_rows()
+    for row in [row for row in rows if row["strategy"] == "full_finetuning"]:
+        flags = {**json.loads(row["args"]), "max_steps": 20}
+        short = {"score": row["score"] - 0.2, "train_seconds": 1, "run_id": f"{row['run_id']} {row['dataset']} short"}
+        rows.append({**row, **short, "args": json.dumps(flags)})
+    path = results_csv(tmp_path / "r.csv", rows)
+    found = decide(f"--dataset new --data_size 700 {TOLD}", capsys, path)
+    assert found["basis"] == "model" and parsed(found["command"]).max_steps is None
+    assert found["configuration"]["score"] > 0.65
 
 
 def test_the_columns_of_a_data_set_are_known_from_rows_of_other_machines(capsys, tmp_path):

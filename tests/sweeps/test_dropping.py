@@ -7,6 +7,7 @@ import pytest
 from row_helpers import result_row, write_run
 
 import finetune
+from harness import arguments
 from harness.results import stats
 from harness.sweeps import dropping
 from harness.sweeps.cells import Size
@@ -50,7 +51,7 @@ def test_a_rung_is_a_share_of_steps_or_labels_and_of_examples():
 )
 def test_steps_are_those_that_the_trainer_makes(flags, steps):
     args = vars(finetune.parse_args([*flags, "--label_budget", "200"]))
-    found = dropping.steps_of(args, 200, "classification")
+    found = arguments.optimizer_steps(args, 200, "classification")
     if steps is None:
         length = trainer.with_epochs(SimpleNamespace(**args), 200, "classification")
         steps = trainer.n_steps(200, length)
