@@ -1,169 +1,220 @@
-"""What a race saves and risks: races replayed from the runs of finished ones, and the allowances of its rungs.
+"""What a race saves and risks: races replayed from the runs of finished ones, and the gains of its rungs.
 
-    OMP_NUM_THREADS=1 python sweep.py suites/races.yaml --race --keep_losers --results races.csv --workers 2
-    python benchmarks/race_replay.py --results races.csv --readme docs/selector.md
+    for data in question_type dolly_category ..; do
+        OMP_NUM_THREADS=1 python sweep.py suites/compare.yaml --dataset assets/data/search/$data --race --keep_losers \\
+            --set bf16=true precision=bf16 label_budget=125 --results races/$data.csv --workers 2 --continue_on_error
+    done
+    python benchmarks/race_replay.py --results races/*.csv          # adds what these runs scored to --ladders
+    python benchmarks/race_replay.py --readme docs/selector.md      # replays from there
 
-The sweep runs all configurations on all rungs and whole. For each data set, label budget and draw of labels the race is
-then held with the run folders in place of runs: it takes the seconds of the rows, without the start of a process.
+--keep_losers runs all configurations on all rungs and whole. For each data set, label budget and draw of labels the
+race is then held again with these runs: it takes the seconds of their rows. A data set is raced with the gains of the
+others.
 
-Only configurations that have all their labels on a rung are compared there, see dropping. An allowance is by how much
-more than the leader of a rung the others gain from there to their whole run:
-the 95 % quantile, data sets weighted alike. A data set is raced with the allowances of the others.
+A Gain is a ratio over all data sets but one, each counted the same: what configurations gained from a rung to their
+whole run, on the examples of the rung, by what they lacked to 1. Its sd is that of a new data set, from the squares of
+what is left.
 
-Needs the run folders; no GPU and no model. Writes benchmarks/results/race_replay.json.
+Needs no GPU and no model. Writes benchmarks/results/race_replay.json.
 """
 
+import json
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from bench_selector import bootstrap, mean_of
-from common import markdown, publish
+from common import ROOT, markdown, publish
 
 import utils
 from harness import flags
 from harness.results import configurations, run_scores, store
-from harness.selector.candidates import LABEL_FLAGS
 from harness.sweeps import dropping, progress
-from harness.sweeps.dropping import RUNGS, Entry
+from harness.sweeps.dropping import MARGIN, NONE, RISK, RUNGS, Entry, Gain
 from harness.sweeps.race import beside
 
-QUANTILE = 0.95
-POINT = 0.01  # a pick within this of the whole suite's counts as the same
+LADDERS = ROOT / "benchmarks" / "results" / "race_ladders.jsonl"
 
 
 def parse_args(argv=None):
     parser = flags.ArgumentParser(__doc__)
     add = parser.add_argument
-    add("--results", nargs="+", required=True, metavar="CSV", help="rows of finished sweeps, their run folders beside")
+    add("--results", nargs="+", default=[], metavar="CSV", help="rows of finished races, their run folders beside")
+    add(
+        "--ladders",
+        metavar="FILE",
+        default=str(LADDERS),
+        help="what runs scored on each example (default: the shipped)",
+    )
     add("--output", metavar="FILE", help="the numbers (default: benchmarks/results/race_replay.json)")
     add("--readme", metavar="FILE", help="put the table between its marks there")
     return parser.parse_args(argv)
 
 
-@dataclass
-class Run:
-    """One row with the scores of its examples, in the order in which they were scored."""
+@dataclass(frozen=True)
+class Ladder:
+    """One configuration on all rungs and whole, with one draw of labels."""
 
-    row: dict
-    ids: list
-    scores: np.ndarray
-    clusters: list
-
-    @property
-    def entry(self):
-        return Entry([self.row], self.ids, self.scores, self.clusters)
-
-    whole: dict = None  # the flags of the whole run
-
-    @property
-    def has_all_labels(self):
-        given = configurations.flags(self.row)
-        return all(given.get(name) == self.whole.get(name) for name in (*LABEL_FLAGS, "unlabelled"))
+    data: str
+    metric: str
+    budget: int | None
+    draw: int
+    name: str
+    learns: str
+    seconds: list  # of each rung, and of the whole run
+    scores: list  # [of each rung, of the whole run] of [n] scores, the first examples of the same order
+    clusters: list  # [N]
 
     @property
-    def seconds(self):
-        return progress.seconds_of(self.row)
+    def race(self):
+        return self.data, self.metric
+
+    def mean(self, step, n=None):
+        """Mean score of a rung's run, or of the whole run (-1), on the first n examples."""
+        return float(np.mean(self.scores[step][:n]))
+
+    def entry(self, step, gain):
+        n = len(self.scores[step])
+        return Entry(list(range(n)), np.array(self.scores[step]), self.clusters[:n], gain, self.seconds[-1])
 
 
-def read_run(row, folder):
-    """The Run of a row; None without its folder."""
-    try:
-        run = run_scores.read(run_scores.run_folder(row, folder))
-    except utils.UserError:
-        return None
-    ids = list(run.scores)
-    return Run(row, ids, np.array([run.scores[key] for key in ids]), [run.clusters[key] for key in ids])
+# ------------------------------------------------------------------------------------------------------------ collect
 
 
-def ladders(paths):
-    """[(data set, labels, {configuration: [Run of each rung, whole run]})], one for each data set, budget and draw."""
-    found = defaultdict(dict)
-    for path in paths:
-        rows = {row["run_id"]: row for file in (path, beside(path, "_rungs.csv")) for row in store.read_if_there(file)}
-        for racer in utils.read_json(beside(path, "_race.json"), list, "--results"):
-            for draw, ids in enumerate(zip(*racer["rungs"], racer["whole"], strict=False)):
-                runs = [read_run(rows[run_id], Path(path).parent) for run_id in ids if run_id in rows]
-                if len(runs) == len(RUNGS) + 1 and None not in runs:
-                    for run in runs:
-                        run.whole = configurations.flags(runs[-1].row)
-                    row = runs[-1].row
-                    given = configurations.flags(row)
-                    key = (configurations.data_name(row), row["eval_id"], given.get("label_budget"), draw)
-                    found[key][racer["name"]] = runs
+def collected(path):
+    """[Ladder] of a finished race with --keep_losers: of its CSV, _rungs.csv, _race.json and run folders."""
+    rows = {row["run_id"]: row for file in (path, beside(path, "_rungs.csv")) for row in store.read_if_there(file)}
+    found = []
+    for racer in utils.read_json(beside(path, "_race.json"), list, "--results"):
+        for draw, ids in enumerate(zip(*racer["rungs"], racer["whole"], strict=False)):
+            if len(ids) != len(RUNGS) + 1 or not all(run_id in rows for run_id in ids):
+                continue
+            of_rungs = [rows[run_id] for run_id in ids]
+            try:
+                runs = [run_scores.read(run_scores.run_folder(row, Path(path).parent)) for row in of_rungs]
+            except utils.UserError as error:
+                print(f"{racer['name']} is left out: {error}")
+                continue
+            order = list(runs[-1].scores)
+            if any(list(run.scores) != order[: len(run.scores)] for run in runs):
+                raise utils.UserError(f"{path}: the runs of {racer['name']} were scored on other examples")
+            whole = of_rungs[-1]
+            names = {name: i for i, name in enumerate(dict.fromkeys(runs[-1].clusters.values()))}
+            found.append(
+                Ladder(
+                    configurations.data_name(whole),
+                    whole["metric"],
+                    configurations.flags(whole).get("label_budget"),
+                    draw,
+                    racer["name"].split(" ", 1)[1],
+                    racer["learns"],
+                    [round(progress.seconds_of(row), 1) for row in of_rungs],
+                    [[round(score, 4) for score in run.scores.values()] for run in runs],
+                    [None if runs[-1].clusters[key] is None else names[runs[-1].clusters[key]] for key in order],
+                )
+            )
+    return found
+
+
+def read_ladders(path):
+    return [Ladder(**record) for record in store.read_jsonl(path)] if Path(path).is_file() else []
+
+
+def merged(old, new):
+    """Old ladders and new ones, which replace those of the same configuration, data, budget and draw."""
+
+    def key(ladder):
+        return ladder.data, ladder.budget or 0, ladder.draw, ladder.name
+
+    return [some for _, some in sorted({key(one): one for one in [*old, *new]}.items())]
+
+
+# ------------------------------------------------------------------------------------------------------------- replay
+
+
+def races_of(ladders):
+    """[(data set, budget, {configuration: Ladder})]; what uses no labels races in each."""
+    found, without = defaultdict(dict), defaultdict(dict)
+    for one in ladders:
+        if one.budget is None:
+            without[one.race][one.name] = one
+        else:
+            found[one.race, one.budget, one.draw][one.name] = one
+    made = ((race, budget, {**without[race], **some}) for (race, budget, _), some in found.items())
+    return [(race[0], budget, some) for race, budget, some in made if len(some) > 1]
+
+
+def gains(ladders):
+    """[of each rung {what a configuration is shortened by: Gain}]."""
     made = []
-    for (data, eval_id, budget, _), racers in found.items():
-        if budget is None:
-            continue  # prompts without labels race against each budget
-        without = found.get((data, eval_id, None, 0), {})
-        racers = {**without, **racers}
-        if len(racers) > 1:
-            made.append((data, budget, racers))
+    for step in range(len(RUNGS)):
+        by_kind = defaultdict(lambda: defaultdict(list))
+        for one in ladders:
+            before = one.mean(step)
+            by_kind[one.learns][one.data].append((1 - before, one.mean(-1, len(one.scores[step])) - before))
+        found = {"nothing": NONE}
+        for kind in ("steps", "labels"):
+            sets = [np.array(pairs) for pairs in by_kind[kind].values()]  # of (lack, gain)
+            if not sets:
+                found[kind] = RUNGS[step].gains[kind]
+                continue
+            squares = sum(np.mean(pairs[:, 0] ** 2) for pairs in sets)
+            mean = sum(np.mean(pairs[:, 0] * pairs[:, 1]) for pairs in sets) / squares
+            left = sum(np.mean((pairs[:, 1] - mean * pairs[:, 0]) ** 2) for pairs in sets)
+            n = len(sets)
+            found[kind] = Gain(float(mean), float(np.sqrt(left / squares * n / max(n - 1, 1) * (1 + 1 / n))))
+        made.append(found)
     return made
 
 
-def extra_gains(ladder, number):
-    """By how much more than the leader of a rung each configuration behind it gains in its whole run."""
-    racers = {name: runs for name, runs in ladder[2].items() if runs[number].has_all_labels}
-    small = {name: float(runs[number].scores.mean()) for name, runs in racers.items()}
-    whole = {name: float(runs[-1].scores.mean()) for name, runs in racers.items()}
-    leader = max(small, key=small.get)
-    return [(whole[c] - small[c]) - (whole[leader] - small[leader]) for c in racers if c != leader]
+def replay(racers, known):
+    """{"share": of the whole suite's seconds, "behind": the whole suite's pick less the race's, "dropped", "rungs"}.
 
-
-def allowances(some):
-    """[one for each rung], the QUANTILE of the extra gains of the ladders, data sets weighted alike; 0 at least."""
-    made = []
-    for number in range(len(RUNGS)):
-        by_data = defaultdict(list)
-        for ladder in some:
-            by_data[ladder[0]] += extra_gains(ladder, number)
-        pairs = sorted((gain, 1 / len(gains)) for gains in by_data.values() for gain in gains)
-        weights = np.cumsum([weight for _, weight in pairs])
-        place = int(np.searchsorted(weights, QUANTILE * weights[-1]))
-        made.append(max(0.0, pairs[min(place, len(pairs) - 1)][0]))
-    return made
-
-
-def replay(ladder, allowed):
-    """{"share": of the whole suite's seconds, "behind": the whole suite's pick less the race's, "dropped"}."""
-    _, _, racers = ladder
-    left, spent = dict(racers), 0.0
-    for number, allowance in enumerate(allowed):
-        spent += sum(runs[number].seconds for runs in left.values())
-        entries = {name: runs[number].entry for name, runs in left.items() if runs[number].has_all_labels}
-        for name in dropping.behind(entries, allowance, len(RUNGS)):
-            del left[name]
-    spent += sum(runs[-1].seconds for runs in left.values())
-    whole = {name: float(runs[-1].scores.mean()) for name, runs in racers.items()}
+    racers: {configuration: Ladder}; known: of `gains`.
+    """
+    left, spent, risk, rungs = dict(racers), 0.0, 0.0, []
+    for step, of_rung in enumerate(known):
+        spent += sum(one.seconds[step] for one in left.values() if len(one.scores[step]) < len(one.scores[-1]))
+        entries = {name: one.entry(step, of_rung[one.learns]) for name, one in left.items()}
+        out, more = dropping.behind(entries, RISK * (step + 1) / len(RUNGS) - risk)
+        risk += more
+        rungs.append(sorted(out))
+        left = {name: one for name, one in left.items() if name not in out}
+    spent += sum(one.seconds[-1] for one in left.values())
+    whole = {name: one.mean(-1) for name, one in racers.items()}
     return {
-        "share": spent / sum(runs[-1].seconds for runs in racers.values()),
+        "share": spent / sum(one.seconds[-1] for one in racers.values()),
         "behind": max(whole.values()) - max(whole[name] for name in left),
         "dropped": 1 - len(left) / len(racers),
+        "risk": risk,
+        "rungs": rungs,
     }
 
 
 @utils.clean_exit
 def main(argv=None):
     args = parse_args(argv)
-    some = ladders(args.results)
+    ladders = read_ladders(args.ladders)
+    if args.results:
+        ladders = merged(ladders, [one for path in args.results for one in collected(path)])
+        lines = (json.dumps(vars(one), separators=(",", ":")) + "\n" for one in ladders)
+        Path(args.ladders).write_text("".join(lines), encoding="utf-8")
+    some = races_of(ladders)
     sets = sorted({data for data, _, _ in some})
     if len(sets) < 2:
         raise utils.UserError(f"rungs were measured on {len(sets)} data sets; two are needed at least")
-    everywhere, races = allowances(some), []
-    for ladder in some:
-        others = [other for other in some if other[0] != ladder[0]]
-        races.append({"data": ladder[0], "budget": ladder[1], **replay(ladder, allowances(others))})
-    rows, data = [], {"allowances": everywhere, "data_sets": sets, "races": races, "budgets": {}}
+    races = []
+    for data, budget, racers in some:
+        known = gains([one for one in ladders if one.data != data])
+        races.append({"data": data, "budget": budget, **replay(racers, known)})
+    rows, data = [], {"gains": gains(ladders), "data_sets": sets, "races": races, "budgets": {}}
     for budget in [*sorted({race["budget"] for race in races}), None]:
         chosen = [race for race in races if budget in (None, race["budget"])]
-        if not chosen:
-            continue
         parts = {}
         for name in ("share", "dropped", "behind"):
             parts[name] = told(chosen, lambda race, name=name: race[name])
-        parts["same"] = told(chosen, lambda race: float(race["behind"] <= POINT))
+        parts["same"] = told(chosen, lambda race: float(race["behind"] <= MARGIN))
         data["budgets"][str(budget or "all")] = parts
         worst = max(race["behind"] for race in chosen)
         cells = [
@@ -171,11 +222,14 @@ def main(argv=None):
             for mean, low, high in (parts[n] for n in ("share", "dropped", "same"))
         ]
         rows.append([f"{budget:,}" if budget else "all", len(chosen), *cells, f"{worst:.3f}"])
-    written = ", ".join(f"{allowance:.3f}" for allowance in everywhere)
+    written = "; ".join(
+        ", ".join(f"{kind} {gain.mean:.2f} ± {gain.sd:.2f}" for kind, gain in of_rung.items() if kind != "nothing")
+        for of_rung in data["gains"]
+    )
     header = ["labels", "races", "seconds of the whole suite", "dropped", "pick within 1 point", "worst pick"]
     lines = [
-        f"{len(races)} races on {len(sets)} data sets. Allowances of the rungs from all of them: {written} (each race "
-        "is held with those of the other data sets). Means over data sets, with 95 % intervals by bootstrap over them.",
+        f"{len(races)} races on {len(sets)} data sets. Gains of the rungs from all of them: {written} (each race is "
+        "held with those of the other data sets). Means over data sets, with 95 % intervals by bootstrap over them.",
         "",
         markdown(header, rows),
     ]

@@ -203,17 +203,6 @@ def paired_parts(first, second, clusters=None):
     return float(differences.mean()), [example_variance(differences, clusters)]
 
 
-def most(first, second, clusters=None, alpha=SIGNIFICANT):
-    """One-sided upper bound of the mean difference second - first, which holds with probability 1 - alpha; infinite for
-    a single cluster. first, second, clusters: as for `paired`.
-    """
-    centre, parts = paired_parts(first, second, clusters)
-    variance, _ = parts[0]
-    if variance is None:
-        return np.inf
-    return centre + float(t.ppf(1 - alpha, degrees_of_freedom(parts)) * np.sqrt(variance))
-
-
 def mcnemar(first, second):
     """McNemar's exact test on the same examples (McNemar 1947; scipy's binomial test, two-sided).
 

@@ -5,24 +5,41 @@ makes some, and is scored on a share of its evaluation examples; those that are 
 whole, as without a race: successive halving (Jamieson and Talwalkar 2016), but with a test in place of a fixed share. A
 short run has a whole schedule of its own: with few labels --epochs auto makes as many steps as with many, so fewer
 labels would save nothing. Distillation, and prompts that are chosen on labels, have a share of their labels instead.
-After each rung a configuration is dropped that breaks a limit, or that is behind the best one by more than noise and
-what it may still gain:
+What breaks a limit is dropped after a few requests, before it is trained.
 
-    upper bound of (its score - the leader's), paired over the examples, one-sided, ALPHA / (configurations x rungs)
-    + allowance of the rung < 0
+After each rung the probability is computed that a configuration's whole run is better by more than MARGIN than that of
+the best one: from the paired difference of the two on the examples of the rung, with its standard error, and from what
+configurations gained on other data sets from this rung to their whole run (Gain). Those are dropped of which this is
+least likely for the seconds that it saves, as long as the probabilities of all that are dropped add up to no more than
+RISK. So the race's pick is within MARGIN of the whole suite's in 1 - RISK of races, if gains are as on the other data
+sets (and more often where several of the dropped ones would be better in the same races).
 """
 
 from typing import NamedTuple
 
 import numpy as np
-from scipy.stats import binom
+from scipy.stats import binom, t
 
 from harness.arguments import optimizer_steps
 from harness.results import configurations, run_scores, stats, store
 from harness.sweeps import progress
 
-ALPHA = 0.05  # of dropping the best one, where labels change no ranks: of its comparisons with all others, on all rungs
+RISK = 0.05  # of dropping what would be better by more than MARGIN, over the whole race
+MARGIN = 0.01  # a pick within this of the whole suite's counts as the same
 LEAST_LABELS, LABELS_A_CLASS, LEAST_STEPS, LEAST_EXAMPLES = 16, 2, 20, 64  # of a rung
+REQUESTS = 20  # after which limits are checked
+
+
+class Gain(NamedTuple):
+    """What a configuration gains from a rung to its whole run on the same examples, as a share of what it lacks to 1
+    on the rung.
+    """
+
+    mean: float
+    sd: float  # of a new data set
+
+
+NONE = Gain(0.0, 0.0)
 
 
 class Rung(NamedTuple):
@@ -30,14 +47,13 @@ class Rung(NamedTuple):
 
     training: float  # of steps or labels
     examples: float
-    # by how much more than the leader a configuration may gain from here to the whole run, by what it is shortened by
-    allowances: dict
+    gains: dict  # {what a configuration is shortened by: Gain}
 
 
-# benchmarks/race_replay.py measures the allowances
+# the gains are those of benchmarks/race_replay.py
 RUNGS = (
-    Rung(1 / 16, 1 / 4, {"nothing": 0.02, "steps": 0.30, "labels": 0.10}),
-    Rung(1 / 4, 1 / 2, {"nothing": 0.02, "steps": 0.10, "labels": 0.05}),
+    Rung(1 / 16, 1 / 4, {"nothing": NONE, "steps": Gain(0.4, 0.4), "labels": Gain(0.3, 0.4)}),
+    Rung(1 / 4, 1 / 2, {"nothing": NONE, "steps": Gain(0.2, 0.3), "labels": Gain(0.2, 0.3)}),
 )
 
 
@@ -59,6 +75,13 @@ def whole_of(args, size, learns):
     return whole
 
 
+def for_limits(whole):
+    """{flag: number} that makes of a cell one step and REQUESTS examples; {} where it makes no steps."""
+    return (
+        {"max_steps": 1, "max_eval_samples": min(REQUESTS, whole["max_eval_samples"])} if "max_steps" in whole else {}
+    )
+
+
 def at_rung(whole, rung, classes):
     """{flag: number} that makes of a cell its run on a rung; {} where it is as small already. whole: of whole_of."""
     labels = max(LEAST_LABELS, LABELS_A_CLASS * classes)
@@ -73,40 +96,63 @@ def at_rung(whole, rung, classes):
 class Entry(NamedTuple):
     """A configuration's runs on one rung."""
 
-    rows: list  # of its cells
     ids: list  # [N] examples
     scores: np.ndarray  # [N] means over its runs
     clusters: list  # [N]
-    allowance: float  # of the rung, see Rung
+    gain: Gain
+    seconds: float  # that its whole runs take
+
+    @property
+    def lack(self):
+        return max(0.0, 1.0 - float(self.scores.mean()))
+
+    @property
+    def expected(self):
+        """Its score of a whole run."""
+        return float(self.scores.mean()) + self.gain.mean * self.lack
 
 
-def entry(rows, beside, allowance):
+def entry(rows, beside, gain, seconds):
     """The Entry of rows of one configuration; None where one of them has no scores of single examples."""
     found = run_scores.of_rows(rows, beside)
-    return None if found is None else Entry(rows, found.ids, found.means, found.clusters, allowance)
+    return None if found is None else Entry(found.ids, found.means, found.clusters, gain, seconds)
 
 
-def behind(entries, looks):
-    """{name: why} of the configurations that are behind the best one.
+def chance_to_be_better(other, best):
+    """Probability that the whole run of an Entry is better than that of another one by more than MARGIN.
 
-    entries: {name: Entry} of one rung, on the same examples; looks: how many rungs there are.
+    Student's t for the paired difference on the same examples, whose variance and that of both gains add up. 1.0 where
+    the examples are one cluster.
+    """
+    difference, parts = stats.paired_parts(best.scores.tolist(), other.scores.tolist(), best.clusters)
+    if parts[0][0] is None:
+        return 1.0
+    difference += other.gain.mean * other.lack - best.gain.mean * best.lack
+    variance = parts[0][0] + (other.gain.sd * other.lack) ** 2 + (best.gain.sd * best.lack) ** 2
+    return float(t.sf((MARGIN - difference) / max(np.sqrt(variance), 1e-9), stats.degrees_of_freedom(parts)))
+
+
+def behind(entries, allowed):
+    """({name: why} of those to drop, the sum of their probabilities to be better than what is left).
+
+    entries: {name: Entry} of one rung, on the same examples; allowed: what the sum may be. Whose whole run saves most
+    seconds for its probability is dropped first.
     """
     if len(entries) < 2:
-        return {}
-    leader = max(entries, key=lambda name: entries[name].scores.mean())
-    best, dropped = entries[leader], {}
-    for name, other in entries.items():
-        if name == leader or other.ids != best.ids:
+        return {}, 0.0
+    leader = max(entries, key=lambda name: entries[name].expected)
+    best, dropped, risk = entries[leader], {}, 0.0
+    others = {name: one for name, one in entries.items() if name != leader and one.ids == best.ids}
+    chances = {name: chance_to_be_better(one, best) for name, one in others.items()}
+    for name in sorted(others, key=lambda name: chances[name] / max(others[name].seconds, 1.0)):
+        if risk + chances[name] > allowed:
             continue
-        alpha = ALPHA / (len(entries) - 1) / looks
-        most = stats.most(best.scores.tolist(), other.scores.tolist(), best.clusters, alpha)
-        if most + other.allowance < 0:
-            short = best.scores.mean() - other.scores.mean()
-            dropped[name] = (
-                f"{short:.3f} behind {leader} on {len(best.ids)} examples; at least {-most:.3f}, "
-                f"of which it may make up {other.allowance:.3f} in a whole run"
-            )
-    return dropped
+        risk += chances[name]
+        dropped[name] = (
+            f"{best.scores.mean() - others[name].scores.mean():.3f} behind {leader} on {len(best.ids)} examples; "
+            f"better in a whole run by more than {MARGIN:g} with a probability of {chances[name]:.1%}"
+        )
+    return dropped, risk
 
 
 def median_bound(milliseconds, alpha=stats.SIGNIFICANT):

@@ -5,12 +5,13 @@ import threading
 
 from harness.results import configurations
 
+START = 8.0  # seconds that a script takes to start and to import what it needs, on two cores
 PARTS = ("load_seconds", "index_seconds", "compile_seconds", "train_seconds", "eval_seconds")  # of a row
 
 
 def seconds_of(row):
-    """What a row says of its run's seconds: loading, indexing, training, scoring, and the single requests."""
-    spent = sum(configurations.value(row, part) or 0.0 for part in PARTS)
+    """A run's seconds by its row: start, loading, indexing, training, scoring, and the single requests."""
+    spent = START + sum(configurations.value(row, part) or 0.0 for part in PARTS)
     requests = configurations.flags(row).get("latency_runs") or 0
     return spent + (configurations.value(row, "latency_ms_mean") or 0.0) / 1000 * requests
 
@@ -19,7 +20,7 @@ class TimeLeft:
     """A mean of the seconds of runs of the same script and model, else of the same script."""
 
     def __init__(self, rows=()):
-        """rows: of runs that were made before, whose start is not in their seconds."""
+        """rows: of runs that were made before."""
         self.lock, self.seen = threading.Lock(), []
         for row in rows:
             self.add(row["script"], configurations.flags(row), seconds_of(row))

@@ -42,11 +42,10 @@ class Racer:
     runs: list = field(default_factory=list)  # [rungs] of the run ids of its rows there
     dropped: str | None = None  # why
 
-    def enter(self, rung, args):
-        """Make its cells of a rung; they are its own where the data are that small already. args: with the results CSV
-        of the rungs.
+    def enter(self, fewer, args):
+        """Make its cells of a rung; they are its own where these are that small already. fewer: {flag: number}; args:
+        with the results CSV of the rungs.
         """
-        fewer = dropping.at_rung(self.whole, rung, self.size.classes)
         changes = {name: Plain(n) for name, n in fewer.items()}
         if "max_steps" in changes:
             changes["epochs"] = Plain("")  # which the steps replace
@@ -56,6 +55,14 @@ class Racer:
     @property
     def is_whole(self):
         return self.on_rung == self.cells
+
+    @property
+    def failed(self):
+        return any(row is None or row["status"] not in ("ok", "degenerate") for row in self.rows)
+
+    def whole_seconds(self):
+        """Of its whole runs, by its rows of the last rung."""
+        return sum(dropping.whole_seconds(row, self.whole) for row in self.rows if row)
 
 
 class Race:
@@ -70,7 +77,7 @@ class Race:
         for cell in cells:
             without = {name: value for name, value in cell.args.items() if name not in configurations.SEEDS}
             groups.setdefault(identity(cell.script, without), []).append(cell)
-        self.racers, self.seconds = [], 0.0  # of the rungs
+        self.racers, self.seconds, self.risks = [], 0.0, {}  # seconds of the rungs, risk of each data set
         for some in groups.values():
             size = about_data(some[0])[1]
             name = " ".join(word for word in some[0].name.split() if word.split("=")[0] not in configurations.SEEDS)
@@ -79,27 +86,41 @@ class Race:
             self.racers.append(Racer(f"{len(self.racers) + 1} {name}", some, size, kind, whole))
 
     def run(self):
-        """Rung after rung, then what is left as a whole. Rows of what is dropped are added with the status dropped."""
+        """Limits, rung after rung, then what is left as a whole. Rows of what is dropped are added with the status
+        dropped.
+        """
+        if self.args.latency_ms is not None or self.args.memory_gb is not None:
+            trained = [racer for racer in self.left() if dropping.for_limits(racer.whole)]
+            for racer in trained:
+                racer.enter(dropping.for_limits(racer.whole), self.small_args)
+            self.run_rung("limits", trained)
+            self.drop("by its first requests", trained, self.over_limits(trained))
         for number, rung in enumerate(dropping.RUNGS, start=1):
             racers = self.left()
             for racer in racers:
-                racer.enter(rung, self.small_args)
-            small = [cell for racer in racers if not racer.is_whole for cell in racer.on_rung]
-            if not small:
+                racer.enter(dropping.at_rung(racer.whole, rung, racer.size.classes), self.small_args)
+            if all(racer.is_whole for racer in racers):
                 continue
-            self.run_cells(f"rung_{number}", small, self.small_args)
-            whole = [cell for racer in racers if racer.is_whole for cell in racer.cells]
-            self.run_cells("whole", whole, self.args)
-            rungs, results = self.done(self.small_args), self.done(self.args)
+            self.run_rung(f"rung_{number}", racers)
             for racer in racers:
-                done = results if racer.is_whole else rungs
-                racer.rows = [done.row(c.script, c.args, self.args.ignore_code) for c in racer.on_rung]
                 racer.runs.append([row and row["run_id"] for row in racer.rows])
-                self.seconds += 0 if racer.is_whole else sum(seconds_of(row) for row in racer.rows if row)
-            self.drop(number, rung)
+            over = self.over_limits(racers)
+            self.drop(f"at rung {number} of {len(dropping.RUNGS)}", racers, over | self.behind(number, racers, over))
         self.run_cells("whole", [cell for racer in self.left() for cell in racer.cells], self.args)
         self.summary()
         self.write()
+
+    def run_rung(self, what, racers):
+        """Run the racers' cells of a rung, and set their rows."""
+        self.run_cells(
+            what, [cell for racer in racers if not racer.is_whole for cell in racer.on_rung], self.small_args
+        )
+        self.run_cells("whole", [cell for racer in racers if racer.is_whole for cell in racer.cells], self.args)
+        rungs, results = self.done(self.small_args), self.done(self.args)
+        for racer in racers:
+            done = results if racer.is_whole else rungs
+            racer.rows = [done.row(c.script, c.args, self.args.ignore_code) for c in racer.on_rung]
+            self.seconds += 0 if racer.is_whole else sum(seconds_of(row) for row in racer.rows if row)
 
     def left(self):
         return [racer for racer in self.racers if not racer.dropped or self.args.keep_losers]
@@ -107,28 +128,39 @@ class Race:
     def done(self, args):
         return DoneRuns(store.read_if_there(args.results))
 
-    def drop(self, number, rung):
-        """Drop what failed, breaks a limit or is behind."""
-        left, folder = self.left(), Path(self.args.results).parent
-        why = {}
-        for racer in left:
-            failed = [row for row in racer.rows if row is None or row["status"] not in ("ok", "degenerate")]
-            over = None if failed else dropping.over_limits(racer.rows, folder, self.args)
-            if failed or over:
-                why[racer.name] = over or "a run failed"
-        groups = {}
-        for racer in left:
-            entry = None if racer.name in why else dropping.entry(racer.rows, folder, rung.allowances[racer.learns])
+    def over_limits(self, racers):
+        """{name: why} of those that failed or break a limit."""
+        folder, why = Path(self.args.results).parent, {}
+        for racer in racers:
+            over = "a run failed" if racer.failed else dropping.over_limits(racer.rows, folder, self.args)
+            why |= {racer.name: over} if over else {}
+        return why
+
+    def behind(self, number, racers, over):
+        """{name: why} of those that are behind, among those that are not over the limits. number: of the rung."""
+        gains, folder, groups, why = dropping.RUNGS[number - 1].gains, Path(self.args.results).parent, {}, {}
+        for racer in racers:
+            if racer.name in over:
+                continue
+            entry = dropping.entry(racer.rows, folder, gains[racer.learns], racer.whole_seconds())
             if entry:
-                groups.setdefault((racer.rows[0]["eval_id"], racer.rows[0]["metric"]), {})[racer.name] = entry
-        for entries in groups.values():
-            why |= dropping.behind(entries, len(dropping.RUNGS))
+                data = (configurations.data_name(racer.rows[0]), racer.rows[0]["metric"])
+                groups.setdefault(data, {})[racer.name] = entry
+        allowed = dropping.RISK * number / len(dropping.RUNGS)
+        for data, entries in groups.items():
+            before = self.risks.get(data, 0.0)
+            dropped, risk = dropping.behind(entries, allowed - before)
+            why, self.risks[data] = why | dropped, before + risk
+        return why
+
+    def drop(self, when, racers, why):
+        """Drop those of `why`."""
         verb = "would be dropped" if self.args.keep_losers else "dropped"
-        tqdm.write(f"rung {number} of {len(dropping.RUNGS)}: {len(why)} of {len(left)} configurations {verb}")
-        for racer in left:
+        tqdm.write(f"{when}: {len(why)} of {len(racers)} configurations {verb}")
+        for racer in racers:
             if racer.name in why:
                 tqdm.write(f"    {racer.name}: {why[racer.name]}")
-                racer.dropped = f"dropped at rung {number} of {len(dropping.RUNGS)}: {why[racer.name]}"
+                racer.dropped = racer.dropped or f"dropped {when}: {why[racer.name]}"
                 if not self.args.keep_losers:
                     self.record(racer)
 
@@ -159,9 +191,10 @@ class Race:
         whole = [done.row(c.script, c.args, self.args.ignore_code) for racer in self.left() for c in racer.cells]
         finals = sum(seconds_of(row) for row in whole if row)
         out = [racer for racer in self.racers if racer not in self.left()]
-        spared = sum(dropping.whole_seconds(row, racer.whole) for racer in out for row in racer.rows if row)
+        spared = sum(racer.whole_seconds() for racer in out)
+        risk = max(self.risks.values(), default=0.0)
         tqdm.write(
             f"race: {len(out)} of {len(self.racers)} configurations dropped after {words(self.seconds)}; what was left "
-            f"took {words(finals)}. All of them would have taken about {words(finals + spared)}. docs/selector.md says "
-            "what is known of the risk"
+            f"took {words(finals)}. All of them would have taken about {words(finals + spared)}. That one of the "
+            f"dropped is better by more than {dropping.MARGIN:g} has a probability of at most {risk:.1%}"
         )

@@ -8,21 +8,32 @@ from row_helpers import result_row, write_run
 
 import finetune
 from harness import arguments
-from harness.results import stats
 from harness.sweeps import dropping
 from harness.sweeps.cells import Size
-from harness.sweeps.dropping import Entry, Rung, at_rung, behind, entry, median_bound, whole_of
+from harness.sweeps.dropping import (
+    NONE,
+    Entry,
+    Gain,
+    Rung,
+    at_rung,
+    behind,
+    chance_to_be_better,
+    entry,
+    for_limits,
+    median_bound,
+    whole_of,
+)
 from harness.training import trainer
 
-RUNG = Rung(training=1 / 16, examples=1 / 4, allowances={})
+RUNG = Rung(training=1 / 16, examples=1 / 4, gains={})
 
 
-def made(scores, n=100, clusters=None, allowance=0.0):
+def made(scores, n=100, clusters=None, seconds=1.0):
     """An Entry of n examples, so many of which are right."""
     values = np.zeros(n)
     values[: round(scores * n)] = 1.0
     np.random.default_rng(round(100 * scores)).shuffle(values)
-    return Entry([], list(range(n)), values, clusters or [None] * n, allowance)
+    return Entry(list(range(n)), values, clusters or [None] * n, NONE, seconds)
 
 
 def test_a_rung_is_a_share_of_steps_or_labels_and_of_examples():
@@ -34,6 +45,8 @@ def test_a_rung_is_a_share_of_steps_or_labels_and_of_examples():
     whole = whole_of({"max_eval_samples": None, "unlabelled": 5000}, size, "labels")
     assert whole == {"max_train_samples": 2000, "unlabelled": 2000, "max_eval_samples": 500}
     assert at_rung(whole, RUNG, 12) == {"max_train_samples": 125, "unlabelled": 125, "max_eval_samples": 125}
+    steps = whole_of({"max_steps": 100, "max_eval_samples": 400}, size, "steps")
+    assert for_limits(steps) == {"max_steps": 1, "max_eval_samples": 20} and for_limits(whole) == {}
     assert whole_of({"k_shots": 4, **args}, size, "nothing") == {"max_eval_samples": 400}, "a prompt, a probe"
     few = whole_of({"label_budget": 100}, Size(2000, 60, 12, "classification"), "labels")
     assert at_rung(few, RUNG, 12) == {"label_budget": 24}, "two labels a class; 60 examples are few already"
@@ -58,48 +71,53 @@ def test_steps_are_those_that_the_trainer_makes(flags, steps):
     assert found == steps
 
 
-def test_who_is_behind_by_more_than_noise_and_what_labels_may_give():
+def test_what_is_dropped_saves_most_seconds_for_its_risk():
     entries = {"best": made(0.8), "near": made(0.75), "far": made(0.45), "last": made(0.1)}
-    assert set(behind(entries, 2)) == {"far", "last"} and behind({"alone": made(0.1)}, 2) == {}
-    assert "best" in behind(entries, 2)["last"] and "100 examples" in behind(entries, 2)["last"]
-    for allowance, left in ((0.25, {"last"}), (0.8, set())):
-        gaining = {name: entry._replace(allowance=allowance) for name, entry in entries.items()}
-        assert set(behind(gaining, 2)) == left
-    assert set(behind({**entries, "far": made(0.45, allowance=0.5)}, 2)) == {"last"}, "each by its own allowance"
-    small = {name: made(share, n=10) for name, share in (("best", 0.8), ("far", 0.45))}
-    assert behind(small, 2) == {}, "ten examples do not tell"
-    twos = [i // 50 for i in range(100)]
-    clustered = {name: made(share, clusters=twos) for name, share in (("best", 0.8), ("last", 0.45))}
-    assert behind(clustered, 2) == {}, "nor do two clusters"
-    other = entries | {"elsewhere": Entry([], list(range(1, 101)), np.zeros(100), [None] * 100, 0.0)}
-    assert "elsewhere" not in behind(other, 2), "other examples are not compared"
+    chances = {name: chance_to_be_better(one, entries["best"]) for name, one in entries.items()}
+    assert chances["near"] > 0.1 > 0.001 > chances["far"] > chances["last"]
+    dropped, risk = behind(entries, 0.05)
+    assert set(dropped) == {"far", "last"} and risk == pytest.approx(chances["far"] + chances["last"])
+    assert set(behind(entries, chances["near"] + 0.01)[0]) == {"near", "far", "last"}
+    assert "0.700 behind best on 100 examples" in dropped["last"]
+    assert behind({"alone": made(0.1)}, 0.05) == ({}, 0.0)
+    slow, quick = made(0.72, seconds=900), made(0.70, seconds=1)
+    both = {"best": made(0.8), "slow": slow, "quick": quick}
+    one = max(chance_to_be_better(slow, both["best"]), chance_to_be_better(quick, both["best"]))
+    assert set(behind(both, one)[0]) == {"slow"}, "only one of them may be dropped"
 
 
-def test_the_best_one_is_dropped_in_at_most_five_percent_of_races():
-    """Five configurations that are equally good at both rungs, so that any of them is the best."""
-    rng, wrong, races = np.random.default_rng(0), 0, 400
-    for _ in range(races):
-        easy = rng.random(200)  # the same examples are easy for all
-        dropped = set()
-        for n in (100, 200):
-            scores = {f"c{i}": (rng.random(n) < 0.4 + 0.5 * easy[:n]).astype(float) for i in range(5)}
-            entries = {name: Entry([], list(range(n)), some, [None] * n, 0.0) for name, some in scores.items()}
-            dropped |= set(behind(entries, 2))
-        wrong += "c0" in dropped
-    assert 0 < wrong / races <= 0.075, "five percent, and what 400 races can vary"
+def test_what_a_configuration_may_gain_keeps_it():
+    entries = {"best": made(0.8), "far": made(0.45)}
+    assert set(behind(entries, 0.05)[0]) == {"far"}
+    for gain in (Gain(0.7, 0.0), Gain(0.4, 0.4)):  # to 0.835; to 0.67, but not for sure
+        assert behind({**entries, "far": entries["far"]._replace(gain=gain)}, 0.05) == ({}, 0.0)
+    late = {**entries, "far": entries["far"]._replace(gain=Gain(0.9, 0.0))}
+    assert set(behind(late, 0.05)[0]) == {"best"}, "it is the best one that is expected to be best"
 
 
-def test_the_upper_bound_holds_as_often_as_it_says():
-    rng, n = np.random.default_rng(1), 100
-    above = [
-        stats.most(first, second) >= -0.2
-        for first, second in (
-            ((rng.random(n) < 0.7).astype(float).tolist(), (rng.random(n) < 0.5).astype(float).tolist())
-            for _ in range(1000)
-        )
-    ]
-    assert 0.92 <= np.mean(above) <= 0.98
-    assert stats.most([1.0] * 4, [0.0] * 4, clusters=["a"] * 4) == np.inf
+def test_few_examples_and_few_clusters_tell_little():
+    few, many = ({name: made(share, n=n) for name, share in (("best", 0.8), ("far", 0.4))} for n in (10, 100))
+    assert behind(few, 0.025) == ({}, 0.0) and set(behind(many, 0.025)[0]) == {"far"}
+    for clusters in ([i // 50 for i in range(100)], [0] * 100):
+        clustered = {name: made(share, clusters=clusters) for name, share in (("best", 0.8), ("last", 0.45))}
+        assert behind(clustered, 0.05) == ({}, 0.0)
+    elsewhere = {"best": made(0.8), "far": made(0.1)._replace(ids=list(range(1, 101)))}
+    assert behind(elsewhere, 0.05) == ({}, 0.0), "other examples are not compared"
+
+
+def test_a_chance_is_kept():
+    """Of configurations whose whole run gains as Gain says, as many are better as the chances add up to."""
+    rng, said, better = np.random.default_rng(0), 0.0, 0
+    for _ in range(1000):
+        sure = rng.random(100) < 0.7
+        other = rng.random(100) < rng.uniform(0.5, 0.8)
+        gain = Gain(0.2, 0.1)
+        one, best = (Entry(list(range(100)), x.astype(float), [None] * 100, gain, 1.0) for x in (other, sure))
+        # the truth given what was seen: a new sample's share, and gains
+        shares = [rng.beta(x.sum() + 1, 101 - x.sum()) for x in (other, sure)]
+        whole = [share + (1 - share) * rng.normal(gain.mean, gain.sd) for share in shares]
+        said, better = said + chance_to_be_better(one, best), better + (whole[0] - whole[1] > dropping.MARGIN)
+    assert said == pytest.approx(better, rel=0.15)
 
 
 def test_a_median_is_above_a_bound_with_confidence():
@@ -122,7 +140,7 @@ def test_limits(tmp_path, limits, why):
     (tmp_path / "run/predictions.jsonl").write_text(lines)
     found = dropping.over_limits([row], tmp_path, _Limits(*limits))
     assert found is None if why is None else why in found
-    assert entry([row], tmp_path, 0.0).scores.mean() == 0.5
+    assert entry([row], tmp_path, NONE, 1.0).scores.mean() == 0.5
 
 
 class _Limits:

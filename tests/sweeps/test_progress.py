@@ -1,7 +1,7 @@
 import pytest
 from row_helpers import result_row, rows_as_read
 
-from harness.sweeps.progress import TimeLeft, seconds_of, words
+from harness.sweeps.progress import START, TimeLeft, seconds_of, words
 
 
 def test_the_rest_takes_as_long_as_what_is_most_alike():
@@ -26,8 +26,8 @@ def test_seconds_of_rows_that_are_there(tmp_path):
     cells = {"load_seconds": 2, "train_seconds": 30, "eval_seconds": 8, "latency_ms_mean": 500}
     args = {"latency_runs": 20, "model": "a"}
     (made,) = rows_as_read(tmp_path, [result_row(**cells, flags=args, script="finetune.py")])
-    assert seconds_of(made) == 50
-    assert TimeLeft([made]).expected("finetune.py", {"model": "a"}) == 50
+    assert seconds_of(made) == START + 50
+    assert TimeLeft([made]).expected("finetune.py", {"model": "a"}) == START + 50
 
 
 @pytest.mark.parametrize("seconds, text", [(40, "40 s"), (750, "12 min"), (3 * 3600, "3.0 h")])

@@ -8,6 +8,7 @@ from helpers import ROOT
 from row_helpers import result_row, write_run
 
 from harness.results import schema, store
+from harness.sweeps import progress
 from harness.sweeps.dropping import RUNGS
 
 
@@ -37,24 +38,47 @@ def race(tmp_path, rates):
                 file = "r.csv" if step == len(RUNGS) else "r_rungs.csv"
                 store.append_result(tmp_path / file, {key: row[key] for key in schema.RESULT_COLUMNS if row[key] != ""})
                 ids.append([run_id])
-            told.setdefault(f"{data} {name}", {"name": name, "rungs": ids[:-1], "whole": ids[-1], "dropped": None})
+            about = {"name": f"1 {name}", "learns": "steps", "dropped": None}
+            told.setdefault(f"{data} {name}", {**about, "rungs": ids[:-1], "whole": ids[-1]})
     (tmp_path / "r_race.json").write_text(json.dumps(list(told.values())))
     return str(tmp_path / "r.csv")
 
 
-def test_allowances_come_from_other_data_sets_and_losers_save_time(replay, tmp_path):
+def test_gains_come_from_other_data_sets_and_losers_save_time(replay, tmp_path):
     steady = {"good": (0.8, 0.8, 0.8), "fair": (0.7, 0.7, 0.7), "poor": (0.2, 0.2, 0.2), "bad": (0.1, 0.1, 0.1)}
-    late = {**steady, "late": (0.4, 0.6, 0.9)}  # overtakes all by 0.5 from the first rung on, by 0.3 from the second
+    late = {**steady, "late": (0.2, 0.6, 0.9)}  # of what it lacks to 1 it gains seven eighths, then three quarters
     path = race(tmp_path, {"a": steady, "b": steady, "c": late})
-    out = tmp_path / "replay.json"
-    replay.main(["--results", path, "--output", str(out)])
+    ladders, out = tmp_path / "ladders.jsonl", tmp_path / "replay.json"
+    replay.main(["--results", path, "--ladders", str(ladders), "--output", str(out)])
     found = json.loads(out.read_text())
-    assert found["allowances"] == pytest.approx([0.5, 0.3], abs=0.02), "of all data sets"
     by_data = {one["data"]: one for one in found["races"]}
-    # a and b are raced with what c has shown, so that only what is more than that behind is dropped
-    assert by_data["a"]["dropped"] == by_data["b"]["dropped"] == 0.5 and by_data["a"]["behind"] == 0
-    # bad is dropped on the first rung, poor on the second: 4 runs of 1/16, 3 of 1/4, 2 whole ones
-    assert by_data["a"]["share"] == pytest.approx((4 / 16 + 3 / 4 + 2) / 4)
-    # nobody has shown that anything overtakes when c is raced
+    # nobody else has shown that anything is gained when c is raced: it is dropped at once
+    assert by_data["c"]["rungs"][0] == ["bad", "late", "poor"]
     assert by_data["c"]["behind"] == pytest.approx(0.1, abs=0.02)
+    # a and b are raced with what c has shown, so that less is dropped than without it
+    assert by_data["a"]["rungs"] == by_data["b"]["rungs"] != by_data["c"]["rungs"] and by_data["a"]["behind"] == 0
+    assert len(by_data["a"]["rungs"][0]) < 3
+    start, left = progress.START, [4, 4 - len(by_data["a"]["rungs"][0])]
+    left.append(left[1] - len(by_data["a"]["rungs"][1]))
+    spent = left[0] * (start + 100 / 16) + left[1] * (start + 100 / 4) + left[2] * (start + 100)
+    assert by_data["a"]["share"] == pytest.approx(spent / 4 / (start + 100), abs=0.001)
     assert found["budgets"]["500"]["same"][0] == pytest.approx(2 / 3)
+    gains = [{kind: gain[0] for kind, gain in rung.items()} for rung in found["gains"]]
+    lacks = [[0.2, 0.3, 0.8, 0.9, 0.8], [0.2, 0.3, 0.8, 0.9, 0.4]]
+    for rung, lack, gained in zip(gains, lacks, (0.7, 0.3), strict=True):
+        here = lack[-1] * gained / 5  # of c, in which one of five gains anything
+        squares = sum(x**2 for x in lack) / 5 + 2 * sum(x**2 for x in lack[:4]) / 4
+        assert rung["steps"] == pytest.approx(here / squares, abs=0.01)
+    again = tmp_path / "again.json"
+    replay.main(["--ladders", str(ladders), "--output", str(again)])
+    assert json.loads(again.read_text()) == found, "the file has all that a replay needs"
+    before = ladders.read_text()
+    replay.main(["--results", path, "--ladders", str(ladders), "--output", str(again)])
+    assert ladders.read_text() == before, "the same runs are there once"
+
+
+def test_one_data_set_is_no_replay(replay, tmp_path, capsys):
+    path = race(tmp_path, {"a": {"good": (0.8, 0.8, 0.8), "fair": (0.7, 0.7, 0.7)}})
+    with pytest.raises(SystemExit) as ended:
+        replay.main(["--results", path, "--ladders", str(tmp_path / "l.jsonl"), "--output", str(tmp_path / "o.json")])
+    assert ended.value.code == 2 and "measured on 1 data sets" in capsys.readouterr().err
