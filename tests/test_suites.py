@@ -198,5 +198,16 @@ runs:
         words(path, *one, "label_budget=145")
     with pytest.raises(utils.UserError, match=r"as --set NAME=VALUE"):
         words(path, *one, "text_column=nothing")
+    usual = suite(
+        tmp_path / "u.yaml",
+        "parameters: {label_budget: 500}\n" + text.replace("tion]}", "tion], flags: &f {label_budget: $label_budget}}"),
+    )
+    capsys.readouterr()
+    assert words(usual, *one[:-1])[0].startswith("--label_budget 144 "), (
+        "what the suite says is clipped, not what is asked"
+    )
+    assert "there are 144 labels, fewer than 500" in capsys.readouterr().out
+    with pytest.raises(utils.UserError, match="label_budget 500: the data have 144 labelled"):
+        words(usual, *one, "label_budget=500")
     with pytest.raises(utils.UserError, match="needs is a list of classification, qa"):
         words(suite(tmp_path / "t.yaml", "script: probe.py\nneeds: [luck]"))

@@ -109,9 +109,9 @@ def traits(which):
     )
 
 
-def about_data(cell):
-    """(what the data of a cell are, of suites.NEEDS; their Size). UserError for a label budget that they do not have,
-    and for a script that reads no such data.
+def about_data(cell, strict=True):
+    """(what the data of a cell are, of suites.NEEDS; their Size). UserError for a script that reads no such data, and
+    if strict for a label budget that they do not have.
     """
     missing = [name for name in data_flags.names() if name not in cell.args]
     if missing:
@@ -120,7 +120,7 @@ def about_data(cell):
     which = {name: cell.args[name] for name in data_flags.names()} | dict.fromkeys(DRAWS)
     which["label_budget"] = 1 if budget else None  # with any budget the validation examples are for training, too
     found, size = traits(json.dumps(which, sort_keys=True))
-    if budget > size.train:
+    if strict and budget > size.train:
         raise utils.UserError(f"label_budget {budget}: the data have {size.train} labelled training examples")
     return found, size
 
@@ -140,7 +140,7 @@ def make_cells(suite, args):
     """
     if not utils.exists(suite):
         raise utils.UserError(f"there is no suite {short(suite)}; available suites: {available()}")
-    used = set()
+    used, told = set(), set()
     name, settings_of_cells, parameters = suites.load_suite(suite, args.changes, functools.partial(changed, used))
     unknown = sorted(set(args.changes) - used - set(parameters))
     if unknown:
@@ -156,10 +156,15 @@ def make_cells(suite, args):
             cell = make_cell(label, script, settings, args)
         except utils.UserError as error:
             raise utils.UserError(f"{suite}, {short(label)}: {error}") from None
+        if needs:
+            known, size = about_data(cell, strict="label_budget" in args.changes)
+            if not set(needs) <= known:
+                unsuited += 1
+                continue
+            if (cell.args.get("label_budget") or 0) > size.train:
+                told.add(f"{name}: there are {size.train} labels, fewer than {cell.args['label_budget']}: all are used")
+                cell = make_cell(label, script, settings | {"label_budget": suites.Plain(size.train)}, args)
         key = identity(script, cell.args)
-        if needs and not set(needs) <= about_data(cell)[0]:
-            unsuited += 1
-            continue
         if key in seen and args.changes:
             continue
         if key in seen:
@@ -167,5 +172,7 @@ def make_cells(suite, args):
         seen[key] = label
         cells.append(cell)
     if unsuited:
-        print(f"{name}: {unsuited} of {len(settings_of_cells)} runs are for other kinds of data and left out")
+        told.add(f"{name}: {unsuited} of {len(settings_of_cells)} runs are for other kinds of data and left out")
+    for text in sorted(told):
+        print(text)
     return name, cells
