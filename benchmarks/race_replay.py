@@ -62,7 +62,7 @@ class Ladder:
     draw: int
     name: str
     learns: str
-    seconds: list  # of each rung, and of the whole run
+    seconds: list  # of each rung, 0.0 where its run is the whole one, and of the whole run
     scores: list  # [of each rung, of the whole run] of [n] scores, the first examples of the same order
     clusters: list  # [N]
 
@@ -75,8 +75,8 @@ class Ladder:
         return float(np.mean(self.scores[step][:n]))
 
     def entry(self, step, gain):
-        n = len(self.scores[step])
-        return Entry(list(range(n)), np.array(self.scores[step]), self.clusters[:n], gain, self.seconds[-1])
+        left = self.seconds[-1] if self.seconds[step] else 0.0
+        return Entry(dict(enumerate(self.scores[step])), dict(enumerate(self.clusters)), gain, left)
 
 
 # ------------------------------------------------------------------------------------------------------------ collect
@@ -109,7 +109,8 @@ def collected(path):
                     draw,
                     racer["name"].split(" ", 1)[1],
                     racer["learns"],
-                    [round(progress.seconds_of(row), 1) for row in of_rungs],
+                    [0.0 if row is whole else round(progress.seconds_of(row), 1) for row in of_rungs[:-1]]
+                    + [round(progress.seconds_of(whole), 1)],
                     [[round(score, 4) for score in run.scores.values()] for run in runs],
                     [None if runs[-1].clusters[key] is None else names[runs[-1].clusters[key]] for key in order],
                 )
@@ -153,7 +154,7 @@ def gains(ladders):
         for one in ladders:
             before = one.mean(step)
             by_kind[one.learns][one.data].append((1 - before, one.mean(-1, len(one.scores[step])) - before))
-        found = {"nothing": NONE}
+        found = {"at_once": NONE, "nothing": NONE}
         for kind in ("steps", "labels"):
             sets = [np.array(pairs) for pairs in by_kind[kind].values()]  # of (lack, gain)
             if not sets:
@@ -175,7 +176,7 @@ def replay(racers, known):
     """
     left, spent, risk, rungs = dict(racers), 0.0, 0.0, []
     for step, of_rung in enumerate(known):
-        spent += sum(one.seconds[step] for one in left.values() if len(one.scores[step]) < len(one.scores[-1]))
+        spent += sum(one.seconds[step] for one in left.values())
         entries = {name: one.entry(step, of_rung[one.learns]) for name, one in left.items()}
         out, more = dropping.behind(entries, RISK * (step + 1) / len(RUNGS) - risk)
         risk += more
@@ -223,7 +224,7 @@ def main(argv=None):
         ]
         rows.append([f"{budget:,}" if budget else "all", len(chosen), *cells, f"{worst:.3f}"])
     written = "; ".join(
-        ", ".join(f"{kind} {gain.mean:.2f} ± {gain.sd:.2f}" for kind, gain in of_rung.items() if kind != "nothing")
+        ", ".join(f"{kind} {gain.mean:.2f} ± {gain.sd:.2f}" for kind, gain in of_rung.items() if gain != NONE)
         for of_rung in data["gains"]
     )
     header = ["labels", "races", "seconds of the whole suite", "dropped", "pick within 1 point", "worst pick"]

@@ -5,6 +5,7 @@ makes some, and is scored on a share of its evaluation examples; those that are 
 whole, as without a race: successive halving (Jamieson and Talwalkar 2016), but with a test in place of a fixed share. A
 short run has a whole schedule of its own: with few labels --epochs auto makes as many steps as with many, so fewer
 labels would save nothing. Distillation, and prompts that are chosen on labels, have a share of their labels instead.
+A probe takes seconds and is run whole at once.
 What breaks a limit is dropped after a few requests, before it is trained.
 
 After each rung the probability is computed that a configuration's whole run is better by more than MARGIN than that of
@@ -52,8 +53,8 @@ class Rung(NamedTuple):
 
 # the gains are those of benchmarks/race_replay.py
 RUNGS = (
-    Rung(1 / 16, 1 / 4, {"nothing": NONE, "steps": Gain(0.4, 0.4), "labels": Gain(0.3, 0.4)}),
-    Rung(1 / 4, 1 / 2, {"nothing": NONE, "steps": Gain(0.2, 0.3), "labels": Gain(0.2, 0.3)}),
+    Rung(1 / 16, 1 / 4, {"at_once": NONE, "nothing": NONE, "steps": Gain(0.4, 0.4), "labels": Gain(0.3, 0.4)}),
+    Rung(1 / 4, 1 / 2, {"at_once": NONE, "nothing": NONE, "steps": Gain(0.2, 0.3), "labels": Gain(0.2, 0.3)}),
 )
 
 
@@ -61,8 +62,10 @@ def whole_of(args, size, learns):
     """{flag: number} of what a cell's cost grows with: steps or labels, inputs without labels, evaluation examples.
 
     args: {flag: value} of the cell; size: the cells.Size of its data; learns: what its script's cost grows with most,
-    "steps", "labels", or "nothing" where neither is much.
+    "steps", "labels", "nothing" of these but the examples, or "at_once" where nothing is saved; then it is {}.
     """
+    if learns == "at_once":
+        return {}
     whole = {"max_eval_samples": min(args.get("max_eval_samples") or size.evaluation, size.evaluation)}
     budget = "label_budget" if args.get("label_budget") else "max_train_samples"
     labels = args.get(budget) or size.train
@@ -77,9 +80,8 @@ def whole_of(args, size, learns):
 
 def for_limits(whole):
     """{flag: number} that makes of a cell one step and REQUESTS examples; {} where it makes no steps."""
-    return (
-        {"max_steps": 1, "max_eval_samples": min(REQUESTS, whole["max_eval_samples"])} if "max_steps" in whole else {}
-    )
+    fewer = {"max_steps": 1, "max_eval_samples": min(REQUESTS, whole.get("max_eval_samples", 0))}
+    return fewer if "max_steps" in whole else {}
 
 
 def at_rung(whole, rung, classes):
@@ -96,35 +98,41 @@ def at_rung(whole, rung, classes):
 class Entry(NamedTuple):
     """A configuration's runs on one rung."""
 
-    ids: list  # [N] examples
-    scores: np.ndarray  # [N] means over its runs
-    clusters: list  # [N]
+    scores: dict  # {example id: mean over its runs}
+    clusters: dict  # {example id: cluster, None where it is one of its own}
     gain: Gain
-    seconds: float  # that its whole runs take
+    seconds: float  # that its whole runs will take; 0 where these are made: then nothing is saved by dropping it
 
     @property
     def lack(self):
-        return max(0.0, 1.0 - float(self.scores.mean()))
+        return max(0.0, 1.0 - float(np.mean(list(self.scores.values()))))
 
     @property
     def expected(self):
         """Its score of a whole run."""
-        return float(self.scores.mean()) + self.gain.mean * self.lack
+        return 1.0 - self.lack * (1.0 - self.gain.mean)
 
 
 def entry(rows, beside, gain, seconds):
     """The Entry of rows of one configuration; None where one of them has no scores of single examples."""
     found = run_scores.of_rows(rows, beside)
-    return None if found is None else Entry(found.ids, found.means, found.clusters, gain, seconds)
+    if found is None:
+        return None
+    means, clusters = dict(zip(found.ids, found.means.tolist())), dict(zip(found.ids, found.clusters))
+    return Entry(means, clusters, gain, seconds)
 
 
 def chance_to_be_better(other, best):
     """Probability that the whole run of an Entry is better than that of another one by more than MARGIN.
 
-    Student's t for the paired difference on the same examples, whose variance and that of both gains add up. 1.0 where
-    the examples are one cluster.
+    Student's t for the paired difference on the examples that both have, whose variance and that of both gains add up.
+    1.0 where these are one cluster, or none.
     """
-    difference, parts = stats.paired_parts(best.scores.tolist(), other.scores.tolist(), best.clusters)
+    both = [key for key in best.scores if key in other.scores]
+    if not both:
+        return 1.0
+    scores = ([one.scores[key] for key in both] for one in (best, other))
+    difference, parts = stats.paired_parts(*scores, [best.clusters[key] for key in both])
     if parts[0][0] is None:
         return 1.0
     difference += other.gain.mean * other.lack - best.gain.mean * best.lack
@@ -135,21 +143,21 @@ def chance_to_be_better(other, best):
 def behind(entries, allowed):
     """({name: why} of those to drop, the sum of their probabilities to be better than what is left).
 
-    entries: {name: Entry} of one rung, on the same examples; allowed: what the sum may be. Whose whole run saves most
+    entries: {name: Entry} of one rung; allowed: what the sum may be. Whose whole run saves most
     seconds for its probability is dropped first.
     """
     if len(entries) < 2:
         return {}, 0.0
     leader = max(entries, key=lambda name: entries[name].expected)
     best, dropped, risk = entries[leader], {}, 0.0
-    others = {name: one for name, one in entries.items() if name != leader and one.ids == best.ids}
+    others = {name: one for name, one in entries.items() if name != leader and one.seconds > 0}
     chances = {name: chance_to_be_better(one, best) for name, one in others.items()}
     for name in sorted(others, key=lambda name: chances[name] / max(others[name].seconds, 1.0)):
         if risk + chances[name] > allowed:
             continue
         risk += chances[name]
         dropped[name] = (
-            f"{best.scores.mean() - others[name].scores.mean():.3f} behind {leader} on {len(best.ids)} examples; "
+            f"{others[name].lack - best.lack:.3f} behind {leader} after {len(others[name].scores)} examples; "
             f"better in a whole run by more than {MARGIN:g} with a probability of {chances[name]:.1%}"
         )
     return dropped, risk

@@ -21,7 +21,9 @@ def beside(results, ending):
 
 
 def learns(cell):
-    """What a cell's run is shortened by, as dropping.whole_of takes it; a probe takes seconds."""
+    """What a cell's run is shortened by, as dropping.whole_of takes it."""
+    if cell.script == "probe.py" and not cell.args.get("tune"):
+        return "at_once"  # it takes seconds
     if cell.script == "context_distill.py" or (cell.script == "prompt_eval.py" and cell.args.get("label_budget")):
         return "labels"
     trained = "epochs" in commands.actions(cell.script) or cell.args.get("tune") == "contrastive"
@@ -61,8 +63,8 @@ class Racer:
         return any(row is None or row["status"] not in ("ok", "degenerate") for row in self.rows)
 
     def whole_seconds(self):
-        """Of its whole runs, by its rows of the last rung."""
-        return sum(dropping.whole_seconds(row, self.whole) for row in self.rows if row)
+        """That its whole runs will take, by its rows of the last rung; 0 where these are whole."""
+        return 0.0 if self.is_whole else sum(dropping.whole_seconds(row, self.whole) for row in self.rows if row)
 
 
 class Race:

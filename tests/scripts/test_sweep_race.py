@@ -31,13 +31,13 @@ OTHERS = ["the", "a", "film", "plot", "it", "was", "and", "of", "in", "this"]
 RUNS = """
 runs:
   - {script: probe.py, flags: &f {latency_runs: 20, label_budget: 320}, experiments: [{name: words, features: tfidf}]}
-  - {script: probe.py, flags: {latency_runs: 20, head: names, model: EMBEDDER}, experiments: [{name: names}]}
+  - {script: prompt_eval.py, flags: {latency_runs: 20, k_shots: 0, model: MODEL}, experiments: [{name: prompt}]}
 """
 
 
 @pytest.mark.slow
-def test_a_configuration_that_is_behind_is_not_run_as_a_whole(reviews, tiny_embedder, tmp_path, capsys):
-    path = suite(tmp_path / "s.yaml", RUNS.replace("EMBEDDER", str(tiny_embedder)))
+def test_a_configuration_that_is_behind_is_not_run_as_a_whole(reviews, tiny_llama, tmp_path, capsys):
+    path = suite(tmp_path / "s.yaml", RUNS.replace("MODEL", str(tiny_llama)))
     out = ["--dataset", reviews, "--results", str(tmp_path / "r.csv"), "--runs_dir", str(tmp_path / "runs")]
     sweep.main([path, *out, "--race"])
     told = capsys.readouterr().out
@@ -46,32 +46,30 @@ def test_a_configuration_that_is_behind_is_not_run_as_a_whole(reviews, tiny_embe
     assert sorted(by_status) == ["dropped", "ok"], told
     dropped, whole = by_status["dropped"], by_status["ok"]
     assert (whole["variant"], whole["n_eval"], whole["labels_used"]) == ("tfidf_logreg", "300", "320")
-    assert (dropped["variant"], dropped["n_eval"]) == ("embedder_names", "75")
-    assert "dropped at rung 1 of 2" in dropped["note"] and "behind 1 words on 75 examples" in dropped["note"]
+    assert (dropped["variant"], dropped["n_eval"]) == ("0_shot", "75")
+    assert "dropped at rung 1 of 2" in dropped["note"] and "behind 1 words after 75 examples" in dropped["note"]
     rungs = store.read_results(tmp_path / "r_rungs.csv")
-    assert [(row["variant"], json.loads(row["args"])["label_budget"]) for row in rungs] == [
-        ("tfidf_logreg", 320),
-        ("embedder_names", None),
-        ("tfidf_logreg", 320),
-    ]
+    assert [(row["variant"], json.loads(row["args"])["label_budget"]) for row in rungs] == [("0_shot", None)]
     assert [row["run_id"] for row in configurations.select(rows)[0]] == [whole["run_id"]]
     first, second = json.loads((tmp_path / "r_race.json").read_text())
-    assert first["dropped"] is None and first["whole"] == [whole["run_id"]] and len(first["rungs"]) == 2
+    assert first["dropped"] is None and first["whole"] == [whole["run_id"]] and first["rungs"] == [[whole["run_id"]]]
     assert second["dropped"].startswith("dropped at rung 1") and second["rungs"] == [[dropped["run_id"]]]
     sweep.main([path, *out, "--race"])
-    assert len(store.read_results(tmp_path / "r.csv")) == 2 and len(store.read_results(tmp_path / "r_rungs.csv")) == 3
+    assert len(store.read_results(tmp_path / "r.csv")) == 2 and len(store.read_results(tmp_path / "r_rungs.csv")) == 1
     sweep.main([path, *out])
     rows = store.read_results(tmp_path / "r.csv")
-    assert [(row["variant"], row["n_eval"]) for row in rows][2:] == [("embedder_names", "300")], "a race is no result"
+    assert [(row["variant"], row["n_eval"]) for row in rows][2:] == [("0_shot", "300")], "a race is no result"
 
 
 @pytest.mark.slow
-def test_what_breaks_a_limit_is_dropped_after_its_first_requests(reviews, tmp_path):
-    path = suite(tmp_path / "s.yaml", "script: probe.py\nflags: {features: tfidf, label_budget: 320, latency_runs: 20}")
+def test_what_breaks_a_limit_is_dropped_after_its_first_requests(reviews, tiny_bert, tmp_path):
+    flags = f"{{model: {tiny_bert}, label_budget: 320, max_steps: 60, latency_runs: 20}}"
+    path = suite(tmp_path / "s.yaml", f"script: finetune.py\nflags: {flags}")
     out = ["--dataset", reviews, "--results", str(tmp_path / "r.csv"), "--runs_dir", str(tmp_path / "runs")]
     sweep.main([path, *out, "--race", "--latency_ms", "0.0001"])
     (row,) = store.read_results(tmp_path / "r.csv")
-    assert row["status"] == "dropped" and "above 0.0001 ms" in row["note"] and row["n_eval"] == "75"
+    assert row["status"] == "dropped" and "above 0.0001 ms" in row["note"] and row["n_eval"] == "20"
+    assert json.loads(row["args"])["max_steps"] == 1, "it was not trained"
     sweep.main([path, *out, "--race", "--latency_ms", "60000", "--memory_gb", "100"])
     assert [row["status"] for row in store.read_results(tmp_path / "r.csv")] == ["dropped", "ok"]
 

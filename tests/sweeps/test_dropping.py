@@ -33,7 +33,8 @@ def made(scores, n=100, clusters=None, seconds=1.0):
     values = np.zeros(n)
     values[: round(scores * n)] = 1.0
     np.random.default_rng(round(100 * scores)).shuffle(values)
-    return Entry(list(range(n)), values, clusters or [None] * n, NONE, seconds)
+    scores = dict(enumerate(values.tolist()))
+    return Entry(scores, dict(enumerate(clusters or [None] * n)), NONE, seconds)
 
 
 def test_a_rung_is_a_share_of_steps_or_labels_and_of_examples():
@@ -47,7 +48,8 @@ def test_a_rung_is_a_share_of_steps_or_labels_and_of_examples():
     assert at_rung(whole, RUNG, 12) == {"max_train_samples": 125, "unlabelled": 125, "max_eval_samples": 125}
     steps = whole_of({"max_steps": 100, "max_eval_samples": 400}, size, "steps")
     assert for_limits(steps) == {"max_steps": 1, "max_eval_samples": 20} and for_limits(whole) == {}
-    assert whole_of({"k_shots": 4, **args}, size, "nothing") == {"max_eval_samples": 400}, "a prompt, a probe"
+    assert whole_of({"k_shots": 4, **args}, size, "nothing") == {"max_eval_samples": 400}, "a prompt"
+    assert whole_of(args, size, "at_once") == at_rung({}, RUNG, 2) == for_limits({}) == {}, "a probe"
     few = whole_of({"label_budget": 100}, Size(2000, 60, 12, "classification"), "labels")
     assert at_rung(few, RUNG, 12) == {"label_budget": 24}, "two labels a class; 60 examples are few already"
     assert at_rung(few, RUNG, 60) == {}, "where 100 labels are fewer than two a class nothing is saved"
@@ -78,7 +80,7 @@ def test_what_is_dropped_saves_most_seconds_for_its_risk():
     dropped, risk = behind(entries, 0.05)
     assert set(dropped) == {"far", "last"} and risk == pytest.approx(chances["far"] + chances["last"])
     assert set(behind(entries, chances["near"] + 0.01)[0]) == {"near", "far", "last"}
-    assert "0.700 behind best on 100 examples" in dropped["last"]
+    assert "0.700 behind best after 100 examples" in dropped["last"]
     assert behind({"alone": made(0.1)}, 0.05) == ({}, 0.0)
     slow, quick = made(0.72, seconds=900), made(0.70, seconds=1)
     both = {"best": made(0.8), "slow": slow, "quick": quick}
@@ -101,8 +103,12 @@ def test_few_examples_and_few_clusters_tell_little():
     for clusters in ([i // 50 for i in range(100)], [0] * 100):
         clustered = {name: made(share, clusters=clusters) for name, share in (("best", 0.8), ("last", 0.45))}
         assert behind(clustered, 0.05) == ({}, 0.0)
-    elsewhere = {"best": made(0.8), "far": made(0.1)._replace(ids=list(range(1, 101)))}
+    far = made(0.1)
+    elsewhere = {"best": made(0.8), "far": far._replace(scores={-key - 1: x for key, x in far.scores.items()})}
     assert behind(elsewhere, 0.05) == ({}, 0.0), "other examples are not compared"
+    longer = {"best": made(0.8, n=400), "far": far}
+    assert set(behind(longer, 0.05)[0]) == {"far"}, "those that both have are"
+    assert behind({"best": made(0.8), "far": made(0.1, seconds=0.0)}, 0.05) == ({}, 0.0), "nothing would be saved"
 
 
 def test_a_chance_is_kept():
@@ -112,7 +118,8 @@ def test_a_chance_is_kept():
         sure = rng.random(100) < 0.7
         other = rng.random(100) < rng.uniform(0.5, 0.8)
         gain = Gain(0.2, 0.1)
-        one, best = (Entry(list(range(100)), x.astype(float), [None] * 100, gain, 1.0) for x in (other, sure))
+        alone = dict.fromkeys(range(100))
+        one, best = (Entry(dict(enumerate(x.astype(float).tolist())), alone, gain, 1.0) for x in (other, sure))
         # the truth given what was seen: a new sample's share, and gains
         shares = [rng.beta(x.sum() + 1, 101 - x.sum()) for x in (other, sure)]
         whole = [share + (1 - share) * rng.normal(gain.mean, gain.sd) for share in shares]
@@ -140,7 +147,7 @@ def test_limits(tmp_path, limits, why):
     (tmp_path / "run/predictions.jsonl").write_text(lines)
     found = dropping.over_limits([row], tmp_path, _Limits(*limits))
     assert found is None if why is None else why in found
-    assert entry([row], tmp_path, NONE, 1.0).scores.mean() == 0.5
+    assert entry([row], tmp_path, NONE, 1.0).lack == 0.5
 
 
 class _Limits:
