@@ -11,12 +11,14 @@ inputs, share of the most frequent class, the memory forecast. Measured rows jud
     probe       the probe with most labels, else the cheapest
     rules       the selector's rules of thumb
     knn, gp     as the selector, with nearest neighbours or a Gaussian process in place of ridge regression
-    selector    ridge regression, errors as on data sets that were left out, 90 % to be within the limits
+    selector    ridge regression, errors as on data sets that were left out
+    sure        the selector where it calls its choice likely to be within the limits (90 %), else "nothing"
 
 A chooser that learns answers "nothing" where no configuration is within the limits with a probability of NOTHING; the
-others always choose. What a chooser loses where something is within the limits: the best score there less that of its
-choice, or less the share of the most frequent class where its choice is not within them or is nothing. The stated
-probability is that of the configuration that is chosen. Intervals are by bootstrap over data sets.
+others always choose. "Held" is the share of its choices that are within the limits. What a chooser loses where
+something is within the limits: the best score there less that of its choice, or less the share of the most frequent
+class where its choice is not within them or is nothing. The stated probability is that of the configuration that is
+chosen. Intervals are by bootstrap over data sets.
 
     python benchmarks/bench_selector.py --results sample_results.csv --readme docs/selector.md
 
@@ -44,8 +46,8 @@ LABELS = (0, 16, 100, 500, 2000)
 SCORES = (None, 0.2, 0.5, 0.6, 0.7, 0.75, 0.8, 0.9)
 NOTHING = 0.5
 LEARNERS = {"selector": predictor.REGRESSION, "knn": "knn", "gp": "gp"}
-CHOOSERS = ("selector", "knn", "gp", "rules", "probe", "cheapest", "random", "nothing")
-KEYS = ("right", "kept", "lost", "behind")
+CHOOSERS = ("selector", "sure", "knn", "gp", "rules", "probe", "cheapest", "random", "nothing")
+KEYS = ("right", "held", "kept", "lost", "behind")
 BINS = (0.5, 0.7, 0.85, 0.95, 1.0)  # of stated probabilities
 DRAWS = 2000  # of the bootstrap
 
@@ -158,13 +160,16 @@ class Learner:
 
 
 def judge(choice, feasible, limits):
-    """{"right", "kept", "lost", "behind"} of a choice. right: within the limits, or nothing where there is nothing."""
+    """{one of KEYS: judgement} of a choice, None where it says nothing of that. right: within the limits, or nothing
+    where there is nothing.
+    """
     kept = choice is not None and not obstacles(choice, limits)
     best = max(feasible, key=lambda c: c.score, default=None)
     behind = best.score - choice.score if kept else None
     lost = best and (best.score - (best.majority or 0.0) if behind is None else behind)
     right = kept or (choice is None and not feasible)
-    return {"right": right, "kept": kept if feasible else None, "lost": lost, "behind": behind}
+    held = None if choice is None else kept
+    return {"right": right, "held": held, "kept": kept if feasible else None, "lost": lost, "behind": behind}
 
 
 def outcomes_of(rows, args):
@@ -192,6 +197,8 @@ def outcomes_of(rows, args):
             for name, learner in learners.items():
                 choice, sure = learner.choose(limits)
                 chosen[name] = chosen["rules"] if sure is None else choice
+                if name == "selector":
+                    chosen["sure"] = choice if sure is not None and sure >= predictor.CONFIDENCE else None
                 limited = limits != Limits(data_size=limits.data_size)
                 if name == "selector" and sure is not None and choice is not None and limited:
                     stated.append((group[0], sure, not obstacles(choice, limits)))
@@ -230,7 +237,7 @@ def mean_of(parts):
 
 
 def report(outcomes, stated):
-    """({chooser: {"right", "kept", "lost", "behind", "ahead": [mean, low, high]}}, [rows of the calibration table]).
+    """({chooser: {one of KEYS, or "ahead": [mean, low, high]}}, [rows of the calibration table]).
 
     ahead: how much more often the selector is right, on the same settings.
     """
@@ -286,6 +293,7 @@ def main(argv=None):
                 "chooser",
                 "right",
                 "the selector is right more often by",
+                "held",
                 "within the limits, where something is",
                 "lost there",
                 "behind the best, where within",
