@@ -53,8 +53,8 @@ class Rung(NamedTuple):
 
 # the gains are those of benchmarks/race_replay.py
 RUNGS = (
-    Rung(1 / 16, 1 / 4, {"at_once": NONE, "nothing": NONE, "steps": Gain(0.4, 0.4), "labels": Gain(0.3, 0.4)}),
-    Rung(1 / 4, 1 / 2, {"at_once": NONE, "nothing": NONE, "steps": Gain(0.2, 0.3), "labels": Gain(0.2, 0.3)}),
+    Rung(1 / 16, 1 / 2, {"at_once": NONE, "nothing": NONE, "steps": Gain(0.4, 0.4), "labels": Gain(0.3, 0.4)}),
+    Rung(1 / 4, 1, {"at_once": NONE, "nothing": NONE, "steps": Gain(0.2, 0.3), "labels": Gain(0.2, 0.3)}),
 )
 
 
