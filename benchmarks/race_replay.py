@@ -19,6 +19,7 @@ Needs no GPU and no model. Writes benchmarks/results/race_replay.json.
 """
 
 import json
+import random
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,10 +31,12 @@ from common import ROOT, markdown, publish
 import utils
 from harness import flags
 from harness.results import configurations, run_scores, store
+from harness.selector.candidates import Candidate, Limits, choose
 from harness.sweeps import dropping, progress
 from harness.sweeps.dropping import MARGIN, NONE, RISK, RUNGS, Entry, Gain
 from harness.sweeps.race import beside
 
+RISKS, PARTS = (0.02, 0.05, 0.1, 0.2, 0.4), 40
 LADDERS = ROOT / "benchmarks" / "results" / "race_ladders.jsonl"
 
 
@@ -65,6 +68,8 @@ class Ladder:
     seconds: list  # of each rung, 0.0 where its run is the whole one, and of the whole run
     scores: list  # [of each rung, of the whole run] of [n] scores, the first examples of the same order
     clusters: list  # [N]
+    train_seconds: float
+    latency_ms: float | None
 
     @property
     def race(self):
@@ -76,7 +81,14 @@ class Ladder:
 
     def entry(self, step, gain):
         left = self.seconds[-1] if self.seconds[step] else 0.0
-        return Entry(dict(enumerate(self.scores[step])), dict(enumerate(self.clusters)), gain, left)
+        clusters = dict(enumerate(self.clusters))
+        return Entry(dict(enumerate(self.scores[step])), clusters, len(self.scores[-1]), gain, left)
+
+    @property
+    def candidate(self):
+        """As the selector compares it."""
+        error = float(np.std(self.scores[-1]) / np.sqrt(len(self.scores[-1])))
+        return Candidate(self.name, "", self.mean(-1), self.latency_ms, None, 0, self.train_seconds, error)
 
 
 # ------------------------------------------------------------------------------------------------------------ collect
@@ -113,6 +125,8 @@ def collected(path):
                     + [round(progress.seconds_of(whole), 1)],
                     [[round(score, 4) for score in run.scores.values()] for run in runs],
                     [None if runs[-1].clusters[key] is None else names[runs[-1].clusters[key]] for key in order],
+                    configurations.value(whole, "train_seconds") or 0.0,
+                    configurations.value(whole, "latency_ms_p50"),
                 )
             )
     return found
@@ -169,24 +183,28 @@ def gains(ladders):
     return made
 
 
-def replay(racers, known):
+def pick(racers):
+    """The Ladder that the selector takes without limits: the cheapest of those within a standard error of the best."""
+    return racers[choose([one.candidate for one in racers.values()], Limits())[0].name]
+
+
+def replay(racers, known, allowed=RISK):
     """{"share": of the whole suite's seconds, "behind": the whole suite's pick less the race's, "dropped", "rungs"}.
 
-    racers: {configuration: Ladder}; known: of `gains`.
+    racers: {configuration: Ladder}; known: of `gains`; allowed: the risk.
     """
     left, spent, risk, rungs = dict(racers), 0.0, 0.0, []
     for step, of_rung in enumerate(known):
         spent += sum(one.seconds[step] for one in left.values())
         entries = {name: one.entry(step, of_rung[one.learns]) for name, one in left.items()}
-        out, more = dropping.behind(entries, RISK * (step + 1) / len(RUNGS) - risk)
+        out, more = dropping.behind(entries, allowed * (step + 1) / len(RUNGS) - risk)
         risk += more
         rungs.append(sorted(out))
         left = {name: one for name, one in left.items() if name not in out}
     spent += sum(one.seconds[-1] for one in left.values())
-    whole = {name: one.mean(-1) for name, one in racers.items()}
     return {
         "share": spent / sum(one.seconds[-1] for one in racers.values()),
-        "behind": max(whole.values()) - max(whole[name] for name in left),
+        "behind": max(0.0, pick(racers).mean(-1) - pick(left).mean(-1)),
         "dropped": 1 - len(left) / len(racers),
         "risk": risk,
         "rungs": rungs,
@@ -205,36 +223,48 @@ def main(argv=None):
     sets = sorted({data for data, _, _ in some})
     if len(sets) < 2:
         raise utils.UserError(f"rungs were measured on {len(sets)} data sets; two are needed at least")
-    races = []
-    for data, budget, racers in some:
-        known = gains([one for one in ladders if one.data != data])
-        races.append({"data": data, "budget": budget, **replay(racers, known)})
-    rows, data = [], {"gains": gains(ladders), "data_sets": sets, "races": races, "budgets": {}}
-    for budget in [*sorted({race["budget"] for race in races}), None]:
-        chosen = [race for race in races if budget in (None, race["budget"])]
-        parts = {}
-        for name in ("share", "dropped", "behind"):
-            parts[name] = told(chosen, lambda race, name=name: race[name])
-        parts["same"] = told(chosen, lambda race: float(race["behind"] <= MARGIN))
-        data["budgets"][str(budget or "all")] = parts
-        worst = max(race["behind"] for race in chosen)
-        cells = [
-            f"{mean:.1%} [{low:.1%}, {high:.1%}]"
-            for mean, low, high in (parts[n] for n in ("share", "dropped", "same"))
-        ]
-        rows.append([f"{budget:,}" if budget else "all", len(chosen), *cells, f"{worst:.3f}"])
+    some += [part for race in some for part in parts_of(*race)]
+    known = {data: gains([one for one in ladders if one.data != data]) for data in sets}
+    rows, races = [], []
+    for allowed in RISKS:
+        for data, budget, racers in some:
+            races.append({"data": data, "budget": budget, "of": len(racers), **replay(racers, known[data], allowed)})
+            races[-1]["allowed"] = allowed
+        for whole in (True, False):
+            chosen = [race for race in races if race["allowed"] == allowed and (race["budget"] is not None) == whole]
+            if chosen:
+                rows.append([f"{allowed:.0%}" + " (default)" * (allowed == RISK), *cells_of(chosen, whole)])
+    data = {"gains": gains(ladders), "data_sets": sets, "races": [race for race in races if race["budget"] is not None]}
     written = "; ".join(
         ", ".join(f"{kind} {gain.mean:.2f} ± {gain.sd:.2f}" for kind, gain in of_rung.items() if gain != NONE)
         for of_rung in data["gains"]
     )
-    header = ["labels", "races", "seconds of the whole suite", "dropped", "pick within 1 point", "worst pick"]
+    header = ["risk", "suites", "races", "seconds of the whole suite", "dropped", "pick within 1 point", "worst pick"]
     lines = [
-        f"{len(races)} races on {len(sets)} data sets. Gains of the rungs from all of them: {written} (each race is "
-        "held with those of the other data sets). Means over data sets, with 95 % intervals by bootstrap over them.",
+        f"Races on {len(sets)} data sets. Gains of the rungs from all of them: {written} (each race is held with "
+        "those of the other data sets). Means over data sets, with 95 % intervals by bootstrap over them.",
         "",
         markdown(header, rows),
     ]
-    publish("race_replay", "\n".join(lines), data, args.readme, args.output)
+    publish("race_replay", "\n".join(lines), {**data, "table": rows}, args.readme, args.output)
+
+
+def parts_of(data, _, racers):
+    """PARTS random parts of a suite, with half of its configurations or more: suites that somebody else may run."""
+    rng, names = random.Random(f"{data} {sorted(racers)}"), sorted(racers)
+    for _ in range(PARTS):
+        drawn = rng.sample(names, rng.randint(-(-len(names) // 2), len(names)))
+        if len(drawn) > 1:
+            yield data, None, {name: racers[name] for name in drawn}
+
+
+def cells_of(races, whole):
+    """A line of the table."""
+    same = told(races, lambda race: float(race["behind"] <= MARGIN))
+    parts = [told(races, lambda race, name=name: race[name]) for name in ("share", "dropped")]
+    cells = [f"{mean:.1%} [{low:.1%}, {high:.1%}]" for mean, low, high in (*parts, same)]
+    worst = max(race["behind"] for race in races)
+    return ["whole" if whole else "random parts", len(races), *cells, f"{worst:.3f}"]
 
 
 def told(races, value):

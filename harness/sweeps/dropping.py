@@ -8,12 +8,13 @@ labels would save nothing. Distillation, and prompts that are chosen on labels, 
 A probe takes seconds and is run whole at once.
 What breaks a limit is dropped after a few requests, before it is trained.
 
-After each rung the probability is computed that a configuration's whole run is better by more than MARGIN than that of
-the best one: from the paired difference of the two on the examples of the rung, with its standard error, and from what
-configurations gained on other data sets from this rung to their whole run (Gain). Those are dropped of which this is
-least likely for the seconds that it saves, as long as the probabilities of all that are dropped add up to no more than
-RISK. So the race's pick is within MARGIN of the whole suite's in 1 - RISK of races, if gains are as on the other data
-sets (and more often where several of the dropped ones would be better in the same races).
+After each rung the probability is computed that a configuration's whole run is better than that of the best one by
+more than MARGIN and one standard error, within which scores tie and the selector takes what costs least: from the
+paired difference of the two on the examples of the rung, with its standard error, and from what configurations gained
+on other data sets from this rung to their whole run (Gain). Those are dropped of which this is least likely for the
+seconds that it saves, as long as the probabilities of all that are dropped add up to no more than RISK. So the race's
+pick is within MARGIN of the whole suite's in 1 - RISK of races, if gains are as on the other data sets (and more often
+where several of the dropped ones would be better in the same races).
 """
 
 from typing import NamedTuple
@@ -100,6 +101,7 @@ class Entry(NamedTuple):
 
     scores: dict  # {example id: mean over its runs}
     clusters: dict  # {example id: cluster, None where it is one of its own}
+    n_whole: int  # examples of a whole run
     gain: Gain
     seconds: float  # that its whole runs will take; 0 where these are made: then nothing is saved by dropping it
 
@@ -113,17 +115,18 @@ class Entry(NamedTuple):
         return 1.0 - self.lack * (1.0 - self.gain.mean)
 
 
-def entry(rows, beside, gain, seconds):
+def entry(rows, beside, n_whole, gain, seconds):
     """The Entry of rows of one configuration; None where one of them has no scores of single examples."""
     found = run_scores.of_rows(rows, beside)
     if found is None:
         return None
     means, clusters = dict(zip(found.ids, found.means.tolist())), dict(zip(found.ids, found.clusters))
-    return Entry(means, clusters, gain, seconds)
+    return Entry(means, clusters, n_whole, gain, seconds)
 
 
 def chance_to_be_better(other, best):
-    """Probability that the whole run of an Entry is better than that of another one by more than MARGIN.
+    """Probability that the whole run of an Entry is better than that of another one by more than MARGIN and the
+    standard error of a whole run's score.
 
     Student's t for the paired difference on the examples that both have, whose variance and that of both gains add up.
     1.0 where these are one cluster, or none.
@@ -137,7 +140,8 @@ def chance_to_be_better(other, best):
         return 1.0
     difference += other.gain.mean * other.lack - best.gain.mean * best.lack
     variance = parts[0][0] + (other.gain.sd * other.lack) ** 2 + (best.gain.sd * best.lack) ** 2
-    return float(t.sf((MARGIN - difference) / max(np.sqrt(variance), 1e-9), stats.degrees_of_freedom(parts)))
+    tie = np.std(list(best.scores.values())) / np.sqrt(best.n_whole)
+    return float(t.sf((MARGIN + tie - difference) / max(np.sqrt(variance), 1e-9), stats.degrees_of_freedom(parts)))
 
 
 def behind(entries, allowed):
@@ -158,7 +162,7 @@ def behind(entries, allowed):
         risk += chances[name]
         dropped[name] = (
             f"{others[name].lack - best.lack:.3f} behind {leader} after {len(others[name].scores)} examples; "
-            f"better in a whole run by more than {MARGIN:g} with a probability of {chances[name]:.1%}"
+            f"better in a whole run, by more than what ties, with a probability of {chances[name]:.1%}"
         )
     return dropped, risk
 

@@ -144,7 +144,8 @@ class Race:
         for racer in racers:
             if racer.name in over:
                 continue
-            entry = dropping.entry(racer.rows, folder, gains[racer.learns], racer.whole_seconds())
+            n_whole = racer.whole.get("max_eval_samples") or int(racer.rows[0]["n_eval"])
+            entry = dropping.entry(racer.rows, folder, n_whole, gains[racer.learns], racer.whole_seconds())
             if entry:
                 data = (configurations.data_name(racer.rows[0]), racer.rows[0]["metric"])
                 groups.setdefault(data, {})[racer.name] = entry
@@ -198,5 +199,5 @@ class Race:
         tqdm.write(
             f"race: {len(out)} of {len(self.racers)} configurations dropped after {words(self.seconds)}; what was left "
             f"took {words(finals)}. All of them would have taken about {words(finals + spared)}. That one of the "
-            f"dropped is better by more than {dropping.MARGIN:g} has a probability of at most {risk:.1%}"
+            f"dropped is better, by more than what ties, has a probability of at most {risk:.1%}"
         )

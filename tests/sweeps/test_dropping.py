@@ -34,7 +34,7 @@ def made(scores, n=100, clusters=None, seconds=1.0):
     values[: round(scores * n)] = 1.0
     np.random.default_rng(round(100 * scores)).shuffle(values)
     scores = dict(enumerate(values.tolist()))
-    return Entry(scores, dict(enumerate(clusters or [None] * n)), NONE, seconds)
+    return Entry(scores, dict(enumerate(clusters or [None] * n)), 10**9, NONE, seconds)
 
 
 def test_a_rung_is_a_share_of_steps_or_labels_and_of_examples():
@@ -88,6 +88,14 @@ def test_what_is_dropped_saves_most_seconds_for_its_risk():
     assert set(behind(both, one)[0]) == {"slow"}, "only one of them may be dropped"
 
 
+def test_what_ties_with_the_best_one_is_not_better():
+    other, best = made(0.75), made(0.8)
+    for n, tie in ((100, 0.04), (400, 0.02)):
+        within = chance_to_be_better(other, best._replace(n_whole=n))
+        wanted = chance_to_be_better(other._replace(gain=Gain(-tie / other.lack, 0.0)), best)
+        assert within == pytest.approx(wanted, rel=0.01) and within < chance_to_be_better(other, best)
+
+
 def test_what_a_configuration_may_gain_keeps_it():
     entries = {"best": made(0.8), "far": made(0.45)}
     assert set(behind(entries, 0.05)[0]) == {"far"}
@@ -119,7 +127,7 @@ def test_a_chance_is_kept():
         other = rng.random(100) < rng.uniform(0.5, 0.8)
         gain = Gain(0.2, 0.1)
         alone = dict.fromkeys(range(100))
-        one, best = (Entry(dict(enumerate(x.astype(float).tolist())), alone, gain, 1.0) for x in (other, sure))
+        one, best = (Entry(dict(enumerate(x.astype(float).tolist())), alone, 10**9, gain, 1.0) for x in (other, sure))
         # the truth given what was seen: a new sample's share, and gains
         shares = [rng.beta(x.sum() + 1, 101 - x.sum()) for x in (other, sure)]
         whole = [share + (1 - share) * rng.normal(gain.mean, gain.sd) for share in shares]
@@ -147,7 +155,7 @@ def test_limits(tmp_path, limits, why):
     (tmp_path / "run/predictions.jsonl").write_text(lines)
     found = dropping.over_limits([row], tmp_path, _Limits(*limits))
     assert found is None if why is None else why in found
-    assert entry([row], tmp_path, NONE, 1.0).lack == 0.5
+    assert entry([row], tmp_path, 20, NONE, 1.0).lack == 0.5
 
 
 class _Limits:
