@@ -9,6 +9,7 @@ from sweep_helpers import suite
 
 import sweep
 from harness.results import provenance, schema, store
+from harness.results.done_runs import DoneRuns
 from harness.sweeps import race
 from harness.sweeps.cells import make_cells
 from harness.sweeps.dropping import NONE, RUNGS, Gain
@@ -40,6 +41,9 @@ def held(sentiment, tmp_path, monkeypatch):
 
         def run(what, some, its_args):
             for cell in some:
+                done = DoneRuns(store.read_if_there(its_args.results))
+                if done.row(cell.script, cell.args, True):
+                    continue
                 name = cell.name.split()[0]
                 made.setdefault(name, []).append((what, cell.args.get("max_steps"), cell.args["label_budget"]))
                 n, failed = cell.args["max_eval_samples"], (name, what) in fails
