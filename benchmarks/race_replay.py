@@ -13,7 +13,10 @@ others.
 
 A Gain is a ratio over all data sets but one, each counted the same: what configurations gained from a rung to their
 whole run, on the examples of the rung, by what they lacked to 1. Its sd is that of a new data set, from the squares of
-what is left.
+what is left. Seconds are those from the start of a run to its row, and the start of its process.
+
+The pick is the selector's without limits, among what is left and in the whole suite: the cheapest of those within a
+standard error of the best. The interval of "within 1 point" is the exact binomial one, each data set counted once.
 
 Needs no GPU and no model. Writes benchmarks/results/race_replay.json.
 """
@@ -22,11 +25,13 @@ import json
 import random
 from collections import defaultdict
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 
 import numpy as np
 from bench_selector import bootstrap, mean_of
 from common import ROOT, markdown, publish
+from scipy.stats import beta
 
 import utils
 from harness import flags
@@ -37,6 +42,8 @@ from harness.sweeps.dropping import MARGIN, NONE, RISK, RUNGS, Entry, Gain
 from harness.sweeps.race import beside
 
 RISKS, PARTS = (0.02, 0.05, 0.1, 0.2, 0.4), 40
+UNKNOWN = Gain(0.0, 1.0, 1)  # of what was measured on one data set
+SHARES = [[rung.training, rung.examples] for rung in RUNGS]
 LADDERS = ROOT / "benchmarks" / "results" / "race_ladders.jsonl"
 
 
@@ -60,20 +67,26 @@ class Ladder:
     """One configuration on all rungs and whole, with one draw of labels."""
 
     data: str
+    eval_id: str  # of the whole run
     metric: str
     budget: int | None
     draw: int
     name: str
     learns: str
-    seconds: list  # of each rung, 0.0 where its run is the whole one, and of the whole run
-    scores: list  # [of each rung, of the whole run] of [n] scores, the first examples of the same order
+    shares: list  # [of each rung] of training and of examples
+    seconds: list  # of each rung, 0.0 where its run is the whole one or failed, and of the whole run
+    scores: list  # [of each rung, None where its run failed, of the whole run] of [n], the first of the same examples
     clusters: list  # [N]
     train_seconds: float
     latency_ms: float | None
 
     @property
     def race(self):
-        return self.data, self.metric
+        return self.data, self.eval_id, self.metric
+
+    @property
+    def cost(self):
+        return self.train_seconds + (self.latency_ms or 0.0) / 1000 * dropping.REQUESTS_SERVED
 
     def mean(self, step, n=None):
         """Mean score of a rung's run, or of the whole run (-1), on the first n examples."""
@@ -81,8 +94,8 @@ class Ladder:
 
     def entry(self, step, gain):
         left = self.seconds[-1] if self.seconds[step] else 0.0
-        clusters = dict(enumerate(self.clusters))
-        return Entry(dict(enumerate(self.scores[step])), clusters, len(self.scores[-1]), gain, left)
+        scores, clusters = dict(enumerate(self.scores[step])), dict(enumerate(self.clusters))
+        return Entry(scores, clusters, len(self.scores[-1]), self.cost, gain, left)
 
     @property
     def candidate(self):
@@ -94,36 +107,51 @@ class Ladder:
 # ------------------------------------------------------------------------------------------------------------ collect
 
 
+def seconds_from_start(row, folder):
+    """Of a run: from its start to its row, by the time of its row.json, and the start of its process."""
+    written = (run_scores.run_folder(row, folder) / "row.json").stat().st_mtime
+    return round(progress.START + written - datetime.fromisoformat(row["created_at"]).timestamp(), 1)
+
+
 def collected(path):
     """[Ladder] of a finished race with --keep_losers: of its CSV, _rungs.csv, _race.json and run folders."""
     rows = {row["run_id"]: row for file in (path, beside(path, "_rungs.csv")) for row in store.read_if_there(file)}
-    found = []
+    found, folder = [], Path(path).parent
     for racer in utils.read_json(beside(path, "_race.json"), list, "--results"):
-        for draw, ids in enumerate(zip(*racer["rungs"], racer["whole"], strict=False)):
-            if len(ids) != len(RUNGS) + 1 or not all(run_id in rows for run_id in ids):
-                continue
-            of_rungs = [rows[run_id] for run_id in ids]
-            try:
-                runs = [run_scores.read(run_scores.run_folder(row, Path(path).parent)) for row in of_rungs]
-            except utils.UserError as error:
-                print(f"{racer['name']} is left out: {error}")
+        rungs = [
+            *racer["rungs"],
+            *[racer["whole"]] * (len(RUNGS) - len(racer["rungs"])),
+        ]  # what is whole enters no more
+        for draw, ids in enumerate(zip(*rungs, racer["whole"], strict=False)):
+            steps = [rows.get(run_id) for run_id in ids]
+            whole, runs = steps[-1], []
+            for row in steps:
+                try:
+                    runs.append(row and run_scores.read(run_scores.run_folder(row, folder)))
+                except utils.UserError as error:
+                    print(f"{racer['name']}: {error}")
+                    runs.append(None)
+            if runs[-1] is None:
                 continue
             order = list(runs[-1].scores)
-            if any(list(run.scores) != order[: len(run.scores)] for run in runs):
+            if any(run and list(run.scores) != order[: len(run.scores)] for run in runs):
                 raise utils.UserError(f"{path}: the runs of {racer['name']} were scored on other examples")
-            whole = of_rungs[-1]
             names = {name: i for i, name in enumerate(dict.fromkeys(runs[-1].clusters.values()))}
+            spent = [
+                0.0 if row is whole or not run else seconds_from_start(row, folder) for row, run in zip(steps, runs)
+            ]
             found.append(
                 Ladder(
                     configurations.data_name(whole),
+                    whole["eval_id"],
                     whole["metric"],
                     configurations.flags(whole).get("label_budget"),
                     draw,
                     racer["name"].split(" ", 1)[1],
                     racer["learns"],
-                    [0.0 if row is whole else round(progress.seconds_of(row), 1) for row in of_rungs[:-1]]
-                    + [round(progress.seconds_of(whole), 1)],
-                    [[round(score, 4) for score in run.scores.values()] for run in runs],
+                    SHARES,
+                    [*spent[:-1], seconds_from_start(whole, folder)],
+                    [run and [round(score, 4) for score in run.scores.values()] for run in runs],
                     [None if runs[-1].clusters[key] is None else names[runs[-1].clusters[key]] for key in order],
                     configurations.value(whole, "train_seconds") or 0.0,
                     configurations.value(whole, "latency_ms_p50"),
@@ -133,14 +161,16 @@ def collected(path):
 
 
 def read_ladders(path):
-    return [Ladder(**record) for record in store.read_jsonl(path)] if Path(path).is_file() else []
+    """The Ladders of a file; those of other rungs than RUNGS are left out."""
+    found = [Ladder(**record) for record in store.read_jsonl(path)] if Path(path).is_file() else []
+    return [one for one in found if one.shares == SHARES]
 
 
 def merged(old, new):
     """Old ladders and new ones, which replace those of the same configuration, data, budget and draw."""
 
     def key(ladder):
-        return ladder.data, ladder.budget or 0, ladder.draw, ladder.name
+        return ladder.race, ladder.budget or 0, ladder.draw, ladder.name
 
     return [some for _, some in sorted({key(one): one for one in [*old, *new]}.items())]
 
@@ -166,19 +196,21 @@ def gains(ladders):
     for step in range(len(RUNGS)):
         by_kind = defaultdict(lambda: defaultdict(list))
         for one in ladders:
+            if one.scores[step] is None:
+                continue
             before = one.mean(step)
             by_kind[one.learns][one.data].append((1 - before, one.mean(-1, len(one.scores[step])) - before))
         found = {"at_once": NONE, "nothing": NONE}
         for kind in ("steps", "labels"):
             sets = [np.array(pairs) for pairs in by_kind[kind].values()]  # of (lack, gain)
-            if not sets:
-                found[kind] = RUNGS[step].gains[kind]
+            if len(sets) < 2:
+                found[kind] = UNKNOWN
                 continue
             squares = sum(np.mean(pairs[:, 0] ** 2) for pairs in sets)
             mean = sum(np.mean(pairs[:, 0] * pairs[:, 1]) for pairs in sets) / squares
             left = sum(np.mean((pairs[:, 1] - mean * pairs[:, 0]) ** 2) for pairs in sets)
             n = len(sets)
-            found[kind] = Gain(float(mean), float(np.sqrt(left / squares * n / max(n - 1, 1) * (1 + 1 / n))))
+            found[kind] = Gain(float(mean), float(np.sqrt(left / squares * n / (n - 1) * (1 + 1 / n))), n - 1)
         made.append(found)
     return made
 
@@ -196,15 +228,17 @@ def replay(racers, known, allowed=RISK):
     left, spent, risk, rungs = dict(racers), 0.0, 0.0, []
     for step, of_rung in enumerate(known):
         spent += sum(one.seconds[step] for one in left.values())
-        entries = {name: one.entry(step, of_rung[one.learns]) for name, one in left.items()}
+        entries = {name: one.entry(step, of_rung[one.learns]) for name, one in left.items() if one.scores[step]}
         out, more = dropping.behind(entries, allowed * (step + 1) / len(RUNGS) - risk)
         risk += more
         rungs.append(sorted(out))
         left = {name: one for name, one in left.items() if name not in out}
     spent += sum(one.seconds[-1] for one in left.values())
+    wanted, got = pick(racers), pick(left)
     return {
         "share": spent / sum(one.seconds[-1] for one in racers.values()),
-        "behind": max(0.0, pick(racers).mean(-1) - pick(left).mean(-1)),
+        "behind": wanted.mean(-1) - got.mean(-1),
+        "dearer": got.cost / wanted.cost,
         "dropped": 1 - len(left) / len(racers),
         "risk": risk,
         "rungs": rungs,
@@ -260,9 +294,12 @@ def parts_of(data, _, racers):
 
 def cells_of(races, whole):
     """A line of the table."""
-    same = told(races, lambda race: float(race["behind"] <= MARGIN))
+    same = told(races, lambda race: float(race["behind"] <= MARGIN + 1e-9))[0]
+    n = len({race["data"] for race in races})
+    bounds = beta.ppf([0.025, 0.975], [same * n, same * n + 1], [n - same * n + 1, n - same * n])
+    low, high = np.where([same == 0, same == 1], [0.0, 1.0], bounds)
     parts = [told(races, lambda race, name=name: race[name]) for name in ("share", "dropped")]
-    cells = [f"{mean:.1%} [{low:.1%}, {high:.1%}]" for mean, low, high in (*parts, same)]
+    cells = [f"{mean:.1%} [{low:.1%}, {high:.1%}]" for mean, low, high in (*parts, (same, low, high))]
     worst = max(race["behind"] for race in races)
     return ["whole" if whole else "random parts", len(races), *cells, f"{worst:.3f}"]
 

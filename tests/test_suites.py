@@ -7,6 +7,7 @@ from sweep_helpers import suite, words
 import sweep
 import utils
 from harness import suites
+from harness.sweeps import cells
 
 
 def bomb(first, line):
@@ -176,7 +177,8 @@ def test_changes_that_cannot_be_read_are_refused(given, capsys):
     assert "--set" in capsys.readouterr().err
 
 
-def test_blocks_run_where_the_data_are_what_they_need(tmp_path, sentiment, questions, nli, capsys):
+def test_blocks_run_where_the_data_are_what_they_need(tmp_path, sentiment, questions, nli, capsys, monkeypatch):
+    monkeypatch.setattr(cells, "TOLD", set())
     text = """
 runs:
   - {script: probe.py, needs: [classification]}

@@ -19,6 +19,7 @@ from harness.results.done_runs import identity
 
 ROOT = Path(__file__).resolve().parents[2]
 TOLD = set()  # data sets whose summary was printed
+WORDING = ("label_words", "label_descriptions", "instruction", "template")  # of prompts about the same data
 DRAWS = ("max_train_samples", "max_validation_samples", "max_eval_samples", "label_budget")  # of the same data
 
 
@@ -109,6 +110,11 @@ def traits(which):
     )
 
 
+def examples_of(cell):
+    """{flag: value} that say which data a cell is about, not which of these are drawn or how prompts put them."""
+    return {name: cell.args[name] for name in data_flags.names() if name not in (*DRAWS, *WORDING, "data_seed")}
+
+
 def about_data(cell, strict=True):
     """(what the data of a cell are, of suites.NEEDS; their Size). UserError for a script that reads no such data, and
     if strict for a label budget that they do not have.
@@ -117,8 +123,9 @@ def about_data(cell, strict=True):
     if missing:
         raise utils.UserError(f"{cell.script} does not say which examples it is scored on: it has no --{missing[0]}")
     budget = cell.args.get("label_budget") or 0
+    # with any budget the validation examples are for training, too
     which = {name: cell.args[name] for name in data_flags.names()} | dict.fromkeys(DRAWS)
-    which["label_budget"] = 1 if budget else None  # with any budget the validation examples are for training, too
+    which["label_budget"] = 1 if budget else None
     found, size = traits(json.dumps(which, sort_keys=True))
     if strict and budget > size.train:
         raise utils.UserError(f"label_budget {budget}: the data have {size.train} labelled training examples")

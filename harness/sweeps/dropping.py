@@ -8,10 +8,11 @@ labels would save nothing. Distillation, and prompts that are chosen on labels, 
 A probe takes seconds and is run whole at once.
 What breaks a limit is dropped after a few requests, before it is trained.
 
-After each rung the probability is computed that a configuration's whole run is better than that of the best one by
-more than MARGIN and one standard error, within which scores tie and the selector takes what costs least: from the
-paired difference of the two on the examples of the rung, with its standard error, and from what configurations gained
-on other data sets from this rung to their whole run (Gain). Those are dropped of which this is least likely for the
+After each rung the probability is computed that a configuration's whole run is better than that of the best one, on the
+evaluation examples of the whole runs, by more than MARGIN, and where it costs more also by more than one standard
+error, within which scores tie and the selector takes what costs least: from the paired difference of the two on the
+examples of the rung, as a sample of all, and from what configurations gained on other data sets from this rung to their
+whole run (Gain). Those are dropped of which this is least likely for the
 seconds that it saves, as long as the probabilities of all that are dropped add up to no more than RISK. So the race's
 pick is within MARGIN of the whole suite's in 1 - RISK of races, if gains are as on the other data sets (and more often
 where several of the dropped ones would be better in the same races).
@@ -30,6 +31,7 @@ RISK = 0.05  # of dropping what would be better by more than MARGIN, over the wh
 MARGIN = 0.01  # a pick within this of the whole suite's counts as the same
 LEAST_LABELS, LABELS_A_CLASS, LEAST_STEPS, LEAST_EXAMPLES = 16, 2, 20, 64  # of a rung
 REQUESTS = 20  # after which limits are checked
+REQUESTS_SERVED = 30_000  # over which costs are compared, as adaptive_selector.py does by default
 
 
 class Gain(NamedTuple):
@@ -39,9 +41,10 @@ class Gain(NamedTuple):
 
     mean: float
     sd: float  # of a new data set
+    degrees: float  # of freedom of the sd
 
 
-NONE = Gain(0.0, 0.0)
+NONE = Gain(0.0, 0.0, np.inf)
 
 
 class Rung(NamedTuple):
@@ -54,8 +57,8 @@ class Rung(NamedTuple):
 
 # the gains are those of benchmarks/race_replay.py
 RUNGS = (
-    Rung(1 / 16, 1 / 2, {"at_once": NONE, "nothing": NONE, "steps": Gain(0.4, 0.4), "labels": Gain(0.3, 0.4)}),
-    Rung(1 / 4, 1, {"at_once": NONE, "nothing": NONE, "steps": Gain(0.2, 0.3), "labels": Gain(0.2, 0.3)}),
+    Rung(1 / 16, 1 / 2, {"at_once": NONE, "nothing": NONE, "steps": Gain(0.4, 0.4, 5), "labels": Gain(0.3, 0.4, 5)}),
+    Rung(1 / 4, 1, {"at_once": NONE, "nothing": NONE, "steps": Gain(0.2, 0.3, 5), "labels": Gain(0.2, 0.3, 5)}),
 )
 
 
@@ -69,7 +72,7 @@ def whole_of(args, size, learns):
         return {}
     whole = {"max_eval_samples": min(args.get("max_eval_samples") or size.evaluation, size.evaluation)}
     budget = "label_budget" if args.get("label_budget") else "max_train_samples"
-    labels = args.get(budget) or size.train
+    labels = min(args.get(budget) or size.train, size.train)
     if learns == "steps":
         whole["max_steps"] = optimizer_steps(args, labels, size.kind)
     elif learns == "labels":
@@ -102,6 +105,7 @@ class Entry(NamedTuple):
     scores: dict  # {example id: mean over its runs}
     clusters: dict  # {example id: cluster, None where it is one of its own}
     n_whole: int  # examples of a whole run
+    cost: float  # seconds to train a whole run and to answer REQUESTS_SERVED
     gain: Gain
     seconds: float  # that its whole runs will take; 0 where these are made: then nothing is saved by dropping it
 
@@ -115,33 +119,46 @@ class Entry(NamedTuple):
         return 1.0 - self.lack * (1.0 - self.gain.mean)
 
 
-def entry(rows, beside, n_whole, gain, seconds):
-    """The Entry of rows of one configuration; None where one of them has no scores of single examples."""
+def entry(rows, beside, whole, gain, seconds):
+    """The Entry of rows of one configuration; None where one of them has no scores of single examples. whole: of
+    whole_of.
+    """
     found = run_scores.of_rows(rows, beside)
     if found is None:
         return None
     means, clusters = dict(zip(found.ids, found.means.tolist())), dict(zip(found.ids, found.clusters))
-    return Entry(means, clusters, n_whole, gain, seconds)
+    cost = sum(training_seconds(row, whole) + cost_of(row) for row in rows) / len(rows)
+    return Entry(means, clusters, whole.get("max_eval_samples", len(means)), cost, gain, seconds)
+
+
+def cost_of(row):
+    """Seconds of REQUESTS_SERVED requests one by one."""
+    return (configurations.value(row, "latency_ms_p50") or 0.0) / 1000 * REQUESTS_SERVED
 
 
 def chance_to_be_better(other, best):
-    """Probability that the whole run of an Entry is better than that of another one by more than MARGIN and the
-    standard error of a whole run's score.
+    """Probability that the whole run of an Entry is better than that of another one by more than MARGIN, and where it
+    costs more by more than MARGIN and the standard error of a whole run's score.
 
-    Student's t for the paired difference on the examples that both have, whose variance and that of both gains add up.
-    1.0 where these are one cluster, or none.
+    Student's t (Satterthwaite's degrees of freedom): the variance of the paired difference on the examples that both
+    have, as a sample without replacement of those of the whole runs, and that of both gains add up. 1.0 where there is
+    one example or cluster, or none.
     """
     both = [key for key in best.scores if key in other.scores]
-    if not both:
+    if len(both) < 2:
         return 1.0
     scores = ([one.scores[key] for key in both] for one in (best, other))
     difference, parts = stats.paired_parts(*scores, [best.clusters[key] for key in both])
     if parts[0][0] is None:
         return 1.0
-    difference += other.gain.mean * other.lack - best.gain.mean * best.lack
-    variance = parts[0][0] + (other.gain.sd * other.lack) ** 2 + (best.gain.sd * best.lack) ** 2
-    tie = np.std(list(best.scores.values())) / np.sqrt(best.n_whole)
-    return float(t.sf((MARGIN + tie - difference) / max(np.sqrt(variance), 1e-9), stats.degrees_of_freedom(parts)))
+    variance, degrees = parts[0]
+    parts = [(variance * max(0.0, 1 - len(both) / max(best.n_whole, len(both))), degrees)]
+    for one, sign in ((other, 1), (best, -1)):
+        difference += sign * one.gain.mean * one.lack
+        parts.append(((one.gain.sd * one.lack) ** 2, one.gain.degrees))
+    tie = np.std(list(best.scores.values())) / np.sqrt(best.n_whole) if best.cost <= other.cost else 0.0
+    error = max(np.sqrt(sum(part for part, _ in parts)), 1e-9)
+    return float(t.sf((MARGIN + tie - difference) / error, stats.degrees_of_freedom(parts)))
 
 
 def behind(entries, allowed):
@@ -198,12 +215,18 @@ def requests(row, beside):
     return [record["latency_ms"] for record in records if record.get("latency_ms") is not None]
 
 
-def whole_seconds(row, whole):
-    """Seconds that a whole run would take, from a row of a rung: training in proportion to steps or labels, scoring to
-    the examples. whole: of whole_of.
+def training_seconds(row, whole):
+    """Seconds that a whole run would train, from a row of a rung: in proportion to steps or labels. whole: of
+    whole_of.
     """
     flags = configurations.flags(row)
-    ratio = {name: n / flags[name] for name, n in whole.items() if flags.get(name)}
+    longer = (n / flags[name] for name, n in whole.items() if flags.get(name) and name != "max_eval_samples")
+    return (configurations.value(row, "train_seconds") or 0.0) * next(longer, 1.0)
+
+
+def whole_seconds(row, whole):
+    """Seconds that a whole run would take, from a row of a rung: scoring in proportion to the examples."""
     training, scoring = (configurations.value(row, name) or 0.0 for name in ("train_seconds", "eval_seconds"))
-    longer = next((ratio[name] for name in ratio if name != "max_eval_samples"), 1.0)
-    return progress.seconds_of(row) + training * (longer - 1) + scoring * (ratio.get("max_eval_samples", 1.0) - 1)
+    scored = configurations.value(row, "n_eval")
+    more = whole.get("max_eval_samples", scored) / scored - 1 if scored else 0.0
+    return progress.seconds_of(row) + training_seconds(row, whole) - training + scoring * more

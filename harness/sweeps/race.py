@@ -11,8 +11,10 @@ from harness.results import commands, configurations, outputs, store
 from harness.results.done_runs import DoneRuns, identity
 from harness.suites import Plain
 from harness.sweeps import dropping
-from harness.sweeps.cells import Size, about_data, changed, make_cell
+from harness.sweeps.cells import Size, about_data, changed, examples_of, make_cell
 from harness.sweeps.progress import seconds_of, words
+
+EXAMPLES = "max_eval_samples"
 
 
 def beside(results, ending):
@@ -22,9 +24,12 @@ def beside(results, ending):
 
 def learns(cell):
     """What a cell's run is shortened by, as dropping.whole_of takes it."""
+    budget = cell.args.get("label_budget") or cell.args.get("max_train_samples")
     if cell.script == "probe.py" and not cell.args.get("tune"):
-        return "at_once"  # it takes seconds
-    if cell.script == "context_distill.py" or (cell.script == "prompt_eval.py" and cell.args.get("label_budget")):
+        on_all = cell.args["features"] == "lm" and not budget
+        return "labels" if on_all else "at_once"  # else it takes seconds
+    searched = cell.script == "prompt_eval.py" and cell.args.get("label_budget") and cell.args["k_shots"] is None
+    if searched or cell.script == "context_distill.py":
         return "labels"
     trained = "epochs" in commands.actions(cell.script) or cell.args.get("tune") == "contrastive"
     return "steps" if trained else "nothing"
@@ -39,16 +44,20 @@ class Racer:
     size: Size
     learns: str  # of dropping.whole_of
     whole: dict  # {flag: number}, of dropping.whole_of
+    fewer: dict = field(default_factory=dict)  # {flag: number} of its rung
     on_rung: list = field(default_factory=list)  # its cells there
     rows: list = field(default_factory=list)  # of the last rung
     runs: list = field(default_factory=list)  # [rungs] of the run ids of its rows there
     dropped: str | None = None  # why
 
     def enter(self, fewer, args):
-        """Make its cells of a rung; they are its own where these are that small already. fewer: {flag: number}; args:
-        with the results CSV of the rungs.
+        """Make its cells of a rung; they are its own where these are that small already, and those of the rung before
+        where no more would be trained. fewer: {flag: number}; args: with the results CSV of the rungs.
         """
-        changes = {name: Plain(n) for name, n in fewer.items()}
+        before, now = ({k: v for k, v in some.items() if k != EXAMPLES} for some in (self.fewer, fewer))
+        if before == now and now:
+            return
+        self.fewer, changes = fewer, {name: Plain(n) for name, n in fewer.items()}
         if "max_steps" in changes:
             changes["epochs"] = Plain("")  # which the steps replace
         made = [make_cell(c.name, c.script, changed(set(), changes, c.script, c.settings), args) for c in self.cells]
@@ -61,6 +70,16 @@ class Racer:
     @property
     def failed(self):
         return any(row is None or row["status"] not in ("ok", "degenerate") for row in self.rows)
+
+    @property
+    def cannot_run(self):
+        """Whether its whole run fails, too: it was whole, or ran out of memory with less."""
+        return self.failed and (self.is_whole or any(row and row["status"] == "oom" for row in self.rows))
+
+    @property
+    def data(self):
+        """What its data are, and its metric."""
+        return json.dumps([examples_of(self.cells[0]), self.rows[0]["metric"]], sort_keys=True)
 
     def whole_seconds(self):
         """That its whole runs will take, by its rows of the last rung; 0 where these are whole."""
@@ -79,7 +98,7 @@ class Race:
         for cell in cells:
             without = {name: value for name, value in cell.args.items() if name not in configurations.SEEDS}
             groups.setdefault(identity(cell.script, without), []).append(cell)
-        self.racers, self.seconds, self.risks = [], 0.0, {}  # seconds of the rungs, risk of each data set
+        self.racers, self.seconds, self.risks = [], 0.0, {}  # seconds of the rungs, risk of each data set and metric
         for some in groups.values():
             size = about_data(some[0])[1]
             name = " ".join(word for word in some[0].name.split() if word.split("=")[0] not in configurations.SEEDS)
@@ -117,7 +136,7 @@ class Race:
         self.run_cells(
             what, [cell for racer in racers if not racer.is_whole for cell in racer.on_rung], self.small_args
         )
-        self.run_cells("whole", [cell for racer in racers if racer.is_whole for cell in racer.cells], self.args)
+        self.run_cells(f"{what}_whole", [cell for racer in racers if racer.is_whole for cell in racer.cells], self.args)
         rungs, results = self.done(self.small_args), self.done(self.args)
         for racer in racers:
             done = results if racer.is_whole else rungs
@@ -134,6 +153,9 @@ class Race:
         """{name: why} of those that failed or break a limit."""
         folder, why = Path(self.args.results).parent, {}
         for racer in racers:
+            if racer.failed and not racer.cannot_run:
+                tqdm.write(f"    {racer.name}: its short run failed; it goes on to a longer one")
+                continue
             over = "a run failed" if racer.failed else dropping.over_limits(racer.rows, folder, self.args)
             why |= {racer.name: over} if over else {}
         return why
@@ -142,13 +164,11 @@ class Race:
         """{name: why} of those that are behind, among those that are not over the limits. number: of the rung."""
         gains, folder, groups, why = dropping.RUNGS[number - 1].gains, Path(self.args.results).parent, {}, {}
         for racer in racers:
-            if racer.name in over:
+            if racer.name in over or racer.failed or racer.dropped:
                 continue
-            n_whole = racer.whole.get("max_eval_samples") or int(racer.rows[0]["n_eval"])
-            entry = dropping.entry(racer.rows, folder, n_whole, gains[racer.learns], racer.whole_seconds())
+            entry = dropping.entry(racer.rows, folder, racer.whole, gains[racer.learns], racer.whole_seconds())
             if entry:
-                data = (configurations.data_name(racer.rows[0]), racer.rows[0]["metric"])
-                groups.setdefault(data, {})[racer.name] = entry
+                groups.setdefault(racer.data, {})[racer.name] = entry
         allowed = dropping.RISK * number / len(dropping.RUNGS)
         for data, entries in groups.items():
             before = self.risks.get(data, 0.0)

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from row_helpers import result_row, write_run
+from scipy.stats import t
 
 import finetune
 from harness import arguments
@@ -25,6 +26,7 @@ from harness.sweeps.dropping import (
 )
 from harness.training import trainer
 
+MANY = 10**9
 RUNG = Rung(training=1 / 16, examples=1 / 4, gains={})
 
 
@@ -34,7 +36,7 @@ def made(scores, n=100, clusters=None, seconds=1.0):
     values[: round(scores * n)] = 1.0
     np.random.default_rng(round(100 * scores)).shuffle(values)
     scores = dict(enumerate(values.tolist()))
-    return Entry(scores, dict(enumerate(clusters or [None] * n)), 10**9, NONE, seconds)
+    return Entry(scores, dict(enumerate(clusters or [None] * n)), MANY, 0.0, NONE, seconds)
 
 
 def test_a_rung_is_a_share_of_steps_or_labels_and_of_examples():
@@ -48,6 +50,8 @@ def test_a_rung_is_a_share_of_steps_or_labels_and_of_examples():
     assert at_rung(whole, RUNG, 12) == {"max_train_samples": 125, "unlabelled": 125, "max_eval_samples": 125}
     steps = whole_of({"max_steps": 100, "max_eval_samples": 400}, size, "steps")
     assert for_limits(steps) == {"max_steps": 1, "max_eval_samples": 20} and for_limits(whole) == {}
+    more = {"max_train_samples": 5000, "max_eval_samples": 400}
+    assert whole_of(more, size, "labels")["max_train_samples"] == 2000, "no more than there are"
     assert whole_of({"k_shots": 4, **args}, size, "nothing") == {"max_eval_samples": 400}, "a prompt"
     assert whole_of(args, size, "at_once") == at_rung({}, RUNG, 2) == for_limits({}) == {}, "a probe"
     few = whole_of({"label_budget": 100}, Size(2000, 60, 12, "classification"), "labels")
@@ -88,20 +92,32 @@ def test_what_is_dropped_saves_most_seconds_for_its_risk():
     assert set(behind(both, one)[0]) == {"slow"}, "only one of them may be dropped"
 
 
-def test_what_ties_with_the_best_one_is_not_better():
-    other, best = made(0.75), made(0.8)
-    for n, tie in ((100, 0.04), (400, 0.02)):
-        within = chance_to_be_better(other, best._replace(n_whole=n))
-        wanted = chance_to_be_better(other._replace(gain=Gain(-tie / other.lack, 0.0)), best)
-        assert within == pytest.approx(wanted, rel=0.01) and within < chance_to_be_better(other, best)
+def test_what_ties_with_the_best_one_and_costs_more_is_not_better():
+    other, best = made(0.75)._replace(cost=9.0), made(0.8)._replace(cost=8.0, n_whole=400)
+    tie = 0.02  # the standard error of 0.8 on 400 examples
+    wanted = chance_to_be_better(other._replace(gain=Gain(-tie / other.lack, 0.0, 9)), best._replace(cost=10.0))
+    assert chance_to_be_better(other, best) == pytest.approx(wanted, rel=0.01)
+    assert chance_to_be_better(other, best) < chance_to_be_better(other._replace(cost=7.0), best), "it would be taken"
+
+
+def test_the_examples_are_a_sample_of_those_of_the_whole_run():
+    entries = [made(0.75, n=200), made(0.8, n=200)]
+    chances = [chance_to_be_better(*(one._replace(n_whole=n) for one in entries)) for n in (MANY, 400, 200)]
+    assert chances[0] > chances[1] > chances[2] == 0.0, "all of them leave nothing to chance"
+
+
+def test_an_error_that_is_known_from_few_data_sets_leaves_more_to_chance():
+    best, other = made(0.8)._replace(n_whole=100, cost=1.0), made(0.6)._replace(n_whole=100)
+    few, many = (chance_to_be_better(other._replace(gain=Gain(0.0, 0.2, n)), best) for n in (2, 1000))
+    assert few == pytest.approx(t.sf((0.01 + 0.2) / (0.2 * 0.4), 2), rel=0.05) and few > 3 * many
 
 
 def test_what_a_configuration_may_gain_keeps_it():
     entries = {"best": made(0.8), "far": made(0.45)}
     assert set(behind(entries, 0.05)[0]) == {"far"}
-    for gain in (Gain(0.7, 0.0), Gain(0.4, 0.4)):  # to 0.835; to 0.67, but not for sure
+    for gain in (Gain(0.7, 0.0, 9), Gain(0.4, 0.4, 9)):  # to 0.835; to 0.67, but not for sure
         assert behind({**entries, "far": entries["far"]._replace(gain=gain)}, 0.05) == ({}, 0.0)
-    late = {**entries, "far": entries["far"]._replace(gain=Gain(0.9, 0.0))}
+    late = {**entries, "far": entries["far"]._replace(gain=Gain(0.9, 0.0, 9))}
     assert set(behind(late, 0.05)[0]) == {"best"}, "it is the best one that is expected to be best"
 
 
@@ -114,6 +130,7 @@ def test_few_examples_and_few_clusters_tell_little():
     far = made(0.1)
     elsewhere = {"best": made(0.8), "far": far._replace(scores={-key - 1: x for key, x in far.scores.items()})}
     assert behind(elsewhere, 0.05) == ({}, 0.0), "other examples are not compared"
+    assert behind({"best": made(1.0, n=1), "far": made(0.0, n=1)}, 0.05) == ({}, 0.0)
     longer = {"best": made(0.8, n=400), "far": far}
     assert set(behind(longer, 0.05)[0]) == {"far"}, "those that both have are"
     assert behind({"best": made(0.8), "far": made(0.1, seconds=0.0)}, 0.05) == ({}, 0.0), "nothing would be saved"
@@ -125,9 +142,11 @@ def test_a_chance_is_kept():
     for _ in range(1000):
         sure = rng.random(100) < 0.7
         other = rng.random(100) < rng.uniform(0.5, 0.8)
-        gain = Gain(0.2, 0.1)
+        gain = Gain(0.2, 0.1, 99)
         alone = dict.fromkeys(range(100))
-        one, best = (Entry(dict(enumerate(x.astype(float).tolist())), alone, 10**9, gain, 1.0) for x in (other, sure))
+        one, best = (
+            Entry(dict(enumerate(x.astype(float).tolist())), alone, MANY, 0.0, gain, 1.0) for x in (other, sure)
+        )
         # the truth given what was seen: a new sample's share, and gains
         shares = [rng.beta(x.sum() + 1, 101 - x.sum()) for x in (other, sure)]
         whole = [share + (1 - share) * rng.normal(gain.mean, gain.sd) for share in shares]
@@ -155,7 +174,7 @@ def test_limits(tmp_path, limits, why):
     (tmp_path / "run/predictions.jsonl").write_text(lines)
     found = dropping.over_limits([row], tmp_path, _Limits(*limits))
     assert found is None if why is None else why in found
-    assert entry([row], tmp_path, 20, NONE, 1.0).lack == 0.5
+    assert entry([row], tmp_path, {}, NONE, 1.0).lack == 0.5
 
 
 class _Limits:

@@ -1,7 +1,9 @@
 """The replay of races: what it learns from one data set and holds on another."""
 
 import json
+import os
 import sys
+from datetime import UTC, datetime
 
 import pytest
 from helpers import ROOT
@@ -19,6 +21,9 @@ def replay(monkeypatch):
     sys.modules.pop("race_replay", None)
 
 
+STARTED = datetime(2026, 1, 1, tzinfo=UTC).timestamp()
+
+
 def race(tmp_path, rates):
     """The files of a finished race. rates: {data set: {configuration: shares of right answers on each rung, whole}}."""
     told = {}
@@ -26,15 +31,16 @@ def race(tmp_path, rates):
         for name, shares in racers.items():
             ids = []
             for step, share in enumerate(shares):
-                run_id, n = f"{data}-{name}-{step}", (100, 200, 400)[step]
+                run_id, n, seconds = f"{data}-{name}-{step}", (200, 400, 400)[step], 100 * (1 / 16, 1 / 4, 1)[step]
                 (tmp_path / run_id).mkdir()
                 args = {"label_budget": 500, "data_seed": 0}
                 row = result_row(dataset=f"data/{data}", eval_id=f"{data}{n}", variant=name, flags=args)
-                cells = {"run_id": run_id, "train_seconds": 100 * (1 / 16, 1 / 4, 1)[step]}
+                cells = {"run_id": run_id, "train_seconds": seconds, "created_at": "2026-01-01T00:00:00Z"}
                 right = [
                     i * round(10 * share) % 10 + round(10 * share) >= 10 for i in range(n)
                 ]  # spread evenly, alike for equal shares
                 row = write_run(tmp_path / run_id, {**row, **cells}, right)
+                os.utime(tmp_path / run_id / "row.json", (STARTED + seconds, STARTED + seconds))
                 file = "r.csv" if step == len(RUNGS) else "r_rungs.csv"
                 store.append_result(tmp_path / file, {key: row[key] for key in schema.RESULT_COLUMNS if row[key] != ""})
                 ids.append([run_id])

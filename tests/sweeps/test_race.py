@@ -1,0 +1,110 @@
+"""A race's course, with runs whose scores are made up."""
+
+import json
+import shutil
+
+import pytest
+from row_helpers import result_row, write_run
+from sweep_helpers import suite
+
+import sweep
+from harness.results import provenance, schema, store
+from harness.results.done_runs import DoneRuns
+from harness.sweeps import race
+from harness.sweeps.cells import make_cells
+from harness.sweeps.dropping import NONE, RUNGS, Gain
+
+SUITE = """
+flags: {latency_runs: 20, max_eval_samples: 40, label_budget: 100}
+runs:
+  - {script: finetune.py, experiments: [{name: good, epochs: 40}, {name: poor, epochs: 60}]}
+  - {script: prompt_eval.py, experiments: [{name: searched}]}
+"""
+SCORES = {"good": 1.0, "poor": 0.1, "searched": 0.9}
+
+
+@pytest.fixture
+def held(sentiment, tmp_path, monkeypatch):
+    """Runs a race with SCORES and returns its file, {name: [(what, max_steps, label_budget)] of the runs that were
+    made}, {name: status of its last row}."""
+    monkeypatch.setattr(race.dropping, "LEAST_EXAMPLES", 10)
+    gains = {"at_once": NONE, "nothing": NONE, "steps": Gain(0.2, 0.1, 9), "labels": Gain(0.2, 0.1, 9)}
+    monkeypatch.setattr(race.dropping, "RUNGS", tuple(rung._replace(gains=gains) for rung in RUNGS))
+
+    def hold(*flags, fails=(), text=SUITE, data=sentiment):
+        folder, made = tmp_path / str(len(list(tmp_path.iterdir()))), {}
+        folder.mkdir()
+        path = suite(folder / "s.yaml", text)
+        out = ["--results", str(folder / "r.csv"), "--runs_dir", str(folder / "runs"), "--ignore_code"]
+        args = sweep.parse_args([path, *(["--dataset", data] if data else []), *out, "--race", *flags])
+        _, cells = make_cells(path, args)
+
+        def run(what, some, its_args):
+            for cell in some:
+                done = DoneRuns(store.read_if_there(its_args.results))
+                if done.row(cell.script, cell.args, True):
+                    continue
+                name = cell.name.split()[0]
+                made.setdefault(name, []).append((what, cell.args.get("max_steps"), cell.args["label_budget"]))
+                n, failed = cell.args["max_eval_samples"], (name, what) in fails
+                row = result_row(
+                    script=cell.script, eval_id=f"e{n}", variant=name, flags=cell.args, seed=cell.args["seed"]
+                )
+                row |= {"run_id": f"{name}-{what}-{cell.args['seed']}", "train_seconds": 10.0, "n_eval": n}
+                row |= {"args": json.dumps(cell.args), "input_id": provenance.input_id(cell.args)}
+                (folder / row["run_id"]).mkdir()
+                row = write_run(folder / row["run_id"], row, [i % 10 < 10 * SCORES[name] for i in range(n)])
+                row |= {"status": "failed"} if failed else {}
+                known = {key: value for key, value in row.items() if key in schema.RESULT_COLUMNS and value != ""}
+                store.append_result(its_args.results, known)
+
+        race.Race(cells, args, run).run()
+        told = json.loads((folder / "r_race.json").read_text())
+        return told, made, {row["variant"]: row["status"] for row in store.read_results(folder / "r.csv")}
+
+    return hold
+
+
+def test_what_is_far_behind_is_dropped_and_the_others_run_whole(held):
+    told, made, statuses = held()
+    assert [(entry["dropped"] or "not").split(" of")[0] for entry in told] == [
+        "not",
+        "dropped at rung 1",
+        "dropped at rung 2",
+    ]
+    assert [what for what, _, _ in made["poor"]] == ["rung_1"] and made["good"][-1] == ("whole", None, 100)
+    assert [labels for _, _, labels in made["searched"]] == [16, 25], "two labels a class at least, then a quarter"
+    assert statuses == {"good": "ok", "poor": "dropped", "searched": "dropped"}
+
+
+def test_losers_that_are_kept_run_whole_and_are_told_as_dropped(held):
+    told, made, statuses = held("--keep_losers")
+    assert [entry["dropped"] is None for entry in told] == [True, False, False]
+    assert told[1]["dropped"].startswith("dropped at rung 1"), "as it is in a race without them"
+    assert [what for what, _, _ in made["poor"]] == ["rung_1", "rung_2", "whole"]
+    assert set(statuses.values()) == {"ok"}
+
+
+def test_a_short_run_that_fails_goes_on_and_a_whole_one_does_not(held, capsys):
+    told, made, _ = held(fails=[("good", "rung_1")])
+    assert told[0]["dropped"] is None and [what for what, _, _ in made["good"]] == ["rung_1", "rung_2", "whole"]
+    assert "its short run failed; it goes on" in capsys.readouterr().out
+
+
+def test_limits_come_first_and_no_step_is_made_twice(held):
+    _, made, _ = held("--latency_ms", "1000")
+    assert made["good"][0] == ("limits", 1, 100) and made["searched"][0][0] == "rung_1"
+    few = SUITE.replace("epochs: 40", "max_steps: 60").replace("epochs: 60", "max_steps: 60, learning_rate: 0.1")
+    _, made, _ = held(text=few)
+    assert [steps for _, steps, _ in made["good"]] == [20, 60], "a sixteenth and a quarter are 20 at least: one run"
+
+
+def test_data_sets_do_not_race_each_other(held, sentiment, tmp_path):
+    asked = SUITE.replace("epochs: 60", "epochs: 60, label_words: auto")
+    assert held(text=asked)[2]["poor"] == "dropped", "the same data, which prompts may put otherwise"
+    other = shutil.copytree(sentiment, tmp_path / "other")
+    two = SUITE.replace("epochs: 40", f"epochs: 40, dataset: {sentiment}").replace(
+        "epochs: 60", f"epochs: 60, dataset: {other}"
+    )
+    two = two.replace("name: searched", f"name: searched, dataset: {sentiment}")
+    assert held(text=two, data=None)[2] == {"good": "ok", "poor": "ok", "searched": "dropped"}
