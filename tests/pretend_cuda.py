@@ -1,12 +1,12 @@
-"""Cards that are not there: within `cards(2)` tensors say that they lie on cuda:0 and cuda:1, and the processor computes.
+"""Cards that are not there: within `cards(2)` tensors say that they lie on cuda:0 and cuda:1; the processor computes.
 
-What CUDA refuses is refused: two devices in one operation (but a scalar or an index from the host), a card's tensor as a
-numpy array. Counted are the places where the host waits for the card, and the bytes that tensors hold there; with
+What CUDA refuses is refused: two devices in one operation (but a scalar or an index from the host), a card's tensor as
+a numpy array. Counted are the places where the host waits for the card, and the bytes that tensors hold there; with
 `limit` the memory runs out. What it cannot show is in docs/gpu.md: speed, kernels and their dtypes, memory within
 kernels, compiled code, bitsandbytes' weights, several processes.
 
-How: a tensor of a card is a subclass of torch.Tensor with the numbers in a tensor of the host (__torch_dispatch__); a mode
-below catches what makes tensors, a mode above what Python asks by device.
+How: a tensor of a card is a subclass of torch.Tensor with the numbers in a tensor of the host (__torch_dispatch__); a
+mode below catches what makes tensors, a mode above what Python asks by device.
 """
 
 import contextlib
@@ -326,12 +326,10 @@ def functions_of_torch_cuda(state):
     def choose(device):
         state.current = state.index(device)
 
-    nothing = dict.fromkeys(
-        ("_lazy_init", "empty_cache", "ipc_collect", "manual_seed", "manual_seed_all", "set_rng_state", "set_rng_state_all")
-    )
+    nothing = ("_lazy_init", "empty_cache", "ipc_collect", "manual_seed", "manual_seed_all", "set_rng_state")
     stream = SimpleNamespace(synchronize=lambda: None, cuda_stream=0, device=torch.device("cuda", 0))
     return {
-        **{name: lambda *_, **__: None for name in nothing},
+        **{name: lambda *_, **__: None for name in (*nothing, "set_rng_state_all")},
         "is_available": lambda: True,
         "is_initialized": lambda: True,
         "_is_in_bad_fork": lambda: False,

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 import torch
+from helpers import ROOT
 from pretend_cuda import DevicesMixed, cards
 
-from helpers import ROOT
 from harness.models import generation, loading, scoring
 
 PROMPTS = ["the film was good and the plot is lovely . answer: " * 3 + "very " * n + "good answer:" for n in range(12)]
@@ -39,3 +39,22 @@ def test_bytes_are_counted_until_the_last_view_is_gone():
         assert torch.cuda.memory_allocated() == start and torch.cuda.max_memory_allocated() == start + 4096
     with cards(limit=4096), pytest.raises(torch.OutOfMemoryError):
         torch.zeros(1025, device="cuda")
+
+
+def loaded(name, **options):
+    return loading.load_model(name, **options), loading.load_tokenizer(name)
+
+
+@pytest.mark.parametrize("device_map", [None, "balanced"])
+@pytest.mark.parametrize("name", ["tiny_llama", "tiny_gpt2", "tiny_t5"])
+def test_scores_and_answers_are_the_processors(name, device_map, request):
+    path = request.getfixturevalue(name)
+    model, tokenizer = loaded(path)
+    scores = scoring.score_labels(model, tokenizer, PROMPTS, LABELS).total
+    answers = generation.generate(model, tokenizer, PROMPTS, 8, stop=("\n",)).texts
+    with cards(2, ROOT):
+        model, _ = loaded(path, device="cuda", device_map=device_map)
+        found = scoring.score_labels(model, tokenizer, PROMPTS, LABELS).total
+        assert np.abs(found - scores).max() < 1e-4
+        assert generation.generate(model, tokenizer, PROMPTS, 8, stop=("\n",)).texts == answers
+        assert generation.time_request(model, tokenizer, PROMPTS[0], 8).total_ms > 0
