@@ -1,5 +1,7 @@
 """The pretended cards refuse what CUDA refuses, count what waits, and compute what the processor computes."""
 
+import importlib
+
 import numpy as np
 import pytest
 import torch
@@ -58,3 +60,48 @@ def test_scores_and_answers_are_the_processors(name, device_map, request):
         assert np.abs(found - scores).max() < 1e-4
         assert generation.generate(model, tokenizer, PROMPTS, 8, stop=("\n",)).texts == answers
         assert generation.time_request(model, tokenizer, PROMPTS[0], 8).total_ms > 0
+
+
+ENCODER, CAUSAL, SEQ2SEQ = "tiny_bert", "tiny_llama", "tiny_t5"
+FEW = ["--max_steps", "3"]
+RUNS = [
+    ("finetune", ENCODER, "sentiment", ["--fp16", *FEW]),
+    ("finetune", ENCODER, "sentiment", ["--bf16", "--label_budget", "60", *FEW]),
+    ("finetune", CAUSAL, "sentiment", ["--bf16", "--label_words", "auto", *FEW]),
+    ("finetune", CAUSAL, "questions", ["--bf16", "--padding_free", *FEW]),
+    ("finetune", SEQ2SEQ, "questions", FEW),
+    ("peft_finetune", ENCODER, "sentiment", ["--bf16", "--gradient_checkpointing", *FEW]),
+    ("peft_finetune", CAUSAL, "questions", ["--method", "prefix_tuning", *FEW]),
+    (
+        "peft_finetune",
+        CAUSAL,
+        "questions",
+        ["--context", "retrieved", "--k", "2", "--embed_model", "tiny_embedder", *FEW],
+    ),
+    ("peft_finetune", SEQ2SEQ, "questions", FEW),
+    ("context_distill", CAUSAL, "sentiment", ["--k_shots", "2", "--unlabelled", "24", "--targets", "online", *FEW]),
+    ("context_distill", CAUSAL, "questions", ["--k_shots", "2", "--unlabelled", "16", *FEW]),
+    ("context_distill", CAUSAL, "sentiment", ["--student", "tiny_bert", "--unlabelled", "24", *FEW]),
+    ("prompt_eval", CAUSAL, "sentiment", ["--k_shots", "4", "--calibrate", "contextual"]),
+    ("prompt_eval", CAUSAL, "sentiment", ["--label_budget", "24"]),
+    ("prompt_eval", SEQ2SEQ, "questions", ["--k_shots", "2"]),
+    ("probe", "tiny_embedder", "sentiment", ["--max_train_samples", "40"]),
+    ("probe", "tiny_embedder", "sentiment", ["--max_train_samples", "16", "--tune", "contrastive", *FEW]),
+    ("probe", CAUSAL, "sentiment", ["--features", "lm", "--max_train_samples", "40"]),
+    ("quantize_and_parallel", CAUSAL, "questions", ["--bf16", "--prompt_lookup", "3"]),
+    ("quantize_and_parallel", CAUSAL, "sentiment", ["--fp16"]),
+    ("embed_finetune", "tiny_embedder", "questions", ["--label_budget", "16", "--epochs", "1"]),
+]
+
+
+@pytest.mark.parametrize("script, model, data, flags", RUNS)
+def test_every_script_keeps_to_its_card(script, model, data, flags, request, out, only_row):
+    fixtures = {"tiny_embedder", "tiny_bert"}
+    flags = [request.getfixturevalue(word) if word in fixtures else word for word in flags]
+    names = ["--model", request.getfixturevalue(model), "--dataset", request.getfixturevalue(data)]
+    common = [*out, "--device", "cuda", "--max_eval_samples", "8", "--latency_runs", "2"]
+    with cards(1, ROOT):
+        importlib.import_module(script).main([*map(str, names), *map(str, flags), *common])
+    row = only_row()
+    assert row["status"] in ("ok", "degenerate"), row["note"]
+    assert row["device"] == "cuda" and float(row["peak_gpu_gb"]) > 0
