@@ -4,6 +4,8 @@ Texts of one class are drawn together and texts of two classes apart, by the cos
 loss and the training are the setfit package's.
 """
 
+import contextlib
+import functools
 import math
 import tempfile
 
@@ -12,6 +14,7 @@ from setfit import logging
 
 import utils
 from harness.arguments import PAIRS, PAIRS_A_STEP, setfit_steps
+from harness.training import one_device
 
 RATE = 2e-5  # the paper's
 MOST_TEXTS = 5000  # setfit 1.2 lists all pairs first: 12 million of so many texts
@@ -41,7 +44,20 @@ def tune(encoder, texts, labels, seed, max_steps=None):
             report_to="none",
             show_progress_bar=False,
         )
-        trainer = setfit.Trainer(model=setfit.SetFitModel(model_body=encoder), args=args)
+        with _on(encoder.device):
+            trainer = setfit.Trainer(model=setfit.SetFitModel(model_body=encoder), args=args)
+        one_device.of(trainer.st_trainer.args)
         trainer.train_embeddings(texts, labels, args=args)
     encoder.eval()
     return steps
+
+
+@contextlib.contextmanager
+def _on(device):
+    """setfit's trainer of pairs takes a GPU where there is one, and has no setting for another device."""
+    usual = setfit.trainer.SentenceTransformerTrainingArguments
+    setfit.trainer.SentenceTransformerTrainingArguments = functools.partial(usual, use_cpu=device.type == "cpu")
+    try:
+        yield
+    finally:
+        setfit.trainer.SentenceTransformerTrainingArguments = usual

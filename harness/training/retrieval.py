@@ -20,6 +20,7 @@ from sentence_transformers.cross_encoder.losses import BinaryCrossEntropyLoss
 from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
 
 import utils
+from harness.training import one_device
 
 
 def train_embedder(model, triples, args, prompts):
@@ -66,6 +67,7 @@ def _train(classes, model, columns, loss, args, options):
             report_to="none",
             **options,
         )
+        one_device.of(settings)
         data = Dataset.from_dict(columns)
         trainer = trainer_class(model=model, args=settings, train_dataset=data, loss=loss)
         trainer.remove_callback(trainer.model_card_callback_class)  # asks the model for examples of its card

@@ -17,7 +17,7 @@ import utils
 from harness.arguments import MOST_CHECKS, auto_epochs
 from harness.evaluation import metrics
 from harness.models import folder, loading, memory_forecast, scoring
-from harness.training import collators, curves, loop, resume
+from harness.training import collators, curves, loop, one_device, resume
 
 WIDTH = 384  # hidden size of MiniLM, on which the rates of heads were searched
 
@@ -269,7 +269,7 @@ def training_arguments(args, run, data, device, learning_rate, best, compute_met
         new = "activation_checkpointing"  # the name from transformers 5.2x on
         name = new if new in transformers.TrainingArguments.__dataclass_fields__ else "gradient_checkpointing"
         options = {name: True, f"{name}_kwargs": {"use_reentrant": False}}
-    return transformers.TrainingArguments(
+    made = transformers.TrainingArguments(
         output_dir=str(run.path("checkpoints")),
         num_train_epochs=args.epochs,
         max_steps=args.max_steps or -1,
@@ -303,6 +303,7 @@ def training_arguments(args, run, data, device, learning_rate, best, compute_met
         label_names=["labels"],
         **options,
     )
+    return one_device.of(made)
 
 
 def save_history(run, history):

@@ -72,12 +72,7 @@ RUNS = [
     ("finetune", SEQ2SEQ, "questions", FEW),
     ("peft_finetune", ENCODER, "sentiment", ["--bf16", "--gradient_checkpointing", *FEW]),
     ("peft_finetune", CAUSAL, "questions", ["--method", "prefix_tuning", *FEW]),
-    (
-        "peft_finetune",
-        CAUSAL,
-        "questions",
-        ["--context", "retrieved", "--k", "2", "--embed_model", "tiny_embedder", *FEW],
-    ),
+    ("peft_finetune", CAUSAL, "questions", ["--context", "retrieved", "--embed_model", "tiny_embedder", *FEW]),
     ("peft_finetune", SEQ2SEQ, "questions", FEW),
     ("context_distill", CAUSAL, "sentiment", ["--k_shots", "2", "--unlabelled", "24", "--targets", "online", *FEW]),
     ("context_distill", CAUSAL, "questions", ["--k_shots", "2", "--unlabelled", "16", *FEW]),
@@ -105,3 +100,21 @@ def test_every_script_keeps_to_its_card(script, model, data, flags, request, out
     row = only_row()
     assert row["status"] in ("ok", "degenerate"), row["note"]
     assert row["device"] == "cuda" and float(row["peak_gpu_gb"]) > 0
+
+
+TRAINED = [run for run in RUNS if run[0] in ("finetune", "peft_finetune", "embed_finetune") or "contrastive" in run[3]]
+
+
+@pytest.mark.parametrize("script, model, data, flags", [TRAINED[i] for i in (0, 2, -2, -1)])
+@pytest.mark.parametrize("n, device", [(2, "cuda"), (1, "cpu")])
+def test_one_process_trains_on_the_device_that_was_chosen(
+    n, device, script, model, data, flags, request, out, only_row
+):
+    """Two visible cards are no nn.DataParallel, and a card that was not asked for holds nothing."""
+    flags = [word for word in flags if word != "--fp16" or device == "cuda"]
+    names = ["--model", request.getfixturevalue(model), "--dataset", request.getfixturevalue(data)]
+    common = [*out, "--device", device, "--max_eval_samples", "8", "--latency_runs", "0"]
+    with cards(n, ROOT) as state:
+        importlib.import_module(script).main([*map(str, names), *flags, *common])
+        assert state.peak[1] == 0 and (state.peak[0] > 0) == (device == "cuda")
+    assert only_row()["status"] in ("ok", "degenerate"), only_row()["note"]
