@@ -127,7 +127,9 @@ def _card_memory_used():
 
 @dataclass
 class Measurement:
-    """What `measure()` saw. Memory figures in GB, None where unknown; the seconds include nothing but the block."""
+    """What `measure()` saw. Memory figures in GB, None where unknown, of several GPUs summed; the seconds include
+    nothing but the block.
+    """
 
     seconds: float = None
     peak_gpu_gb: float = None
@@ -165,9 +167,11 @@ def measure(interval=0.01):
     cuda = None
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_available():
-        cuda = torch.cuda
-        cuda.synchronize()
-        cuda.reset_peak_memory_stats()
+        cuda, visible = torch.cuda, range(torch.cuda.device_count())
+        synchronize()
+        cuda.empty_cache()  # what earlier phases have reserved and no longer use
+        for device in visible:
+            cuda.reset_peak_memory_stats(device)
     process, stop = psutil.Process(), threading.Event()
     peaks = {"rss": process.memory_info().rss, "card": _card_memory_used() if cuda else None}
     result = Measurement(start_rss_gb=peaks["rss"] / GB)
@@ -196,8 +200,8 @@ def measure(interval=0.01):
         sample()
         result.peak_rss_gb = peaks["rss"] / GB
         if cuda:
-            result.peak_gpu_gb = cuda.max_memory_allocated() / GB
-            result.peak_gpu_reserved_gb = cuda.max_memory_reserved() / GB
+            result.peak_gpu_gb = sum(map(cuda.max_memory_allocated, visible)) / GB
+            result.peak_gpu_reserved_gb = sum(map(cuda.max_memory_reserved, visible)) / GB
             result.gpu_used_gb = None if peaks["card"] is None else peaks["card"] / GB
 
 

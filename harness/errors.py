@@ -66,11 +66,20 @@ SPELLED_OUT = (errno.EACCES, errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ENAM
 
 
 def is_out_of_memory(error):
-    """True for CUDA's OutOfMemoryError and for failed CPU allocations (MemoryError, bad_alloc, mmap)."""
+    """True for CUDA's OutOfMemoryError, for what cuBLAS and cuDNN could not allocate, and for failed CPU allocations
+    (MemoryError, bad_alloc, mmap).
+    """
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return True
     text = str(error).lower()
-    marks = ("out of memory", "can't allocate memory", "cannot allocate memory", "bad_alloc", "failed to allocate")
+    marks = (
+        "out of memory",
+        "can't allocate memory",
+        "cannot allocate memory",
+        "bad_alloc",
+        "failed to allocate",
+        "_status_alloc_failed",
+    )
     return isinstance(error, (RuntimeError, OSError)) and any(mark in text for mark in marks)
 
 

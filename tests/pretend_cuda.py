@@ -50,7 +50,8 @@ class DevicesMixed(RuntimeError):
 class State:
     """Of the cards: how many, which is current, what was counted."""
 
-    def __init__(self, n, project, limit):
+    def __init__(self, n, project, limit, capability):
+        self.capability = capability
         self.n, self.project, self.limit, self.current, self.to_host = n, project and str(project), limit, 0, False
         self.waits = Counter()  # {(what, "file:line" of the project): times}
         self.blocks, self.held, self.peak = {}, Counter(), Counter()  # {storage: [tensors, bytes]}, {card: bytes}
@@ -304,8 +305,8 @@ def functions_of_torch_cuda(state):
     clock = torch.zeros(16, dtype=torch.uint8)  # a generator's state
     about = SimpleNamespace(
         name="a pretended card",
-        major=9,
-        minor=0,
+        major=state.capability[0],
+        minor=state.capability[1],
         total_memory=TOTAL,
         multi_processor_count=132,
         is_integrated=0,
@@ -338,8 +339,8 @@ def functions_of_torch_cuda(state):
         "set_device": choose,
         "get_device_name": lambda *_: about.name,
         "get_device_properties": lambda *_: about,
-        "get_device_capability": lambda *_: (about.major, about.minor),
-        "is_bf16_supported": lambda *_, **__: True,
+        "get_device_capability": lambda *_: state.capability,
+        "is_bf16_supported": lambda including_emulation=True: including_emulation or state.capability >= (8, 0),
         "synchronize": lambda *_: state.wait("synchronize"),
         "current_stream": lambda *_: stream,
         "memory_allocated": held,
@@ -355,16 +356,16 @@ def functions_of_torch_cuda(state):
 
 
 @contextlib.contextmanager
-def cards(n=1, project=None, limit=None):
+def cards(n=1, project=None, limit=None, capability=(9, 0)):
     """CUDA with n cards of `limit` bytes each (None: no limit) within the block. Yields the State.
 
-    project: the folder whose lines are named where the host waits.
+    project: the folder whose lines are named where the host waits; capability: 9.0 of an H100, 7.5 of a T4, ...
     """
     global STATE
     for name in EARLY:
         with contextlib.suppress(ImportError):
             importlib.import_module(name)
-    state, usual = State(n, project, limit), torch.autocast
+    state, usual = State(n, project, limit, capability), torch.autocast
     enabled, chosen = torch.is_autocast_enabled, torch.get_autocast_dtype
 
     class Autocast(usual):

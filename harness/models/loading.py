@@ -45,13 +45,16 @@ def model_kind(name, trust_remote_code=False):
 def quantization_config(precision, device, compute_dtype=None, double_quant=True):
     """The BitsAndBytesConfig of int8 (Dettmers et al. 2022) or nf4 (Dettmers et al. 2023), None for other precisions.
 
-    compute_dtype: of nf4's products; None is bf16 on a GPU and fp32 on a CPU, as not every CPU multiplies bf16 fast.
+    compute_dtype: of nf4's products; None is bf16 on a GPU that computes in it, fp16 on another one, fp32 on a CPU, as
+    not every CPU multiplies bf16 fast.
     """
     if precision not in ("int8", "nf4"):
         return None
     if precision == "int8":
         return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=UNQUANTIZED)
-    default = "bf16" if device == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
+    default = "fp32"
+    if device == "cuda":
+        default = "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
     return BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",

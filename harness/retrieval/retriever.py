@@ -83,10 +83,13 @@ class Retriever:
         return size, args.chunk_overlap
 
     def gb(self):
-        """GB of the weights of the embedder and the reranker, and of the index."""
+        """GB of the weights of the embedder and the reranker, and where these are in the main memory of the index,
+        which always is.
+        """
         modules = [self.embedder.model, self.reranker] if self.reranker else [self.embedder.model]
         weights = sum(p.numel() * p.element_size() for module in modules for p in module.parameters())
-        return weights / utils.GB + (0.0 if self.index.kind == "none" else self.index.gb())
+        elsewhere = self.index.kind == "none" or self.embedder.model.device.type == "cuda"
+        return weights / utils.GB + (0.0 if elsewhere else self.index.gb())
 
     def told_cut(self):
         """One line on how many chunks the embedder has cut, "" if none."""

@@ -7,8 +7,14 @@ import pytest
 import torch
 from helpers import ROOT
 from pretend_cuda import DevicesMixed, cards
+from retrieval_helpers import arguments, sentences
 
+import finetune
+import utils
 from harness.models import generation, loading, scoring
+from harness.results import store
+from harness.retrieval.documents import Document
+from harness.retrieval.retriever import Retriever
 
 PROMPTS = ["the film was good and the plot is lovely . answer: " * 3 + "very " * n + "good answer:" for n in range(12)]
 LABELS = [" good", " not bad"]
@@ -118,3 +124,40 @@ def test_one_process_trains_on_the_device_that_was_chosen(
         importlib.import_module(script).main([*map(str, names), *flags, *common])
         assert state.peak[1] == 0 and (state.peak[0] > 0) == (device == "cuda")
     assert only_row()["status"] in ("ok", "degenerate"), only_row()["note"]
+
+
+def test_sixteen_bits_are_those_that_the_card_computes_in():
+    for capability, dtype in (((9, 0), torch.bfloat16), ((7, 5), torch.float16)):
+        with cards(capability=capability):
+            assert loading.quantization_config("nf4", "cuda").bnb_4bit_compute_dtype == dtype
+
+
+def test_memory_is_that_of_all_cards_and_of_the_block(tiny_llama):
+    with cards(2):
+        held = [torch.zeros(2**20, device=f"cuda:{i}") for i in range(2)]
+        with utils.measure() as spent:
+            more = torch.zeros(2**20, device="cuda:1")
+        assert spent.peak_gpu_gb == pytest.approx(3 * 2**22 / utils.GB) == spent.peak_gpu_reserved_gb
+        del held, more
+        with utils.measure() as spent:
+            pass
+        assert spent.peak_gpu_gb == 0.0
+
+
+def test_a_run_that_is_repeated_leaves_nothing_on_the_card(sentiment, tiny_bert, out, tmp_path):
+    argv = ["--model", tiny_bert, "--dataset", sentiment, *FEW, *out, "--repeats", "3", "--max_eval_samples", "8"]
+    with cards(1, ROOT) as state:
+        finetune.main([*argv, "--device", "cuda", "--latency_runs", "0"])
+        assert state.held[0] == 0
+    peaks = [float(row["peak_gpu_gb"]) for row in store.read_results(tmp_path / "results.csv")]
+    assert len(peaks) == 3 and max(peaks) == pytest.approx(min(peaks), rel=0.05)
+
+
+def test_an_index_is_not_on_the_card(tiny_embedder):
+    on = {}
+    for device in ("cpu", "cuda"):
+        with cards(1, ROOT):
+            retriever = Retriever(arguments(tiny_embedder), device)
+            retriever.add([Document(f"d{i}", "", text) for i, text in enumerate(sentences(60))])
+            on[device] = retriever.gb()
+    assert on["cpu"] == pytest.approx(on["cuda"] + retriever.index.gb()) and retriever.index.gb() > 0
