@@ -303,17 +303,9 @@ def tensor_of(make, data, *args, device=None, requires_grad=False, **kwargs):
 def functions_of_torch_cuda(state):
     """{name: what stands for it} in torch.cuda."""
     clock = torch.zeros(16, dtype=torch.uint8)  # a generator's state
-    about = SimpleNamespace(
-        name="a pretended card",
-        major=state.capability[0],
-        minor=state.capability[1],
-        total_memory=TOTAL,
-        multi_processor_count=132,
-        is_integrated=0,
-        gcnArchName="",
-        warp_size=32,
-        uuid="0",
-    )
+    about = SimpleNamespace(name="a pretended card", major=state.capability[0], minor=state.capability[1])
+    about.total_memory, about.multi_processor_count, about.warp_size = TOTAL, 132, 32
+    about.is_integrated, about.gcnArchName, about.uuid = 0, "", "0"
 
     def held(device=None):
         return state.held[state.index(device)]
