@@ -98,7 +98,7 @@ def adapt(model, tokenizer, task, args):
     options = {"task_type": new_adapters.task_type(model, head), "modules_to_save": new_layers.to_save(model) or None}
     if args.method == "ia3":
         modules = new_adapters.ia3_modules(model, args.target_modules)
-        return peft.get_peft_model(model, peft.IA3Config(**options, **modules)), None
+        return adapters.answers_in_its_dtype(peft.get_peft_model(model, peft.IA3Config(**options, **modules))), None
     if args.method not in LORA_LIKE:
         options.update(new_adapters.options(args.method, args.rank, args.dropout))
         return layers.add_lora(model, args.target_modules, **options)

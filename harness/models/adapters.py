@@ -129,7 +129,17 @@ def load_adapter(model, adapter, trainable=False):
             f"--adapter {adapter}: neither it nor its base has weights for {', '.join(random)}, which would be random; "
             "train it again with peft_finetune.py, or with these layers in modules_to_save"
         )
-    return adapted
+    return answers_in_its_dtype(adapted)
+
+
+def answers_in_its_dtype(model):
+    """A PeftModel whose (IA)3 layers on quantized weights answer in the dtype of what they read, as the layers beside
+    them; peft's answer in fp32, which attention in 16 bits does not take. Returns it.
+    """
+    for module in model.modules():
+        if type(module).__module__ == "peft.tuners.ia3.bnb":
+            module.register_forward_hook(lambda module, inputs, output: output.to(inputs[0].dtype))
+    return model
 
 
 def saved_weights(adapter):

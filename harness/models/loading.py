@@ -159,6 +159,8 @@ def load_model(
         model.to(device)
     model.new_layers = new_layers.find(model, report["missing_keys"]) if kind == "classifier" else []
     new_layers.keep_unquantized(model, model.new_layers)
+    if kind == "classifier" and config is not None:
+        new_layers.compute_in_fp32(model, adapters.HEADS)
     if kind == "classifier" and pad_token_id is not None:
         model.config.pad_token_id = pad_token_id  # a decoder's head reads the last token that is not padding
     if adapter:

@@ -32,6 +32,20 @@ def keep_unquantized(model, names):
                 setattr(model.get_submodule(parent), last, plain.to(module.weight.device))
 
 
+def compute_in_fp32(model, names):
+    """Hold the weights of a head, which are trained, in 32 bits, also on a body that computes in 16: else the optimizer
+    would round them away, and a gradient scaler refuses them. What they read is cast.
+    """
+    for path, module in list(model.named_modules()):
+        if path and path.rpartition(".")[2] in names or path in getattr(model, "new_layers", []):
+            module.float().register_forward_pre_hook(_cast_inputs)
+
+
+def _cast_inputs(module, inputs):
+    dtype = next(module.parameters()).dtype
+    return tuple(x.to(dtype) if torch.is_tensor(x) and x.is_floating_point() else x for x in inputs)
+
+
 def to_save(model):
     """peft's modules_to_save: the new layers but those that peft names itself."""
     return [name for name in getattr(model, "new_layers", []) if name not in PEFT_HEADS]
