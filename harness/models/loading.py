@@ -42,24 +42,29 @@ def model_kind(name, trust_remote_code=False):
     return folder.kind_of(folder.configuration(name, trust_remote_code))
 
 
+def computed_in(device):
+    """The precision that a device computes quantized weights in: 16 bits on a GPU, bf16 where it has that and does not
+    only emulate it; fp32 on a CPU, as not every CPU multiplies bf16 fast.
+    """
+    if device != "cuda":
+        return "fp32"
+    return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+
+
 def quantization_config(precision, device, compute_dtype=None, double_quant=True):
     """The BitsAndBytesConfig of int8 (Dettmers et al. 2022) or nf4 (Dettmers et al. 2023), None for other precisions.
 
-    compute_dtype: of nf4's products; None is bf16 on a GPU that computes in it, fp16 on another one, fp32 on a CPU, as
-    not every CPU multiplies bf16 fast.
+    compute_dtype: of nf4's products; None: that of the device.
     """
     if precision not in ("int8", "nf4"):
         return None
     if precision == "int8":
         return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=UNQUANTIZED)
-    default = "fp32"
-    if device == "cuda":
-        default = "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
     return BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=double_quant,
-        bnb_4bit_compute_dtype=torch_dtype(compute_dtype or default),
+        bnb_4bit_compute_dtype=torch_dtype(compute_dtype or computed_in(device)),
         llm_int8_skip_modules=UNQUANTIZED,
     )
 
@@ -132,8 +137,8 @@ def load_model(
         options["device_map"] = device_map or device
     elif config is not None:
         options.update(quantization_config=config, device_map=device_map or device)
-        if precision == "nf4":
-            options["dtype"] = config.bnb_4bit_compute_dtype
+        # of what is not quantized, too
+        options["dtype"] = torch_dtype(compute_dtype or computed_in(device))
     elif device_map:
         options["device_map"] = device_map
     if kind == "classifier":

@@ -25,7 +25,8 @@ def test_fp16_training_fills_in_the_gpu_columns(sentiment, tiny_bert, tmp_path):
         ["--model", tiny_bert, "--dataset", sentiment, "--fp16", "--epochs", "3", "--learning_rate", "2e-3", *flags]
     )
     (row,) = store.read_results(tmp_path / "r.csv")
-    assert (row["device"], row["precision"]) == ("cuda", "fp16") and row["device_name"]
+    assert (row["device"], row["precision"]) == ("cuda", "fp32") and row["device_name"]
+    assert "trained in fp16 mixed precision" in row["note"]
     assert 0 < float(row["peak_gpu_gb"]) <= float(row["peak_gpu_reserved_gb"])
     assert len(predictions(row)) == 60
 

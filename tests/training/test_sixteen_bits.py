@@ -11,12 +11,7 @@ CAUSAL, ENCODER = ("tiny_llama", "questions"), ("tiny_bert", "sentiment")
 
 @pytest.fixture
 def in_bf16(monkeypatch):
-    usual = loading.quantization_config
-    monkeypatch.setattr(
-        loading,
-        "quantization_config",
-        lambda precision, device, dtype=None, double=True: usual(precision, device, dtype or "bf16", double),
-    )
+    monkeypatch.setattr(loading, "computed_in", lambda device: "bf16")
 
 
 @pytest.mark.parametrize("mixed", [[], ["--bf16"]])
@@ -57,3 +52,5 @@ def test_a_head_on_quantized_weights_is_held_in_32_bits(precision, in_bf16, tiny
     assert {p.dtype for p in model.classifier.parameters()} == {torch.float32}
     logits = model(torch.tensor([[1, 2, 3]])).logits
     assert logits.dtype == torch.float32 and logits.isfinite().all()
+    rest = model.bert.embeddings.word_embeddings.weight
+    assert rest.dtype == torch.bfloat16, "as the forecast counts it"
