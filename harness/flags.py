@@ -60,6 +60,9 @@ HUB_DATA = {
 SPLIT_SEED, SPLIT_FRACTIONS = 13, (0.8, 0.1, 0.1)  # train, validation, test
 
 
+FLASH = "flash_attention_2"  # needs 16 bits
+
+
 def add_training_args(parser, resume=True, padding_free=True, tune=True):
     """The flags of every training script; resume, padding_free, tune: those that not every one has."""
     group = parser.add_argument_group("training")
@@ -142,9 +145,7 @@ def add_training_args(parser, resume=True, padding_free=True, tune=True):
         help="of the model in memory, 4 or 2 bytes a parameter; AdamW adds 12 or 6 for each trained one "
         "(default: %(default)s)",
     )
-    group.add_argument(
-        "--attn_implementation", choices=("sdpa", "eager", "flash_attention_2"), help="(default: the model's own)"
-    )
+    group.add_argument("--attn_implementation", choices=("sdpa", "eager", FLASH), help="(default: the model's own)")
     if resume:
         group.add_argument(
             "--resume",
@@ -194,6 +195,8 @@ def check_training_args(parser, args):
         parser.error("--max_steps replaces --epochs; give one of them")
     if args.fp16 and args.weights == "bf16":
         parser.error("--fp16 scales gradients of fp32 weights; with --weights bf16 take --bf16 or neither")
+    if args.attn_implementation == FLASH and args.weights == "fp32" and not (args.bf16 or args.fp16):
+        parser.error(f"--attn_implementation {FLASH} computes in 16 bits; add --bf16, --fp16 or --weights bf16")
     return args
 
 

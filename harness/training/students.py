@@ -18,7 +18,7 @@ from harness.training import collators, distillation, heads, trainer
 
 def load_language_model(args, name, device, precision):
     """A causal or sequence-to-sequence model by its name or folder."""
-    options = {"trust_remote_code": args.trust_remote_code, "attention": args.attn_implementation}
+    options = {"trust_remote_code": args.trust_remote_code, "attention": trainer.scoring_attention(args, precision)}
     return loading.load_model(name, precision=precision, device=device, **options)
 
 

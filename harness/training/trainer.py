@@ -7,6 +7,7 @@ leaves a changed forward on the model. benchmarks/bench_training.py compares the
 """
 
 import argparse
+import contextlib
 import itertools
 import math
 
@@ -16,6 +17,7 @@ import transformers
 import utils
 from harness.arguments import MOST_CHECKS, auto_epochs
 from harness.evaluation import metrics
+from harness.flags import FLASH
 from harness.models import folder, loading, memory_forecast, scoring
 from harness.training import collators, curves, loop, one_device, resume
 
@@ -41,11 +43,38 @@ def load_base(args, task, tokenizer, device, precision, name=None):
         device=device,
         pad_token_id=tokenizer.pad_token_id,
         trust_remote_code=args.trust_remote_code,
-        attention=args.attn_implementation,
+        attention=scoring_attention(args, precision),
         head_reads=args.head_reads,
     )
     pack_4bit(model, False)
+    try:
+        with training_attention(model, args):
+            pass
+    except (ImportError, ValueError) as error:  # it is not installed, or not for this model
+        raise utils.UserError(f"--attn_implementation {args.attn_implementation}: {folder.first_line(error)}") from None
     return model
+
+
+def scoring_attention(args, precision):
+    """The attn_implementation before and after training: flash attention takes fp32 weights only under the autocast of
+    training.
+    """
+    return "sdpa" if args.attn_implementation == FLASH and precision == "fp32" else args.attn_implementation
+
+
+@contextlib.contextmanager
+def training_attention(model, args):
+    """Within it the model has the attention of the flags, where it was loaded with another one to score."""
+    base = loading.base_model(model)
+    usual = base.config._attn_implementation
+    if args.attn_implementation in (None, usual):
+        yield
+        return
+    base.set_attn_implementation(args.attn_implementation)
+    try:
+        yield
+    finally:
+        base.set_attn_implementation(usual)
 
 
 def pack_4bit(model, allowed):
@@ -239,7 +268,7 @@ def fit(
     if run.main:
         resume.hold(run.path("checkpoints").parent)  # --resume of a run that goes on is refused
     memory_forecast.predict_training(run, model, data, args, device)
-    with utils.measure() as spent:
+    with utils.measure() as spent, training_attention(model, args):
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     history, first = trainer.state.log_history, resume.step_of(checkpoint) if checkpoint else 0
     evaluating = sum(entry.get("eval_runtime", 0.0) for entry in history if entry["step"] > first)

@@ -62,6 +62,7 @@ def test_scores_and_answers_are_the_processors(name, device_map, request):
     answers = generation.generate(model, tokenizer, PROMPTS, 8, stop=("\n",)).texts
     with cards(2, ROOT):
         model, _ = loaded(path, device="cuda", device_map=device_map)
+        assert {p.device.index for p in model.parameters()} == ({0, 1} if device_map else {0})
         found = scoring.score_labels(model, tokenizer, PROMPTS, LABELS).total
         assert np.abs(found - scores).max() < 1e-4
         assert generation.generate(model, tokenizer, PROMPTS, 8, stop=("\n",)).texts == answers

@@ -1,9 +1,12 @@
 """Quantized weights whose products are computed in 16 bits, as on a GPU."""
 
+import importlib
+
 import pytest
 import torch
 
 import peft_finetune
+from harness.flags import FLASH
 from harness.models import loading
 
 CAUSAL, ENCODER = ("tiny_llama", "questions"), ("tiny_bert", "sentiment")
@@ -54,3 +57,49 @@ def test_a_head_on_quantized_weights_is_held_in_32_bits(precision, in_bf16, tiny
     assert logits.dtype == torch.float32 and logits.isfinite().all()
     rest = model.bert.embeddings.word_embeddings.weight
     assert rest.dtype == torch.bfloat16, "as the forecast counts it"
+
+
+@pytest.fixture
+def flash(monkeypatch):
+    """In place of the flash attention that is not installed here: what it refuses, and sdpa's numbers."""
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
+
+    seen = []
+
+    def attend(module, query, key, value, mask, **kwargs):
+        if query.dtype == torch.float32 and torch.is_autocast_enabled("cpu"):  # as transformers does before the kernel
+            query, key, value = (x.to(torch.get_autocast_dtype("cpu")) for x in (query, key, value))
+        if query.dtype not in (torch.float16, torch.bfloat16):
+            raise RuntimeError("FlashAttention only support fp16 and bf16 data type")
+        seen.append(module.training)
+        if mask is not None:  # flash attention's says which tokens are no padding, [rows, tokens]
+            mask = mask[:, None, None, :].bool().expand(-1, 1, query.shape[2], -1)
+            mask = mask.tril() if module.is_causal else mask
+        return sdpa_attention_forward(module, query, key, value, mask, **kwargs)
+
+    monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS._global_mapping, FLASH, attend)
+    monkeypatch.setattr(PreTrainedModel, "_check_and_adjust_attn_implementation", lambda self, name, *_, **__: name)
+    return seen
+
+
+@pytest.mark.parametrize("script, names", [("finetune", CAUSAL), ("finetune", ENCODER), ("peft_finetune", CAUSAL)])
+def test_flash_attention_trains_fp32_weights_and_another_one_scores_them(script, names, flash, request, out, only_row):
+    model, data = map(request.getfixturevalue, names)
+    argv = ["--model", model, "--dataset", data, "--bf16", "--attn_implementation", FLASH, "--max_steps", "3"]
+    importlib.import_module(script).main([*argv, *out, "--latency_runs", "1", "--max_eval_samples", "8"])
+    assert only_row()["status"] in ("ok", "degenerate"), only_row()["note"]
+    assert any(flash), "it was used"
+
+
+def test_flash_attention_that_is_not_installed_is_told_at_once(tiny_llama, questions, out, capsys):
+    argv = ["--model", tiny_llama, "--dataset", questions, "--bf16", "--attn_implementation", FLASH, *out]
+    with pytest.raises(SystemExit) as ended:
+        peft_finetune.main(argv)
+    assert ended.value.code == 2 and f"--attn_implementation {FLASH}: " in capsys.readouterr().err
+
+
+def test_flash_attention_needs_sixteen_bits(capsys):
+    with pytest.raises(SystemExit):
+        peft_finetune.parse_args(["--attn_implementation", FLASH])
+    assert "computes in 16 bits; add --bf16" in capsys.readouterr().err
