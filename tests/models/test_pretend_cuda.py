@@ -162,3 +162,69 @@ def test_an_index_is_not_on_the_card(tiny_embedder):
             retriever.add([Document(f"d{i}", "", text) for i, text in enumerate(sentences(60))])
             on[device] = retriever.gb()
     assert on["cpu"] == pytest.approx(on["cuda"] + retriever.index.gb()) and retriever.index.gb() > 0
+
+
+def waits(state, *files):
+    """How often the host waited in these files of the project."""
+    return sum(n for (_, where), n in state.waits.items() if where and where.split(":")[0].endswith(files))
+
+
+@pytest.mark.parametrize("name", ["tiny_llama", "tiny_gpt2", "tiny_t5"])
+def test_the_host_waits_by_the_pass_and_by_the_token(name, request):
+    counts, tokens = {}, {}
+    for times in (1, 4):
+        with cards(1, ROOT) as state:
+            model, tokenizer = loaded(request.getfixturevalue(name), device="cuda")
+            state.waits.clear()
+            scoring.score_labels(model, tokenizer, PROMPTS * times, LABELS)
+            counts[times] = sum(state.waits.values())
+            state.waits.clear()
+            made = generation.generate(model, tokenizer, PROMPTS * times, 8)
+            tokens[times] = sum(state.waits.values()) / max(len(ids) for ids in made.ids)
+    assert counts[4] == counts[1] <= 6, "one pass each, whatever its rows"
+    assert tokens[4] == tokens[1] <= 4
+
+
+def test_a_training_step_lets_the_host_wait_a_few_times(sentiment, tiny_bert, out):
+    found = {}
+    for steps in (4, 8):
+        with cards(1, ROOT) as state:
+            argv = ["--model", tiny_bert, "--dataset", sentiment, "--max_steps", str(steps), *out, "--device", "cuda"]
+            finetune.main([*argv, "--latency_runs", "0", "--max_eval_samples", "8", "--max_validation_samples", "0"])
+            found[steps] = waits(state, "loop.py", "trainer.py")
+    assert (found[8] - found[4]) / 4 <= 7, "targets, a loss that is a number, the log"
+
+
+@pytest.mark.parametrize(
+    "work, share",  # of the memory that it takes without a limit; to score, the common beginning takes a part of it
+    [
+        ("score", 0.7),
+        ("score", 0.45),
+        *((work, share) for work in ("generate", "classify") for share in (0.6, 0.3, 0.2)),
+    ],
+)
+def test_memory_that_runs_out_changes_no_result(work, share, tiny_llama, tiny_classifier, request):
+    """Batches are halved, once or more, and what the failed ones held is given back before the next try."""
+    name = tiny_classifier if work == "classify" else tiny_llama
+    options = {"labels": ["a", "b"]} if work == "classify" else {}
+    texts = PROMPTS * 4
+
+    def result(model, tokenizer):
+        if work == "score":
+            return scoring.score_labels(model, tokenizer, texts, LABELS).total
+        if work == "generate":
+            return generation.generate(model, tokenizer, texts, 8).texts
+        return scoring.classify(model, tokenizer, texts)[0]
+
+    tries = []
+    with cards(1, ROOT) as state:
+        model, tokenizer = loaded(name, device="cuda", **options)
+        base = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        wanted = result(model, tokenizer)
+        whole = torch.cuda.max_memory_allocated() - base
+        state.limit = base + int(share * whole)
+        torch.cuda.empty_cache = lambda: tries.append(torch.cuda.memory_allocated() - base)
+        found = result(model, tokenizer)
+    assert tries and max(tries) < 0.5 * share * whole, "what a failed try held is free again"
+    assert found == wanted if work == "generate" else np.abs(np.asarray(found) - np.asarray(wanted)).max() < 1e-4
