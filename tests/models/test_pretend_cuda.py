@@ -6,12 +6,14 @@ import numpy as np
 import pytest
 import torch
 from helpers import ROOT
+from peft import LoraConfig, get_peft_model
 from pretend_cuda import DevicesMixed, cards
 from retrieval_helpers import arguments, sentences
+from transformers import LlamaConfig, LlamaForCausalLM
 
 import finetune
 import utils
-from harness.models import generation, loading, scoring
+from harness.models import generation, loading, memory_forecast, scoring
 from harness.results import store
 from harness.retrieval.documents import Document
 from harness.retrieval.retriever import Retriever
@@ -228,3 +230,30 @@ def test_memory_that_runs_out_changes_no_result(work, share, tiny_llama, tiny_cl
         found = result(model, tokenizer)
     assert tries and max(tries) < 0.5 * share * whole, "what a failed try held is free again"
     assert found == wanted if work == "generate" else np.abs(np.asarray(found) - np.asarray(wanted)).max() < 1e-4
+
+
+@pytest.mark.parametrize("batch, tokens", [(1, 16), (8, 128)])  # the optimizer's step is the peak, or the activations
+@pytest.mark.parametrize("precision, mixed, lora", [("fp32", 0, 0), ("fp32", 1, 0), ("bf16", 0, 0), ("fp32", 1, 1)])
+def test_the_forecast_counts_what_a_training_step_holds(precision, mixed, lora, batch, tokens, request):
+    if mixed and not lora and batch == 8:
+        why = "norms and the residual stream of mixed precision are in fp32, which the forecast counts in 16 bits: 14 %"
+        request.applymarker(pytest.mark.xfail(reason=why, strict=True))
+    shape = {"vocab_size": 2000, "hidden_size": 128, "intermediate_size": 512, "num_hidden_layers": 4}
+    config = LlamaConfig(**shape, num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=256)
+    adapter = LoraConfig(task_type="CAUSAL_LM", r=8, target_modules=["q_proj", "v_proj"]) if lora else None
+    options = {"precision": precision, "mixed": bool(mixed), "peft_config": adapter, "device": "cuda"}
+    wanted = memory_forecast.training(config, "causal", memory_forecast.Shape(batch, tokens), **options)
+    with cards():
+        model = LlamaForCausalLM(config).to(loading.torch_dtype(precision))
+        model = (get_peft_model(model, adapter) if lora else model).to("cuda").train()
+        optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], fused=True)
+        ids = torch.randint(0, 2000, (batch, tokens)).to("cuda")
+        for _ in range(2):
+            torch.cuda.reset_peak_memory_stats()
+            with torch.autocast("cuda", torch.bfloat16, enabled=bool(mixed)):
+                loss = model(input_ids=ids, labels=ids).loss
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        held = torch.cuda.max_memory_allocated() / utils.GB
+    assert wanted.gb == pytest.approx(held, rel=0.12)
