@@ -1,6 +1,6 @@
 # make compare DATA=mine.csv: every strategy on your data, then the selector and the charts, in OUT (default: compare).
 #   SET="label_budget=500 text_column=body": other settings of suites/compare.yaml; LATENCY_MS=, MEMORY_GB=, ACCURACY=: limits;
-#   RACE=1: drop what is behind early; FLAGS="--retry failed --workers 2": other flags of sweep.py
+#   RACE=1: drop what is behind early; MINUTES=15: and what there is no time for; FLAGS="--retry failed --workers 2": other flags of sweep.py
 # make demo: every strategy on real models and data, offline, then the selector and the charts
 # make test: the tests without the slow ones; make test-all: all of them, as CI runs them; make lint: the linter
 # All make what they need (a virtual environment, the packages, the demo's models and data) and do no work twice.
@@ -28,7 +28,7 @@ compare: assets
 	@test -n "$(DATA)" || { echo "make compare: give DATA=FILE, as in make compare DATA=mine.csv" >&2; exit 2; }
 	@mkdir -p "$(OUT)"
 	@$(PY) adaptive_selector.py --basis rules $(LIMITS) > /dev/null # a limit that is none is told before the work
-	$(PY) sweep.py suites/compare.yaml --dataset "$(DATA)" $(if $(SET),--set $(SET)) --results "$(OUT)/results.csv" --runs_dir "$(OUT)/runs" $(if $(RACE),--race $(RACE_LIMITS)) --continue_on_error $(FLAGS) || [ $$? -eq 1 ]
+	$(PY) sweep.py suites/compare.yaml --dataset "$(DATA)" $(if $(SET),--set $(SET)) --results "$(OUT)/results.csv" --runs_dir "$(OUT)/runs" $(if $(RACE)$(MINUTES),--race $(RACE_LIMITS)) $(if $(MINUTES),--minutes $(MINUTES)) --continue_on_error $(FLAGS) || [ $$? -eq 1 ]
 	-$(PY) plot_results.py --results "$(OUT)/results.csv" --output_dir "$(OUT)" --report "$(OUT)/RESULTS.md"
 	$(PY) adaptive_selector.py --dataset "$(DATA)" $(LIMITS) --results "$(OUT)/results.csv"
 

@@ -64,6 +64,8 @@ def parse_args(argv=None):
     add("--keep_losers", action="store_true", help="--race only says what it would drop, and runs everything")
     add("--latency_ms", type=flags.positive, help="--race drops what takes more for one answer (median)")
     add("--memory_gb", type=flags.positive, help="--race drops what takes more at its peak")
+    time = "--race drops also what there is no time to run whole, and says what that risks"
+    add("--minutes", type=flags.positive, help=time)
     workers = "cells that run at the same time; on one device they slow each other down (default: %(default)s)"
     add("--workers", type=flags.small_count, default=1, help=workers)
     add("--devices", help="CUDA devices that the workers take in turn, as in 0,1")
@@ -71,8 +73,10 @@ def parse_args(argv=None):
     add("--runs_dir", default="runs", help="where the run folders are made (default: %(default)s)")
     args = parser.parse_args(argv)
     args.changes = changes_of(parser, args)
-    if (args.latency_ms or args.memory_gb or args.keep_losers) and not args.race:
-        parser.error("--latency_ms, --memory_gb and --keep_losers belong to --race")
+    if (args.latency_ms or args.memory_gb or args.keep_losers or args.minutes) and not args.race:
+        parser.error("--latency_ms, --memory_gb, --minutes and --keep_losers belong to --race")
+    if args.keep_losers and args.minutes:
+        parser.error("--keep_losers runs everything, whatever time it takes; leave out --minutes")
     if args.devices and not all(part.strip().isdecimal() for part in args.devices.split(",")):
         parser.error(f"--devices {args.devices}: give numbers separated by commas, as in 0,1")
     return args

@@ -184,6 +184,30 @@ def behind(entries, allowed):
     return dropped, risk
 
 
+def for_time(entries, seconds):
+    """({name: why} of those to drop so that the whole runs of the others take no more than so many seconds, the sum of
+    their probabilities to be better than what is left).
+
+    The best of those whose whole run fits is kept, then whose probability to be better than that is highest for the
+    seconds that it takes.
+    """
+    fits = {name: one for name, one in entries.items() if one.seconds <= seconds}
+    if not fits or sum(one.seconds for one in entries.values()) <= seconds:
+        return {} if fits else dict.fromkeys(entries, "its whole run does not fit into the time"), float(not fits)
+    leader = max(fits, key=lambda name: fits[name].expected)
+    chances = {name: chance_to_be_better(one, fits[leader]) for name, one in entries.items() if name != leader}
+    left, dropped = seconds - fits[leader].seconds, {}
+    for name in sorted(chances, key=lambda name: -chances[name] / max(entries[name].seconds, 1.0)):
+        if entries[name].seconds <= left:
+            left -= entries[name].seconds
+            continue
+        dropped[name] = (
+            f"no time for its whole run of about {progress.words(entries[name].seconds)}; better than {leader}, by "
+            f"more than what ties, with a probability of {chances[name]:.1%}"
+        )
+    return dropped, sum(chances[name] for name in dropped)
+
+
 def median_bound(milliseconds, alpha=stats.SIGNIFICANT):
     """Lower bound of the median of single requests, which holds with probability 1 - alpha: an order statistic, by the
     binomial distribution; 0.0 where there are too few.

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -93,7 +94,7 @@ class Race:
         """args: sweep.py's; run_cells: (what, cells, args) runs those that have no row, their rows go to
         args.results.
         """
-        self.args, self.run_cells, groups = args, run_cells, {}
+        self.args, self.run_cells, self.began, groups = args, run_cells, time.monotonic(), {}
         self.small_args = argparse.Namespace(**{**vars(args), "results": beside(args.results, "_rungs.csv")})
         for cell in cells:
             without = {name: value for name, value in cell.args.items() if name not in configurations.SEEDS}
@@ -125,18 +126,49 @@ class Race:
             self.run_rung(f"rung_{number}", racers)
             for racer in racers:
                 racer.runs.append([row and row["run_id"] for row in racer.rows])
+            racers = [racer for racer in racers if racer in self.left()]  # for which there was time
             over = self.over_limits(racers)
             self.drop(f"at rung {number} of {len(dropping.RUNGS)}", racers, over | self.behind(number, racers, over))
+            if self.args.minutes and self.drop_for_time(number):
+                break
         self.run_cells("whole", [cell for racer in self.left() for cell in racer.cells], self.args)
         self.summary()
         self.write()
 
+    def time_left(self):
+        """Seconds of --minutes."""
+        return 60 * self.args.minutes - (time.monotonic() - self.began)
+
+    def drop_for_time(self, number):
+        """Drop what there is no time to run whole, where there is none for the next rung and all that is left. Returns
+        whether something was. number: of the rung that is done.
+        """
+        racers, left = self.left(), self.args.workers * self.time_left()
+        share = dropping.RUNGS[number].training if number < len(dropping.RUNGS) else 0.0
+        if (1 + share) * sum(racer.whole_seconds() for racer in racers) <= left:
+            return False
+        groups = self.entries(number, racers)
+        why = {racer.name: "no time, and its short run failed" for racer in racers if racer.failed}
+        for data, entries in groups.items():
+            dropped, risk = dropping.for_time(entries, left / len(groups))
+            why, self.risks[data] = why | dropped, self.risks.get(data, 0.0) + risk
+        self.drop("for time", racers, why)
+        return bool(why)
+
     def run_rung(self, what, racers):
         """Run the racers' cells of a rung, and set their rows."""
-        self.run_cells(
-            what, [cell for racer in racers if not racer.is_whole for cell in racer.on_rung], self.small_args
-        )
-        self.run_cells(f"{what}_whole", [cell for racer in racers if racer.is_whole for cell in racer.cells], self.args)
+        whole = [racer for racer in racers if racer.is_whole]
+        short = [racer for racer in racers if not racer.is_whole]
+        self.run_cells(f"{what}_whole", [cell for racer in whole for cell in racer.cells], self.args)
+        timed = self.args.minutes and what == "rung_1"
+        size = self.args.workers if timed else max(1, len(short))
+        for i in range(0, len(short), size):
+            if timed and self.time_left() < 30 * self.args.minutes:
+                self.drop(
+                    "for time", short[i:], {r.name: "half of the time was over before it began" for r in short[i:]}
+                )
+                break
+            self.run_cells(what, [cell for racer in short[i : i + size] for cell in racer.on_rung], self.small_args)
         rungs, results = self.done(self.small_args), self.done(self.args)
         for racer in racers:
             done = results if racer.is_whole else rungs
@@ -160,16 +192,23 @@ class Race:
             why |= {racer.name: over} if over else {}
         return why
 
-    def behind(self, number, racers, over):
-        """{name: why} of those that are behind, among those that are not over the limits. number: of the rung."""
-        gains, folder, groups, why = dropping.RUNGS[number - 1].gains, Path(self.args.results).parent, {}, {}
+    def entries(self, number, racers):
+        """{data: {name: dropping.Entry}} of the racers that a rung has scored and that are not dropped. number: of the
+        rung.
+        """
+        gains, folder, groups = dropping.RUNGS[number - 1].gains, Path(self.args.results).parent, {}
         for racer in racers:
-            if racer.name in over or racer.failed or racer.dropped:
+            if racer.failed or racer.dropped:
                 continue
             entry = dropping.entry(racer.rows, folder, racer.whole, gains[racer.learns], racer.whole_seconds())
             if entry:
                 groups.setdefault(racer.data, {})[racer.name] = entry
-        allowed = dropping.RISK * number / len(dropping.RUNGS)
+        return groups
+
+    def behind(self, number, racers, over):
+        """{name: why} of those that are behind, among those that are not over the limits. number: of the rung."""
+        allowed, why = dropping.RISK * number / len(dropping.RUNGS), {}
+        groups = self.entries(number, [racer for racer in racers if racer.name not in over])
         for data, entries in groups.items():
             before = self.risks.get(data, 0.0)
             dropped, risk = dropping.behind(entries, allowed - before)
@@ -215,7 +254,7 @@ class Race:
         finals = sum(seconds_of(row) for row in whole if row)
         out = [racer for racer in self.racers if racer not in self.left()]
         spared = sum(racer.whole_seconds() for racer in out)
-        risk = max(self.risks.values(), default=0.0)
+        risk = min(1.0, max(self.risks.values(), default=0.0))
         tqdm.write(
             f"race: {len(out)} of {len(self.racers)} configurations dropped after {words(self.seconds)}; what was left "
             f"took {words(finals)}. All of them would have taken about {words(finals + spared)}. That one of the "

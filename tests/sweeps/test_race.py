@@ -108,3 +108,24 @@ def test_data_sets_do_not_race_each_other(held, sentiment, tmp_path):
     )
     two = two.replace("name: searched", f"name: searched, dataset: {sentiment}")
     assert held(text=two, data=None)[2] == {"good": "ok", "poor": "ok", "searched": "dropped"}
+
+
+def test_with_little_time_the_best_that_fits_runs_whole(held, capsys):
+    """Whole runs would take about 150 s (good), 220 s (poor) and 70 s (searched)."""
+    told, made, statuses = held("--minutes", "3")
+    assert statuses == {"good": "ok", "poor": "dropped", "searched": "dropped"}
+    assert [what for what, _, _ in made["good"]] == ["rung_1", "whole"], "there is no time for a second rung"
+    assert told[2]["dropped"].startswith("dropped for time: no time for its whole run of about")
+    told, made, statuses = held("--minutes", "2")
+    assert statuses == {"good": "dropped", "poor": "dropped", "searched": "ok"}
+    assert "better than 3 searched, by more than what ties, with a probability of" in told[0]["dropped"]
+    assert "better, by more than what ties, has a probability of at most" in capsys.readouterr().out
+    told, made, statuses = held("--minutes", "60")
+    assert [what for what, _, _ in made["good"]] == ["rung_1", "rung_2", "whole"]
+
+
+def test_what_is_not_begun_in_half_of_the_time_is_dropped(held, monkeypatch):
+    clock = iter(range(0, 10_000, 40))
+    monkeypatch.setattr(race.time, "monotonic", lambda: next(clock))
+    told, made, _ = held("--minutes", "3")
+    assert set(made) == {"good", "poor"} and "half of the time was over" in told[2]["dropped"]
