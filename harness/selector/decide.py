@@ -44,7 +44,8 @@ def decide(rows, args, failed=(), dropped=()):
     for basis in bases:
         try:
             found = dataclasses.replace(answers[basis](), not_used=not_used)
-            return dataclasses.replace(found, cautions=[*found.cautions, *stale])
+            hurried = no_time_for(dropped, args) if basis == "rows" else []
+            return dataclasses.replace(found, cautions=[*found.cautions, *hurried, *stale])
         except Undecided as reason:
             not_used.append(str(reason))
     raise utils.UserError(f"--basis {args.basis}: {'; '.join(not_used)}")
@@ -64,6 +65,18 @@ def fresh(rows, args):
             kept.append(row)
     n = len(rows) - len(kept)
     return kept, [f"{n} rows are of other contents of {args.dataset}, or of its models, and not used"] if n else []
+
+
+def no_time_for(dropped, args):
+    """[a remark] on what a race had no time to run whole on the named data set."""
+    rows = [row for row in dropped if configurations.data_name(row) == data_of(args)]
+    names = [short_name(row) for row in rows if row["note"].startswith("dropped for time")]
+    return [f"a race had no time to run these whole, which may be better: {'; '.join(names)}"] if names else []
+
+
+def short_name(row):
+    """A row in a few words."""
+    return f"{row['strategy']} {row['variant']}, {Path(row['model']).name}"
 
 
 def none_is_left(rows, dropped, args):
@@ -282,7 +295,7 @@ def rule_cautions(args, failed):
     """What the rules had to assume, and what ran out of memory."""
     cautions = []
     if failed:
-        names = dict.fromkeys(f"{row['strategy']} {row['variant']}, {Path(row['model']).name}" for row in failed)
+        names = dict.fromkeys(map(short_name, failed))
         cautions.append(f"out of memory in the rows: {'; '.join(list(names)[:5])}")
     if args.data_size is None:
         cautions.append("no --data_size was given: the rules assume that there are no labelled examples")

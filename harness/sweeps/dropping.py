@@ -185,8 +185,8 @@ def behind(entries, allowed):
 
 
 def for_time(entries, seconds):
-    """({name: why} of those to drop so that the whole runs of the others take no more than so many seconds, the sum of
-    their probabilities to be better than what is left).
+    """({name: why} of those to drop so that the whole runs of the others take no more than so many seconds, the highest
+    of their probabilities to be better than what is left).
 
     The best of those whose whole run fits is kept, then whose probability to be better than that is highest for the
     seconds that it takes.
@@ -205,7 +205,7 @@ def for_time(entries, seconds):
             f"no time for its whole run of about {progress.words(entries[name].seconds)}; better than {leader}, by "
             f"more than what ties, with a probability of {chances[name]:.1%}"
         )
-    return dropped, sum(chances[name] for name in dropped)
+    return dropped, max((chances[name] for name in dropped), default=0.0)
 
 
 def median_bound(milliseconds, alpha=stats.SIGNIFICANT):

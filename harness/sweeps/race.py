@@ -16,6 +16,7 @@ from harness.sweeps.cells import Size, about_data, changed, examples_of, make_ce
 from harness.sweeps.progress import seconds_of, words
 
 EXAMPLES = "max_eval_samples"
+FOR_TIME = "dropped for time"
 
 
 def beside(results, ending):
@@ -100,6 +101,7 @@ class Race:
             without = {name: value for name, value in cell.args.items() if name not in configurations.SEEDS}
             groups.setdefault(identity(cell.script, without), []).append(cell)
         self.racers, self.seconds, self.risks = [], 0.0, {}  # seconds of the rungs, risk of each data set and metric
+        self.likeliest = 0.0  # chance to be better of what was dropped for time
         for some in groups.values():
             size = about_data(some[0])[1]
             name = " ".join(word for word in some[0].name.split() if word.split("=")[0] not in configurations.SEEDS)
@@ -149,9 +151,9 @@ class Race:
             return False
         groups = self.entries(number, racers)
         why = {racer.name: "no time, and its short run failed" for racer in racers if racer.failed}
-        for data, entries in groups.items():
-            dropped, risk = dropping.for_time(entries, left / len(groups))
-            why, self.risks[data] = why | dropped, self.risks.get(data, 0.0) + risk
+        for entries in groups.values():
+            dropped, likeliest = dropping.for_time(entries, left / len(groups))
+            why, self.likeliest = why | dropped, max(self.likeliest, likeliest)
         self.drop("for time", racers, why)
         return bool(why)
 
@@ -254,9 +256,16 @@ class Race:
         finals = sum(seconds_of(row) for row in whole if row)
         out = [racer for racer in self.racers if racer not in self.left()]
         spared = sum(racer.whole_seconds() for racer in out)
-        risk = min(1.0, max(self.risks.values(), default=0.0))
+        risk = max(self.risks.values(), default=0.0)
+        hurried = [racer for racer in out if racer.dropped.startswith(FOR_TIME)]
         tqdm.write(
             f"race: {len(out)} of {len(self.racers)} configurations dropped after {words(self.seconds)}; what was left "
-            f"took {words(finals)}. All of them would have taken about {words(finals + spared)}. That one of the "
-            f"dropped is better, by more than what ties, has a probability of at most {risk:.1%}"
+            f"took {words(finals)}. Those that were begun would have taken about {words(finals + spared)}. That one of "
+            f"the losers is better, by more than what ties, has a probability of at most {risk:.1%}"
+            + (
+                f"; of the {len(hurried)} for which there was no time the likeliest of those that were begun is better "
+                f"with one of {self.likeliest:.0%}"
+                if hurried
+                else ""
+            )
         )
