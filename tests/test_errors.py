@@ -157,3 +157,9 @@ def test_stop_on_signals_gives_the_handlers_back():
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(5)
     assert stopped.value.number == signal.SIGTERM and signal.getsignal(signal.SIGTERM) == before
+
+
+@pytest.mark.parametrize("what", ["CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`", "out of memory"])
+def test_what_cuda_could_not_allocate_is_out_of_memory(what):
+    assert errors.is_out_of_memory(RuntimeError(f"CUDA error: {what}"))
+    assert not errors.is_out_of_memory(RuntimeError("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED"))

@@ -83,9 +83,7 @@ class Retriever:
         return size, args.chunk_overlap
 
     def gb(self):
-        """GB of the weights of the embedder and the reranker, and where these are in the main memory of the index,
-        which always is.
-        """
+        """GB of the weights of the embedder and the reranker; on a CPU also of the index, which needs main memory."""
         modules = [self.embedder.model, self.reranker] if self.reranker else [self.embedder.model]
         weights = sum(p.numel() * p.element_size() for module in modules for p in module.parameters())
         elsewhere = self.index.kind == "none" or self.embedder.model.device.type == "cuda"

@@ -44,7 +44,7 @@ def decide(rows, args, failed=(), dropped=()):
     for basis in bases:
         try:
             found = dataclasses.replace(answers[basis](), not_used=not_used)
-            hurried = no_time_for(dropped, args) if basis == "rows" else []
+            hurried = no_time_for(rows, dropped, args) if basis == "rows" else []
             return dataclasses.replace(found, cautions=[*found.cautions, *hurried, *stale])
         except Undecided as reason:
             not_used.append(str(reason))
@@ -67,10 +67,11 @@ def fresh(rows, args):
     return kept, [f"{n} rows are of other contents of {args.dataset}, or of its models, and not used"] if n else []
 
 
-def no_time_for(dropped, args):
-    """[a remark] on what a race had no time to run whole on the named data set."""
-    rows = [row for row in dropped if configurations.data_name(row) == data_of(args)]
-    names = [short_name(row) for row in rows if row["note"].startswith("dropped for time")]
+def no_time_for(rows, dropped, args):
+    """[a remark] on what a race had no time to run whole on the named data set, and nothing has run whole since."""
+    here, out = ([row for row in some if configurations.data_name(row) == data_of(args)] for some in (rows, dropped))
+    names = [short_name(row) for row in out if row["note"].startswith("dropped for time")]
+    names = sorted(set(names) - set(map(short_name, here)))
     return [f"a race had no time to run these whole, which may be better: {'; '.join(names)}"] if names else []
 
 

@@ -8,14 +8,14 @@ labels would save nothing. Distillation, and prompts that are chosen on labels, 
 A probe takes seconds and is run whole at once.
 What breaks a limit is dropped after a few requests, before it is trained.
 
-After each rung the probability is computed that a configuration's whole run is better than that of the best one, on the
-evaluation examples of the whole runs, by more than MARGIN, and where it costs more also by more than one standard
-error, within which scores tie and the selector takes what costs least: from the paired difference of the two on the
-examples of the rung, as a sample of all, and from what configurations gained on other data sets from this rung to their
-whole run (Gain). Those are dropped of which this is least likely for the
-seconds that it saves, as long as the probabilities of all that are dropped add up to no more than RISK. So the race's
-pick is within MARGIN of the whole suite's in 1 - RISK of races, if gains are as on the other data sets (and more often
-where several of the dropped ones would be better in the same races).
+After each rung each configuration has a probability that its whole run is better than that of the best one by more
+than MARGIN; where it costs more, by more than a standard error besides, within which scores tie and the selector takes
+what costs least. The probability comes from the paired difference of the two on the examples of the rung, as a sample
+of all, and from the share of what it lacks to 1 that a configuration gains from this rung to its whole run (Gain).
+
+What is least likely for the seconds that it saves is dropped first, as long as the probabilities of all that are
+dropped, of one data set and metric, add up to no more than RISK. That is as good as the gains are: those of RUNGS are
+assumed.
 """
 
 from typing import NamedTuple
@@ -27,7 +27,7 @@ from harness.arguments import optimizer_steps
 from harness.results import configurations, run_scores, stats, store
 from harness.sweeps import progress
 
-RISK = 0.05  # of dropping what would be better by more than MARGIN, over the whole race
+RISK = 0.05  # of dropping what would be better, over the whole race on one data set
 MARGIN = 0.01  # a pick within this of the whole suite's counts as the same
 LEAST_LABELS, LABELS_A_CLASS, LEAST_STEPS, LEAST_EXAMPLES = 16, 2, 20, 64  # of a rung
 REQUESTS = 20  # after which limits are checked
@@ -55,7 +55,7 @@ class Rung(NamedTuple):
     gains: dict  # {what a configuration is shortened by: Gain}
 
 
-# the gains are those of benchmarks/race_replay.py
+# the gains are assumed; benchmarks/race_replay.py measures them, from races on two data sets or more
 RUNGS = (
     Rung(1 / 16, 1 / 2, {"at_once": NONE, "nothing": NONE, "steps": Gain(0.4, 0.4, 5), "labels": Gain(0.3, 0.4, 5)}),
     Rung(1 / 4, 1, {"at_once": NONE, "nothing": NONE, "steps": Gain(0.2, 0.3, 5), "labels": Gain(0.2, 0.3, 5)}),

@@ -94,6 +94,7 @@ RUNS = [
     ("probe", CAUSAL, "sentiment", ["--features", "lm", "--max_train_samples", "40"]),
     ("quantize_and_parallel", CAUSAL, "questions", ["--bf16", "--prompt_lookup", "3"]),
     ("quantize_and_parallel", CAUSAL, "sentiment", ["--fp16"]),
+    ("rag_eval", CAUSAL, "questions", ["--embed_model", "tiny_embedder"]),
     ("embed_finetune", "tiny_embedder", "questions", ["--label_budget", "16", "--epochs", "1"]),
 ]
 
@@ -102,7 +103,12 @@ RUNS = [
 def test_every_script_keeps_to_its_card(script, model, data, flags, request, out, only_row):
     fixtures = {"tiny_embedder", "tiny_bert"}
     flags = [request.getfixturevalue(word) if word in fixtures else word for word in flags]
-    names = ["--model", request.getfixturevalue(model), "--dataset", request.getfixturevalue(data)]
+    names = [
+        "--gen_model" if script == "rag_eval" else "--model",
+        request.getfixturevalue(model),
+        "--dataset",
+        request.getfixturevalue(data),
+    ]
     common = [*out, "--device", "cuda", "--max_eval_samples", "8", "--latency_runs", "2"]
     with cards(1, ROOT):
         importlib.import_module(script).main([*map(str, names), *map(str, flags), *common])

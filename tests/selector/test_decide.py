@@ -103,10 +103,14 @@ def test_what_a_race_has_dropped_is_never_chosen_but_says_what_is_near(capsys, t
     found = decide("--dataset data/d --latency_ms 100", capsys, path)
     assert found["choice"] and found["configuration"]["score"] == 0.6 and found["considered"] == 1
     assert not any("no time" in text for text in found["cautions"])
-    hurried = {**rows[1], "note": "dropped for time: no time", "run_id": "h"}
-    path = results_csv(tmp_path / "t.csv", [*rows, hurried, of_labels(100, 0.6, latency_ms_p50=90.0)])
-    told = "a race had no time to run these whole, which may be better: full_finetuning full, m"
+    late = {"note": "dropped for time: no time", "variant": "late"}
+    hurried = [{**rows[1], **late, "run_id": "h"}, of_labels(100, 0.6, latency_ms_p50=90.0)]
+    told = "a race had no time to run these whole, which may be better: full_finetuning late, m"
+    path = results_csv(tmp_path / "t.csv", [*rows, *hurried])
     assert told in decide("--dataset data/d --latency_ms 100", capsys, path)["cautions"]
+    path = results_csv(tmp_path / "u.csv", [*rows, *hurried, {**hurried[1], "variant": "late", "run_id": "w"}])
+    found = decide("--dataset data/d --latency_ms 100", capsys, path)
+    assert not any("no time" in text for text in found["cautions"]), "it was run whole since"
 
 
 def test_rows_of_earlier_contents_of_a_file_do_not_decide(capsys, tmp_path):

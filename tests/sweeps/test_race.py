@@ -31,9 +31,10 @@ def held(sentiment, tmp_path, monkeypatch):
     gains = {"at_once": NONE, "nothing": NONE, "steps": Gain(0.2, 0.1, 9), "labels": Gain(0.2, 0.1, 9)}
     monkeypatch.setattr(race.dropping, "RUNGS", tuple(rung._replace(gains=gains) for rung in RUNGS))
 
-    def hold(*flags, fails=(), text=SUITE, data=sentiment):
-        folder, made = tmp_path / str(len(list(tmp_path.iterdir()))), {}
-        folder.mkdir()
+    def hold(*flags, fails=(), text=SUITE, data=sentiment, again=False):
+        n = len(list(tmp_path.glob("race*")))
+        folder, made = tmp_path / f"race{n - again}", {}
+        folder.mkdir(exist_ok=again)
         path = suite(folder / "s.yaml", text)
         out = ["--results", str(folder / "r.csv"), "--runs_dir", str(folder / "runs"), "--ignore_code"]
         args = sweep.parse_args([path, *(["--dataset", data] if data else []), *out, "--race", *flags])
@@ -120,6 +121,9 @@ def test_with_little_time_the_best_that_fits_runs_whole(held, capsys):
     assert statuses == {"good": "dropped", "poor": "dropped", "searched": "ok"}
     assert "better than 3 searched, by more than what ties, with a probability of" in told[0]["dropped"]
     assert "of the 1 for which there was no time the likeliest of those that were begun" in capsys.readouterr().out
+    told, made, statuses = held(again=True)
+    assert [what for what, _, _ in made["good"]] == ["rung_2", "whole"], "without the limit it goes on from there"
+    assert statuses["good"] == "ok" and "rung_1" not in {what for runs in made.values() for what, _, _ in runs}
     told, made, statuses = held("--minutes", "60")
     assert [what for what, _, _ in made["good"]] == ["rung_1", "rung_2", "whole"]
 
