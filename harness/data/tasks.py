@@ -12,6 +12,7 @@ from harness.data.label_words import descriptions
 from harness.data.prompts import with_prompt
 
 EVAL_SEED = 20240229  # chooses the evaluation examples, the same ones for every strategy and every --data_seed
+HELD_OUT = 400  # evaluation examples of data without any: with a tenth of 1,500, nothing differs from anything
 
 
 def load_task(
@@ -157,7 +158,8 @@ def _recognise(splits, kind, given):
 def _make_splits(examples, data_seed, validate=True):
     """{split: Examples} -> train, validation, evaluation, name of the evaluation split, notes.
 
-    The evaluation examples are the test split if it has labels, else validation, else a tenth chosen by EVAL_SEED.
+    The evaluation examples are the test split if it has labels, else validation, else chosen by EVAL_SEED: a tenth, or
+    HELD_OUT where that is fewer, but at most three tenths.
     Examples of the evaluation split are taken out of the other two, and those of validation out of train. validate:
     False for no validation examples.
     """
@@ -167,7 +169,7 @@ def _make_splits(examples, data_seed, validate=True):
     if eval_split is None:
         eval_split, shuffled = "held_out", list(train)
         random.Random(EVAL_SEED).shuffle(shuffled)
-        n = max(1, len(shuffled) // 10)
+        n = max(1, len(train) // 10, min(HELD_OUT, 3 * len(train) // 10))
         evaluation, train = shuffled[:n], sorted(shuffled[n:], key=lambda ex: int(ex.id.split("-")[-1]))
     else:
         evaluation = examples[eval_split]

@@ -47,10 +47,10 @@ def test_a_budget_leaves_no_validation_examples_and_the_same_evaluation(sentimen
     assert not {ex.id for ex in task.train} & {ex.id for ex in task.unlabelled}
     write_jsonl(tmp_path / "all.jsonl", reviews(3, 100))
     one_file = str(tmp_path / "all.jsonl")
-    task = tasks.load_task(one_file, label_budget=90)  # all that are not evaluated: no tenth is kept for validation
+    task = tasks.load_task(one_file, label_budget=70)  # all that are not evaluated: no tenth is kept for validation
     assert task.evaluation == tasks.load_task(one_file).evaluation and not task.validation and not task.unlabelled
-    with pytest.raises(utils.UserError, match="--label_budget 91: .*all.jsonl has 90 labelled training examples"):
-        tasks.load_task(one_file, label_budget=91)
+    with pytest.raises(utils.UserError, match="--label_budget 71: .*all.jsonl has 70 labelled training examples"):
+        tasks.load_task(one_file, label_budget=71)
 
 
 def test_inputs_without_labels_are_read_from_lines_and_tables(sentiment, nli, tmp_path):

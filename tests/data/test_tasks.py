@@ -40,7 +40,14 @@ def test_one_file_is_split_without_overlap_and_with_a_fixed_evaluation(tmp_path,
     assert task.evaluation == tasks.load_task(str(tmp_path / "all.jsonl"), data_seed=99).evaluation
     assert not keys(task.evaluation) & keys(task.train) and not keys(task.evaluation) & keys(task.validation)
     assert not keys(task.train) & keys(task.validation)
-    assert len(task.evaluation) == 24 and "left out of training" in task.notes[0]
+    assert len(task.evaluation) == 72 and "left out of training" in task.notes[0]
+
+
+@pytest.mark.parametrize("n, held_out", [(2, 1), (10, 3), (1000, 300), (1500, 400), (5000, 500)])
+def test_a_file_of_its_own_holds_out_enough_to_tell_scores_apart(tmp_path, n, held_out):
+    write_jsonl(tmp_path / "all.jsonl", [{"text": f"text {i}", "label": i % 2} for i in range(n)])
+    task = tasks.load_task(str(tmp_path / "all.jsonl"), label_budget=None)
+    assert len(task.evaluation) == held_out and len(task.train) + len(task.validation) == n - held_out
 
 
 def test_evaluation_examples_that_stand_in_train_are_taken_out_of_it(tmp_path):
