@@ -108,7 +108,7 @@ def parse_args(argv=None):
     add("--attn_implementation", choices=ATTENTION, default="sdpa", help="(default: %(default)s)")
     add("--optim", choices=flags.OPTIMIZERS, default="adamw_torch_fused", help="(default: %(default)s)")
     add("--n_labels", type=flags.positive_int, default=2, help="of a classification head (default: %(default)s)")
-    add("--device", choices=("cpu", "cuda"), help="(default for a forecast: cuda; for a decision: any)")
+    add("--device", choices=("cpu", "cuda", "xpu", "mps"), help="(default for a forecast: cuda; for a decision: any)")
 
     args = parser.parse_args(argv)
     if args.forecast and not args.model:

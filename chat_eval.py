@@ -40,7 +40,7 @@ def parse_args(argv=None):
     add("--model", nargs="+", default=[model], metavar="NAME", help="hub names or folders (default: %(default)s)")
     add("--adapter", nargs="+", default=[], metavar="DIR", help="peft adapters, each compared with the base model")
     add("--no_lora", action="store_true", help="leave the adapters out: the base model alone")
-    add("--precision", choices=flags.PRECISIONS, default="fp32", help="of the weights (default: %(default)s)")
+    flags.add_precision_args(parser)
 
     add, templates = parser.add_argument_group("questions and answers").add_argument, ("plain", "chat", "auto")
     files = "a file (json, jsonl, csv, tsv, parquet, txt; also IFEval's) or a folder with question.jsonl"
@@ -155,13 +155,15 @@ def systems_of(args):
 def load(args, name, adapter=None, judge=False):
     """(model, tokenizer) at --precision, on --device; --thinking is for the models that answer, not for a judge."""
     tokenizer = loading.load_tokenizer(name, args.trust_remote_code, None if judge else args.thinking, adapter)
+    device = utils.pick_device(args.device)
     model = loading.load_model(
         name,
-        precision=args.precision,
-        device=utils.pick_device(args.device),
+        precision=loading.settled(args, name, device).precision,
+        device=device,
         adapter=adapter,
         pad_token_id=tokenizer.pad_token_id,
         trust_remote_code=args.trust_remote_code,
+        attention=args.attn_implementation,
     )
     return model, tokenizer
 
@@ -204,19 +206,20 @@ def run_once(args):
     turns = sum(len(question.turns) for question in questions)
     print(f"{benchmark.name}: {len(questions)} of {len(benchmark.questions)} questions, {turns} turns")
     against = judgements.opponents(args.opponent, benchmark, questions, len(wanted)) if judged else []
-    judge = judges.make_judge(args, lambda name: load(args, name, judge=True)) if judged else None
+    device = utils.pick_device(args.device)
+    judging = loading.settled(args, args.judge_model, device) if args.judge == "local" else args
+    judge = judges.make_judge(judging, lambda name: load(args, name, judge=True)) if judged else None
 
     for model_name, adapter in wanted:
         own = argparse.Namespace(**{**vars(args), "model": [model_name], "adapter": [adapter] if adapter else []})
         with Run(own, __file__, "chat") as run:
             # 2. seed and device
             utils.set_seed(args.seed)
-            device = utils.pick_device(args.device)
+            own = loading.settled(own, model_name, device)
             run.row.update(
                 model=model_name,
-                device=device,
-                device_name=utils.device_name(device),
-                precision=args.precision,
+                **utils.device_columns(device),
+                precision=own.precision,
                 variant=f"{benchmark.name}_adapter" if adapter else benchmark.name,
             )
 
@@ -225,7 +228,7 @@ def run_once(args):
             run.row.update(dataset=benchmark.name, n_eval=len(questions), eval_id=eval_id, n_train=0)
             run.use_labels(())
 
-            with answers.locked(folder := answers.answers_folder(args, model_name, adapter)):
+            with answers.locked(folder := answers.answers_folder(own, model_name, adapter)):
                 # 4. model
                 with utils.measure() as loaded:
                     model, tokenizer = load(args, model_name, adapter)

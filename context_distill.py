@@ -278,8 +278,7 @@ def run_once(args):
             variant=variant(args),
             model=of_student,
             data_seed=args.data_seed,
-            device=device,
-            device_name=utils.device_name(device),
+            **utils.device_columns(device),
             k_shots=0,
             precision=args.weights if two_models(args) else precision,
         )

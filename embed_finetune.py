@@ -198,8 +198,7 @@ def run_once(args):
             variant=f"{args.train}_{args.negatives}_{args.hard_negatives}",
             model=args.model,
             data_seed=args.data_seed,
-            device=device,
-            device_name=utils.device_name(device),
+            **utils.device_columns(device),
             precision="fp32",
         )
 

@@ -76,8 +76,7 @@ def run_once(args):
             variant=flags.with_context("full", args),
             model=args.model,
             data_seed=args.data_seed,
-            device=device,
-            device_name=utils.device_name(device),
+            **utils.device_columns(device),
             precision=args.weights,
         )
 

@@ -68,12 +68,7 @@ def parse_args(argv=None):
         type=flags.token_count,
         help="tokens a text is cut to (default: 512, or what the model takes; of a prompt: what the model takes)",
     )
-    group.add_argument(
-        "--precision",
-        choices=flags.PRECISIONS,
-        default="fp32",
-        help="of a language model's weights (default: %(default)s)",
-    )
+    flags.add_precision_args(group, "of a language model's weights")
     group.add_argument(
         "--prompt_format",
         choices=("plain", "chat", "auto"),
@@ -88,8 +83,9 @@ def parse_args(argv=None):
     given = [name for name in (*OWN, "prompt_format") if getattr(args, name) != parser.get_default(name)]
     if args.probe and given:
         parser.error(f"--probe brings its own {given[0]}; leave --{given[0]} out")
-    if args.features != "lm" and {"precision", "prompt_format"} & set(given):
-        parser.error(f"--{given[-1]} belongs to --features lm")
+    if args.features != "lm" and ({"precision", "prompt_format"} & set(given) or args.attn_implementation):
+        wrong = "attn_implementation" if args.attn_implementation else given[-1]
+        parser.error(f"--{wrong} belongs to --features lm")
     if args.features == "tfidf" and (args.model or args.max_length):
         parser.error("--features tfidf has no model and reads whole texts; leave out --model and --max_length")
     if args.head == "names" and (args.features != "embedder" or args.tune):
@@ -229,12 +225,12 @@ def run_once(args, about=None, folder=None):
         # 2. seed and device
         utils.set_seed(args.seed)
         device = utils.pick_device(args.device)
+        args = loading.settled(args, args.model if args.features == "lm" else None, device)
         run.row.update(
             variant=variant(args),
             model=args.model,
             data_seed=args.data_seed,
-            device=device,
-            device_name=utils.device_name(device),
+            **utils.device_columns(device),
             precision=args.precision if args.model else None,
         )
 

@@ -47,9 +47,7 @@ def parse_args(argv=None):
         action=argparse.BooleanOptionalAction,
         help="fold the adapter into the weights first (default: unless they are int8 or nf4)",
     )
-    parser.add_argument(
-        "--precision", choices=flags.PRECISIONS, default="fp32", help="of the weights (default: %(default)s)"
-    )
+    flags.add_precision_args(parser)
     group = parser.add_argument_group("prompt")
     group.add_argument(
         "--k_shots",
@@ -244,11 +242,11 @@ def run_once(args):
         # 2. seed and device
         utils.set_seed(args.seed)
         device = utils.pick_device(args.device)
+        args = loading.settled(args, args.model, device)
         run.row.update(
             model=args.model,
             data_seed=args.data_seed,
-            device=device,
-            device_name=utils.device_name(device),
+            **utils.device_columns(device),
             precision=args.precision,
             k_shots=args.k_shots,
             variant=variant(args, args.kind, args.adapter),
@@ -295,6 +293,7 @@ def run_once(args):
                 adapter=args.adapter,
                 pad_token_id=tokenizer.pad_token_id,
                 trust_remote_code=args.trust_remote_code,
+                attention=args.attn_implementation,
             )
         if not args.adapter and model.new_layers:  # load_adapter has looked where there is one
             raise utils.UserError(

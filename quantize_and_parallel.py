@@ -45,8 +45,9 @@ def parse_args(argv=None):
     )
     group = parser.add_argument_group("precision")
     which = group.add_mutually_exclusive_group()
-    choices = (*flags.PRECISIONS, "int8_weights", "int4_weights")
-    which.add_argument("--precision", choices=choices, help="of the weights (default: fp32)")
+    choices = ("auto", *flags.PRECISIONS, "int8_weights", "int4_weights")
+    usual = "auto, that of the checkpoint on a GPU and fp32 on a CPU; fp32 with another --runtime than torch"
+    which.add_argument("--precision", choices=choices, help=f"of the weights (default: {usual})")
     for name in flags.PRECISIONS:
         which.add_argument(
             f"--{name}", dest="precision", action="store_const", const=name, help=f"short for --precision {name}"
@@ -58,6 +59,7 @@ def parse_args(argv=None):
         help="torch: int8 and nf4 by bitsandbytes; torchao: int8, int8_weights, int4_weights; onnx, openvino: a "
         "classifier's fp32 and int8, on a CPU (default: %(default)s)",
     )
+    group.add_argument("--attn_implementation", choices=flags.ATTENTION, help="(default: the model's own)")
     group.add_argument(
         "--compute_dtype",
         choices=("fp32", "fp16", "bf16"),
@@ -104,7 +106,7 @@ def parse_args(argv=None):
     flags.add_data_args(parser)
     flags.add_common_args(parser, auto_batch=True)
     args = flags.check_data_args(parser, parser.parse_args(argv))
-    args.precision = args.precision or "fp32"
+    args.precision = args.precision or ("auto" if args.runtime == "torch" else "fp32")
     if args.new_tokens < 2:
         parser.error("--new_tokens must be at least 2: the decode speed counts the tokens after the first")
     if args.merge_adapter is not None and not args.adapter:
@@ -115,7 +117,7 @@ def parse_args(argv=None):
         parser.error(f"--latency_runs 0 leaves no request to time {decoding_of(args)} decoding on")
     if args.compile and args.runtime == "torch" and args.precision in ("int8", "nf4"):
         parser.error(f"--compile: transformers does not compile {args.precision} weights; use fp32, fp16 or bf16")
-    allowed = RUNTIMES.get(args.runtime, flags.PRECISIONS)
+    allowed = RUNTIMES.get(args.runtime, ("auto", *flags.PRECISIONS))
     if args.precision not in allowed:
         others = [name for name, some in RUNTIMES.items() if args.precision in some]
         hint = f"; --runtime {' or '.join(others)} has" if others else ""
@@ -124,8 +126,8 @@ def parse_args(argv=None):
         parser.error(f"--runtime {args.runtime} takes an adapter merged; leave out --no-merge_adapter")
     if args.runtime != "torch" and (args.device_map or decoding_of(args) not in ("plain", "compiled")):
         parser.error(f"--runtime {args.runtime} is for one device and plain decoding")
-    if args.runtime in SERVED and (args.device == "cuda" or args.compile):
-        parser.error(f"--runtime {args.runtime} compiles for the CPU by itself; leave out --device cuda and --compile")
+    if args.runtime in SERVED and (args.device not in ("auto", "cpu") or args.compile):
+        parser.error(f"--runtime {args.runtime} compiles for the CPU by itself; leave out --device and --compile")
     if args.compute_dtype and args.precision != "nf4":
         parser.error(f"--compute_dtype belongs to --precision nf4, not {args.precision}")
     return args
@@ -157,7 +159,7 @@ def decoding_options(args, model, tokenizer, device):
     if method == "prompt_lookup":
         return {"prompt_lookup_num_tokens": args.prompt_lookup}
     if method == "assisted":
-        precision = args.precision if args.precision not in ("int8", "nf4") else "bf16" if device == "cuda" else "fp32"
+        precision = args.precision if args.precision not in ("int8", "nf4") else loading.computed_in(device)
         return decoding.assistant_options(
             args.assistant_model, args.assistant_adapter, model, tokenizer, precision, device, args.trust_remote_code
         )
@@ -203,6 +205,7 @@ def load(args, device, options, run):
         device_map=args.device_map,
         compute_dtype=args.compute_dtype,
         double_quant=args.double_quant,
+        attention=args.attn_implementation,
     )
     model, merged = adapters.merge_adapter(model, True if rounded and args.adapter else args.merge_adapter)
     run.note(merged)
@@ -221,15 +224,15 @@ def run_once(args):
         utils.set_seed(args.seed)
         on_cpu = args.device_map == "cpu" or args.runtime in SERVED
         device = utils.pick_device("cpu" if on_cpu else args.device)
-        if args.precision == "int4_weights" and device == "cuda":
+        args = loading.settled(args, args.model, device)
+        if args.precision == "int4_weights" and device != "cpu":
             raise utils.UserError("--precision int4_weights is for a CPU here; give --device cpu, or --nf4 on a GPU")
         run.row.update(
             variant=variant(args, args.precision),
             model=args.model,
             precision=args.precision,
             data_seed=args.data_seed,
-            device=device,
-            device_name=utils.device_name(device),
+            **utils.device_columns(device),
             k_shots=0,
         )
         loading.check_precision(args.precision, device)

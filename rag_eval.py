@@ -37,7 +37,7 @@ def parse_args(argv=None):
     add("--embed_model", default="assets/models/all-MiniLM-L6-v2", help="name or folder (default: %(default)s)")
     add("--gen_model", default="assets/models/SmolLM2-135M-Instruct", help="name or folder (default: %(default)s)")
     add("--adapter", metavar="DIR", help="a peft adapter to put on the generator, merged where that is exact")
-    add("--precision", choices=flags.PRECISIONS, default="fp32", help="of the generator (default: %(default)s)")
+    flags.add_precision_args(parser, "of the generator")
     add("--interactive", action="store_true", help="ask questions and add documents at a prompt; writes no row")
     add("--build_only", action="store_true", help="add --docs to --index_dir, or --delete from it; writes no row")
 
@@ -184,11 +184,11 @@ def run_once(args, mode, shared):
         # 2. seed and device
         utils.set_seed(args.seed)
         device = utils.pick_device(args.device)
+        args = loading.settled(args, None if retrieval_only else args.gen_model, device)
         run.row.update(
             model=args.embed_model if retrieval_only else args.gen_model,
-            device=device,
             data_seed=args.data_seed,
-            device_name=utils.device_name(device),
+            **utils.device_columns(device),
             precision=args.precision,
         )
 

@@ -32,11 +32,17 @@ logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # its import warns of
 # -------------------------------------------------------------------------------------------------------- clock, memory
 
 
+def accelerator():
+    """torch.accelerator if torch is imported and sees a GPU (CUDA, XPU, MPS), else None."""
+    torch = sys.modules.get("torch")
+    return torch.accelerator if torch is not None and torch.accelerator.is_available() else None
+
+
 def synchronize():
     """Wait for the GPU's queued work, where there is a GPU; without it a clock reads only the launch."""
-    torch = sys.modules.get("torch")
-    if torch is not None and torch.cuda.is_available():
-        torch.cuda.synchronize()
+    gpu = accelerator()
+    if gpu is not None:
+        gpu.synchronize()
 
 
 def latency_summary(milliseconds):
@@ -70,12 +76,17 @@ def time_requests(func, inputs, n_warmup=2):
     return one_by_one(lambda x: milliseconds(lambda: func(x)), inputs, n_warmup)
 
 
+def free_gpu_cache():
+    """Give back the blocks that torch has reserved on a GPU and no tensor uses."""
+    gpu = accelerator()
+    if gpu is not None:
+        gpu.empty_cache()
+
+
 def free_memory():
     """Give back what nothing uses any more: cycles of objects, the GPU's cached blocks, the C library's free pages."""
     gc.collect()
-    torch = sys.modules.get("torch")
-    if torch is not None and torch.cuda.is_available():
-        torch.cuda.empty_cache()
+    free_gpu_cache()
     with contextlib.suppress(AttributeError, OSError, TypeError):  # only glibc has it
         ctypes.CDLL(None).malloc_trim(0)
 
@@ -164,16 +175,16 @@ def measure(interval=0.01):
     """
     import psutil  # not for --help: see above
 
-    cuda = None
-    torch = sys.modules.get("torch")
-    if torch is not None and torch.cuda.is_available():
-        cuda, visible = torch.cuda, range(torch.cuda.device_count())
+    gpu, card = accelerator(), None
+    if gpu is not None:
+        visible = range(gpu.device_count())
         synchronize()
-        cuda.empty_cache()  # what earlier phases have reserved and no longer use
+        gpu.empty_cache()  # what earlier phases have reserved and no longer use
         for device in visible:
-            cuda.reset_peak_memory_stats(device)
+            gpu.reset_peak_memory_stats(device)
+        card = _card_memory_used() if gpu.current_accelerator().type == "cuda" else None
     process, stop = psutil.Process(), threading.Event()
-    peaks = {"rss": process.memory_info().rss, "card": _card_memory_used() if cuda else None}
+    peaks = {"rss": process.memory_info().rss, "card": card}
     result = Measurement(start_rss_gb=peaks["rss"] / GB)
 
     def sample(card=True):
@@ -199,9 +210,9 @@ def measure(interval=0.01):
         thread.join()
         sample()
         result.peak_rss_gb = peaks["rss"] / GB
-        if cuda:
-            result.peak_gpu_gb = sum(map(cuda.max_memory_allocated, visible)) / GB
-            result.peak_gpu_reserved_gb = sum(map(cuda.max_memory_reserved, visible)) / GB
+        if gpu is not None and gpu.memory_stats():  # MPS does not count
+            result.peak_gpu_gb = sum(map(gpu.max_memory_allocated, visible)) / GB
+            result.peak_gpu_reserved_gb = sum(map(gpu.max_memory_reserved, visible)) / GB
             result.gpu_used_gb = None if peaks["card"] is None else peaks["card"] / GB
 
 
@@ -238,20 +249,38 @@ def set_seed(seed):
 
 
 def pick_device(name):
-    """'auto', 'cpu' or 'cuda' -> 'cpu' or 'cuda'; UserError for cuda where there is none."""
+    """--device -> cpu, cuda, xpu or mps; of cuda:1 the card becomes the current one. UserError where there is none."""
     import torch  # not for --help: see above
 
-    if name == "cuda" and not torch.cuda.is_available():
-        raise UserError("--device cuda: torch sees no CUDA GPU here; use --device cpu or auto")
-    return "cuda" if name != "cpu" and torch.cuda.is_available() else "cpu"
+    found = torch.accelerator.current_accelerator(check_available=True)
+    wanted, _, index = name.partition(":")
+    if wanted == "auto":
+        return found.type if found else "cpu"
+    if wanted != "cpu" and (found is None or found.type != wanted):
+        raise UserError(f"--device {name}: torch sees no {wanted.upper()} GPU here; use --device cpu or auto")
+    if index and world()[1] > 1:
+        raise UserError(f"--device {name}: each of several processes has a GPU of its own; give --device {wanted}")
+    if index and int(index) >= torch.accelerator.device_count():
+        raise UserError(f"--device {name}: torch sees {torch.accelerator.device_count()} here, counted from {wanted}:0")
+    if index:
+        torch.accelerator.set_device_index(int(index))
+    return wanted
+
+
+def device_columns(device):
+    """The cells of a results row that say where a run computed."""
+    import torch  # not for --help: see above
+
+    tf32 = torch.get_float32_matmul_precision() != "highest" if device == "cuda" else None
+    return {"device": device, "device_name": device_name(device), "tf32": tf32}
 
 
 def device_name(device):
     """The GPU's name, or the processor's with the cores this process may use."""
-    if device == "cuda":
+    if device != "cpu":
         import torch  # not for --help: see above
 
-        return torch.cuda.get_device_name()
+        return torch.backends.mps.get_name() if device == "mps" else getattr(torch, device).get_device_name()
     name = platform.processor() or platform.machine()
     with contextlib.suppress(OSError):
         lines = Path("/proc/cpuinfo").read_text().splitlines()

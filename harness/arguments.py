@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import math
 import os
+import re
 
 import utils
 from harness.errors import short
@@ -168,6 +169,13 @@ def optimizer_steps(args, n_examples, kind):
 
 def comma_list(text):
     return [part.strip() for part in text.split(",")]
+
+
+def device(text):
+    """auto, cpu, mps, cuda, cuda:1, .."""
+    if not re.fullmatch(r"auto|cpu|mps|(cuda|xpu)(:\d{1,3})?", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is no device; give auto, cpu, cuda, cuda:N, xpu, xpu:N or mps")
+    return text
 
 
 def user_path(text):

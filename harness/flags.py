@@ -10,6 +10,7 @@ from harness.arguments import (
     ArgumentParser,
     batch_count,
     comma_list,
+    device,
     encoding,
     epochs,
     fraction,
@@ -61,6 +62,16 @@ SPLIT_SEED, SPLIT_FRACTIONS = 13, (0.8, 0.1, 0.1)  # train, validation, test
 
 
 FLASH = "flash_attention_2"  # needs 16 bits
+ATTENTION = ("sdpa", "eager", FLASH)
+
+
+def add_precision_args(group, of="of the weights", default="auto"):
+    """--precision and --attn_implementation of a model that is not trained."""
+    usual = "auto: that of the checkpoint on a GPU, bf16 only where it computes in it; fp32 on a CPU "
+    group.add_argument(
+        "--precision", choices=("auto", *PRECISIONS), default=default, help=f"{of}; {usual}(default: %(default)s)"
+    )
+    group.add_argument("--attn_implementation", choices=ATTENTION, help="(default: the model's own)")
 
 
 def add_training_args(parser, resume=True, padding_free=True, tune=True):
@@ -145,7 +156,7 @@ def add_training_args(parser, resume=True, padding_free=True, tune=True):
         help="of the model in memory, 4 or 2 bytes a parameter; AdamW adds 12 or 6 for each trained one "
         "(default: %(default)s)",
     )
-    group.add_argument("--attn_implementation", choices=("sdpa", "eager", FLASH), help="(default: the model's own)")
+    group.add_argument("--attn_implementation", choices=ATTENTION, help="(default: the model's own)")
     if resume:
         group.add_argument(
             "--resume",
@@ -227,7 +238,10 @@ def add_common_args(parser, auto_batch=False):
             "--batch_size", type=batch_count, default=16, help="examples per batch and process (default: %(default)s)"
         )
     group.add_argument(
-        "--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto takes a CUDA GPU where there is one"
+        "--device",
+        type=device,
+        default="auto",
+        help="cpu, cuda, cuda:N, xpu, xpu:N or mps; auto takes a GPU where torch sees one (default: %(default)s)",
     )
     group.add_argument("--seed", type=seed, default=0, help="initialisation and shuffling (default: %(default)s)")
     group.add_argument(

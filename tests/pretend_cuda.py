@@ -320,7 +320,8 @@ def functions_of_torch_cuda(state):
         state.current = state.index(device)
 
     nothing = ("_lazy_init", "empty_cache", "ipc_collect", "manual_seed", "manual_seed_all", "set_rng_state")
-    stream = SimpleNamespace(synchronize=lambda: None, cuda_stream=0, device=torch.device("cuda", 0))
+    stream = SimpleNamespace(synchronize=lambda: None, is_capturing=lambda: False, cuda_stream=0)
+    stream.device = torch.device("cuda", 0)
     return {
         **{name: lambda *_, **__: None for name in (*nothing, "set_rng_state_all")},
         "is_available": lambda: True,
@@ -371,9 +372,13 @@ def cards(n=1, project=None, limit=None, capability=(9, 0)):
             setattr(owner, name, value)
 
         for name, stand_in in functions_of_torch_cuda(state).items():
-            for module in (torch.cuda, torch.cuda.memory, torch.cuda.random):
+            for module in (torch.cuda, torch.cuda.memory, torch.cuda.random, torch.accelerator):
                 if hasattr(module, name):
                     put(module, name, stand_in)
+        put(torch.accelerator, "current_accelerator", lambda check_available=False: torch.device("cuda"))
+        put(torch.accelerator, "current_device_index", lambda: state.current)
+        put(torch.accelerator, "set_device_index", torch.cuda.set_device)
+        put(torch.accelerator, "memory_stats", lambda *_: {"pretended": 1})
         for module in (torch, torch.amp, torch.amp.autocast_mode):
             put(module, "autocast", Autocast)
         put(torch, "is_autocast_enabled", lambda kind="cuda": enabled("cpu"))

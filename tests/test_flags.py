@@ -21,6 +21,12 @@ import prompt_eval
         ("finetune.py --model BERT --dataset DATA --fp16", "--fp16 needs a CUDA GPU"),
         ("finetune.py --model BERT --dataset DATA --fp16 --bf16", "not allowed with"),
         ("finetune.py --model BERT --dataset DATA --device cuda", "torch sees no CUDA GPU"),
+        ("finetune.py --model BERT --dataset DATA --device xpu:1", "--device xpu:1: torch sees no XPU GPU"),
+        ("finetune.py --model BERT --dataset DATA --device cuda:one", "'cuda:one' is no device; give auto, cpu, cuda"),
+        (
+            "prompt_eval.py --model LLAMA --dataset DATA --device cpu --attn_implementation flash_attention_2",
+            "computes in 16 bits, not in fp32",
+        ),
         ("finetune.py --model BERT --dataset DATA --label_column colour", "no such column; there are text, label"),
         ("finetune.py --model BERT --dataset DATA --max_train_samples 9999", "the data have 160"),
         ("finetune.py --model BERT --dataset DATA --label_budget 161", "has 160 labelled training examples"),

@@ -55,7 +55,8 @@ def answers_folder(args, model, adapter):
     """The folder of a system's answers: its name is a hash of all settings that decide them, kept in settings.json."""
     names = ("precision", "prompt_format", "system", "max_new_tokens", "temperature", "seed")
     settings = {"model": model, "adapter": adapter, **{name: getattr(args, name) for name in names}}
-    settings.update({} if args.thinking is None else {"thinking": args.thinking})  # older answers keep their folder
+    later = {name: getattr(args, name) for name in ("thinking", "attn_implementation")}
+    settings.update({name: value for name, value in later.items() if value is not None})  # older ones keep their folder
     settings["input_id"] = provenance.input_id({"model": model, "adapter": adapter})
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:10]
     name = formats.file_name(names_of([(model, adapter)])[model, adapter])

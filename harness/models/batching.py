@@ -1,5 +1,7 @@
 """Batches of a number of rows, or of a budget of tokens that shrinks when memory runs out."""
 
+from collections import defaultdict
+
 import torch
 from tqdm.auto import tqdm
 
@@ -7,8 +9,8 @@ import utils
 
 # tokens of one pass, by device: of padded rows with the tokens to generate, which bounds the key-value cache; of packed
 # rows, enough to keep the matrix products busy
-PADDED_TOKENS = {"cpu": 16_384, "cuda": 65_536}
-PACK_TOKENS = {"cpu": 1024, "cuda": 4096}
+PADDED_TOKENS = defaultdict(lambda: 65_536, cpu=16_384)
+PACK_TOKENS = defaultdict(lambda: 4096, cpu=1024)
 
 
 def in_batches(lengths, batch_size, tokens, work, description=None, alike=False):
@@ -69,6 +71,5 @@ class Budget:
         else:
             self.largest = max(self.largest, rows)
             return True
-        if torch.cuda.is_available():  # after the handler, which holds the tensors of the failed pass
-            torch.cuda.empty_cache()
+        utils.free_gpu_cache()  # after the handler, which holds the tensors of the failed pass
         return False

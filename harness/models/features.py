@@ -65,7 +65,12 @@ class LastStates:
                 f"--features lm: {args.model} is no causal language model; use --features embedder, or another --model"
             )
         model = loading.load_model(
-            args.model, "causal", precision=args.precision, device=device, trust_remote_code=args.trust_remote_code
+            args.model,
+            "causal",
+            precision=args.precision,
+            device=device,
+            trust_remote_code=args.trust_remote_code,
+            attention=args.attn_implementation,
         )
         self.precision = loading.size_columns(model).get("precision", args.precision)
         self.model = model.base_model.eval()  # without the language-model head, whose memory is freed

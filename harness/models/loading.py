@@ -1,5 +1,6 @@
 """A tokenizer and a model, at a precision, on a device or a device map, with an adapter."""
 
+import argparse
 import inspect
 import logging
 import re
@@ -15,6 +16,7 @@ from transformers import (
 from transformers.utils import logging as hf_logging
 
 import utils
+from harness.flags import FLASH
 from harness.models import adapters, folder, new_layers, pooling
 from harness.models import tokenizer as tokenizers
 from harness.models.tokenizer import load_tokenizer  # noqa: F401, scripts know it here
@@ -46,9 +48,25 @@ def computed_in(device):
     """The precision that a device computes quantized weights in: 16 bits on a GPU, bf16 where it has that and does not
     only emulate it; fp32 on a CPU, as not every CPU multiplies bf16 fast.
     """
-    if device != "cuda":
+    if device == "cpu":
         return "fp32"
-    return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+    if device == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+    return "bf16" if torch.bfloat16 in torch.accelerator.get_device_capability()["supported_dtypes"] else "fp16"
+
+
+def settled(args, name, device):
+    """The flags with a precision in place of --precision auto: of the model `name` on a GPU that in which its
+    configuration says that it was saved, bf16 as fp16 where the card does not compute in it; else fp32.
+    """
+    if args.precision != "auto":
+        return args
+    dtype = None
+    if name is not None and device != "cpu":
+        config = folder.configuration(name, args.trust_remote_code)
+        dtype = text_config(config).dtype or config.dtype
+    narrow = {torch.float16: "fp16", torch.bfloat16: computed_in(device)}
+    return argparse.Namespace(**{**vars(args), "precision": narrow.get(dtype, "fp32")})
 
 
 def quantization_config(precision, device, compute_dtype=None, double_quant=True):
@@ -107,6 +125,8 @@ def load_model(
     """
     quiet()
     check_precision(precision, device)
+    if attention == FLASH and precision == "fp32":
+        raise utils.UserError(f"--attn_implementation {FLASH} computes in 16 bits, not in fp32")
     checkpoint = folder.configuration(name, trust_remote_code)
     kind = folder.kind_of(checkpoint) if kind == "auto" else kind
     if kind == "classifier" and not labels:

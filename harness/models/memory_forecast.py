@@ -107,7 +107,7 @@ def compute_dtype(precision, device):
     """
     if precision not in PACKED_BYTES and precision not in DTYPE_BYTES:
         raise Unknown(f"the size of {precision} weights is not known")
-    return ("bf16" if device == "cuda" else "fp32") if precision in PACKED_BYTES else precision
+    return ("fp32" if device == "cpu" else "bf16") if precision in PACKED_BYTES else precision
 
 
 def training(

@@ -5,6 +5,7 @@ for each key-value head.
 """
 
 import contextlib
+from collections import defaultdict
 
 import numpy as np
 import torch
@@ -15,7 +16,7 @@ from transformers.masking_utils import sdpa_mask
 from harness.models import loading
 
 # queries that attend at once: small blocks see fewer keys, large blocks launch fewer kernels
-QUERY_BLOCK = {"cpu": 64, "cuda": 1024}
+QUERY_BLOCK = defaultdict(lambda: 1024, cpu=64)
 
 
 def pack(rows, shared, depth):

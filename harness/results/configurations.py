@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import utils
+from harness.flags import PRECISIONS
 from harness.results import names, provenance, run_scores, seed_spread, stats, store
 
 SEEDS = ("seed", "data_seed")
@@ -51,10 +52,12 @@ def _parsed(text):
 
 
 def flags(row):
-    """The run's flags, from its cell args; UserError where that is no JSON object."""
+    """The run's flags, from its cell args; of --precision auto what it was. UserError where that is no JSON object."""
     found = _parsed(row["args"] or "{}")
     if not isinstance(found, dict):
         raise utils.UserError(f"run {row['run_id']}: its cell args is no JSON object")
+    if found.get("precision") == "auto" and row["precision"] in PRECISIONS:
+        return {**found, "precision": row["precision"]}
     return found
 
 

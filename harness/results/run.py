@@ -15,6 +15,7 @@ import utils
 from harness.results import label_counts, outputs, provenance, store
 
 OOM_EXIT_CODE = 3
+GPU_MEMORY = ("peak_gpu_gb", "peak_gpu_reserved_gb", "gpu_used_gb", "serving_gpu_gb")
 # flags that name models; an encoder of --demo_embedder chooses demonstrations, a --teacher's labels are in its answers
 MODEL_FLAGS = ("model", "gen_model", "embed_model", "reranker", "teacher", "student", "demo_embedder")
 
@@ -150,6 +151,8 @@ class Run:
             self.note(text if kind is utils.RunFailed else f"{kind.__name__}: {text}")
         if self.args.get("repeats", 1) > 1:  # of several runs in one process none knows the memory before its model
             self.row["start_rss_gb"] = None
+        if self.row.get("device") == "cpu":  # of a card that is there and was not asked for
+            self.row.update(dict.fromkeys(GPU_MEMORY))
         self.row.setdefault("status", "ok")
         if self.row.get("model"):
             self.row["model_source"] = provenance.model_source(self.row["model"])

@@ -78,8 +78,10 @@ COLUMNS = (
         about="Of the weights: `fp32`, `fp16`, `bf16`, `int8`, `nf4`, `int8_weights` or `int4_weights`; of a "
         "checkpoint that is saved quantized, what it says (`gptq`, `awq`, ..).",
     ),
-    Column("device", "str", "setting", about="`cpu` or `cuda`."),
+    Column("device", "str", "setting", about="`cpu`, `cuda`, `xpu` or `mps`."),
     Column("device_name", "str", "setting", about="The GPU, or the processor with its number of usable cores."),
+    Column("tf32", "bool", "setting", about="`true` where products of fp32 matrices are computed in TF32; empty "
+                                            "without CUDA."),
     Column("batch_size", "int", "setting", about="Examples of one pass; of `--batch_size auto`, the size found."),
     Column("world_size", "int", "setting", about="Processes of a distributed run."),
     Column("metric", "str", "quality", about="The column that `score` repeats, such as `accuracy` or `token_f1`."),

@@ -27,8 +27,14 @@ class Reader:
         self.demonstrations = ()  # Examples that every prompt shows before its question
         self.tokenizer = loading.load_tokenizer(args.gen_model, args.trust_remote_code, args.thinking, args.adapter)
         self.chat = loading.uses_chat(args.prompt_format, self.tokenizer)
-        options = {"precision": args.precision, "device": device, "trust_remote_code": args.trust_remote_code}
-        model = loading.load_model(args.gen_model, adapter=args.adapter, **options)
+        model = loading.load_model(
+            args.gen_model,
+            precision=args.precision,
+            device=device,
+            adapter=args.adapter,
+            trust_remote_code=args.trust_remote_code,
+            attention=args.attn_implementation,
+        )
         self.model, self.merged = adapters.merge_adapter(model)  # merged: a remark for the row, or None
         limit = loading.context_length(self.model)
         # tokens of a prompt, None for no limit; a decoder's answer takes from the same context

@@ -7,6 +7,7 @@ import utils
 from harness import terminal
 from harness.data.examples import Task
 from harness.data.prompts import QA_TEMPLATE
+from harness.models import loading
 from harness.retrieval import corpus
 from harness.retrieval.documents import Document, Skipped
 from harness.retrieval.files import SUFFIXES, find_files
@@ -118,7 +119,8 @@ def interact(args):
             f"--index_dir {args.index_dir}: no index there; give --docs, or build it first with --build_only --docs "
             "PATH"
         )
-    reader = Reader(args, device, Task("interactive", None, "qa", template=QA_TEMPLATE))
+    settled, task = loading.settled(args, args.gen_model, device), Task("interactive", None, "qa", template=QA_TEMPLATE)
+    reader = Reader(settled, device, task)
     if documents:
         print(corpus.summary(corpus.fill(retriever, documents, args, skipped), retriever, skipped))
     Session(retriever, reader, args.k).run()

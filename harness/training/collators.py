@@ -42,7 +42,7 @@ def classification_data(model, tokenizer, task, args, device):
 
         return data.map(tokenize, batched=True, remove_columns=["text", "text_pair"])
 
-    collate = DataCollatorWithPadding(tokenizer, pad_to_multiple_of=8 if device == "cuda" else None)
+    collate = DataCollatorWithPadding(tokenizer, pad_to_multiple_of=None if device == "cpu" else 8)
     return Data(encode(task.train), encode(task.validation), collate)
 
 

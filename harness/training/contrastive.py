@@ -44,9 +44,8 @@ def tune(encoder, texts, labels, seed, max_steps=None):
             report_to="none",
             show_progress_bar=False,
         )
-        with _on(encoder.device):
+        with _on(encoder.device), one_device.kept():
             trainer = setfit.Trainer(model=setfit.SetFitModel(model_body=encoder), args=args)
-        one_device.of(trainer.st_trainer.args)
         trainer.train_embeddings(texts, labels, args=args)
     encoder.eval()
     return steps
@@ -54,9 +53,10 @@ def tune(encoder, texts, labels, seed, max_steps=None):
 
 @contextlib.contextmanager
 def _on(device):
-    """setfit's trainer of pairs takes a GPU where there is one, and has no setting for another device."""
+    """setfit's trainer of pairs takes all GPUs where there are some, and has no setting for another device."""
     usual = setfit.trainer.SentenceTransformerTrainingArguments
-    setfit.trainer.SentenceTransformerTrainingArguments = functools.partial(usual, use_cpu=device.type == "cpu")
+    ours = functools.partial(one_device.arguments, usual, use_cpu=device.type == "cpu")
+    setfit.trainer.SentenceTransformerTrainingArguments = ours
     try:
         yield
     finally:

@@ -52,7 +52,8 @@ def train_reranker(model, triples, args):
 def _train(classes, model, columns, loss, args, options):
     trainer_class, arguments_class = classes
     with tempfile.TemporaryDirectory() as folder:
-        settings = arguments_class(
+        settings = one_device.arguments(
+            arguments_class,
             output_dir=folder,
             num_train_epochs=args.epochs,
             per_device_train_batch_size=args.batch_size,
@@ -67,9 +68,9 @@ def _train(classes, model, columns, loss, args, options):
             report_to="none",
             **options,
         )
-        one_device.of(settings)
         data = Dataset.from_dict(columns)
-        trainer = trainer_class(model=model, args=settings, train_dataset=data, loss=loss)
+        with one_device.kept():
+            trainer = trainer_class(model=model, args=settings, train_dataset=data, loss=loss)
         trainer.remove_callback(trainer.model_card_callback_class)  # asks the model for examples of its card
         value = trainer.train().training_loss
     model.eval()

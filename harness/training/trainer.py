@@ -298,7 +298,8 @@ def training_arguments(args, run, data, device, learning_rate, best, compute_met
         new = "activation_checkpointing"  # the name from transformers 5.2x on
         name = new if new in transformers.TrainingArguments.__dataclass_fields__ else "gradient_checkpointing"
         options = {name: True, f"{name}_kwargs": {"use_reentrant": False}}
-    made = transformers.TrainingArguments(
+    return one_device.arguments(
+        transformers.TrainingArguments,
         output_dir=str(run.path("checkpoints")),
         num_train_epochs=args.epochs,
         max_steps=args.max_steps or -1,
@@ -332,7 +333,6 @@ def training_arguments(args, run, data, device, learning_rate, best, compute_met
         label_names=["labels"],
         **options,
     )
-    return one_device.of(made)
 
 
 def save_history(run, history):

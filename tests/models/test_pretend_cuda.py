@@ -1,6 +1,8 @@
 """The pretended cards refuse what CUDA refuses, count what waits, and compute what the processor computes."""
 
 import importlib
+import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,9 +14,10 @@ from retrieval_helpers import arguments, sentences
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import finetune
+import prompt_eval
 import utils
 from harness.models import generation, loading, memory_forecast, scoring
-from harness.results import store
+from harness.results import commands, store
 from harness.retrieval.documents import Document
 from harness.retrieval.retriever import Retriever
 
@@ -121,7 +124,7 @@ TRAINED = [run for run in RUNS if run[0] in ("finetune", "peft_finetune", "embed
 
 
 @pytest.mark.parametrize("script, model, data, flags", [TRAINED[i] for i in (0, 2, -2, -1)])
-@pytest.mark.parametrize("n, device", [(2, "cuda"), (1, "cpu")])
+@pytest.mark.parametrize("n, device", [(2, "cuda"), (2, "cuda:1"), (1, "cpu")])
 def test_one_process_trains_on_the_device_that_was_chosen(
     n, device, script, model, data, flags, request, out, only_row
 ):
@@ -131,8 +134,40 @@ def test_one_process_trains_on_the_device_that_was_chosen(
     common = [*out, "--device", device, "--max_eval_samples", "8", "--latency_runs", "0"]
     with cards(n, ROOT) as state:
         importlib.import_module(script).main([*map(str, names), *flags, *common])
-        assert state.peak[1] == 0 and (state.peak[0] > 0) == (device == "cuda")
-    assert only_row()["status"] in ("ok", "degenerate"), only_row()["note"]
+        used = [i for i in (0, 1) if state.peak[i]]
+    assert used == {"cpu": [], "cuda": [0], "cuda:1": [1]}[device]
+    row = only_row()
+    assert row["status"] in ("ok", "degenerate"), row["note"]
+    assert row["device"] == device[:4].rstrip(":") and (row["peak_gpu_gb"] == "") == (device == "cpu")
+
+
+@pytest.mark.parametrize("n_processes", ["1", "2"])
+def test_a_card_that_is_not_there_is_one_line(n_processes, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", n_processes)
+    with cards(2):
+        for device, why in (("mps", "sees no MPS GPU"), ("cuda:2", "torch sees 2 here, counted from cuda:0")):
+            with pytest.raises(utils.UserError, match=why if n_processes == "1" or device == "mps" else "of its own"):
+                utils.pick_device(device)
+
+
+def test_precision_auto_is_the_checkpoints_on_a_card(tiny_llama, sentiment, out, only_row, tmp_path):
+    """And what the row says makes the same run elsewhere."""
+    model = LlamaForCausalLM.from_pretrained(tiny_llama, dtype=torch.bfloat16)
+    model.save_pretrained(tmp_path / "narrow")
+    loading.load_tokenizer(tiny_llama).save_pretrained(tmp_path / "narrow")
+    args = SimpleNamespace(precision="auto", trust_remote_code=False)
+    narrow, found = str(tmp_path / "narrow"), {}
+    for capability in ((9, 0), (7, 5)):
+        with cards(capability=capability):
+            found[capability] = [loading.settled(args, name, "cuda").precision for name in (narrow, tiny_llama, None)]
+    assert found == {(9, 0): ["bf16", "fp32", "fp32"], (7, 5): ["fp16", "fp32", "fp32"]}
+    assert loading.settled(args, narrow, "cpu").precision == "fp32" and args.precision == "auto"
+    argv = ["--model", narrow, "--dataset", sentiment, "--max_eval_samples", "8", "--latency_runs", "0", *out]
+    with cards():
+        prompt_eval.main([*argv, "--device", "cuda"])
+    row = only_row()
+    assert (row["precision"], json.loads(row["args"])["precision"]) == ("bf16", "auto")
+    assert row["tf32"].lower() == "false" and "--precision bf16" in commands.command(row)
 
 
 def test_sixteen_bits_are_those_that_the_card_computes_in():
@@ -232,7 +267,7 @@ def test_memory_that_runs_out_changes_no_result(work, share, tiny_llama, tiny_cl
         wanted = result(model, tokenizer)
         whole = torch.cuda.max_memory_allocated() - base
         state.limit = base + int(share * whole)
-        torch.cuda.empty_cache = lambda: tries.append(torch.cuda.memory_allocated() - base)
+        torch.accelerator.empty_cache = lambda: tries.append(torch.cuda.memory_allocated() - base)
         found = result(model, tokenizer)
     assert tries and max(tries) < 0.5 * share * whole, "what a failed try held is free again"
     assert found == wanted if work == "generate" else np.abs(np.asarray(found) - np.asarray(wanted)).max() < 1e-4
