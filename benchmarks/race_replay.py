@@ -13,7 +13,7 @@ others.
 
 A Gain is a ratio over all data sets but one, each counted the same: what configurations gained from a rung to their
 whole run, on the examples of the rung, by what they lacked to 1. Its sd is that of a new data set, from the squares of
-what is left. Seconds are those from the start of a run to its row, and the start of its process.
+what is left. Seconds are those of whole runs with the start of their processes: of the processor on a CPU.
 
 The pick is the selector's without limits, among what is left and in the whole suite: the cheapest of those within a
 standard error of the best. The interval of "within 1 point" is the exact binomial one, each data set counted once.
@@ -25,7 +25,6 @@ import json
 import random
 from collections import defaultdict
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 
 import numpy as np
@@ -37,7 +36,7 @@ import utils
 from harness import flags
 from harness.results import configurations, run_scores, store
 from harness.selector.candidates import Candidate, Limits, choose
-from harness.sweeps import dropping, progress
+from harness.sweeps import dropping
 from harness.sweeps.dropping import MARGIN, NONE, RISK, RUNGS, Entry, Gain
 from harness.sweeps.race import beside
 
@@ -107,10 +106,9 @@ class Ladder:
 # ------------------------------------------------------------------------------------------------------------ collect
 
 
-def seconds_from_start(row, folder):
-    """Of a run: from its start to its row, by the time of its row.json, and the start of its process."""
-    written = (run_scores.run_folder(row, folder) / "row.json").stat().st_mtime
-    return round(progress.START + written - datetime.fromisoformat(row["created_at"]).timestamp(), 1)
+def seconds(row):
+    """Of a whole run with the start of its process; on a CPU of the processor, whatever else ran beside."""
+    return round(configurations.value(row, "cpu_seconds" if row["device"] == "cpu" else "run_seconds"), 1)
 
 
 def collected(path):
@@ -137,9 +135,7 @@ def collected(path):
             if any(run and list(run.scores) != order[: len(run.scores)] for run in runs):
                 raise utils.UserError(f"{path}: the runs of {racer['name']} were scored on other examples")
             names = {name: i for i, name in enumerate(dict.fromkeys(runs[-1].clusters.values()))}
-            spent = [
-                0.0 if row is whole or not run else seconds_from_start(row, folder) for row, run in zip(steps, runs)
-            ]
+            spent = [0.0 if row is whole or not run else seconds(row) for row, run in zip(steps, runs)]
             found.append(
                 Ladder(
                     configurations.data_name(whole),
@@ -150,7 +146,7 @@ def collected(path):
                     racer["name"].split(" ", 1)[1],
                     racer["learns"],
                     SHARES,
-                    [*spent[:-1], seconds_from_start(whole, folder)],
+                    [*spent[:-1], seconds(whole)],
                     [run and [round(score, 4) for score in run.scores.values()] for run in runs],
                     [None if runs[-1].clusters[key] is None else names[runs[-1].clusters[key]] for key in order],
                     configurations.value(whole, "train_seconds") or 0.0,

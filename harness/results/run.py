@@ -8,13 +8,18 @@ import os
 import secrets
 import shutil
 import sys
-from datetime import UTC, datetime
+import time
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+
+import psutil
 
 import utils
 from harness.results import label_counts, outputs, provenance, store
 
 OOM_EXIT_CODE = 3
+# until processes give up on one that still generates; torch's 10 minutes (NCCL) are for what takes equally long
+PATIENCE = timedelta(hours=12)
 GPU_MEMORY = ("peak_gpu_gb", "peak_gpu_reserved_gb", "gpu_used_gb", "serving_gpu_gb")
 # flags that name models; an encoder of --demo_embedder chooses demonstrations, a --teacher's labels are in its answers
 MODEL_FLAGS = ("model", "gen_model", "embed_model", "reranker", "teacher", "student", "demo_embedder")
@@ -27,7 +32,7 @@ def _agree(value, device):
     from accelerate.utils import broadcast_object_list
     from tqdm.auto import tqdm
 
-    state = PartialState(cpu=utils.pick_device(device) == "cpu")
+    state = PartialState(cpu=utils.pick_device(device) == "cpu", timeout=PATIENCE)
     atexit.unregister(_leave_group)
     atexit.register(_leave_group, state)
     if utils.world()[0]:  # progress and messages come from rank 0
@@ -49,6 +54,14 @@ def _labels_of_weights(args):
         for value in filter(None, map(args.get, flags)):
             named[kind] += value if isinstance(value, list) else [value]
     return label_counts.of_weights(named["models"], named["adapters"])
+
+
+def _spent():
+    """(seconds, processor seconds) of this process from its start to now."""
+    return time.time() - psutil.Process().create_time(), sum(os.times()[:4])
+
+
+LAST = [0.0, 0.0]  # _spent at the row before
 
 
 class Run:
@@ -156,6 +169,9 @@ class Run:
         self.row.setdefault("status", "ok")
         if self.row.get("model"):
             self.row["model_source"] = provenance.model_source(self.row["model"])
+        spent = _spent()
+        for i, name in enumerate(("run_seconds", "cpu_seconds")):
+            self.row[name], LAST[i] = spent[i] - LAST[i], spent[i]
         texts = {name: cell for name, cell in self.row.items() if name != "args"}
         self.row.update(utils.without_credentials(texts))  # a note may quote an address
         self._record(error, is_bug=self.row["status"] == "failed" and not (of_the_system or kind is utils.RunFailed))

@@ -200,6 +200,11 @@ COLUMNS = (
            about="Compilation for the one shape that was timed; it is in no other time."),
     Column("examples_per_s", "float", "time", "1/s", "examples in batches", 1,
            "Throughput of the evaluation, at the row's `batch_size`."),
+    Column("run_seconds", "float", "time", "s",
+           about="Of the whole run: from the start of its process, or from the row before in one process, to its row."),
+    Column("cpu_seconds", "float", "time", "s",
+           about="Processor time of the process (and of processes that it waited for) in `run_seconds`; it hardly "
+                 "depends on what else the machine does."),
     Column("train_seconds", "float", "time", "s", "training time", -1, "Without the evaluations in between."),
     Column("eval_seconds", "float", "time", "s", about="The batched pass over the evaluation examples."),
     Column("load_seconds", "float", "time", "s", about="Loading the model."),

@@ -1,8 +1,11 @@
 """The Trainer's optimizer steps: which batches, which loss, and what happens after each."""
 
+import time
+
 import torch
 import transformers
 from peft.optimizers import create_loraplus_optimizer
+from torch.nn.functional import cross_entropy
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
 import utils
@@ -40,6 +43,8 @@ class Trainer(transformers.Trainer):
         self.own_loss, self.loraplus_ratio = own_loss, loraplus_ratio
         self.model_accepts_loss_kwargs = False  # the model averages its batch
         self.loss_is_scaled_for_ga = True  # in compute_loss
+        sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled  # without autocast
+        self.narrow = sharded or next(self.model.parameters()).dtype != torch.float32
 
     def n_targets(self, inputs):
         """How many targets the loss of a batch is the mean of. The first token of a row is never a target."""
@@ -63,9 +68,12 @@ class Trainer(transformers.Trainer):
             loss, outputs = self.own_loss(model, inputs), {}
         else:
             loss, outputs = super().compute_loss(model, inputs, return_outputs=True)
-        if mine == 0:  # nothing but padding, whose mean is not a number
-            loss = 0 * outputs["logits"].sum()
-        elif num_items_in_batch is not None:  # gradients are averaged over the processes, so each counts as often
+            if mine == 0:  # nothing but padding, whose mean is not a number
+                loss = 0 * outputs["logits"].float().sum()
+            elif self.narrow and (outputs["logits"].dim() == 2 or self.model.config.is_encoder_decoder):
+                # where they compute in 16 bits to the end; causal ones go over to fp32 by themselves
+                loss = cross_entropy(outputs["logits"].float().flatten(0, -2), inputs["labels"].flatten())
+        if mine and num_items_in_batch is not None:  # gradients are averaged over processes, so each counts as often
             loss = loss * (self.accelerator.num_processes * mine / num_items_in_batch)
         return (loss, outputs) if return_outputs else loss
 
@@ -107,6 +115,17 @@ class Trainer(transformers.Trainer):
                 "--learning_rate, or --bf16 instead of --fp16"
             )
         return loss
+
+
+class Clock(transformers.TrainerCallback):
+    """preparing: seconds from its making to the first step, in which DeepSpeed compiles its optimizer."""
+
+    def __init__(self):
+        self.made, self.preparing = time.perf_counter(), 0.0
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        utils.synchronize()
+        self.preparing = time.perf_counter() - self.made
 
 
 class AllocateRanks(transformers.TrainerCallback):

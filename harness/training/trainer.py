@@ -19,7 +19,7 @@ from harness.arguments import MOST_CHECKS, auto_epochs
 from harness.evaluation import metrics
 from harness.flags import FLASH
 from harness.models import folder, loading, memory_forecast, scoring
-from harness.training import collators, curves, loop, one_device, resume
+from harness.training import collators, curves, loop, one_device, resume, sharding
 
 WIDTH = 384  # hidden size of MiniLM, on which the rates of heads were searched
 
@@ -30,6 +30,7 @@ def check_device(args, device):
         raise utils.UserError("--fp16 needs a CUDA GPU; on a CPU leave it out, or use --bf16")
     if device == "cpu" and ("8bit" in args.optim or "paged" in args.optim):
         raise utils.UserError(f"--optim {args.optim} needs a CUDA GPU; on a CPU use adamw_torch_fused")
+    sharding.check(args)
 
 
 def load_base(args, task, tokenizer, device, precision, name=None):
@@ -258,8 +259,9 @@ def fit(
     if choose:
         used = ", the last checkpoint kept" if keep_last else " chose the checkpoint"
         run.note(f"{len(data.validation)} validation examples{used}")
-    if args.fp16 or args.bf16:
-        run.note(f"trained in {'fp16' if args.fp16 else 'bf16'} mixed precision")
+    mixed = trainer.accelerator.mixed_precision  # of the flags, or of accelerate's configuration
+    if mixed != "no":
+        run.note(f"trained in {mixed} mixed precision")
     run.note(f"learning rate {learning_rate:g}, {n_steps(len(data.train), args)} steps")
     checkpoint = resume.last_checkpoint(run.dir) if run.resumed else None
     if run.resumed:
@@ -268,17 +270,22 @@ def fit(
     if run.main:
         resume.hold(run.path("checkpoints").parent)  # --resume of a run that goes on is refused
     memory_forecast.predict_training(run, model, data, args, device)
+    sharding.prepare(trainer)
+    clock = loop.Clock()
+    trainer.add_callback(clock)
     with utils.measure() as spent, training_attention(model, args):
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     history, first = trainer.state.log_history, resume.step_of(checkpoint) if checkpoint else 0
-    evaluating = sum(entry.get("eval_runtime", 0.0) for entry in history if entry["step"] > first)
+    apart = clock.preparing + sum(entry.get("eval_runtime", 0.0) for entry in history if entry["step"] > first)
     before = run.row.get("train_seconds") or 0.0  # of the trials and the start of the head
-    run.row.update(train_seconds=before + spent.seconds - evaluating, **spent.memory_columns())
+    run.row.update(train_seconds=before + spent.seconds - apart, **spent.memory_columns())
+    if clock.preparing > 1:
+        run.note(f"{clock.preparing:.0f} s before the first step, for optimizer and sharding, are in no column")
     save_history(run, history)
     if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:  # each process goes on with a whole model of its own
         trainer.save_model(str(run.path("checkpoints") / "whole"))
         trainer.accelerator.wait_for_everyone()
-        return reload(run.path("checkpoints") / "whole").eval()
+        return sharding.as_trained(trainer, reload(run.path("checkpoints") / "whole"), run).eval()
     pack_4bit(model, True)
     # without the autocast that mixed precision leaves on the model: it is scored as it will be loaded again
     return trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False).eval()

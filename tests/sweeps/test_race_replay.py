@@ -1,16 +1,13 @@
 """The replay of races: what it learns from one data set and holds on another."""
 
 import json
-import os
 import sys
-from datetime import UTC, datetime
 
 import pytest
 from helpers import ROOT
 from row_helpers import result_row, write_run
 
 from harness.results import schema, store
-from harness.sweeps import progress
 from harness.sweeps.dropping import RISK, RUNGS
 
 
@@ -19,9 +16,6 @@ def replay(monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     yield pytest.importorskip("race_replay")
     sys.modules.pop("race_replay", None)
-
-
-STARTED = datetime(2026, 1, 1, tzinfo=UTC).timestamp()
 
 
 def race(tmp_path, rates):
@@ -35,12 +29,11 @@ def race(tmp_path, rates):
                 (tmp_path / run_id).mkdir()
                 args = {"label_budget": 500, "data_seed": 0}
                 row = result_row(dataset=f"data/{data}", eval_id=f"{data}{n}", variant=name, flags=args)
-                cells = {"run_id": run_id, "train_seconds": seconds, "created_at": "2026-01-01T00:00:00Z"}
+                cells = {"run_id": run_id, "train_seconds": seconds, "cpu_seconds": seconds, "device": "cpu"}
                 right = [
                     i * round(10 * share) % 10 + round(10 * share) >= 10 for i in range(n)
                 ]  # spread evenly, alike for equal shares
                 row = write_run(tmp_path / run_id, {**row, **cells}, right)
-                os.utime(tmp_path / run_id / "row.json", (STARTED + seconds, STARTED + seconds))
                 file = "r.csv" if step == len(RUNGS) else "r_rungs.csv"
                 store.append_result(tmp_path / file, {key: row[key] for key in schema.RESULT_COLUMNS if row[key] != ""})
                 ids.append([run_id])
@@ -64,10 +57,10 @@ def test_gains_come_from_other_data_sets_and_losers_save_time(replay, tmp_path):
     # a and b are raced with what c has shown, so that less is dropped than without it
     assert by_data["a"]["rungs"] == by_data["b"]["rungs"] != by_data["c"]["rungs"] and by_data["a"]["behind"] == 0
     assert len(by_data["a"]["rungs"][0]) < 3
-    start, left = progress.START, [4, 4 - len(by_data["a"]["rungs"][0])]
+    left = [4, 4 - len(by_data["a"]["rungs"][0])]
     left.append(left[1] - len(by_data["a"]["rungs"][1]))
-    spent = left[0] * (start + 100 / 16) + left[1] * (start + 100 / 4) + left[2] * (start + 100)
-    assert by_data["a"]["share"] == pytest.approx(spent / 4 / (start + 100), abs=0.001)
+    spent = left[0] * 100 / 16 + left[1] * 100 / 4 + left[2] * 100
+    assert by_data["a"]["share"] == pytest.approx(spent / 400, abs=0.001)
     assert {(race["data"], race["of"]) for race in found["races"]} == {("a", 4), ("b", 4), ("c", 5)}
     gains = [{kind: gain[0] for kind, gain in rung.items()} for rung in found["gains"]]
     lacks = [[0.2, 0.3, 0.8, 0.9, 0.8], [0.2, 0.3, 0.8, 0.9, 0.4]]

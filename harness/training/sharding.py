@@ -1,0 +1,64 @@
+"""Training whose weights, gradients or optimizer states lie in pieces on several GPUs: FSDP and DeepSpeed.
+
+FSDP needs to know which modules are units, and one module for one embedding.
+"""
+
+import os
+from dataclasses import replace
+
+import torch
+from torch import nn
+
+import utils
+from harness.models import loading
+
+
+def check(args):
+    """UserError for a DeepSpeed configuration of accelerate's whose precision is not that of the flags."""
+    wanted = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    given = wanted == "no" or getattr(args, wanted, False)
+    if os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true" and not given:
+        raise utils.UserError(f"accelerate's configuration lets DeepSpeed compute in {wanted}; give --{wanted}")
+
+
+def as_trained(trainer, model, run):
+    """The model that was saved, in the 16 bits that DeepSpeed holds the weights in where it trained all of them."""
+    mixed = trainer.accelerator.mixed_precision
+    if trainer.is_deepspeed_enabled and mixed != "no" and not hasattr(model, "peft_config"):
+        run.row["precision"] = mixed
+        return model.to(loading.torch_dtype(mixed))
+    return model
+
+
+def prepare(trainer):
+    """Before `train`: of a Trainer that shards by FSDP; nothing of others."""
+    if trainer.is_fsdp_enabled:
+        model, plugin = loading.base_model(trainer.model), trainer.accelerator.state.fsdp_plugin
+        share_embedding(model)
+        plugin.transformer_cls_names_to_wrap = layer_classes(model)
+        if plugin.mixed_precision_policy is not None:  # the loss would be rounded to 16 bits
+            plugin.mixed_precision_policy = replace(plugin.mixed_precision_policy, output_dtype=torch.float32)
+
+
+def layer_classes(model):
+    """Names of the classes whose modules are units of their own: the layers.
+
+    transformers' _no_split_modules has the embeddings of encoders besides; accelerate makes a unit of the input
+    embedding itself, and a parameter cannot be of two units.
+    """
+    embedding = model.get_input_embeddings()
+    names = {type(module).__name__ for module in model.modules() if type(module).__name__ in model._no_split_modules}
+    outer = {type(module).__name__ for module in model.modules() if any(part is embedding for part in module.modules())}
+    return sorted(names - outer)
+
+
+def share_embedding(model):
+    """The input embedding in the place of others with its weight (those of T5's stacks), which are no modules any more:
+    a parameter cannot be of two units.
+    """
+    embedding = model.get_input_embeddings()
+    for module in list(model.modules()):
+        for name, part in list(module.named_children()):
+            if isinstance(part, nn.Embedding) and part is not embedding and part.weight is embedding.weight:
+                delattr(module, name)
+                vars(module)[name] = embedding  # as an attribute, without a name in the state dict
