@@ -98,7 +98,7 @@ def run_once(args):
             args = tuning.tune(args, task, tokenizer, run, device, build, learning_rate, chat)
             learning_rate = args.learning_rate
         with utils.measure() as load:
-            model = trainer.load_base(args, task, tokenizer, device, args.weights)
+            model = trainer.load_base(args, task, tokenizer, device, args.weights, to_share=True)
         loading.check_trainable(model, args.model)
         run.row.update(**load.load_columns(), **loading.size_columns(model, trained=True))
 

@@ -215,7 +215,7 @@ def run_once(args):
             learning_rate = args.learning_rate
             run.row["variant"] = variant(args)
         with utils.measure() as load:
-            model = trainer.load_base(args, task, tokenizer, device, precision)
+            model = trainer.load_base(args, task, tokenizer, device, precision, to_share=True)
 
         # 5. adapt
         utils.set_seed(args.seed)  # the adapter's initial weights do not depend on what loading drew

@@ -83,9 +83,11 @@ def parse_args(argv=None):
     given = [name for name in (*OWN, "prompt_format") if getattr(args, name) != parser.get_default(name)]
     if args.probe and given:
         parser.error(f"--probe brings its own {given[0]}; leave --{given[0]} out")
-    if args.features != "lm" and ({"precision", "prompt_format"} & set(given) or args.attn_implementation):
-        wrong = "attn_implementation" if args.attn_implementation else given[-1]
-        parser.error(f"--{wrong} belongs to --features lm")
+    narrow = args.precision not in ("auto", "fp32")  # which an embedder has
+    of_lm = {"precision": narrow, "prompt_format": "prompt_format" in given}
+    of_lm["attn_implementation"] = args.attn_implementation
+    if args.features != "lm" and any(of_lm.values()):
+        parser.error(f"--{next(name for name, wrong in of_lm.items() if wrong)} belongs to --features lm")
     if args.features == "tfidf" and (args.model or args.max_length):
         parser.error("--features tfidf has no model and reads whole texts; leave out --model and --max_length")
     if args.head == "names" and (args.features != "embedder" or args.tune):

@@ -271,8 +271,8 @@ def device_columns(device):
     """The cells of a results row that say where a run computed."""
     import torch  # not for --help: see above
 
-    tf32 = torch.get_float32_matmul_precision() != "highest" if device == "cuda" else None
-    return {"device": device, "device_name": device_name(device), "tf32": tf32}
+    tf32 = {"tf32": torch.get_float32_matmul_precision() != "highest"} if device == "cuda" else {}
+    return {"device": device, "device_name": device_name(device), **tf32}
 
 
 def device_name(device):

@@ -244,33 +244,62 @@ def without_times(row):
 
 
 ONE_AFTER_THE_OTHER = """
-import importlib, json, sys
+import importlib, json, os, sys
+if os.environ.get("AS_GPUS"):  # accelerate hands over to FSDP and DeepSpeed where there are GPUs; gloo computes alike
+    from accelerate import state
+
+    def as_gpus(make):
+        def made(self, *args, **kwargs):
+            make(self, *args, **{**kwargs, **({"cpu": False} if make is make_all else {})})
+            if self.distributed_type == state.DistributedType.MULTI_CPU:
+                self.distributed_type = state.DistributedType.MULTI_GPU
+        return made
+
+    make, make_all = state.PartialState.__init__, state.AcceleratorState.__init__
+    state.PartialState.__init__, state.AcceleratorState.__init__ = as_gpus(make), as_gpus(make_all)
 for script, *flags in json.loads(sys.argv[1]):
     importlib.import_module(script.removesuffix(".py")).main(flags)
 """
 
 
-def launch(n, *jobs):
+def environment_of(config):
+    """What `accelerate launch --config_file` sets for its processes."""
+    from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+    from accelerate.utils.launch import prepare_multi_gpu_env
+
+    args, *_ = _validate_launch_command(launch_command_parser().parse_args(["--config_file", str(config), "script.py"]))
+    made = prepare_multi_gpu_env(args)
+    if args.use_deepspeed:
+        made["ACCELERATE_USE_DEEPSPEED"] = "true"
+        for name in ("zero_stage", "offload_optimizer_device", "offload_param_device"):
+            made[f"ACCELERATE_DEEPSPEED_{name.upper()}"] = str(getattr(args, name))
+    return {"AS_GPUS": "1", **{name: value for name, value in made.items() if os.environ.get(name) != value}}
+
+
+def launch(n, *jobs, config=None):
     """Run scripts in n gloo processes, one after the other: what is slow is to start them.
 
-    jobs: (script, flags, new folder for its row and run). Returns the rows.
+    jobs: (script, flags, new folder for its row and run); config: a file of `accelerate launch`, as if there were GPUs.
+    Returns the rows.
     """
+    env = environment_of(config) if config else {}
     places = [["--results", f"{folder}/results.csv", "--runs_dir", f"{folder}/runs"] for _, _, folder in jobs]
     for _, _, folder in jobs:
         folder.mkdir()
     argvs = [[script, *flags, *place, "--latency_runs", "1"] for (script, flags, _), place in zip(jobs, places)]
-    start = argvs[0] if len(jobs) == 1 else ["-c", ONE_AFTER_THE_OTHER, json.dumps(argvs)]
+    direct = len(jobs) == 1 and not config
+    start = argvs[0] if direct else ["-c", ONE_AFTER_THE_OTHER, json.dumps(argvs)]
     done = subprocess.run(
         [
             *(sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={n}"),
             *("--master_port", str(29500 + os.getpid() % 400)),
-            *([] if len(jobs) == 1 else ["--no-python", sys.executable]),
+            *([] if direct else ["--no-python", sys.executable]),
             *start,
         ],
         cwd=ROOT,
         capture_output=True,
         text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "OMP_NUM_THREADS": "1", **env},
     )
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.count("row in") == len(jobs)

@@ -195,9 +195,9 @@ runs:
     # with a budget the validation examples are for training, too, as far as they are not a split of their own
     (tmp_path / "one.jsonl").write_text((Path(sentiment) / "train.jsonl").read_text())
     one = ["--dataset", str(tmp_path / "one.jsonl"), "--set"]
-    assert len(words(path, *one, "label_budget=144")) == 2
-    with pytest.raises(utils.UserError, match="label_budget 145: the data have 144 labelled"):
-        words(path, *one, "label_budget=145")
+    assert len(words(path, *one, "label_budget=112")) == 2
+    with pytest.raises(utils.UserError, match="label_budget 113: the data have 112 labelled"):
+        words(path, *one, "label_budget=113")
     with pytest.raises(utils.UserError, match=r"as --set NAME=VALUE"):
         words(path, *one, "text_column=nothing")
     usual = suite(
@@ -205,7 +205,7 @@ runs:
         "parameters: {label_budget: 500}\n" + text.replace("tion]}", "tion], flags: &f {label_budget: $label_budget}}"),
     )
     capsys.readouterr()
-    assert words(usual, *one[:-1])[0].startswith("--label_budget 144 "), (
+    assert words(usual, *one[:-1])[0].startswith("--label_budget 112 "), (
         "what the suite says is clipped, not what is asked"
     )
     assert "there are 144 labels, fewer than 500" in capsys.readouterr().out

@@ -3,10 +3,12 @@
 import argparse
 import inspect
 import logging
+import os
 import re
 import warnings
 
 import torch
+from accelerate import init_empty_weights
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSeq2SeqLM,
@@ -23,6 +25,13 @@ from harness.models.tokenizer import load_tokenizer  # noqa: F401, scripts know 
 
 # kept as they are by int8 and nf4: heads, BioGPT's tied head, and the layer whose weight Mamba multiplies by itself
 UNQUANTIZED = [*adapters.HEADS, "output_projection", "dt_proj"]
+
+
+LOADERS = {
+    "causal": AutoModelForCausalLM,
+    "seq2seq": AutoModelForSeq2SeqLM,
+    "classifier": AutoModelForSequenceClassification,
+}
 
 
 def quiet():
@@ -78,11 +87,14 @@ def quantization_config(precision, device, compute_dtype=None, double_quant=True
         return None
     if precision == "int8":
         return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=UNQUANTIZED)
+    computed = torch_dtype(compute_dtype or computed_in(device))
+    sharded = os.environ.get("ACCELERATE_USE_FSDP") == "true"
     return BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=double_quant,
-        bnb_4bit_compute_dtype=torch_dtype(compute_dtype or computed_in(device)),
+        bnb_4bit_compute_dtype=computed,
+        bnb_4bit_quant_storage=computed if sharded and device != "cpu" else torch.uint8,  # FSDP shards one dtype
         llm_int8_skip_modules=UNQUANTIZED,
     )
 
@@ -141,11 +153,7 @@ def load_model(
             f"{name} is an encoder without a language-model head, and cannot be prompted or trained to answer; "
             "train it for classification with finetune.py or peft_finetune.py, or give a causal or seq2seq model"
         )
-    loader = {
-        "causal": AutoModelForCausalLM,
-        "seq2seq": AutoModelForSeq2SeqLM,
-        "classifier": AutoModelForSequenceClassification,
-    }[kind]
+    loader = LOADERS[kind]
     options = {"dtype": torch_dtype(precision), "trust_remote_code": trust_remote_code}
     if attention:
         options["attn_implementation"] = attention
@@ -190,6 +198,21 @@ def load_model(
         model.config.pad_token_id = pad_token_id  # a decoder's head reads the last token that is not padding
     if adapter:
         model = adapters.load_adapter(model, adapter, trainable_adapter)
+    return model.eval()
+
+
+def without_weights(name, *, precision="fp32", trust_remote_code=False, attention=None):
+    """A language model whose weights are never written, and so take no memory; its buffers have their values."""
+    quiet()
+    checkpoint = folder.configuration(name, trust_remote_code)
+    options = {"dtype": torch_dtype(precision), "trust_remote_code": trust_remote_code}
+    options.update({"attn_implementation": attention} if attention else {})
+    with init_empty_weights(include_buffers=False):
+        model = LOADERS[folder.kind_of(checkpoint)].from_config(checkpoint, **options)
+    for module in model.modules():
+        for key, weight in module.named_parameters(recurse=False):
+            setattr(module, key, torch.nn.Parameter(torch.empty_like(weight, device="cpu"), weight.requires_grad))
+    model.tie_weights()
     return model.eval()
 
 

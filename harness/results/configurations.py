@@ -56,7 +56,7 @@ def flags(row):
     found = _parsed(row["args"] or "{}")
     if not isinstance(found, dict):
         raise utils.UserError(f"run {row['run_id']}: its cell args is no JSON object")
-    if found.get("precision") == "auto" and row["precision"] in PRECISIONS:
+    if found.get("precision") == "auto" and row.get("precision") in PRECISIONS:
         return {**found, "precision": row["precision"]}
     return found
 

@@ -26,6 +26,10 @@ class EpochSampler(LengthGroupedSampler):
         return super().__iter__()
 
 
+def peft_configs(model):
+    return getattr(model, "peft_config", {}).values()
+
+
 class Trainer(transformers.Trainer):
     """transformers' Trainer, stopped when the loss is no longer a number, with the same batches after a restart.
 
@@ -43,8 +47,7 @@ class Trainer(transformers.Trainer):
         self.own_loss, self.loraplus_ratio = own_loss, loraplus_ratio
         self.model_accepts_loss_kwargs = False  # the model averages its batch
         self.loss_is_scaled_for_ga = True  # in compute_loss
-        sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled  # without autocast
-        self.narrow = sharded or next(self.model.parameters()).dtype != torch.float32
+        self.narrow = self.is_deepspeed_enabled or next(self.model.parameters()).dtype != torch.float32
 
     def n_targets(self, inputs):
         """How many targets the loss of a batch is the mean of. The first token of a row is never a target."""
@@ -63,19 +66,29 @@ class Trainer(transformers.Trainer):
         return super().create_optimizer(*args, **kwargs)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        mine = self.n_targets(inputs)
+        mine, targets = self.n_targets(inputs), self.targets(inputs)
         if self.own_loss:
             loss, outputs = self.own_loss(model, inputs), {}
-        else:
+        elif targets is None:
             loss, outputs = super().compute_loss(model, inputs, return_outputs=True)
-            if mine == 0:  # nothing but padding, whose mean is not a number
-                loss = 0 * outputs["logits"].float().sum()
-            elif self.narrow and (outputs["logits"].dim() == 2 or self.model.config.is_encoder_decoder):
-                # where they compute in 16 bits to the end; causal ones go over to fp32 by themselves
-                loss = cross_entropy(outputs["logits"].float().flatten(0, -2), inputs["labels"].flatten())
-        if mine and num_items_in_batch is not None:  # gradients are averaged over processes, so each counts as often
+        else:
+            outputs = model(**{name: x for name, x in inputs.items() if name not in ("labels", "shift_labels")})
+            loss = cross_entropy(outputs["logits"].float().flatten(0, -2), targets.flatten())
+        if mine == 0:  # nothing but padding, whose mean is not a number
+            loss = 0 * outputs["logits"].float().sum()
+        elif num_items_in_batch is not None:  # gradients are averaged over the processes, so each counts as often
             loss = loss * (self.accelerator.num_processes * mine / num_items_in_batch)
         return (loss, outputs) if return_outputs else loss
+
+    def targets(self, inputs):
+        """The token or class of each logit of a model that gives its loss in 16 bits: of what FSDP shards, and of heads
+        and encoder-decoders in 16 bits. None where the model's own loss is in fp32, and of AdaLoRA, which adds to it.
+        """
+        one_each = self.model.config.is_encoder_decoder or inputs["labels"].dim() == 1  # or shifted by one
+        narrow = self.is_fsdp_enabled or (one_each and self.narrow)
+        if not narrow or any(hasattr(some, "orth_reg_weight") for some in peft_configs(self.model)):
+            return None
+        return inputs["labels"] if one_each else inputs.get("shift_labels")
 
     def prediction_step(self, model, inputs, *args, **kwargs):
         """The loss of a batch over all processes; examples that only fill up the last one do not count."""
@@ -96,8 +109,7 @@ class Trainer(transformers.Trainer):
 
     def evaluate(self, *args, **kwargs):
         """Without AdaLoRA's regulariser, which peft adds to every loss."""
-        configs = getattr(self.model, "peft_config", {}).values()
-        regularised = [config for config in configs if hasattr(config, "orth_reg_weight")]
+        regularised = [config for config in peft_configs(self.model) if hasattr(config, "orth_reg_weight")]
         weights = [config.orth_reg_weight for config in regularised]
         for config in regularised:
             config.orth_reg_weight = 0.0

@@ -4,9 +4,8 @@ FSDP needs to know which modules are units, and one module for one embedding.
 """
 
 import os
-from dataclasses import replace
+from pathlib import Path
 
-import torch
 from torch import nn
 
 import utils
@@ -21,9 +20,32 @@ def check(args):
         raise utils.UserError(f"accelerate's configuration lets DeepSpeed compute in {wanted}; give --{wanted}")
 
 
-def as_trained(trainer, model, run):
-    """The model that was saved, in the 16 bits that DeepSpeed holds the weights in where it trained all of them."""
-    mixed = trainer.accelerator.mixed_precision
+def used():
+    """True under accelerate's configuration of FSDP or DeepSpeed."""
+    return "true" in (os.environ.get("ACCELERATE_USE_FSDP"), os.environ.get("ACCELERATE_USE_DEEPSPEED"))
+
+
+def read_by_one(args, task, precision):
+    """True if nothing needs the weights before FSDP shares them out, so that the first process alone reads them: no new
+    head that starts on the features, no score before, no --init by the weights, no 4-bit weights.
+    """
+    untouched = not getattr(args, "forgetting", False) and not getattr(args, "init", None) and not args.tune
+    sharded = os.environ.get("ACCELERATE_USE_FSDP") == "true" and utils.world()[1] > 1
+    return sharded and untouched and task.kind != "classification" and precision not in ("int8", "nf4")
+
+
+def whole(trainer, reload, run):
+    """The best checkpoint, or the last weights where none was chosen, as a whole model of each process' own.
+
+    It is read from its folder: pieces of 4-bit weights could not be filled again. Where DeepSpeed trained all weights
+    the model is in the 16 bits that it held them in. reload: folder -> model.
+    """
+    folder, mixed = trainer.state.best_model_checkpoint, trainer.accelerator.mixed_precision
+    if folder is None:
+        folder = str(run.path("checkpoints") / "whole")
+        trainer.save_model(folder)
+    trainer.accelerator.wait_for_everyone()
+    model = reload(Path(folder))
     if trainer.is_deepspeed_enabled and mixed != "no" and not hasattr(model, "peft_config"):
         run.row["precision"] = mixed
         return model.to(loading.torch_dtype(mixed))
@@ -36,8 +58,7 @@ def prepare(trainer):
         model, plugin = loading.base_model(trainer.model), trainer.accelerator.state.fsdp_plugin
         share_embedding(model)
         plugin.transformer_cls_names_to_wrap = layer_classes(model)
-        if plugin.mixed_precision_policy is not None:  # the loss would be rounded to 16 bits
-            plugin.mixed_precision_policy = replace(plugin.mixed_precision_policy, output_dtype=torch.float32)
+        plugin.cpu_ram_efficient_loading = model.read_by_one
 
 
 def layer_classes(model):

@@ -33,20 +33,27 @@ def check_device(args, device):
     sharding.check(args)
 
 
-def load_base(args, task, tokenizer, device, precision, name=None):
-    """The model to train, `name` or --model: with a new classification head, or as the language model that it is."""
-    head = task.kind == "classification"
-    model = loading.load_model(
-        name or args.model,
-        "classifier" if head else "auto",
-        labels=task.labels if head else None,
-        precision=precision,
-        device=device,
-        pad_token_id=tokenizer.pad_token_id,
-        trust_remote_code=args.trust_remote_code,
-        attention=scoring_attention(args, precision),
-        head_reads=args.head_reads,
-    )
+def load_base(args, task, tokenizer, device, precision, name=None, to_share=False):
+    """The model to train, `name` or --model: with a new classification head, or as the language model that it is.
+
+    to_share: FSDP may share its weights out before anything else reads them.
+    """
+    head, by_one = task.kind == "classification", to_share and sharding.read_by_one(args, task, precision)
+    options = {"precision": precision, "trust_remote_code": args.trust_remote_code}
+    options["attention"] = scoring_attention(args, precision)
+    if by_one and utils.world()[0]:
+        model = loading.without_weights(args.model, **options)
+    else:
+        model = loading.load_model(
+            name or args.model,
+            "classifier" if head else "auto",
+            labels=task.labels if head else None,
+            device="cpu" if by_one else device,
+            pad_token_id=tokenizer.pad_token_id,
+            head_reads=args.head_reads,
+            **options,
+        )
+    model.read_by_one = by_one
     pack_4bit(model, False)
     try:
         with training_attention(model, args):
@@ -283,9 +290,7 @@ def fit(
         run.note(f"{clock.preparing:.0f} s before the first step, for optimizer and sharding, are in no column")
     save_history(run, history)
     if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:  # each process goes on with a whole model of its own
-        trainer.save_model(str(run.path("checkpoints") / "whole"))
-        trainer.accelerator.wait_for_everyone()
-        return sharding.as_trained(trainer, reload(run.path("checkpoints") / "whole"), run).eval()
+        return sharding.whole(trainer, reload, run).eval()
     pack_4bit(model, True)
     # without the autocast that mixed precision leaves on the model: it is scored as it will be loaded again
     return trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False).eval()
@@ -325,7 +330,7 @@ def training_arguments(args, run, data, device, learning_rate, best, compute_met
         save_steps=every or 500,
         eval_steps=every,
         save_total_limit=2,
-        load_best_model_at_end=best is not None,
+        load_best_model_at_end=best is not None and not sharding.used(),  # see sharding.whole
         metric_for_best_model=best,
         greater_is_better=None if best is None else best != "loss",
         restore_callback_states_from_checkpoint=True,

@@ -12,6 +12,7 @@ from harness.models import features
 
 def settings(model, **changed):
     usual = {"model": model, "max_length": None, "batch_size": "auto", "precision": "fp32", "trust_remote_code": False}
+    usual["attn_implementation"] = None
     return argparse.Namespace(**{**usual, **changed})
 
 

@@ -65,7 +65,9 @@ def cells_of(header, seed):
     for i, name in enumerate(header):
         kind = schema.TYPES.get(name, "float")
         number = i + 1000 * seed
-        cells[name] = {"int": str(number), "float": f"{number}.5", "str": f'{name} "{number}", é'}.get(kind)
+        cells[name] = {"int": str(number), "float": f"{number}.5", "str": f'{name} "{number}", é', "bool": "True"}.get(
+            kind
+        )
         if kind == "json":
             cells[name] = json.dumps({"seed": seed, "epochs": 2.0, "of": name})
     scores = {"score": "0.7", "score_low": "0.6", "score_high": "0.8", "accuracy": "0.71", "n_eval": "100"}

@@ -1,0 +1,100 @@
+"""FSDP and DeepSpeed by their configurations, in two gloo processes as if these had GPUs."""
+
+import importlib.util
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from helpers import ROOT, launch
+from pretend_cuda import cards
+from transformers import AutoModelForSeq2SeqLM, AutoModelForSequenceClassification
+
+import finetune
+import utils
+from harness.models import loading
+from harness.training import loop, sharding
+
+FEW = ["--max_steps", "3", "--batch_size", "4", "--max_eval_samples", "8", "--max_validation_samples", "16"]
+
+
+def test_layers_are_units_and_embeddings_are_not(tiny_bert, tiny_t5):
+    bert = AutoModelForSequenceClassification.from_pretrained(tiny_bert)
+    assert "BertEmbeddings" in bert._no_split_modules and sharding.layer_classes(bert) == ["BertLayer"]
+    t5 = AutoModelForSeq2SeqLM.from_pretrained(tiny_t5)
+    ids = torch.tensor([[5, 6, 7]])
+    before = t5(input_ids=ids, labels=ids).logits
+    assert sharding.layer_classes(t5) == ["T5Block"]
+    sharding.share_embedding(t5)
+    assert t5.encoder.embed_tokens is t5.decoder.embed_tokens is t5.shared
+    assert [name for name, part in t5.named_modules(remove_duplicate=False) if part is t5.shared] == ["shared"]
+    assert torch.equal(t5(input_ids=ids, labels=ids).logits, before)
+
+
+def test_fsdp_trains_what_whole_models_train(sentiment, questions, tiny_bert, tiny_t5, tiny_llama, tmp_path):
+    """Encoders with a head, encoder-decoders with tied embeddings, decoders with LoRA, decoders read by one process."""
+    jobs = [
+        ("finetune.py", ["--model", tiny_bert, "--dataset", sentiment, *FEW]),
+        ("finetune.py", ["--model", tiny_t5, "--dataset", questions, *FEW]),
+        ("peft_finetune.py", ["--model", tiny_llama, "--dataset", questions, *FEW]),
+        ("finetune.py", ["--model", tiny_llama, "--dataset", questions, *FEW, "--no-forgetting"]),
+    ]
+    jobs = [(script, list(map(str, flags)), tmp_path / str(i)) for i, (script, flags) in enumerate(jobs)]
+    rows = launch(2, *jobs, config=ROOT / "configs" / "fsdp.yaml")
+    whole = launch(2, *((script, [*flags, "--bf16"], Path(f"{folder}_whole")) for script, flags, folder in jobs))
+    for (_, _, folder), row, usual in zip(jobs, rows, whole):
+        assert row["status"] in ("ok", "degenerate") and "trained in bf16 mixed precision" in row["note"], row["note"]
+        losses = [
+            utils.read_json(place / "runs" / one["run_id"] / "training_history.json", list, "--results")
+            for place, one in ((folder, row), (Path(f"{folder}_whole"), usual))
+        ]
+        found, wanted = ([entry["loss"] for entry in history if "loss" in entry] for history in losses)
+        assert len(found) == 3 and found == pytest.approx(wanted, rel=0.02)
+        evaluated = [entry["eval_loss"] for entry in losses[0] if "eval_loss" in entry]
+        assert all(torch.tensor(x).bfloat16().item() != x for x in evaluated), "not rounded to 16 bits"
+
+
+@pytest.mark.parametrize("sharded, storage", [("true", torch.bfloat16), ("false", torch.uint8)])
+def test_4bit_weights_that_fsdp_shards_are_stored_in_the_dtype_of_the_others(sharded, storage, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", sharded)
+    with cards():
+        assert loading.quantization_config("nf4", "cuda").bnb_4bit_quant_storage == storage
+
+
+def test_a_deepspeed_configuration_of_another_precision_is_one_line(sentiment, tiny_bert, out, monkeypatch, capsys):
+    """Before anything is loaded."""
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    monkeypatch.setattr(finetune, "import_heavy", lambda load=finetune.import_heavy: (load(), forbid(monkeypatch)))
+    with pytest.raises(SystemExit) as stopped:
+        finetune.main(["--model", tiny_bert, "--dataset", sentiment, *out])
+    assert stopped.value.code == 2 and "lets DeepSpeed compute in bf16; give --bf16" in capsys.readouterr().err
+
+
+def forbid(monkeypatch):
+    from harness.data import tasks
+
+    monkeypatch.setattr(tasks, "from_args", lambda args: pytest.fail("data were read"))
+
+
+def test_seconds_before_the_first_step_are_no_training(sentiment, tiny_bert, out, only_row, monkeypatch):
+    prepare = loop.Trainer._prepare_for_training
+
+    def slow(self, *args, **kwargs):
+        time.sleep(5)  # DeepSpeed compiles its optimizer
+        return prepare(self, *args, **kwargs)
+
+    monkeypatch.setattr(loop.Trainer, "_prepare_for_training", slow)
+    finetune.main(["--model", tiny_bert, "--dataset", sentiment, *FEW, *out, "--latency_runs", "0"])
+    row = only_row()
+    assert float(row["train_seconds"]) < 5 <= float(row["run_seconds"]) and "s before the first step" in row["note"]
+
+
+@pytest.mark.skipif(not importlib.util.find_spec("deepspeed"), reason="deepspeed is not installed")
+def test_deepspeed_trains_and_says_its_precision(sentiment, tiny_bert, tmp_path, monkeypatch):
+    monkeypatch.setenv("DS_ACCELERATOR", "cpu")
+    flags = ["--model", tiny_bert, "--dataset", sentiment, *FEW, "--bf16"]
+    (row,) = launch(2, ("finetune.py", flags, tmp_path / "two"), config=ROOT / "configs" / "deepspeed_zero2.yaml")
+    assert (row["precision"], row["world_size"]) == ("bf16", "2") and row["status"] in ("ok", "degenerate")
+    saved = next((tmp_path / "two" / "runs").iterdir()) / "model"
+    assert AutoModelForSequenceClassification.from_pretrained(saved, dtype="auto").dtype == torch.bfloat16
