@@ -2,6 +2,7 @@
 #   SET="label_budget=500 text_column=body": other settings of suites/compare.yaml; LATENCY_MS=, MEMORY_GB=, ACCURACY=: limits;
 #   RACE=1: drop what is behind early; MINUTES=15: and what there is no time for; FLAGS="--retry failed --workers 2": other flags of sweep.py
 # make demo: every strategy on real models and data, offline, then the selector and the charts
+# make gpu: measures a card, under an hour on an H100: gpu_results.csv, and gpu/report.md with the targets that were met
 # make test: the tests without the slow ones; make test-all: all of them, as CI runs them; make lint: the linter
 # All make what they need (a virtual environment, the packages, the demo's models and data) and do no work twice.
 
@@ -15,7 +16,7 @@ OUT ?= compare
 RACE_LIMITS := $(if $(LATENCY_MS),--latency_ms $(LATENCY_MS)) $(if $(MEMORY_GB),--memory_gb $(MEMORY_GB))
 LIMITS := $(RACE_LIMITS) $(if $(ACCURACY),--required_accuracy $(ACCURACY))
 
-.PHONY: compare demo test test-all lint assets clean-demo
+.PHONY: compare demo gpu test test-all lint assets clean-demo
 
 demo: assets
 	$(PY) sweep.py suites/demo.yaml --results demo/results.csv --runs_dir demo/runs
@@ -31,6 +32,10 @@ compare: assets
 	$(PY) sweep.py suites/compare.yaml --dataset "$(DATA)" $(if $(SET),--set $(SET)) --results "$(OUT)/results.csv" --runs_dir "$(OUT)/runs" $(if $(RACE)$(MINUTES),--race $(RACE_LIMITS)) $(if $(MINUTES),--minutes $(MINUTES)) --continue_on_error $(FLAGS) || [ $$? -eq 1 ]
 	-$(PY) plot_results.py --results "$(OUT)/results.csv" --output_dir "$(OUT)" --report "$(OUT)/RESULTS.md"
 	$(PY) adaptive_selector.py --dataset "$(DATA)" $(LIMITS) --results "$(OUT)/results.csv"
+
+gpu: assets
+	$(PY) -m pip install --quiet -r benchmarks/requirements.txt -c constraints.txt
+	$(PY) benchmarks/gpu.py
 
 assets: $(VENV)/installed
 	$(PY) prepare_data.py demo

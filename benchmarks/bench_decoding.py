@@ -35,6 +35,7 @@ def parse_args():
     parser.add_argument(
         "--new_tokens", type=flags.positive_int, default=32, help="at most, of an answer (default: %(default)s)"
     )
+    parser.add_argument("--eager", action="store_true", help="leave out what is compiled")
     add_output_args(parser)
     return parser.parse_args()
 
@@ -47,7 +48,8 @@ def ways(args, model, tokenizer):
         return quantize_and_parallel.decoding_options(chosen, model, tokenizer, args.device)
 
     yield "windows", "static cache", {"cache_implementation": "static", "disable_compile": True}
-    yield "windows", "static cache + compile", options("--compile")
+    if not args.eager:
+        yield "windows", "static cache + compile", options("--compile")
     for kind in ("questions", "quotations"):
         yield kind, "prompt lookup 3", options("--prompt_lookup", "3")
         yield kind, "prompt lookup 10", options("--prompt_lookup", "10")

@@ -47,7 +47,7 @@ def parse_args():
     parser.add_argument("--k_shots", type=flags.whole_number, nargs="+", default=[0, 8], help="(default: 0 8)")
     parser.add_argument("--n", type=flags.positive_int, default=40, help="evaluation examples (default: %(default)s)")
     parser.add_argument(
-        "--batch_sizes", type=flags.positive_int, nargs="+", default=[1, 4, 32], help="of lm_eval (default: 1 4 32)"
+        "--batch_sizes", type=flags.positive_int, nargs="*", default=[1, 4, 32], help="of lm_eval (default: 1 4 32)"
     )
     parser.add_argument("--repeats", type=flags.positive_int, default=3, help="turns (default: %(default)s)")
     common.add_output_args(parser)
@@ -192,6 +192,8 @@ def best(rows, k):
     """One sentence on lm_eval's best seconds and its best memory at k demonstrations."""
     own = next(row for row in rows if row["k_shots"] == k and row["by"] == "ours")
     theirs = [row for row in rows if row["k_shots"] == k and row["by"] == "lm_eval" and "seconds" in row]
+    if not theirs:
+        return f"k = {k}: lm-eval was not timed."
     fastest = min(theirs, key=lambda row: statistics.median(row["seconds"]))
     smallest = min(theirs, key=lambda row: row["scoring_gb"])
     times = "{median:.1f} ({low:.1f} to {high:.1f})".format(**fastest["times_ours"])
@@ -200,6 +202,10 @@ def best(rows, k):
         f"memory at batch {smallest['batch_size']}, {smallest['scoring_gb']:.2f} GB while scoring against "
         f"{own['scoring_gb']:.2f}."
     )
+
+
+def machine(args):
+    return common.machine(args.device, *(["lm-eval"] if args.batch_sizes else []))
 
 
 def section(args, rows):
@@ -221,7 +227,7 @@ def section(args, rows):
     memory = "allocated on the GPU" if args.device == "cuda" else "resident memory of the whole process"
     return (
         f"Label scoring of {args.n} examples of {Path(args.dataset).name}, {common.model_name(args)} in "
-        f"{args.precision}, on {common.machine(args.device, 'lm-eval')}. {args.repeats} turns of each configuration; "
+        f"{args.precision}, on {machine(args)}. {args.repeats} turns of each configuration; "
         f'"times ours" compares within a turn. GB is {memory}; the peak counts loading, too.\n\n'
         f"{common.markdown(header, table)}\n\n" + "\n".join(f"- {best(rows, k)}" for k in args.k_shots)
     )
@@ -233,7 +239,7 @@ def main():
         return child(args)
     name = "bench_prompt_eval" + ("_gpu" if args.device == "cuda" else "") + ("_7b" if args.random_llama else "")
     setting = {
-        "machine": common.machine(args.device, "lm-eval"),
+        "machine": machine(args),
         "model": common.model_name(args),
         "precision": args.precision,
         "n": args.n,

@@ -70,22 +70,30 @@ def load(args):
     tokenizer = utils.load_tokenizer(args.model)
     if not args.random_llama:
         return loading.load_model(args.model, precision=args.precision, device=args.device), tokenizer
+    dtype = loading.torch_dtype(args.precision)
+    return random_llama(len(tokenizer), args.random_llama, 4096, dtype, args.device), tokenizer
+
+
+def random_llama(vocabulary, layers, hidden, dtype, device):
+    """A LlamaForCausalLM with random weights: Llama 2 7B's shape with 32 layers and a hidden size of 4096."""
     loading.quiet()
+    heads = max(1, hidden // 128)
     config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=4096,
-        intermediate_size=11008,
-        num_hidden_layers=args.random_llama,
-        num_attention_heads=32,
-        num_key_value_heads=32,
+        vocab_size=vocabulary,
+        hidden_size=hidden,
+        intermediate_size=round(hidden * 11008 / 4096),
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=heads,
         max_position_embeddings=4096,
     )
     torch.manual_seed(0)
-    torch.set_default_dtype(loading.torch_dtype(args.precision))
-    with torch.device(args.device):
-        model = LlamaForCausalLM(config).eval()
-    torch.set_default_dtype(torch.float32)
-    return model, tokenizer
+    torch.set_default_dtype(dtype)
+    try:
+        with torch.device(device):
+            return LlamaForCausalLM(config).eval()
+    finally:
+        torch.set_default_dtype(torch.float32)
 
 
 class Worker:

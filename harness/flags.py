@@ -33,7 +33,7 @@ from harness.data_flags import CALIBRATION_CAP, VALIDATION_CAP, add_data_args, c
 __all__ = ["ArgumentParser", "comma_list", "fraction", "non_negative", "number_type", "positive", "positive_int"]
 __all__ += ["CALIBRATION_CAP", "VALIDATION_CAP", "add_data_args", "check_data_args", "source"]
 # scripts know these as flags.positive_int and so on
-__all__ += ["encoding", "seed", "share", "small_count", "user_path", "whole_number"]
+__all__ += ["device", "encoding", "seed", "share", "small_count", "user_path", "whole_number"]
 OPTIMIZERS = (
     "adamw_torch",
     "adamw_torch_fused",

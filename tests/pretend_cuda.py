@@ -342,7 +342,7 @@ def functions_of_torch_cuda(state):
         "max_memory_allocated": peak,
         "max_memory_reserved": peak,
         "reset_peak_memory_stats": reset,
-        "mem_get_info": lambda device=None: (TOTAL - held(device), TOTAL),
+        "mem_get_info": lambda device=None: ((state.limit or TOTAL) - held(device), state.limit or TOTAL),
         "get_rng_state": lambda *_: clock,
         "get_rng_state_all": lambda: [clock] * state.n,
     }
@@ -376,6 +376,7 @@ def cards(n=1, project=None, limit=None, capability=(9, 0)):
                 if hasattr(module, name):
                     put(module, name, stand_in)
         put(torch.accelerator, "current_accelerator", lambda check_available=False: torch.device("cuda"))
+        put(torch.accelerator, "get_memory_info", torch.cuda.mem_get_info)
         put(torch.accelerator, "current_device_index", lambda: state.current)
         put(torch.accelerator, "set_device_index", torch.cuda.set_device)
         put(torch.accelerator, "memory_stats", lambda *_: {"pretended": 1})

@@ -10,7 +10,7 @@ import torch
 from transformers import LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
 
 import utils
-from harness.models import batching, loading, prefix_cache, scoring, thoughts
+from harness.models import batching, loading, memory_forecast, prefix_cache, scoring, thoughts
 
 # plain greedy decoding, whatever the model's generation_config says (BART: 4 beams, Qwen2.5: a repetition penalty)
 GREEDY = {"do_sample": False, "num_beams": 1, "repetition_penalty": 1.0, "no_repeat_ngram_size": 0}
@@ -98,7 +98,7 @@ def generate(
             texts[i], new[i] = _finished(read, tokens, ended, stop, opened[i])
 
     lengths = [len(row) + max_new_tokens for row in rows]
-    largest = batching.in_batches(lengths, batch_size, batching.PADDED_TOKENS[model.device.type], work, progress, alike)
+    largest = batching.in_batches(lengths, batch_size, memory_forecast.padded_tokens(model), work, progress, alike)
     common = rows[0][:shared] if decoder_only else []
     answers, unfinished, _ = zip(*map(thoughts.split, texts, opened))
     sizes = sum(map(len, rows)), truncated, max(lengths), common, largest
@@ -177,6 +177,7 @@ class _StopAt(StoppingCriteria):
 
     transformers' StopStringCriteria looks only at the last token, and so misses a string inside the several tokens that
     speculative decoding accepts at once; it also prepares the whole vocabulary again in every call of `generate`.
+    The last tokens are enough to see a stop string, and the device sends no others.
     read: token ids -> text; opened: [B] bools, the prompt has begun a thought.
     """
 
@@ -184,10 +185,13 @@ class _StopAt(StoppingCriteria):
         self.read, self.stop, self.start, self.opened, self.window = read, stop, start, opened, window
 
     def __call__(self, input_ids, scores, **kwargs):
-        new = input_ids[:, self.start :].tolist()
-        # the last tokens are enough to see a stop string; whether a thought surrounds it is seen in the whole text
-        seen = [any(mark in self.read(row[-self.window :]) for mark in self.stop) for row in new]
-        done = [hit and _holds(self.read(row), self.stop, opened) for row, hit, opened in zip(new, seen, self.opened)]
+        last = input_ids[:, max(self.start, input_ids.shape[1] - self.window) :].tolist()
+        done = [any(mark in self.read(row) for mark in self.stop) for row in last]
+        if any(done):  # whether a thought surrounds it is seen in the whole text
+            new = input_ids[:, self.start :].tolist()
+            done = [
+                hit and _holds(self.read(row), self.stop, opened) for row, hit, opened in zip(new, done, self.opened)
+            ]
         return torch.tensor(done, device=input_ids.device)
 
 

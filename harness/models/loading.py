@@ -167,8 +167,8 @@ def load_model(
         options.update(quantization_config=config, device_map=device_map or device)
         # of what is not quantized, too
         options["dtype"] = torch_dtype(compute_dtype or computed_in(device))
-    elif device_map:
-        options["device_map"] = device_map
+    elif device_map or device != "cpu":
+        options["device_map"] = device_map or device  # straight onto the GPU
     if kind == "classifier":
         label_ids = {label: i for i, label in enumerate(labels)}
         options.update(num_labels=len(labels), id2label=dict(enumerate(labels)), label2id=label_ids)
@@ -188,8 +188,8 @@ def load_model(
             pooling.apply(model)
     if config is not None:
         check_quantized(model, name, precision)
-    elif not device_map and not saved:
-        model.to(device)
+    if config is None and not (saved or device_map) and hasattr(model, "hf_device_map"):
+        del model.hf_device_map  # all on one device: what trains it need not know of a map
     model.new_layers = new_layers.find(model, report["missing_keys"]) if kind == "classifier" else []
     new_layers.keep_unquantized(model, model.new_layers)
     if kind == "classifier" and config is not None:

@@ -28,6 +28,8 @@ ATTENTION_DROPOUT = ("attention_probs_dropout_prob", "attention_dropout", "attn_
 # (Dettmers et al. 2023)
 PACKED_BYTES = {"int8": 1.0, "int8_weights": 1.0, "int4_weights": 5 / 8, "nf4": 4.127 / 8}
 DTYPE_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
+CACHE_SHARE = 0.4  # of free memory, for keys and values of a batch; a common beginning is copied while they are made
+PADDED_AT_LEAST = 2048  # tokens of a batch
 
 
 @dataclass(frozen=True)
@@ -98,6 +100,17 @@ def kv_bytes(config, tokens, width):
     heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
     size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     return 2 * text.num_hidden_layers * heads * size * tokens * width
+
+
+def padded_tokens(model):
+    """Tokens of one padded batch: on a GPU as many as have their keys and values in CACHE_SHARE of its free memory."""
+    usual = batching.PADDED_TOKENS[model.device.type]
+    each = kv_bytes(model.config, 1, model.dtype.itemsize)
+    if model.device.type not in ("cuda", "xpu") or not each:
+        return usual
+    gpu, device = torch.accelerator, model.device
+    free = gpu.get_memory_info(device)[0] + gpu.memory_reserved(device) - gpu.memory_allocated(device)
+    return max(PADDED_AT_LEAST, min(int(CACHE_SHARE * free / each), 4 * usual))
 
 
 def compute_dtype(precision, device):

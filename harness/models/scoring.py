@@ -12,7 +12,7 @@ import torch
 from transformers.modeling_outputs import BaseModelOutput
 
 import utils
-from harness.models import batching, loading, prefix_cache
+from harness.models import batching, loading, memory_forecast, prefix_cache
 
 
 @dataclass
@@ -114,7 +114,7 @@ def score_labels(
 
 
 def continuation_log_probs(model, contexts, ends, keep, progress=None):
-    """[N] results of `keep(log-probabilities [T, V])`, called with those of the T tokens of each end.
+    """[N] results of `keep(log-probabilities [T, V])`, called with those of the T tokens of each end, on the device.
 
     contexts, ends: [N] lists of token ids, a context and what follows it.
     """
@@ -125,7 +125,7 @@ def continuation_log_probs(model, contexts, ends, keep, progress=None):
 
     def read(some, logits, places):
         for r, row in zip(some, places):
-            kept[r] = keep(logits[row].float().log_softmax(-1).cpu())
+            kept[r] = keep(logits[row].float().log_softmax(-1))
 
     with batching.progress_bar(len(rows), progress) as bar:
         if prefix_cache.shares_prefix(model, max(map(len, rows))):
@@ -215,7 +215,7 @@ def _score_labels_seq2seq(model, tokenizer, prompts, sets, batch_size, progress)
         for i, some in zip(batch, picked.sum(-1).double().cpu().split(counts.tolist())):
             scores[i] = some.numpy()
 
-    budget = batching.PADDED_TOKENS[model.device.type] // max(map(len, ends))
+    budget = memory_forecast.padded_tokens(model) // max(map(len, ends))
     lengths = list(map(len, rows))
     largest = batching.in_batches(lengths, batch_size, budget, work, progress)
     return LabelScores(*_table(np.concatenate(scores), ends), sum(lengths), truncated, max(lengths), [], largest)

@@ -86,7 +86,7 @@ class Retriever:
         """GB of the weights of the embedder and the reranker; on a CPU also of the index, which needs main memory."""
         modules = [self.embedder.model, self.reranker] if self.reranker else [self.embedder.model]
         weights = sum(p.numel() * p.element_size() for module in modules for p in module.parameters())
-        elsewhere = self.index.kind == "none" or self.embedder.model.device.type == "cuda"
+        elsewhere = self.index.kind == "none" or self.embedder.model.device.type != "cpu"
         return weights / utils.GB + (0.0 if elsewhere else self.index.gb())
 
     def told_cut(self):

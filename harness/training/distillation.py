@@ -120,8 +120,9 @@ class Teacher:
 
         def kept(log_probs):
             if top_k is None:
-                return log_probs
-            return tuple(log_probs.div(self.args.temperature).log_softmax(-1).topk(min(top_k, log_probs.shape[1])))
+                return log_probs.cpu()
+            tempered = log_probs.div(self.args.temperature).log_softmax(-1)
+            return tuple(x.cpu() for x in tempered.topk(min(top_k, log_probs.shape[1])))  # not the whole vocabulary
 
         with self.asked():
             return scoring.continuation_log_probs(self.model, rows, answers, kept, progress)
