@@ -91,6 +91,12 @@ def free_memory():
         ctypes.CDLL(None).malloc_trim(0)
 
 
+def warm_up(work, inputs):
+    """`work` of the first input, in a list, where there is a GPU: its first kernels take seconds to load."""
+    if accelerator() is not None:
+        work(list(inputs[:1]))
+
+
 def serve(request, inputs, n_warmup=2):
     """(what one_by_one gives, cells of the memory that it takes) once all memory that is not used is given back; no
     cells without inputs.

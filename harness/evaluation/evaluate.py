@@ -73,6 +73,7 @@ def by_probabilities(classify, task, batch_size, latency_runs, other=None, label
     def classify_all(examples, progress=None):
         return np.concatenate(utils.over_processes(lambda part: classify(part, batch_size, progress), examples))
 
+    utils.warm_up(lambda some: classify(some, 1, None), task.evaluation)
     with utils.measure() as spent:
         log_probs = classify_all(task.evaluation, "evaluating")
     latencies, memory = serve(lambda example: classify([example], 1, None).argmax(), task.evaluation[:latency_runs])
@@ -104,6 +105,7 @@ def by_likelihood(
         shift = 0.0 if prior is None else prior(lambda examples: normalised(score(examples)[0]), raw)
         return metrics.log_normalise(raw - shift), shift
 
+    utils.warm_up(lambda some: score(some, 1), task.evaluation)
     with utils.measure() as spent:
         found, lost = _over_processes(lambda part: score(part, progress="scoring"), task.evaluation)
     log_probs, shift = calibrated(normalised(found))  # apart: it may score other inputs
@@ -146,6 +148,7 @@ def by_options(model, tokenizer, task, batch_size, latency_runs, chat, demonstra
         best = (label_scores.mean if per_token else label_scores.total).argmax(axis=1)
         return [ex.options[int(i)] for ex, i in zip(examples, best)]
 
+    utils.warm_up(lambda some: score(some, 1), task.evaluation)
     with utils.measure() as spent:
         found, lost = _over_processes(lambda part: score(part, progress="scoring"), task.evaluation)
         answers = choose(task.evaluation, found)
@@ -211,6 +214,7 @@ def by_generation(
             model, tokenizer, prompt, max_new_tokens, **several, **options, **(decoding or {})
         )
 
+    utils.warm_up(generate, task.evaluation)
     with utils.measure() as spent:
         found, lost = _over_processes(generate, task.evaluation)
     examples = task.evaluation[:latency_runs]

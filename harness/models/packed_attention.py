@@ -58,12 +58,13 @@ def _packed_attention(module, query, key, value, attention_mask, scaling=None, *
     apart = query.device.type == "cpu" and query.shape[3] == value.shape[3]
     depth = key.shape[2] - query.shape[2] if apart else 0
     plans = attention_mask.__dict__.setdefault("blocks", {})  # the first layer makes them for all layers
-    blocks = plans[depth] = plans.get(depth) or _blocks(attention_mask, depth)
+    dtype = torch.float32 if apart else query.dtype
+    blocks = plans[depth, dtype] = plans.get((depth, dtype)) or _blocks(attention_mask, depth, dtype)
     if not apart:
         outputs = []
         for some, seen, mask in blocks:
             parts = query[:, :, some], key[:, :, seen], value[:, :, seen]
-            outputs.append(sdpa_attention_forward(module, *parts, mask.to(query.dtype), scaling=scaling, **kwargs)[0])
+            outputs.append(sdpa_attention_forward(module, *parts, mask, scaling=scaling, **kwargs)[0])
         return torch.cat(outputs, dim=1), None
 
     def attend(queries, keys, mask=None):  # -> outputs [G, key-value heads, T, D], log-sum-exp [G, key-value heads, T]
@@ -83,8 +84,8 @@ def _packed_attention(module, query, key, value, attention_mask, scaling=None, *
     return out.permute(2, 1, 0, 3).flatten(1, 2)[None], None
 
 
-def _blocks(mask, depth):
-    """[(queries, keys, bias)] for each block of queries of a mask [1, 1, T, K].
+def _blocks(mask, depth, dtype):
+    """[(queries, keys, bias of this dtype)] for each block of queries of a mask [1, 1, T, K].
 
     queries: a slice of T; keys: those from `depth` on that the block sees, a slice or indices of K; bias: 0 or -inf.
     """
@@ -95,7 +96,7 @@ def _blocks(mask, depth):
         if seen[-1] - seen[0] + 1 == len(seen):  # in one piece: a view instead of a copy
             seen = slice(int(seen[0]), int(seen[-1]) + 1)
         part = part[..., seen]
-        bias = torch.zeros(part.shape, device=part.device).masked_fill(~part, -torch.inf)
+        bias = torch.zeros(part.shape, dtype=dtype, device=part.device).masked_fill(~part, -torch.inf)
         result.append((slice(start, start + width), seen, bias))
     return result
 

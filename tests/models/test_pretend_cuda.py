@@ -1,5 +1,6 @@
 """The pretended cards refuse what CUDA refuses, count what waits, and compute what the processor computes."""
 
+import contextlib
 import importlib
 import json
 from types import SimpleNamespace
@@ -7,18 +8,24 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from helpers import ROOT
+from helpers import ROOT, write_jsonl
 from peft import LoraConfig, get_peft_model
 from pretend_cuda import DevicesMixed, cards
 from retrieval_helpers import arguments, sentences
 from transformers import LlamaConfig, LlamaForCausalLM
 
+import chat_eval
 import finetune
 import prompt_eval
+import quantize_and_parallel
+import rag_eval
 import utils
+from harness.data.examples import Task
+from harness.data.prompts import QA_TEMPLATE
 from harness.models import generation, loading, memory_forecast, scoring
 from harness.results import commands, store
 from harness.retrieval.documents import Document
+from harness.retrieval.reader import Reader
 from harness.retrieval.retriever import Retriever
 
 PROMPTS = ["the film was good and the plot is lovely . answer: " * 3 + "very " * n + "good answer:" for n in range(12)]
@@ -72,6 +79,57 @@ def test_scores_and_answers_are_the_processors(name, device_map, request):
         assert np.abs(found - scores).max() < 1e-4
         assert generation.generate(model, tokenizer, PROMPTS, 8, stop=("\n",)).texts == answers
         assert generation.time_request(model, tokenizer, PROMPTS[0], 8).total_ms > 0
+
+
+def test_a_head_over_two_cards(tiny_classifier, tiny_llama, tmp_path):
+    """Of an encoder, and of a decoder, whose new head is saved first."""
+    model, tokenizer = loaded(tiny_llama, kind="classifier", labels=["a", "b"])
+    model.config.pad_token_id = tokenizer.pad_token_id
+    for part in (model, tokenizer):
+        part.save_pretrained(tmp_path / "decoder")
+    for name, labels in ((tiny_classifier, ["good", "bad"]), (str(tmp_path / "decoder"), ["a", "b"])):
+        wanted = scoring.classify(*loaded(name, labels=labels), PROMPTS)
+        with cards(2, ROOT) as state:
+            found = scoring.classify(*loaded(name, labels=labels, device="cuda", device_map="balanced"), PROMPTS)
+            assert min(state.peak[0], state.peak[1]) > 0 and np.abs(found - wanted).max() < 1e-4
+
+
+@pytest.mark.parametrize("flags", [[], ["--prompt_lookup", "3"]])
+@pytest.mark.parametrize("data", ["sentiment", "questions"])
+def test_a_model_over_two_cards_is_measured(flags, data, tiny_llama, request, out, only_row):
+    words = ["--model", tiny_llama, "--dataset", str(request.getfixturevalue(data)), "--device_map", "balanced", *flags]
+    with cards(2, ROOT) as state:
+        quantize_and_parallel.main([*words, *out, "--device", "cuda", "--max_eval_samples", "8", "--latency_runs", "2"])
+        assert min(state.peak[0], state.peak[1]) > 0
+    row = only_row()
+    assert row["status"] in ("ok", "degenerate") and float(row["peak_gpu_gb"]) > 0, row["note"]
+
+
+def test_chats_keep_to_their_card(tiny_llama, out, only_row, tmp_path):
+    write_jsonl(tmp_path / "asked.jsonl", [{"prompt": f"is number {n} good ?"} for n in range(4)])
+    argv = ["--model", tiny_llama, "--benchmark", str(tmp_path / "asked.jsonl"), "--max_new_tokens", "4", *out]
+    with cards(1, ROOT):
+        chat_eval.main([*argv, "--device", "cuda", "--latency_runs", "2", "--answers_dir", str(tmp_path / "answers")])
+    row = only_row()
+    assert (row["status"], row["device"]) == ("ok", "cuda") and float(row["peak_gpu_gb"]) > 0, row["note"]
+
+
+def test_passages_are_found_and_read_on_two_cards(tiny_llama, tiny_embedder, questions):
+    """The embedder on the first card, the generator over both."""
+    args = rag_eval.parse_args(["--gen_model", tiny_llama, "--embed_model", tiny_embedder, "--dataset", str(questions)])
+    answers = {}
+    for device, n in (("cpu", 1), ("cuda", 2)):
+        with contextlib.nullcontext() if device == "cpu" else cards(n, ROOT):
+            retriever = Retriever(args, device)
+            retriever.add([Document(f"d{i}", "", text) for i, text in enumerate(sentences(20))])
+            reader = Reader(
+                loading.settled(args, tiny_llama, device), device, Task("x", None, "qa", template=QA_TEMPLATE)
+            )
+            if n == 2:
+                reader.model = loading.load_model(tiny_llama, device="cuda", device_map="balanced")
+            asked = ["is the film good ?", "what is the plot ?"]
+            answers[device] = reader.answer(asked, retriever.search(asked, 2), False)[0]
+    assert answers["cpu"] == answers["cuda"]
 
 
 ENCODER, CAUSAL, SEQ2SEQ = "tiny_bert", "tiny_llama", "tiny_t5"
