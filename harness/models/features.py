@@ -27,7 +27,8 @@ class Embeddings:
         self.encoder = sentence_transformer.load(SentenceTransformer, args.model, flag, device, args)
         self.tokenizer, self.model = self.encoder.tokenizer, self.encoder.transformers_model
         self.limit = sentence_transformer.limit_tokens(self.encoder, name, args.max_length or LONGEST)
-        self.batch_size = 32 if args.batch_size == "auto" else args.batch_size
+        by_tokens = sentence_transformer.batch_size(self.encoder, self.limit)
+        self.batch_size = by_tokens if args.batch_size == "auto" else args.batch_size
         narrow = {torch.float16: "fp16", torch.bfloat16: "bf16"}  # that of the checkpoint
         self.precision = narrow.get(next(self.encoder.parameters()).dtype, "fp32")
 

@@ -8,7 +8,7 @@ from sentence_transformers import SentenceTransformer
 from transformers import PreTrainedModel
 
 import utils
-from harness.models import folder, loading
+from harness.models import batching, folder, loading
 
 
 def load(kind, name, flag, device, args, new_head=False):
@@ -33,6 +33,12 @@ def load(kind, name, flag, device, args, new_head=False):
             "would be random"
         )
     return model
+
+
+def batch_size(model, longest):
+    """Texts of a pass for --batch_size auto: 32; on a GPU, which they would not fill, by tokens. longest: of a text."""
+    tokens = batching.PADDED_TOKENS[model.device.type]
+    return 32 if model.device.type == "cpu" else max(32, tokens // (longest or 512))
 
 
 def _refuse_pickle(file, *_, **__):

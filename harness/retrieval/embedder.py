@@ -30,7 +30,8 @@ class Embedder:
         self.prompts = {False: self._prompt(args.passage_prompt, "document", "passage", "corpus")}
         self.prompts[True] = self._prompt(args.query_prompt, "query")
         self.max_tokens = self.room(questions=False) or 10**9
-        self.batch_size = 32 if args.batch_size == "auto" else max(args.batch_size, 32)
+        by_tokens = sentence_transformer.batch_size(self.model, self.model.max_seq_length)
+        self.batch_size = by_tokens if args.batch_size == "auto" else max(args.batch_size, 32)
         try:
             self.probes = self.embed(PROBES)  # they tell whether an index was made with this embedder
             self.dimension = self.probes.shape[1]

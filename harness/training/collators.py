@@ -7,6 +7,7 @@ from datasets import Dataset
 from transformers import DataCollatorForSeq2Seq, DataCollatorWithPadding
 
 import utils
+from harness import flags
 from harness.data.prompts import answer_end, render
 from harness.models import batching, loading, prefix_cache, scoring
 
@@ -94,6 +95,7 @@ def answer_data(model, tokenizer, task, args, chat):
             args.padding_free,
             positions=loading.takes(model, "position_ids"),
             partial_head=loading.takes(model, "logits_to_keep") and not loading.learns_prompt(model),
+            flash=getattr(args, "attn_implementation", None) == flags.FLASH,
         )
     return Data(
         train, validation, collate, f"{cut} training or validation examples were cut to {limit} tokens" if cut else None
@@ -111,7 +113,8 @@ class Responses:
     Rows are padded on the left and so end together: only the last columns, as many as the longest response has, go
     through the head, whose logits are most of the memory of a small model. padding_free: the rows of a batch follow
     each other in one, position 0 begins the next (without a cache transformers keeps their attention apart), and
-    exactly the responses' positions are projected. positions: does the model take position_ids; partial_head: may the
+    exactly the responses' positions are projected. flash: flash attention is told where rows begin, which it would else
+    find in every layer from the positions. positions: does the model take position_ids; partial_head: may the
     head project some positions only?
     """
 
@@ -119,6 +122,7 @@ class Responses:
     padding_free: bool = False
     positions: bool = True
     partial_head: bool = True
+    flash: bool = False
 
     def __call__(self, rows):
         if self.padding_free:
@@ -126,7 +130,11 @@ class Responses:
                 torch.tensor([token for row in rows for token in row[name]]) for name in ("input_ids", "labels")
             )
             kept = (labels[1:] != -100).nonzero()[:, 0]
+            lengths = torch.tensor([0, *(len(row["input_ids"]) for row in rows)], dtype=torch.int32)
+            cuts, longest = lengths.cumsum(0, dtype=torch.int32), int(lengths.max())
+            ends = {"cu_seq_lens_q": cuts, "cu_seq_lens_k": cuts, "max_length_q": longest, "max_length_k": longest}
             return {
+                **(ends if self.flash else {}),
                 "input_ids": ids[None],
                 "position_ids": torch.cat([torch.arange(len(row["input_ids"])) for row in rows])[None],
                 "labels": labels[None],

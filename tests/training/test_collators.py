@@ -3,6 +3,7 @@ import argparse
 import pytest
 import torch
 from helpers import loaded
+from transformers import DataCollatorWithFlattening
 
 from harness.data import tasks
 from harness.data.prompts import answer_end, render
@@ -52,7 +53,7 @@ def test_what_is_too_long_keeps_its_answer(questions, tiny_llama):
 
 
 @pytest.mark.parametrize("name", ["tiny_llama", "tiny_gpt2"])
-@pytest.mark.parametrize("batching", ["padded", "padding_free", "whole_head"])
+@pytest.mark.parametrize("batching", ["padded", "padding_free", "padding_free for flash", "whole_head"])
 def test_a_batchs_loss_is_that_of_its_rows_alone(name, batching, instructions, request):
     """Padding, restarted positions and a head that projects few positions change no gradient."""
     model, tokenizer = loaded(request.getfixturevalue(name))
@@ -67,16 +68,19 @@ def test_a_batchs_loss_is_that_of_its_rows_alone(name, batching, instructions, r
     (total / count).backward()
     expected = {key: p.grad.clone() for key, p in model.named_parameters()}
     model.zero_grad()
-    collate = collators.Responses(
-        tokenizer.pad_token_id, batching == "padding_free", partial_head=batching != "whole_head"
-    )
-    batch = collate(rows)
+    options = {"partial_head": batching != "whole_head", "flash": "flash" in batching}
+    batch = collators.Responses(tokenizer.pad_token_id, batching.startswith("padding_free"), **options)(rows)
+    if "flash" in batching:
+        theirs = DataCollatorWithFlattening(return_flash_attn_kwargs=True)(rows)
+        assert batch["max_length_q"] == batch["max_length_k"] == theirs["max_length_q"]
+        for name in ("cu_seq_lens_q", "cu_seq_lens_k"):
+            assert torch.equal(batch[name], theirs[name]) and batch[name].dtype == theirs[name].dtype
     loss = model(**batch).loss
     loss.backward()
     assert loss.item() == pytest.approx(float(total / count), abs=1e-5)
     assert all(torch.allclose(p.grad, expected[key], atol=1e-5) for key, p in model.named_parameters())
     projected = model(**batch).logits.shape[:2].numel()
-    if batching == "padding_free":
+    if batching.startswith("padding_free"):
         assert projected == count and batch["input_ids"].shape == (1, sum(len(row["input_ids"]) for row in rows))
     elif batching == "padded":
         assert projected == 5 * (1 + max(sum(label != -100 for label in row["labels"]) for row in rows))
