@@ -34,7 +34,7 @@ compare: assets
 	$(PY) adaptive_selector.py --dataset "$(DATA)" $(LIMITS) --results "$(OUT)/results.csv"
 
 gpu: assets
-	$(PY) -m pip install --quiet -r benchmarks/requirements.txt -c constraints.txt
+	-$(PY) -m pip install --quiet -r benchmarks/requirements.txt -c constraints.txt
 	$(PY) benchmarks/gpu.py
 
 assets: $(VENV)/installed

@@ -291,7 +291,7 @@ def run_once(args, about=None, folder=None):
             vectors = vectors_of(extract, texts(examples), size, progress)
             return head.log_probs(vectors, len(task.labels))
 
-        outcome = evaluate.by_probabilities(classify, task, extract.batch_size, args.latency_runs, other)
+        outcome = evaluate.by_probabilities(classify, task, extract.batch_size, args.latency_runs, other, device=device)
         if tokenizer:
             outcome.cells.update(prompt_tokens=tokens, generated_tokens=0, batch_size=extract.largest)
 

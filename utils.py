@@ -91,10 +91,13 @@ def free_memory():
         ctypes.CDLL(None).malloc_trim(0)
 
 
-def warm_up(work, inputs):
-    """`work` of the first input, in a list, where there is a GPU: its first kernels take seconds to load."""
-    if accelerator() is not None:
-        work(list(inputs[:1]))
+def warm_up(device, work, inputs):
+    """`work` of the first inputs on a GPU, whose first kernels take seconds to load. Draws no random number."""
+    if device != "cpu":
+        import torch  # not for --help: see above
+
+        with torch.random.fork_rng(device_type=device):
+            work(list(inputs[:8]))
 
 
 def serve(request, inputs, n_warmup=2):

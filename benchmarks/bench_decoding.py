@@ -36,6 +36,7 @@ def parse_args():
         "--new_tokens", type=flags.positive_int, default=32, help="at most, of an answer (default: %(default)s)"
     )
     parser.add_argument("--eager", action="store_true", help="leave out what is compiled")
+    parser.add_argument("--no_assistant", action="store_true", help="leave out the assistant, a second model")
     add_output_args(parser)
     return parser.parse_args()
 
@@ -56,7 +57,7 @@ def ways(args, model, tokenizer):
         if kind == "questions":
             layer = model.config.num_hidden_layers * 4 // 5
             yield kind, f"early exit, layer {layer}", {"assistant_early_exit": layer}
-    if not args.random_llama:
+    if not args.random_llama and not args.no_assistant:
         yield "questions", "assistant (itself)", {"assistant_model": load(args)[0]}
 
 

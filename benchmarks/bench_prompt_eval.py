@@ -225,10 +225,11 @@ def section(args, rows):
         cells += [f"{row['same_label']} of {args.n}", f"{row['largest_difference']:.1e}"] if same else ["", ""]
         table.append(cells)
     memory = "allocated on the GPU" if args.device == "cuda" else "resident memory of the whole process"
+    counted = "" if args.device == "cuda" else "; the peak counts loading, too"
     return (
         f"Label scoring of {args.n} examples of {Path(args.dataset).name}, {common.model_name(args)} in "
         f"{args.precision}, on {machine(args)}. {args.repeats} turns of each configuration; "
-        f'"times ours" compares within a turn. GB is {memory}; the peak counts loading, too.\n\n'
+        f'"times ours" compares within a turn. GB is {memory}{counted}.\n\n'
         f"{common.markdown(header, table)}\n\n" + "\n".join(f"- {best(rows, k)}" for k in args.k_shots)
     )
 

@@ -108,7 +108,10 @@ class Ladder:
 
 def seconds(row):
     """Of a whole run with the start of its process; on a CPU of the processor, whatever else ran beside."""
-    return round(configurations.value(row, "cpu_seconds" if row["device"] == "cpu" else "run_seconds"), 1)
+    spent = configurations.value(row, "cpu_seconds" if row["device"] == "cpu" else "run_seconds")
+    if spent is None:
+        raise utils.UserError(f"{row['run_id']}: its row does not say what the whole run took; run the race again")
+    return round(spent, 1)
 
 
 def collected(path):

@@ -54,7 +54,7 @@ def by_head(model, tokenizer, task, batch_size, latency_runs, max_length=None, o
         texts = [ex.text for ex in examples]
         return scoring.classify(model, tokenizer, texts, pairs, size, max_length, progress)[:, order]
 
-    outcome = by_probabilities(classify, task, batch_size, latency_runs, other, labelled)
+    outcome = by_probabilities(classify, task, batch_size, latency_runs, other, labelled, model.device.type)
     limit = scoring.classifier_length(model, tokenizer, max_length)
     lengths = [len(tokenizer(ex.text, ex.text_pair, verbose=False).input_ids) for ex in task.evaluation]
     outcome.warnings += remarks.cuts(lengths, limit)
@@ -63,17 +63,17 @@ def by_head(model, tokenizer, task, batch_size, latency_runs, max_length=None, o
     return outcome
 
 
-def by_probabilities(classify, task, batch_size, latency_runs, other=None, labelled=()):
+def by_probabilities(classify, task, batch_size, latency_runs, other=None, labelled=(), device="cpu"):
     """Classify with any function (examples, batch size, title of a progress bar or None) -> log-probabilities [N, L].
 
     Returns an Outcome with log_probs [N, L]. other: an OutOfDomain, classified as well; labelled: Examples that a
-    temperature may be fitted on.
+    temperature may be fitted on; device: the type of that on which it computes.
     """
 
     def classify_all(examples, progress=None):
         return np.concatenate(utils.over_processes(lambda part: classify(part, batch_size, progress), examples))
 
-    utils.warm_up(lambda some: classify(some, 1, None), task.evaluation)
+    utils.warm_up(device, lambda some: classify(some, batch_size, None), task.evaluation)
     with utils.measure() as spent:
         log_probs = classify_all(task.evaluation, "evaluating")
     latencies, memory = serve(lambda example: classify([example], 1, None).argmax(), task.evaluation[:latency_runs])
@@ -105,7 +105,7 @@ def by_likelihood(
         shift = 0.0 if prior is None else prior(lambda examples: normalised(score(examples)[0]), raw)
         return metrics.log_normalise(raw - shift), shift
 
-    utils.warm_up(lambda some: score(some, 1), task.evaluation)
+    utils.warm_up(model.device.type, score, task.evaluation)
     with utils.measure() as spent:
         found, lost = _over_processes(lambda part: score(part, progress="scoring"), task.evaluation)
     log_probs, shift = calibrated(normalised(found))  # apart: it may score other inputs
@@ -148,7 +148,7 @@ def by_options(model, tokenizer, task, batch_size, latency_runs, chat, demonstra
         best = (label_scores.mean if per_token else label_scores.total).argmax(axis=1)
         return [ex.options[int(i)] for ex, i in zip(examples, best)]
 
-    utils.warm_up(lambda some: score(some, 1), task.evaluation)
+    utils.warm_up(model.device.type, score, task.evaluation)
     with utils.measure() as spent:
         found, lost = _over_processes(lambda part: score(part, progress="scoring"), task.evaluation)
         answers = choose(task.evaluation, found)
@@ -214,7 +214,7 @@ def by_generation(
             model, tokenizer, prompt, max_new_tokens, **several, **options, **(decoding or {})
         )
 
-    utils.warm_up(generate, task.evaluation)
+    utils.warm_up(model.device.type, generate, task.evaluation)
     with utils.measure() as spent:
         found, lost = _over_processes(generate, task.evaluation)
     examples = task.evaluation[:latency_runs]

@@ -78,6 +78,11 @@ def settled(args, name, device):
     return argparse.Namespace(**{**vars(args), "precision": narrow.get(dtype, "fp32")})
 
 
+def current(device):
+    """The torch.device of a name without index: of several GPUs the current one, which --device cuda:1 has chosen."""
+    return torch.device(device, torch.accelerator.current_device_index()) if device in ("cuda", "xpu") else device
+
+
 def quantization_config(precision, device, compute_dtype=None, double_quant=True):
     """The BitsAndBytesConfig of int8 (Dettmers et al. 2022) or nf4 (Dettmers et al. 2023), None for other precisions.
 
@@ -161,14 +166,15 @@ def load_model(
     if saved and precision in ("int8", "nf4") and precision != saved:
         raise utils.UserError(f"{name} is saved in {saved} and cannot be loaded in {precision}; ask for fp32 or bf16")
     config = None if saved else quantization_config(precision, device, compute_dtype, double_quant)
+    place = {"": current(device)}
     if saved:
-        options["device_map"] = device_map or device
+        options["device_map"] = device_map or place
     elif config is not None:
-        options.update(quantization_config=config, device_map=device_map or device)
+        options.update(quantization_config=config, device_map=device_map or place)
         # of what is not quantized, too
         options["dtype"] = torch_dtype(compute_dtype or computed_in(device))
-    elif device_map or device != "cpu":
-        options["device_map"] = device_map or device  # straight onto the GPU
+    elif device_map or (device != "cpu" and kind != "classifier"):  # a new head is drawn alike on all devices
+        options["device_map"] = device_map or place  # straight onto the GPU
     if kind == "classifier":
         label_ids = {label: i for i, label in enumerate(labels)}
         options.update(num_labels=len(labels), id2label=dict(enumerate(labels)), label2id=label_ids)
@@ -188,8 +194,8 @@ def load_model(
             pooling.apply(model)
     if config is not None:
         check_quantized(model, name, precision)
-    if config is None and not (saved or device_map) and hasattr(model, "hf_device_map"):
-        del model.hf_device_map  # all on one device: what trains it need not know of a map
+    elif not (saved or device_map):
+        model.to(current(device))
     model.new_layers = new_layers.find(model, report["missing_keys"]) if kind == "classifier" else []
     new_layers.keep_unquantized(model, model.new_layers)
     if kind == "classifier" and config is not None:

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import utils
-from harness.flags import PRECISIONS
 from harness.results import names, provenance, run_scores, seed_spread, stats, store
 
 SEEDS = ("seed", "data_seed")
@@ -56,7 +55,8 @@ def flags(row):
     found = _parsed(row["args"] or "{}")
     if not isinstance(found, dict):
         raise utils.UserError(f"run {row['run_id']}: its cell args is no JSON object")
-    if found.get("precision") == "auto" and row.get("precision") in PRECISIONS:
+    known = row.get("precision") in ("fp32", "fp16", "bf16") and found.get("judge") != "local"  # which has its own
+    if found.get("precision") == "auto" and known:
         return {**found, "precision": row["precision"]}
     return found
 

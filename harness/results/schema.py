@@ -28,7 +28,7 @@ GROUPS = {
     "quality": "How good the outputs are. Shares and scores lie between 0 and 1 unless the column says otherwise.",
     "chat": "How good chat answers are (chat_eval.py).",
     "retrieval": "How good and how fast the retrieval is (rag_eval.py); means over the questions.",
-    "time": "Measured with a monotonic clock after warm-up, with the GPU synchronised.",
+    "time": "Measured with a monotonic clock after warm-up, with the GPU synchronised (not `run_seconds`).",
     "memory": "The measured peaks of the run and its forecast; 1 GB is 10^9 bytes.",
     "size": "Parameters, files and tokens.",
     "outcome": "How the run ended.",
@@ -205,7 +205,8 @@ COLUMNS = (
     Column("cpu_seconds", "float", "time", "s",
            about="Processor time of the process (and of processes that it waited for) in `run_seconds`; it hardly "
                  "depends on what else the machine does."),
-    Column("train_seconds", "float", "time", "s", "training time", -1, "Without the evaluations in between."),
+    Column("train_seconds", "float", "time", "s", "training time", -1,
+           "Without evaluations and checkpoints in between."),
     Column("eval_seconds", "float", "time", "s", about="The batched pass over the evaluation examples."),
     Column("load_seconds", "float", "time", "s", about="Loading the model."),
     Column("serving_gpu_gb", "float", "memory", "GB",

@@ -47,6 +47,7 @@ class Trainer(transformers.Trainer):
         self.own_loss, self.loraplus_ratio = own_loss, loraplus_ratio
         self.model_accepts_loss_kwargs = False  # the model averages its batch
         self.loss_is_scaled_for_ga = True  # in compute_loss
+        self.saving = 0.0  # seconds of checkpoints
         self.narrow = self.is_deepspeed_enabled or next(self.model.parameters()).dtype != torch.float32
 
     def n_targets(self, inputs):
@@ -117,6 +118,11 @@ class Trainer(transformers.Trainer):
         for config, weight in zip(regularised, weights):
             config.orth_reg_weight = weight
         return scores
+
+    def _save_checkpoint(self, *args, **kwargs):
+        start = time.perf_counter()
+        super()._save_checkpoint(*args, **kwargs)
+        self.saving += time.perf_counter() - start
 
     def training_step(self, *args, **kwargs):
         loss = super().training_step(*args, **kwargs)

@@ -278,12 +278,13 @@ def fit(
         resume.hold(run.path("checkpoints").parent)  # --resume of a run that goes on is refused
     memory_forecast.predict_training(run, model, data, args, device)
     sharding.prepare(trainer)
-    clock = loop.Clock()
-    trainer.add_callback(clock)
     with utils.measure() as spent, training_attention(model, args):
+        clock = loop.Clock()
+        trainer.add_callback(clock)
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     history, first = trainer.state.log_history, resume.step_of(checkpoint) if checkpoint else 0
-    apart = clock.preparing + sum(entry.get("eval_runtime", 0.0) for entry in history if entry["step"] > first)
+    evaluating = sum(entry.get("eval_runtime", 0.0) for entry in history if entry["step"] > first)
+    apart = clock.preparing + trainer.saving + evaluating
     before = run.row.get("train_seconds") or 0.0  # of the trials and the start of the head
     run.row.update(train_seconds=before + spent.seconds - apart, **spent.memory_columns())
     if clock.preparing > 1:

@@ -199,6 +199,18 @@ def test_one_process_trains_on_the_device_that_was_chosen(
     assert row["device"] == device[:4].rstrip(":") and (row["peak_gpu_gb"] == "") == (device == "cpu")
 
 
+@pytest.mark.parametrize("script, model, data, flags", [RUNS[i] for i in (12, 14, 15, 17, 18, 20)])
+def test_what_trains_nothing_runs_on_the_card_that_was_chosen(script, model, data, flags, request, out, only_row):
+    flags = [request.getfixturevalue(word) if word == "tiny_embedder" else word for word in flags]
+    name = "--gen_model" if script == "rag_eval" else "--model"
+    argv = [name, request.getfixturevalue(model), "--dataset", request.getfixturevalue(data), *flags, *out]
+    with cards(2, ROOT) as state:
+        common = ["--device", "cuda:1", "--max_eval_samples", "8", "--latency_runs", "1"]
+        importlib.import_module(script).main([*map(str, argv), *common])
+        assert state.peak[1] > 0 == state.peak[0]
+    assert only_row()["status"] in ("ok", "degenerate"), only_row()["note"]
+
+
 @pytest.mark.parametrize("n_processes", ["1", "2"])
 def test_a_card_that_is_not_there_is_one_line(n_processes, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", n_processes)

@@ -152,3 +152,35 @@ def test_a_place_where_no_run_folder_can_be_is_said_at_once(place, tmp_path):
     args = argparse.Namespace(**{**vars(run_args(tmp_path)), "runs_dir": str(tmp_path / place)})
     with pytest.raises(utils.UserError, match="--runs_dir .*(is a file; give a folder|more than 255 bytes)"):
         Run(args, "some_script.py", "prompting")
+
+
+BUSY = """
+import argparse, sys, time
+from harness.results.run import Run
+
+for slept, busy in ((1.0, 0.5), (0.3, 0.1)):
+    with Run(argparse.Namespace(results=sys.argv[1], runs_dir=sys.argv[2], seed=0), "x.py", "prompting"):
+        time.sleep(slept)
+        begin = time.process_time()
+        while time.process_time() - begin < busy:
+            pass
+"""
+
+
+def test_a_row_says_what_its_whole_run_took(tmp_path):
+    """From the start of the process, then from the row before."""
+    argv = [sys.executable, "-c", BUSY, str(tmp_path / "r.csv"), str(tmp_path / "runs")]
+    subprocess.run(argv, check=True, cwd=ROOT, capture_output=True)
+    first, second = store.read_results(tmp_path / "r.csv")
+    for row, slept, busy, most in ((first, 1.0, 0.5, 120), (second, 0.3, 0.1, 1.4)):
+        took, computed = float(row["run_seconds"]), float(row["cpu_seconds"])
+        assert busy <= computed < took and took - computed >= slept - 0.05 and computed < most, row
+    assert float(first["run_seconds"]) > 1.5 and float(second["cpu_seconds"]) < 0.9
+
+
+@pytest.mark.parametrize("device, kept", [("cpu", False), ("cuda", True)])
+def test_a_run_on_the_processor_has_no_memory_of_a_card(tmp_path, device, kept):
+    with Run(run_args(tmp_path), "some_script.py", "prompting") as run:
+        run.row.update(device=device, peak_gpu_gb=1.5, serving_gpu_gb=0.5)
+    (row,) = store.read_results(tmp_path / "results.csv")
+    assert (row["peak_gpu_gb"], row["serving_gpu_gb"]) == (("1.5", "0.5") if kept else ("", ""))

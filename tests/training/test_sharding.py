@@ -32,12 +32,12 @@ def test_layers_are_units_and_embeddings_are_not(tiny_bert, tiny_t5):
 
 
 def test_fsdp_trains_what_whole_models_train(sentiment, questions, tiny_bert, tiny_t5, tiny_llama, tmp_path):
-    """Encoders with a head, encoder-decoders with tied embeddings, decoders with LoRA, decoders read by one process."""
+    """Encoders with a head; tied embeddings and LoRA, both read by one process; a decoder."""
     jobs = [
         ("finetune.py", ["--model", tiny_bert, "--dataset", sentiment, *FEW]),
-        ("finetune.py", ["--model", tiny_t5, "--dataset", questions, *FEW]),
-        ("peft_finetune.py", ["--model", tiny_llama, "--dataset", questions, *FEW]),
-        ("finetune.py", ["--model", tiny_llama, "--dataset", questions, *FEW, "--no-forgetting"]),
+        ("finetune.py", ["--model", tiny_t5, "--dataset", questions, *FEW, "--no-forgetting"]),
+        ("peft_finetune.py", ["--model", tiny_llama, "--dataset", questions, *FEW, "--no-forgetting"]),
+        ("finetune.py", ["--model", tiny_llama, "--dataset", questions, *FEW]),
     ]
     jobs = [(script, list(map(str, flags)), tmp_path / str(i)) for i, (script, flags) in enumerate(jobs)]
     rows = launch(2, *jobs, config=ROOT / "configs" / "fsdp.yaml")
@@ -52,6 +52,11 @@ def test_fsdp_trains_what_whole_models_train(sentiment, questions, tiny_bert, ti
         assert len(found) == 3 and found == pytest.approx(wanted, rel=0.02)
         evaluated = [entry["eval_loss"] for entry in losses[0] if "eval_loss" in entry]
         assert all(torch.tensor(x).bfloat16().item() != x for x in evaluated), "not rounded to 16 bits"
+        usual_loss = [entry["eval_loss"] for entry in losses[1] if "eval_loss" in entry]
+        assert evaluated and evaluated == pytest.approx(usual_loss, rel=0.02)
+        # of the best checkpoint, read again from its folder
+        perplexities = [float(one["reference_perplexity"] or 1) for one in (row, usual)]
+        assert perplexities[0] == pytest.approx(perplexities[1], rel=0.1)
 
 
 @pytest.mark.parametrize("sharded, storage", [("true", torch.bfloat16), ("false", torch.uint8)])
