@@ -2,9 +2,13 @@
 
 import importlib.util
 import time
+from datetime import timedelta
 from pathlib import Path
+from types import SimpleNamespace
 
+import accelerate
 import pytest
+import safetensors
 import torch
 from helpers import ROOT, launch
 from pretend_cuda import cards
@@ -13,6 +17,7 @@ from transformers import AutoModelForSeq2SeqLM, AutoModelForSequenceClassificati
 import finetune
 import utils
 from harness.models import loading
+from harness.results import run
 from harness.training import loop, sharding
 
 FEW = ["--max_steps", "3", "--batch_size", "4", "--max_eval_samples", "8", "--max_validation_samples", "16"]
@@ -57,6 +62,42 @@ def test_fsdp_trains_what_whole_models_train(sentiment, questions, tiny_bert, ti
         # of the best checkpoint, read again from its folder
         perplexities = [float(one["reference_perplexity"] or 1) for one in (row, usual)]
         assert perplexities[0] == pytest.approx(perplexities[1], rel=0.1)
+
+
+@pytest.mark.parametrize("name", ["tiny_llama", "tiny_t5"])
+def test_only_the_first_process_reads_what_fsdp_shares_out(name, request, monkeypatch):
+    path, task = request.getfixturevalue(name), SimpleNamespace(kind="qa")
+    args = SimpleNamespace(forgetting=False, init=None, tune=None)
+    assert not sharding.read_by_one(args, task, "fp32"), "one process"
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert sharding.read_by_one(args, task, "fp32") and not sharding.read_by_one(args, task, "nf4")
+    assert not sharding.read_by_one(SimpleNamespace(**{**vars(args), "forgetting": True}), task, "fp32")
+    assert not sharding.read_by_one(args, SimpleNamespace(kind="classification"), "fp32")
+    whole, monkeyed = loading.load_model(path), []
+    monkeypatch.setattr(safetensors, "safe_open", lambda *args, **kwargs: monkeyed.append(args))
+    empty = loading.without_weights(path)
+    assert not monkeyed and [(key, p.shape, p.dtype, p.device) for key, p in empty.named_parameters()] == [
+        (key, p.shape, p.dtype, p.device) for key, p in whole.named_parameters()
+    ]
+    assert all(torch.equal(x, dict(empty.named_buffers())[key]) for key, x in whole.named_buffers())
+    embeddings = empty.get_input_embeddings().weight, whole.get_input_embeddings().weight
+    tied = [model.get_output_embeddings().weight is own for model, own in zip((empty, whole), embeddings)]
+    assert tied[0] == tied[1]
+
+
+def test_processes_wait_for_one_that_generates_for_hours(monkeypatch):
+    asked = {}
+
+    class State:
+        initialized = False
+
+        def __init__(self, **options):
+            asked.update(options)
+
+    monkeypatch.setattr(accelerate, "PartialState", State)
+    monkeypatch.setattr(accelerate.utils, "broadcast_object_list", lambda values: values)
+    assert run._agree("id", "cpu") == "id" and asked["timeout"] >= timedelta(hours=4)
 
 
 @pytest.mark.parametrize("sharded, storage", [("true", torch.bfloat16), ("false", torch.uint8)])
