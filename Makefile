@@ -2,7 +2,7 @@
 #   SET="label_budget=500 text_column=body": other settings of suites/compare.yaml; LATENCY_MS=, MEMORY_GB=, ACCURACY=: limits;
 #   RACE=1: drop what is behind early; MINUTES=15: and what there is no time for; FLAGS="--retry failed --workers 2": other flags of sweep.py
 # make demo: every strategy on real models and data, offline, then the selector and the charts
-# make gpu: measures a card, under an hour on an H100: gpu_results.csv, and gpu/report.md with the targets that were met
+# make gpu: measures a card (estimated: an hour on an H100): gpu_results.csv, and gpu/report.md with the targets that were met
 # make test: the tests without the slow ones; make test-all: all of them, as CI runs them; make lint: the linter
 # All make what they need (a virtual environment, the packages, the demo's models and data) and do no work twice.
 

@@ -63,7 +63,7 @@ def parse_args(argv=None):
     group.add_argument(
         "--compute_dtype",
         choices=("fp32", "fp16", "bf16"),
-        help="nf4: of the products (default: bf16 on a GPU, fp32 on a CPU)",
+        help="nf4: of the products (default: bf16 on a GPU that computes in it, else fp16; fp32 on a CPU)",
     )
     group.add_argument(
         "--double_quant",

@@ -94,9 +94,7 @@ def free_memory():
 def warm_up(device, work, inputs):
     """`work` of the first inputs on a GPU, whose first kernels take seconds to load. Draws no random number."""
     if device != "cpu":
-        import torch  # not for --help: see above
-
-        with torch.random.fork_rng(device_type=device):
+        with sys.modules["torch"].random.fork_rng(device_type=device):
             work(list(inputs[:8]))
 
 
@@ -278,8 +276,7 @@ def pick_device(name):
 
 def device_columns(device):
     """The cells of a results row that say where a run computed."""
-    import torch  # not for --help: see above
-
+    torch = sys.modules["torch"]  # pick_device has imported it
     tf32 = {"tf32": torch.get_float32_matmul_precision() != "highest"} if device == "cuda" else {}
     return {"device": device, "device_name": device_name(device), **tf32}
 

@@ -1,7 +1,7 @@
 """Measures a card: its tests, the suite gpu.yaml, scoring and decoding beside their rivals, the memory forecast. A page
 says which targets were met.
 
-    make gpu                                             # under an hour on an H100
+    make gpu                                             # estimated: an hour on an H100
     python benchmarks/gpu.py --steps scoring page        # some steps again
     python benchmarks/gpu.py --tiny --device cpu         # all steps in minutes, without a card
 
@@ -217,12 +217,15 @@ def page(args, steps):
     verdict = {None: "not measured", True: "met", False: "missed"}
     last = configurations.select(rows)[0]  # the newest of each configuration, on the card of the newest row
     last = [row for row in last if row["device_name"] == rows[-1]["device_name"]]
+    failed = [row for row in rows if row["status"] not in ("ok", "degenerate")]
     goals = [[what, aim, "" if x is None else f"{x:.2f}", verdict[met]] for what, aim, x, met in targets(args, last)]
-    trial = "A trial with tiny sizes: these figures say nothing about the card.\n\n" * args.tiny
+    trial = "lm-evaluation-harness is not installed, so there was no rival.\n\n"
+    trial *= importlib.util.find_spec("lm_eval") is None
+    trial += "A trial with tiny sizes: these figures say nothing about the card.\n\n" * args.tiny
     columns = ("ttft_ms", "tokens_per_s", "latency_ms_p50", "examples_per_s", "train_seconds", "peak_gpu_gb")
     columns += ("peak_gpu_reserved_gb", "predicted_gb")
     table = []
-    for row, name in zip(rows, names.rows(rows)):
+    for row, name in zip([*last, *failed], names.rows([*last, *failed])):
         ratio = forecast_ratio(row)
         cells = [f"{float(row[column]):.3g}" if row[column] else "" for column in columns]
         table.append([name, row["precision"], row["status"], *cells, "" if ratio is None else f"{ratio:.2f}"])
@@ -237,6 +240,8 @@ def page(args, steps):
 @utils.clean_exit
 def main(argv=None):
     args = parse_args(argv)
+    if not args.tiny and args.device != "cpu" and utils.pick_device(args.device) == "cpu":
+        raise utils.UserError("torch sees no GPU here; --tiny --device cpu is a trial without one")
     Path(args.output_dir).mkdir(parents=True, exist_ok=True)
     steps = []
     for step in STEPS:
@@ -249,6 +254,8 @@ def main(argv=None):
         file = Path(args.output_dir) / "report.md"
         file.write_text(page(args, steps), encoding="utf-8")
         print(f"{args.results}, {file}")
+    if any(step["failed"] for step in steps):
+        raise SystemExit(1)
 
 
 if __name__ == "__main__":

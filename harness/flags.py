@@ -67,7 +67,7 @@ ATTENTION = ("sdpa", "eager", FLASH)
 
 def add_precision_args(group, of="of the weights", default="auto"):
     """--precision and --attn_implementation of a model that is not trained."""
-    usual = "auto: that of the checkpoint on a GPU, bf16 only where it computes in it; fp32 on a CPU "
+    usual = "auto: that of the checkpoint on a GPU, fp16 for bf16 where it does not compute in that; fp32 on a CPU "
     group.add_argument(
         "--precision", choices=("auto", *PRECISIONS), default=default, help=f"{of}; {usual}(default: %(default)s)"
     )

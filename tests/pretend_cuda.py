@@ -320,8 +320,7 @@ def functions_of_torch_cuda(state):
         state.current = state.index(device)
 
     nothing = ("_lazy_init", "empty_cache", "ipc_collect", "manual_seed", "manual_seed_all", "set_rng_state")
-    stream = SimpleNamespace(synchronize=lambda: None, is_capturing=lambda: False, cuda_stream=0)
-    stream.device = torch.device("cuda", 0)
+    stream = SimpleNamespace(synchronize=lambda: None, is_capturing=lambda: False, device=torch.device("cuda", 0))
     return {
         **{name: lambda *_, **__: None for name in (*nothing, "set_rng_state_all")},
         "is_available": lambda: True,

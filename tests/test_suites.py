@@ -208,8 +208,8 @@ runs:
     assert words(usual, *one[:-1])[0].startswith("--label_budget 112 "), (
         "what the suite says is clipped, not what is asked"
     )
-    assert "there are 144 labels, fewer than 500" in capsys.readouterr().out
-    with pytest.raises(utils.UserError, match="label_budget 500: the data have 144 labelled"):
+    assert "there are 112 labels, fewer than 500" in capsys.readouterr().out
+    with pytest.raises(utils.UserError, match="label_budget 500: the data have 112 labelled"):
         words(usual, *one, "label_budget=500")
     with pytest.raises(utils.UserError, match="needs is a list of classification, qa"):
         words(suite(tmp_path / "t.yaml", "script: probe.py\nneeds: [luck]"))

@@ -8,7 +8,6 @@ import re
 import warnings
 
 import torch
-from accelerate import init_empty_weights
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSeq2SeqLM,
@@ -204,21 +203,6 @@ def load_model(
         model.config.pad_token_id = pad_token_id  # a decoder's head reads the last token that is not padding
     if adapter:
         model = adapters.load_adapter(model, adapter, trainable_adapter)
-    return model.eval()
-
-
-def without_weights(name, *, precision="fp32", trust_remote_code=False, attention=None):
-    """A language model whose weights are never written, and so take no memory; its buffers have their values."""
-    quiet()
-    checkpoint = folder.configuration(name, trust_remote_code)
-    options = {"dtype": torch_dtype(precision), "trust_remote_code": trust_remote_code}
-    options.update({"attn_implementation": attention} if attention else {})
-    with init_empty_weights(include_buffers=False):
-        model = LOADERS[folder.kind_of(checkpoint)].from_config(checkpoint, **options)
-    for module in model.modules():
-        for key, weight in module.named_parameters(recurse=False):
-            setattr(module, key, torch.nn.Parameter(torch.empty_like(weight, device="cpu"), weight.requires_grad))
-    model.tie_weights()
     return model.eval()
 
 

@@ -6,10 +6,12 @@ FSDP needs to know which modules are units, and one module for one embedding.
 import os
 from pathlib import Path
 
+import torch
+from accelerate import init_empty_weights
 from torch import nn
 
 import utils
-from harness.models import loading
+from harness.models import folder, loading
 
 
 def check(args):
@@ -34,18 +36,33 @@ def read_by_one(args, task, precision):
     return sharded and untouched and task.kind != "classification" and precision not in ("int8", "nf4")
 
 
+def without_weights(name, *, precision="fp32", trust_remote_code=False, attention=None):
+    """A language model whose weights are never written, and so take no memory; its buffers have their values."""
+    loading.quiet()
+    checkpoint = folder.configuration(name, trust_remote_code)
+    options = {"dtype": loading.torch_dtype(precision), "trust_remote_code": trust_remote_code}
+    options.update({"attn_implementation": attention} if attention else {})
+    with init_empty_weights(include_buffers=False):
+        model = loading.LOADERS[folder.kind_of(checkpoint)].from_config(checkpoint, **options)
+    for module in model.modules():
+        for key, weight in module.named_parameters(recurse=False):
+            setattr(module, key, torch.nn.Parameter(torch.empty_like(weight, device="cpu"), weight.requires_grad))
+    model.tie_weights()
+    return model.eval()
+
+
 def whole(trainer, reload, run):
     """The best checkpoint, or the last weights where none was chosen, as a whole model of each process' own.
 
     It is read from its folder: pieces of 4-bit weights could not be filled again. Where DeepSpeed trained all weights
     the model is in the 16 bits that it held them in. reload: folder -> model.
     """
-    folder, mixed = trainer.state.best_model_checkpoint, trainer.accelerator.mixed_precision
-    if folder is None:
-        folder = str(run.path("checkpoints") / "whole")
-        trainer.save_model(folder)
+    best, mixed = trainer.state.best_model_checkpoint, trainer.accelerator.mixed_precision
+    if best is None:
+        best = str(run.path("checkpoints") / "whole")
+        trainer.save_model(best)
     trainer.accelerator.wait_for_everyone()
-    model = reload(Path(folder))
+    model = reload(Path(best))
     if trainer.is_deepspeed_enabled and mixed != "no" and not hasattr(model, "peft_config"):
         run.row["precision"] = mixed
         return model.to(loading.torch_dtype(mixed))

@@ -42,7 +42,7 @@ def load_base(args, task, tokenizer, device, precision, name=None, to_share=Fals
     options = {"precision": precision, "trust_remote_code": args.trust_remote_code}
     options["attention"] = scoring_attention(args, precision)
     if by_one and utils.world()[0]:
-        model = loading.without_weights(args.model, **options)
+        model = sharding.without_weights(args.model, **options)
     else:
         model = loading.load_model(
             name or args.model,

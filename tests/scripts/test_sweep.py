@@ -45,6 +45,7 @@ def test_every_suite_that_is_shipped_is_read_by_its_scripts():
         "probe",
         "defaults",
         "few_labels",
+        "gpu",
         "prompts",
         "setfit",
         "distil",

@@ -76,7 +76,7 @@ def test_only_the_first_process_reads_what_fsdp_shares_out(name, request, monkey
     assert not sharding.read_by_one(args, SimpleNamespace(kind="classification"), "fp32")
     whole, monkeyed = loading.load_model(path), []
     monkeypatch.setattr(safetensors, "safe_open", lambda *args, **kwargs: monkeyed.append(args))
-    empty = loading.without_weights(path)
+    empty = sharding.without_weights(path)
     assert not monkeyed and [(key, p.shape, p.dtype, p.device) for key, p in empty.named_parameters()] == [
         (key, p.shape, p.dtype, p.device) for key, p in whole.named_parameters()
     ]
