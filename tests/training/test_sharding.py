@@ -58,7 +58,7 @@ def test_fsdp_trains_what_whole_models_train(sentiment, questions, tiny_bert, ti
         evaluated = [entry["eval_loss"] for entry in losses[0] if "eval_loss" in entry]
         assert all(torch.tensor(x).bfloat16().item() != x for x in evaluated), "not rounded to 16 bits"
         usual_loss = [entry["eval_loss"] for entry in losses[1] if "eval_loss" in entry]
-        assert evaluated and evaluated == pytest.approx(usual_loss, rel=0.02)
+        assert evaluated and evaluated == pytest.approx(usual_loss, rel=0.02, abs=0.01)  # norms in bf16, in fp32
         # of the best checkpoint, read again from its folder
         perplexities = [float(one["reference_perplexity"] or 1) for one in (row, usual)]
         assert perplexities[0] == pytest.approx(perplexities[1], rel=0.1)
