@@ -5,7 +5,6 @@ nothing. The tokenizer is that of another model.
 """
 
 import json
-import sys
 from pathlib import Path
 
 import common
@@ -28,10 +27,13 @@ def parse_args(argv=None):
 
 @utils.clean_exit
 def main(argv=None):
-    args, about = parse_args(argv), "random weights in Llama 2 7B's shape; tokenizer of"
-    origin = f"{about} {Path(args.tokenizer).name}"
-    source, file = {"origin": origin, "layers": args.layers, "hidden_size": args.hidden_size}, Path(args.output)
-    if (file / "SOURCE.json").is_file() and utils.read_json(file / "SOURCE.json", dict, "FOLDER") == source:
+    args = parse_args(argv)
+    origin = f"random weights in Llama 2 7B's shape; tokenizer of {Path(args.tokenizer).name}"
+    source, file = (
+        {"origin": origin, "layers": args.layers, "hidden_size": args.hidden_size},
+        Path(args.output, "SOURCE.json"),
+    )
+    if file.is_file() and utils.read_json(file, dict, "FOLDER") == source:
         print(f"{args.output} is there")
         return
     tokenizer = utils.load_tokenizer(args.tokenizer)
@@ -39,9 +41,9 @@ def main(argv=None):
     model.config.bos_token_id, model.config.eos_token_id = tokenizer.bos_token_id, tokenizer.eos_token_id
     model.save_pretrained(args.output)
     tokenizer.save_pretrained(args.output)
-    (Path(args.output) / "SOURCE.json").write_text(json.dumps(source, indent=2) + "\n", encoding="utf-8")
+    file.write_text(json.dumps(source, indent=2) + "\n", encoding="utf-8")
     print(f"{args.output}: {model.num_parameters() / 1e9:.2f} billion parameters")
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -148,7 +148,7 @@ STEPS = {
 
 
 def run(step, args):
-    """Run a step's commands. Returns what it took: {"step", "seconds", "failed": [command and its last line]}."""
+    """Run a step's commands. Returns what it took: {"step", "seconds", "failed": [exit code and log]}."""
     start, failed = time.time(), []
     for old in Path(args.output_dir).glob(f"{step}_*.json"):  # no figure of an earlier run stands for one that fails
         old.unlink()

@@ -12,8 +12,6 @@ import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-import psutil
-
 import utils
 from harness.results import label_counts, outputs, provenance, store
 
@@ -58,6 +56,8 @@ def _labels_of_weights(args):
 
 def _spent():
     """(seconds, processor seconds) of this process from its start to now."""
+    import psutil  # not for --help, which needs no package
+
     return time.time() - psutil.Process().create_time(), sum(os.times()[:4])
 
 

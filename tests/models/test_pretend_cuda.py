@@ -267,6 +267,17 @@ def test_a_run_that_is_repeated_leaves_nothing_on_the_card(sentiment, tiny_bert,
     assert len(peaks) == 3 and max(peaks) == pytest.approx(min(peaks), rel=0.05)
 
 
+def test_a_padded_batch_is_as_large_as_free_memory_allows(tiny_llama):
+    model = loading.load_model(tiny_llama)
+    each = memory_forecast.kv_bytes(model.config, 1, 4)  # of a token, in fp32
+    assert memory_forecast.padded_tokens(model) == 16_384, "on the processor"
+    with cards() as state:
+        model = loading.load_model(tiny_llama, device="cuda")
+        for gb, wanted in ((0.01, 0.4 * 0.01 * utils.GB / each), (80, 4 * 65_536), (0.0001, 2048)):
+            state.limit = torch.cuda.memory_allocated() + int(gb * utils.GB)
+            assert memory_forecast.padded_tokens(model) == pytest.approx(wanted, rel=0.01)
+
+
 def test_an_index_is_not_on_the_card(tiny_embedder):
     on = {}
     for device in ("cpu", "cuda"):
