@@ -22,7 +22,7 @@ import utils
 from harness import flags, hub
 from harness.results import outputs
 from harness.results.run import Run
-from harness.retrieval import files
+from harness.retrieval import files, index_flags
 
 MODES = ("none", "gold", "random", "all", "retrieved")  # the rows of --baselines; those without an embedder come first
 VARIANTS = {"none": "no_retrieval", "gold": "gold_passage", "random": "random_passages", "all": "all_that_fits"}
@@ -39,7 +39,7 @@ def parse_args(argv=None):
     add("--adapter", metavar="DIR", help="a peft adapter to put on the generator, merged where that is exact")
     flags.add_precision_args(parser, "of the generator")
     add("--interactive", action="store_true", help="ask questions and add documents at a prompt; writes no row")
-    add("--build_only", action="store_true", help="add --docs to --index_dir, or --delete from it; writes no row")
+    add("--build_only", action="store_true", help="add --docs to the index, or --delete from it; writes no row")
 
     add = parser.add_argument_group("documents").add_argument
     add(
@@ -64,19 +64,7 @@ def parse_args(argv=None):
     )
     add("--whole_documents", action="store_true", help="one chunk per document, cut to what the embedder takes")
 
-    add = parser.add_argument_group("index").add_argument
-    add("--index_dir", metavar="DIR", help="where the index is stored; what it has already is not embedded again")
-    add("--delete", metavar="ID", nargs="+", default=[], help="documents to delete from --index_dir, with --build_only")
-    add("--prune", action="store_true", help="delete the documents of --index_dir that are no longer in --docs")
-    add("--index", choices=("auto", *flags.INDEX_KINDS), default="auto", help="auto: by size and free memory")
-    add("--metric", choices=("cosine", "l2"), default="cosine", help="similarity of vectors (default: %(default)s)")
-    add("--mmap", action="store_true", help="memory-map the index instead of reading it; it cannot be changed then")
-    add("--nlist", **count, help="ivf, ivfpq: clusters (default: 4 x the square root of the number of vectors)")
-    add("--nprobe", **count, help="ivf, ivfpq: clusters to search (default: a 16th of them, at least 32)")
-    add("--hnsw_m", "--M", **count, help="hnsw: links per vector (default: 32)")
-    add("--ef_construction", "--efConstruction", **count, help="hnsw: candidates while building (default: 200)")
-    add("--ef_search", "--efSearch", **count, help="hnsw: candidates while searching (default: 64)")
-    add("--pq_m", "--m", **count, help="ivfpq: bytes per vector (default: a fourth of the dimensions)")
+    index_flags.add_index_args(parser)
 
     add = parser.add_argument_group("retrieval").add_argument
     add("--k", **count_or_0, default=4, help="chunks in the prompt, 0: no retrieval (default: %(default)s)")
@@ -141,20 +129,13 @@ def check_args(parser, args):
         parser.error(f"--chunk_overlap {args.chunk_overlap} must be at most half of --chunk_tokens {args.chunk_tokens}")
     if args.chunk_tokens and args.whole_documents:
         parser.error("--chunk_tokens and --whole_documents exclude each other")
-    if args.build_only and not (args.index_dir and (args.docs or args.delete)):
-        parser.error("--build_only needs --index_dir, and --docs or --delete")
-    if (args.delete and not args.build_only) or (args.prune and not (args.index_dir and args.docs)):
-        parser.error("--delete goes with --build_only, --prune with --index_dir and --docs")
-    if args.mmap and (not args.index_dir or args.build_only):
-        parser.error("--mmap is for searching in an --index_dir")
+    index_flags.check_index_args(parser, args)
     if args.build_only and args.interactive:
         parser.error("--build_only and --interactive exclude each other")
     if not measures and (args.baselines or args.save_run or args.retrieval_only):
         parser.error("--baselines, --retrieval_only and --save_run measure; leave out --build_only and --interactive")
     if args.reranker and args.k > args.rerank_depth:
         parser.error(f"--k {args.k} is above --rerank_depth {args.rerank_depth}")
-    if args.hnsw_m == 1:
-        parser.error("--hnsw_m must be at least 2")
     return args
 
 
@@ -166,6 +147,7 @@ def variant(mode, args, retriever, retrieval_only):
     parts = ["retrieval_only" if retrieval_only else f"k{args.k}"]
     parts += [] if args.retriever == "dense" else [args.retriever]
     parts += [] if args.retriever == "bm25" else [retriever.index.kind]
+    parts += [args.index_url.partition("://")[0].replace("http", "milvus")] if args.index_url else []
     parts += ["rerank"] if args.reranker else []
     parts += ["mmr"] if args.mmr is not None else []
     return "_".join(parts) + suffix

@@ -7,7 +7,7 @@ import utils
 from harness.data import tasks
 from harness.data.examples import Example, Task
 from harness.results import commands
-from harness.retrieval import files, qrels
+from harness.retrieval import files, opening, qrels, transfer
 from harness.retrieval.documents import Document, Skipped, read_documents
 from harness.retrieval.retriever import Retriever
 
@@ -64,7 +64,7 @@ def fill(retriever, documents, args, skipped, whole=False):
     foreign = [id for id, digest in known.items() if digest not in digests]
     if whole and foreign:
         raise utils.UserError(
-            f"--index_dir {args.index_dir} holds {len(foreign)} documents that are not of {args.dataset}; give another"
+            f"{opening.place(args)} holds {len(foreign)} documents that are not of {args.dataset}; give another"
         )
     if foreign and not args.docs:
         return None
@@ -90,10 +90,13 @@ def summary(counts, retriever, skipped):
 
 
 def build(args):
-    """--build_only: change the index in --index_dir, and say what was done."""
+    """--build_only: change the index in --index_dir or at --index_url, and say what was done."""
     skipped = Skipped()
     documents = read(args.docs, skipped, args) if args.docs else []
     retriever = Retriever(args, utils.pick_device(args.device))
+    if args.import_index:
+        n = transfer.from_folder(retriever, args.import_index)
+        print(f"{n} chunks copied from {args.import_index}")
     if args.delete:
         print(f"{retriever.remove(args.delete)} chunks of {len(args.delete)} documents forgotten")
     if args.docs:
@@ -103,5 +106,8 @@ def build(args):
         if counts["chunks"]:
             rate = f"; {seconds:.1f} s, {(counts['added'] + counts['updated']) / seconds:.1f} documents/s"
         print(summary(counts, retriever, skipped) + rate)
+    if args.export_index:
+        n = transfer.to_folder(retriever, args.export_index)
+        print(f"{n} chunks copied to {args.export_index}")
     index = retriever.index
-    print(f"{index.why or 'index ' + index.kind}; {len(index)} chunks in {args.index_dir}")
+    print(f"{index.why or 'index ' + index.kind}; {len(index)} chunks in {opening.place(args)}")

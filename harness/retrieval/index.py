@@ -54,6 +54,9 @@ class Index:
     vectors beside the index, so that its recall can be measured.
     """
 
+    served = False  # by a database, as ServedIndex is
+    block = 20_000  # chunks that are embedded between two saves
+
     def __init__(self, dimension, kind="auto", metric="cosine", options=None):
         self.dimension, self.kind, self.metric, self.options = dimension, kind, metric, dict(options or {})
         self.why = ""  # the kind was chosen, where it was
@@ -75,6 +78,20 @@ class Index:
         """How many of the chunks the embedder has cut, as far as is known."""
         return pc.sum(self.table["cut"]).as_py() or 0
 
+    @property
+    def candidates(self):
+        """How many vectors an HNSW search considers, None for other kinds."""
+        return self.faiss.hnsw.efSearch if self.kind == "hnsw" and self.faiss else None
+
+    def chunks(self, rows):
+        """The Chunks in these rows of the table."""
+        return [self.chunk(row) for row in rows]
+
+    def texts(self):
+        """[N] title and text of each chunk, for BM25."""
+        pairs = zip(self.table["title"].to_pylist(), self.table["text"].to_pylist())
+        return [f"{title} {text}".strip() for title, text in pairs]
+
     def chunk(self, row):
         """The Chunk in this row of the table."""
         cells = self.table.slice(row, 1).to_pylist()[0]
@@ -85,13 +102,14 @@ class Index:
         if self.kind == "auto":
             self.kind, self.why = choose_kind(n, self.dimension, psutil.virtual_memory().available / utils.GB)
 
-    def add(self, chunks, digests, vectors, expected=None, cut=None):
-        """Append chunks, their documents' digests and their vectors.
+    def add(self, chunks, digests, vectors, expected=None, cut=None, replacing=()):
+        """Append chunks, their documents' digests and their vectors, in place of the documents `replacing`.
 
         vectors: [N, D] float32, None for the kind "none"; expected: chunks that this and later calls add, if known;
         cut: [N] whether the embedder cut the chunk, None where that is not known.
         """
         self.check_writable()
+        self.remove(replacing)
         self.settle(len(self) + max(len(chunks), expected or 0))
         ids = np.arange(self.next_id, self.next_id + len(chunks), dtype=np.int64)
         columns = {

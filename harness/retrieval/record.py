@@ -76,6 +76,8 @@ def index(run, retriever, counts, building, skipped):
         run.note(f"{contents}, indexed in {building.seconds:.1f} s")
         documents = counts["added"] + counts["updated"]
         run.row.update(index_seconds=building.seconds, documents_per_s=documents / building.seconds)
+    if built.served:
+        run.note(f"served by {built.store.version()}" + ("; the graph holds vectors of 16 bits" if built.half else ""))
     if built.kind != "none":
         run.row["index_gb"] = built.gb()
     for text in (built.why, skipped.summary(), retriever.told_cut()):

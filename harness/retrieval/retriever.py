@@ -1,6 +1,5 @@
 """Documents in, the best chunks for a question out."""
 
-import os
 import time
 from collections import defaultdict
 from dataclasses import dataclass
@@ -8,22 +7,19 @@ from dataclasses import dataclass
 from sentence_transformers import CrossEncoder
 
 import utils
-from harness import inputs
 from harness.models import loading, sentence_transformer
-from harness.retrieval import embedder, index_folder
+from harness.retrieval import index_folder, opening
 from harness.retrieval.chunking import OVERLAP, Chunk, split_into_chunks
 from harness.retrieval.documents import Skipped, distinct
 from harness.retrieval.embedder import Embedder
-from harness.retrieval.index import CLUSTERED, OPTIONS, TRAINED, Index
+from harness.retrieval.index import TRAINED, Index
 from harness.retrieval.ranking import Bm25, maximal_marginal_relevance, reciprocal_rank_fusion
 
 MAX_CHUNK_TOKENS = 512  # of a chunk, unless --chunk_tokens asks for more
 RANKED = 100  # chunks that are ranked for MRR, MAP and nDCG@10, whatever k is
 FUSED_DEPTH = 100  # first ranks of each retriever that are fused
 DIVERSE_DEPTH = 50  # first ranks from which diverse ones are chosen
-BLOCK = 20_000  # chunks that are embedded between two saves
 BAR_FROM = 200  # chunks from which embedding shows a progress bar
-FIXED = ("nlist", "hnsw_m", "ef_construction", "pq_m")  # index options that cannot change once it is built
 
 
 @dataclass(frozen=True)
@@ -36,7 +32,7 @@ class Hit:
 
 
 class Retriever:
-    """An embedder, an index, and the ways to search it. args: rag_eval.py's; opens args.index_dir if it is given."""
+    """An embedder, an index, and the ways to search it. args: rag_eval.py's; opens the index that they name."""
 
     def __init__(self, args, device):
         loading.quiet()
@@ -59,11 +55,9 @@ class Retriever:
             "chunk_overlap": self.overlap if self.size else None,
             "probes": self.embedder.rounded_probes(),
         }
-        self.options = {name: getattr(args, name) for name in OPTIONS}
-        self.index = self._opened()
-        if self.index is None:
-            kind = "none" if self.only_bm25 else args.index
-            self.index = Index(self.embedder.dimension, kind, args.metric, self.options)
+        self.index = opening.open_or_new(args, self.made_with, self.embedder.dimension, not self.only_bm25)
+        if self.index.kind == "none" and not self.only_bm25:
+            self.index = self._with_vectors(self.index)
 
     def _chunking(self):
         """(tokens of a chunk or None for whole documents, tokens of overlap); UserError if the embedder takes fewer."""
@@ -83,10 +77,10 @@ class Retriever:
         return size, args.chunk_overlap
 
     def gb(self):
-        """GB of the weights of the embedder and the reranker; on a CPU also of the index, which needs main memory."""
+        """GB of the weights of the embedder and the reranker; on a CPU also of an index in this process' memory."""
         modules = [self.embedder.model, self.reranker] if self.reranker else [self.embedder.model]
         weights = sum(p.numel() * p.element_size() for module in modules for p in module.parameters())
-        elsewhere = self.index.kind == "none" or self.embedder.model.device.type != "cpu"
+        elsewhere = self.index.kind == "none" or self.index.served or self.embedder.model.device.type != "cpu"
         return weights / utils.GB + (0.0 if elsewhere else self.index.gb())
 
     def told_cut(self):
@@ -101,61 +95,6 @@ class Retriever:
 
     # ----------------------------------------------------------------------------------------------- the index's folder
 
-    def _opened(self):
-        """The index in --index_dir, None if there is none; UserError if it was made with other settings."""
-        args = self.args
-        if not args.index_dir:
-            return None
-        args.index_dir = str(inputs.expand_path(args.index_dir))
-        if args.index_dir.startswith("~"):
-            raise utils.UserError(f"--index_dir {args.index_dir}: there is no such home folder; write the path out")
-        if not args.mmap:
-            try:
-                os.makedirs(args.index_dir, exist_ok=True)  # fails before anything is embedded, if it fails
-            except FileExistsError:
-                raise utils.UserError(f"--index_dir {args.index_dir} is a file; give a folder") from None
-            except OSError as error:
-                raise utils.UserError(f"--index_dir {args.index_dir} cannot be made: {error}") from None
-        opened = index_folder.open_index(args.index_dir, args.mmap)
-        if opened is None:
-            if args.mmap:
-                raise utils.UserError(
-                    f"--mmap: there is no index in {args.index_dir}; build it first with --build_only --docs PATH"
-                )
-            return None
-        index, made_with = opened
-        self._check_settings(index, made_with)
-        if index.kind == "none" and not self.only_bm25:
-            index = self._with_vectors(index)
-        changed = {name: value for name, value in self.options.items() if value is not None}
-        if index.kind == "hnsw" and "ef_search" in changed:
-            index.faiss.hnsw.efSearch = changed["ef_search"]
-        if index.kind in CLUSTERED and "nprobe" in changed:
-            index.faiss.nprobe = min(changed["nprobe"], index.faiss.nlist)
-        index.options.update(changed)
-        return index
-
-    def _check_settings(self, index, made_with):
-        """UserError if an opened index has another embedder, chunking, metric, kind or options than the flags."""
-        args = self.args
-        any_kind = self.only_bm25 or args.index == "auto" or index.kind == "none"  # none: there are no vectors yet
-        ours = {**self.made_with, "index": index.kind if any_kind else args.index}
-        theirs = {**made_with, "index": index.kind}
-        if index.kind != "none":
-            ours["metric"], theirs["metric"] = args.metric, index.metric
-        other = []
-        if not embedder.same_vectors(ours["probes"], theirs["probes"]):
-            other.append(f"the embedder {theirs['embedder']}, whose vectors are not those of {ours['embedder']}")
-        for name, value in ours.items():  # the same embedder may have another name here
-            if name not in ("embedder", "embedder_revision", "probes") and value != theirs.get(name):
-                other.append(f"{name} {theirs[name]}, not {value}")
-        for name in FIXED if index.kind != "none" else ():
-            if self.options[name] is not None and self.options[name] != index.options.get(name):
-                other.append(f"{name} {index.options.get(name) or 'by default'}, not {self.options[name]}")
-        if other:
-            text = f"--index_dir {args.index_dir} was built with {'; '.join(other)}"
-            raise utils.UserError(f"{text}: give the same flags, or another folder")
-
     def _with_vectors(self, bare):
         """An index with the chunks of one that was built for BM25 alone: they are embedded, and it is saved."""
         args = self.args
@@ -165,19 +104,23 @@ class Retriever:
                 "it once without --mmap, which embeds its chunks"
             )
         print(f"--index_dir {args.index_dir} was built for BM25 alone; its {len(bare)} chunks are embedded now")
-        index = Index(self.embedder.dimension, args.index, args.metric, self.options)
+        index = Index(self.embedder.dimension, args.index, args.metric, opening.options(args))
         index.generation = bare.generation
         chunks, digests = [bare.chunk(row) for row in range(len(bare))], bare.table["digest"].to_pylist()
         begin = 0
-        for block in _blocks(chunks, self._first_block(index, len(chunks)), BLOCK):
+        for block in _blocks(chunks, self._first_block(index, len(chunks)), index.block):
             self._embed_into(index, block, digests[begin : begin + len(block)], len(chunks))
             begin += len(block)
         index_folder.save_index(index, args.index_dir, self.made_with)
         return index
 
     def save(self, folder=None):
-        """Save the index in the folder, or in --index_dir; without either nothing is saved."""
-        if folder or self.args.index_dir:
+        """Save the index in the folder, or in --index_dir; without either nothing is saved. At a database it is saved
+        already, and only its graph may be missing.
+        """
+        if self.index.served:
+            self.index.finish()
+        elif folder or self.args.index_dir:
             index_folder.save_index(self.index, folder or self.args.index_dir, self.made_with)
 
     # ------------------------------------------------------------------------------------------------- add and remove
@@ -186,7 +129,8 @@ class Retriever:
         """Chunk, embed and index documents; returns counts {"added", "updated", "unchanged", "chunks"}.
 
         A document replaces the one with its id, if the text differs. Without keep_duplicates a text that is indexed
-        already is skipped. With --index_dir the index is saved, a large one also whenever it has grown by a quarter.
+        already is skipped. With --index_dir the index is saved, a large one also whenever it has grown by a quarter; a
+        database confirms each block.
         """
         skipped = Skipped() if skipped is None else skipped
         known = self.index.documents
@@ -202,13 +146,15 @@ class Retriever:
         digests = {doc.id: doc.digest for doc in fresh}
         counts["chunks"] = len(chunks)
         saved = len(self.index)
-        for block in _blocks(chunks, self._first_block(self.index, len(chunks)), BLOCK):
+        for block in _blocks(chunks, self._first_block(self.index, len(chunks)), self.index.block):
             of_block = [digests[chunk.document] for chunk in block]
             self._embed_into(self.index, block, of_block, len(chunks), stale & {chunk.document for chunk in block})
-            if len(self.index) > 1.25 * saved:  # not after each block: a save writes everything
+            if (
+                not self.index.served and len(self.index) > 1.25 * saved
+            ):  # not after each block: a save writes everything
                 self.save()
                 saved = len(self.index)
-        if stale or len(self.index) != saved:
+        if stale or len(self.index) != saved or self.index.served:
             self.save()
         self.bm25 = self.rows = None
         return counts
@@ -216,11 +162,11 @@ class Retriever:
     def _first_block(self, index, n):
         """How many of n new chunks the first block needs: it trains the index, 50 vectors for each of the clusters."""
         if not n:
-            return BLOCK
+            return index.block
         index.settle(len(index) + n)
         if index.faiss is not None or index.kind not in TRAINED:
-            return BLOCK
-        first = max(BLOCK, 50 * int(self.args.nlist or 4 * n**0.5))
+            return index.block
+        first = max(index.block, 50 * int(self.args.nlist or 4 * n**0.5))
         index.check(min(first, n))
         return first
 
@@ -230,8 +176,7 @@ class Retriever:
         if index.kind != "none":
             texts = [chunk.full for chunk in chunks]
             vectors, cut = self.embedder.embed(texts, progress=expected > BAR_FROM), self.embedder.cut(texts)
-        index.remove(stale)
-        index.add(chunks, digests, vectors, expected, cut)
+        index.add(chunks, digests, vectors, expected, cut, replacing=stale)
 
     def remove(self, ids):
         """Delete documents by id; returns how many chunks that were. UserError for an id that is not in the index."""
@@ -250,14 +195,12 @@ class Retriever:
     @property
     def depth(self):
         """Chunks to rank for MRR, MAP and nDCG; of HNSW its candidates, as more would beat the search that is timed."""
-        return min(RANKED, self.index.faiss.hnsw.efSearch) if self.index.kind == "hnsw" and self.index.faiss else RANKED
+        return min(RANKED, self.index.candidates or RANKED)
 
     def prepare(self):
         """Build the BM25 index of the chunks now, so that the first search does not."""
         if self.args.retriever != "dense" and self.bm25 is None and len(self.index):
-            table = self.index.table
-            pairs = zip(table["title"].to_pylist(), table["text"].to_pylist())
-            texts = [f"{title} {text}".strip() for title, text in pairs]
+            texts = self.index.texts()
             self.bm25 = Bm25(texts, self.args.language, progress=len(texts) > 20_000)
 
     def search(self, questions, k, without=None):
@@ -288,7 +231,8 @@ class Retriever:
                 ranked[i] = [pair for pair, value in zip(pairs, values) if value >= args.min_score]
         if args.mmr is not None:
             ranked = self._timed("search", lambda: [self._diverse(*pair, k) for pair in zip(queries, ranked)])
-        return [[Hit(self.index.chunk(row), score, row) for row, score in pairs[:k]] for pairs in ranked]
+        chunks = iter(self.index.chunks([row for pairs in ranked for row, _ in pairs[:k]]))
+        return [[Hit(next(chunks), score, row) for row, score in pairs[:k]] for pairs in ranked]
 
     def _timed(self, stage, work):
         utils.synchronize()
@@ -330,7 +274,8 @@ class Retriever:
         """The first --rerank_depth of each list in the cross-encoder's order; --min_score drops the others."""
         depth, texts = self.args.rerank_depth, []
         for question, pairs in zip(questions, ranked):
-            texts += [(question, self.index.chunk(row).full) for row, _ in pairs[:depth]]
+            chunks = self.index.chunks([row for row, _ in pairs[:depth]])
+            texts += [(question, chunk.full) for chunk in chunks]
         options = {"batch_size": self.embedder.batch_size, "show_progress_bar": len(texts) > 1000}
         scores = iter(self.reranker.predict(texts, **options) if texts else ())
         reranked = []

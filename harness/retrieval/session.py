@@ -8,7 +8,7 @@ from harness import terminal
 from harness.data.examples import Task
 from harness.data.prompts import QA_TEMPLATE
 from harness.models import loading
-from harness.retrieval import corpus
+from harness.retrieval import corpus, opening
 from harness.retrieval.documents import Document, Skipped
 from harness.retrieval.files import SUFFIXES, find_files
 from harness.retrieval.formats import clean
@@ -44,11 +44,11 @@ class Session:
                 self.typed += 1
             documents = [Document(f"typed-{self.typed}", "", clean(what))]
         print(corpus.summary(self.retriever.add(documents, skipped), self.retriever, skipped), flush=True)
-        self.changed = not self.retriever.args.index_dir  # with --index_dir it is saved already
+        self.changed = not opening.place(self.retriever.args)  # else it is saved already
 
     def delete(self, what):
         print(f"{self.retriever.remove([what])} chunks forgotten")
-        self.changed = not self.retriever.args.index_dir
+        self.changed = not opening.place(self.retriever.args)
 
     def sources(self, _):
         counts = {}
@@ -67,6 +67,8 @@ class Session:
 
     def save(self, where):
         args = self.retriever.args
+        if args.index_url:
+            raise utils.UserError(f"the index of this session is at {opening.place(args)}, and saved already")
         if where and args.index_dir and Path(where) != Path(args.index_dir):
             raise utils.UserError(f"the index of this session is in {args.index_dir}; `save` alone writes it there")
         if not (where or args.index_dir):
@@ -114,10 +116,9 @@ def interact(args):
     device, skipped = utils.pick_device(args.device), Skipped()
     documents = corpus.read(args.docs, skipped, args) if args.docs else []
     retriever = Retriever(args, device)
-    if args.index_dir and not documents and not len(retriever.index):
+    if opening.place(args) and not documents and not len(retriever.index):
         raise utils.UserError(
-            f"--index_dir {args.index_dir}: no index there; give --docs, or build it first with --build_only --docs "
-            "PATH"
+            f"{opening.place(args)}: no index there; give --docs, or build it first with --build_only --docs PATH"
         )
     settled, task = loading.settled(args, args.gen_model, device), Task("interactive", None, "qa", template=QA_TEMPLATE)
     reader = Reader(settled, device, task)

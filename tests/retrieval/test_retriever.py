@@ -133,7 +133,7 @@ def test_a_document_that_became_another_ones_twin_is_forgotten(tiny_embedder):
 
 
 def test_bm25_alone_embeds_nothing(tiny_embedder, tmp_path, monkeypatch):
-    monkeypatch.setattr("harness.retrieval.retriever.BLOCK", 25)  # and a large corpus is saved on its way
+    monkeypatch.setattr("harness.retrieval.index.Index.block", 25)  # and a large corpus is saved on its way
     retriever = filled(tiny_embedder, "--retriever", "bm25", "--index_dir", str(tmp_path / "index"))
     assert (
         retriever.index.faiss is None
