@@ -43,9 +43,13 @@ def parse_args(argv=None):
     group.add_argument(
         "--export", metavar="FILE.db|FILE.json", help="write the rows as a SQLite database (table results) or as JSON"
     )
+    merge = "append to --results the rows of these CSVs that it does not have, as of a queue's jobs"
+    group.add_argument("--merge", nargs="+", metavar="CSV", help=merge)
     args = parser.parse_args(argv)
-    if args.report and (args.export or args.markdown or args.compare):
-        parser.error("--report comes with the charts; leave out --export, --markdown and --compare")
+    if args.merge and not args.results:
+        parser.error("--merge needs --results, the CSV that gets the rows")
+    if args.report and (args.export or args.markdown or args.compare or args.merge):
+        parser.error("--report comes with the charts; leave out --export, --markdown, --compare and --merge")
     if args.export and Path(args.export).suffix not in (".db", ".sqlite", ".json"):
         parser.error(f"--export {args.export}: the file must end in .db or .sqlite (SQLite) or in .json (JSON)")
     args.results = args.results or ("results.csv" if Path("results.csv").is_file() else "sample_results.csv")
@@ -87,6 +91,10 @@ def draw(args, rows):
 @utils.clean_exit
 def main(argv=None):
     args = parse_args(argv)
+    if args.merge:
+        for file in args.merge:
+            store.check_there(Path(file))
+        return print(f"{store.merge(args.merge, args.results)} rows added to {args.results}")
     if args.report:
         outputs.check(args.report, "report", "--report")
     if args.export:

@@ -9,6 +9,8 @@ failed is run again with --retry.
     python sweep.py suites/compare.yaml --dataset mine.csv --set label_budget=500 text_column=body
     python sweep.py suites/demo.yaml --dry_run
     python sweep.py suites/rank.yaml --results rank.csv
+    # as jobs of a cluster's queue, all at once; --runs_dir and --results on storage that the nodes share
+    python sweep.py suites/rank.yaml --launcher 'sbatch --gpus 1 --wrap "{command}"'
     # on two GPUs, two at a time
     python sweep.py suites/rank.yaml --workers 2 --devices 0,1 --continue_on_error
 
@@ -66,8 +68,10 @@ def parse_args(argv=None):
     add("--memory_gb", type=flags.positive, help="--race drops what takes more at its peak")
     time = "--race drops also what there is no time to run whole, and says what that risks"
     add("--minutes", type=flags.positive, help=time)
-    workers = "cells that run at the same time; on one device they slow each other down (default: %(default)s)"
-    add("--workers", type=flags.small_count, default=1, help=workers)
+    workers = "cells that run at the same time; on one device they slow each other down (default: 1; all in a queue)"
+    add("--workers", type=flags.small_count, help=workers)
+    launcher = "submit each cell to a queue with this command, as in 'sbatch --gpus 1 --wrap \"{command}\"'"
+    add("--launcher", metavar="COMMAND", help=launcher)
     add("--devices", help="CUDA devices that the workers take in turn, as in 0,1")
     add("--results", default="results.csv", help="the CSV that gets the rows (default: %(default)s)")
     add("--runs_dir", default="runs", help="where the run folders are made (default: %(default)s)")
@@ -77,6 +81,8 @@ def parse_args(argv=None):
         parser.error("--latency_ms, --memory_gb, --minutes and --keep_losers belong to --race")
     if args.keep_losers and args.minutes:
         parser.error("--keep_losers runs everything, whatever time it takes; leave out --minutes")
+    if args.devices and args.launcher:
+        parser.error("--devices are for runs on this machine; a queue gives its jobs their own")
     if args.devices and not all(part.strip().isdecimal() for part in args.devices.split(",")):
         parser.error(f"--devices {args.devices}: give numbers separated by commas, as in 0,1")
     return args
@@ -99,8 +105,9 @@ def changes_of(parser, args):
 
 def import_heavy():
     """What needs scipy, after the arguments were checked."""
-    global DoneRuns, Race, TimeLeft, identity, make_cells
+    global DoneRuns, Race, TimeLeft, identity, jobs, make_cells
     from harness.results.done_runs import DoneRuns, identity
+    from harness.sweeps import jobs
     from harness.sweeps.cells import make_cells
     from harness.sweeps.progress import TimeLeft
     from harness.sweeps.race import Race
@@ -118,15 +125,20 @@ def plan(cells, args, done):
 # -------------------------------------------------------------------------------------------------------------- running
 
 
+def key_of(cell, args):
+    """A name for one cell of one CSV."""
+    return hashlib.sha256(
+        os.fsencode(f"{os.path.realpath(args.results)} {identity(cell.script, cell.args)}")
+    ).hexdigest()[:16]
+
+
 @contextlib.contextmanager
 def claimed(cell, args, stop):
     """A lock on one cell of one CSV. The run inherits it: one that outlives its sweep is waited for, not repeated.
 
     stop: an Event that ends the waiting; then the lock's file descriptor is None.
     """
-    key = f"{os.path.realpath(args.results)} {identity(cell.script, cell.args)}"
-    name = hashlib.sha256(os.fsencode(key)).hexdigest()[:16]
-    with open(Path(args.runs_dir) / "sweeps" / f"{name}.lock", "w") as file:
+    with open(Path(args.runs_dir) / "sweeps" / f"{key_of(cell, args)}.lock", "w") as file:
         said = False
         while not stop.is_set():
             try:
@@ -177,7 +189,10 @@ def run_all(name, cells, args, clock):
                 if wanted:
                     tqdm.write(cell.command)
                     started = time.monotonic()
-                    code = run_cell(cell, log, children, device, lock)
+                    if args.launcher:
+                        code, log = jobs.run(logs / "jobs" / key_of(cell, args), cell, args, stop, children)
+                    else:
+                        code = run_cell(cell, log, children, device, lock)
         except BaseException:  # before the next cell can start
             stop.set()
             raise
@@ -186,9 +201,10 @@ def run_all(name, cells, args, clock):
         if not wanted:
             tqdm.write(f"    {cell.name}: meanwhile done by another process")
             return
-        if children.ended.is_set():
+        if children.ended.is_set() or code is None:
             return
-        last = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()][-2:]
+        said = log.read_text(encoding="utf-8", errors="replace") if log else ""
+        last = [line for line in said.splitlines() if line.strip()][-2:]
         tqdm.write("\n".join(f"    {line[-300:]}" for line in last))
         ended.append(cell)
         if code:
@@ -242,6 +258,11 @@ def main(argv=None):
     import_heavy()
     name, cells = make_cells(args.suite, args)
     store.check_results_file(args.results)
+    args.workers = args.workers or (len(cells) if args.launcher else 1)
+    if args.launcher:
+        args.launcher = jobs.check_launcher(args.launcher)
+        for cell in () if args.dry_run else cells:  # what ended while no sweep watched
+            jobs.Job(Path(args.runs_dir) / "sweeps" / "jobs" / key_of(cell, args)).collect(args.results)
     rows = store.read_if_there(args.results)
     done = DoneRuns(rows)
     planned = plan(cells, args, done)

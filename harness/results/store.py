@@ -204,6 +204,18 @@ def _append(path, row):
             print(f"{path} has new columns now; the file as it was is {keep_copy(path)}")
 
 
+def merge(files, path):
+    """Append to `path` the rows of other results CSVs that it does not have yet, by their run_id; returns how many."""
+    known, n = {row["run_id"] for row in read_if_there(path)}, 0
+    for file in files:
+        for row in read_if_there(file):
+            if row["run_id"] not in known:
+                append_result(path, row)
+                known.add(row["run_id"])
+                n += 1
+    return n
+
+
 def csv_lines(rows):
     """Rows of cells as the bytes of CSV lines; a byte of a file's name that is not UTF-8 becomes an escape, \\udce9."""
     text = io.StringIO()
@@ -239,7 +251,7 @@ def read_results(path):
     columns that had another name there are renamed (see earlier). UserError for a missing, foreign or broken file.
     """
     path = Path(path)
-    _check_there(path)
+    check_there(path)
     rows = []
     with _reader(path) as reader:
         header = _header(path, reader)
@@ -256,7 +268,7 @@ def read_results(path):
     return rows
 
 
-def _check_there(path):
+def check_there(path):
     """UserError where there is no ordinary file with something in it."""
     try:
         found = path.stat()

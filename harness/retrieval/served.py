@@ -1,7 +1,5 @@
 """An index that a database serves (--index_url): chunks and vectors are there, this process keeps ids and digests."""
 
-import importlib
-
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -11,24 +9,24 @@ from harness.retrieval.index import SCHEMA, Index
 
 CANDIDATES = 64  # ef_search where none is asked for, as in the index folder
 EXACT_UP_TO = 50_000  # vectors; a database scans more slowly than FAISS
-# scheme: (module, class, packages that it needs)
-POSTGRES = ("postgres", "PostgresStore", "'psycopg[binary]' pgvector")
-MILVUS = ("milvus", "MilvusStore", "pymilvus")
-DATABASES = {"postgresql": POSTGRES, "postgres": POSTGRES, "http": MILVUS, "https": MILVUS}
+PACKAGES = {"postgres": "'psycopg[binary]' pgvector", "http": "pymilvus"}
 
 
 def connect(url, name):
     """The store behind --index_url. UserError for an address of another kind, and for a package that is missing."""
-    scheme = url.partition("://")[0]
-    if scheme not in DATABASES:
+    kind = {"postgresql": "postgres", "https": "http"}.get(scheme := url.partition("://")[0], scheme)
+    if kind not in PACKAGES:
         raise utils.UserError(
             f"--index_url {utils.without_credentials(url)}: give postgresql://.. (pgvector) or http://.. (Milvus)"
         )
-    module, store, packages = DATABASES[scheme]
-    try:
-        return getattr(importlib.import_module(f"harness.retrieval.{module}"), store)(url, name)
+    try:  # optional packages, of which a person has one
+        if kind == "postgres":
+            from harness.retrieval.postgres import PostgresStore as Store  # see above
+        else:
+            from harness.retrieval.milvus import MilvusStore as Store  # see above
     except ImportError as error:
-        raise utils.UserError(f"--index_url {scheme}://: {error}; pip install {packages}") from None
+        raise utils.UserError(f"--index_url {scheme}://: {error}; pip install {PACKAGES[kind]}") from None
+    return Store(url, name)
 
 
 class ServedIndex(Index):
