@@ -31,7 +31,7 @@ import sys
 from dataclasses import replace
 
 import utils
-from harness import flags, hub
+from harness import engine_flags, flags, hub
 from harness.results import label_counts
 from harness.results.run import Run
 
@@ -48,6 +48,7 @@ def parse_args(argv=None):
         help="fold the adapter into the weights first (default: unless they are int8 or nf4)",
     )
     flags.add_precision_args(parser)
+    engine_flags.add_engine_args(parser)
     group = parser.add_argument_group("prompt")
     group.add_argument(
         "--k_shots",
@@ -147,7 +148,7 @@ def parse_args(argv=None):
     if args.calibrate not in (None, "none") and args.scoring == "generate":
         parser.error("--calibrate works on label likelihoods; leave out --scoring generate")
     check_calibration(parser, args)
-    return args
+    return engine_flags.check_engine_args(parser, args)
 
 
 def searches(args):
@@ -283,18 +284,24 @@ def run_once(args):
             if assumed:
                 run.note(assumed)
                 print(f"{args.adapter or args.model}: {assumed}", file=sys.stderr)
+        if classifier and args.engine != "hf":
+            raise utils.UserError(f"--engine {args.engine}: {args.adapter or args.model} classifies by a head; use hf")
+        options = {
+            "kind": "classifier" if classifier else "auto",
+            "labels": labels if classifier else None,
+            "precision": args.precision,
+            "pad_token_id": tokenizer.pad_token_id,
+            "trust_remote_code": args.trust_remote_code,
+            "attention": args.attn_implementation,
+        }
         with utils.measure() as load:
-            model = loading.load_model(
-                args.model,
-                "classifier" if classifier else "auto",
-                precision=args.precision,
-                device=device,
-                labels=labels if classifier else None,
-                adapter=args.adapter,
-                pad_token_id=tokenizer.pad_token_id,
-                trust_remote_code=args.trust_remote_code,
-                attention=args.attn_implementation,
-            )
+            model = engines.load(args, args.model, device, args.adapter, **options)
+        if args.engine not in ("hf", "vllm"):
+            run.row["precision"] = None  # the server's own
+        if by_likelihood and engines.is_engine(model) and not model.tells_likelihoods:
+            args, by_likelihood = few_shot.generated_instead(args, run, searches(args)), False
+            chat = loading.uses_chat(args.prompt_format, tokenizer)
+            run.row["variant"] = variant(args, task.kind, args.adapter)
         if not args.adapter and model.new_layers:  # load_adapter has looked where there is one
             raise utils.UserError(
                 f"{args.model} has no weights for {', '.join(model.new_layers)}: they would be random"
@@ -328,6 +335,14 @@ def run_once(args):
 
         # 6. evaluate
         outcome = score(model, tokenizer, task, args, chat, shown, other, prior)
+        if engines.is_engine(model):
+
+            def with_hf():
+                hf, few = agreement.hf_args(args), agreement.first(task, args.engine_check)
+                theirs = engines.load(hf, args.model, device, args.adapter, **options)
+                return score(theirs, tokenizer, few, hf, chat, shown, None, None)
+
+            agreement.record(run, model, outcome, with_hf if args.engine_check else None)
 
         # 7. row and report: the row is written by leaving the block
         seconds = run.row.pop("train_seconds", None)  # of the choice, which is no training with a peak of its own
@@ -340,11 +355,11 @@ def run_once(args):
 
 def import_heavy():
     """Import what takes seconds, once the arguments are known to be right: --help and a wrong flag answer at once."""
-    global adapters, evaluate, few_shot, loading, prompting, record, tasks, with_reasons
+    global adapters, agreement, engines, evaluate, few_shot, loading, prompting, record, tasks, with_reasons
     from harness.data import tasks
     from harness.data.prompts import with_reasons
-    from harness.evaluation import evaluate, few_shot, prompting, record
-    from harness.models import adapters, loading
+    from harness.evaluation import agreement, evaluate, few_shot, prompting, record
+    from harness.models import adapters, engines, loading
 
 
 @utils.clean_exit

@@ -13,7 +13,7 @@ import utils
 from harness import flags
 from harness.data import numbers
 from harness.evaluation import calibration, metrics, perplexity, prompting, reading, remarks
-from harness.models import generation, loading, prefix_cache, scoring
+from harness.models import engines, generation, loading, prefix_cache, scoring
 from harness.results import stats
 
 
@@ -230,7 +230,11 @@ def by_generation(
     if samples == 1:
         name = "answer" if task.kind == "classification" else "generated"
         outcome.extras = remarks.with_thoughts(found.texts, [None if name == "answer" else a for a in answers], name)
-        outcome.perplexity = lambda: target_perplexity(model, tokenizer, task, prompts_of, batch_size, chat)
+        outcome.perplexity = (
+            None
+            if engines.is_engine(model)
+            else lambda: target_perplexity(model, tokenizer, task, prompts_of, batch_size, chat)
+        )
     outcome.cells.update(
         memory,
         **utils.latency_columns([t.total_ms for t in cached], "cached_"),
@@ -367,7 +371,9 @@ def _cached_requests(model, prefix_ids, request, inputs):
     """([request(x, prefix) for each input], notes) with the prompts' common prefix in a cache; ([], []) where none can
     be.
     """
-    if len(inputs) < 2 or model.config.is_encoder_decoder:  # an encoder reads the whole prompt in both directions
+    if len(inputs) < 2 or engines.is_engine(model):  # an engine keeps its own cache, also in the plain requests
+        return [], []
+    if model.config.is_encoder_decoder:  # an encoder reads the whole prompt in both directions
         return [], []
     prefix = prefix_cache.prefill(model, prefix_ids)
     if prefix_ids and prefix.cache is None:

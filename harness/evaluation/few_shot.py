@@ -84,6 +84,17 @@ def check_no_prompt(args):
         )
 
 
+def generated_instead(args, run, searches):
+    """The flags for an endpoint that tells no likelihoods: answers are generated and read."""
+    if searches or args.calibrate not in (None, "none") or args.eval_ood or args.scoring == "likelihood":
+        raise utils.UserError(
+            "--engine: this server tells no log-probabilities, which --scoring likelihood, --calibrate, --eval_ood and "
+            "--label_budget without --k_shots need"
+        )
+    run.note("the server tells no log-probabilities: answers are generated and read")
+    return argparse.Namespace(**{**vars(args), "scoring": "generate"})
+
+
 def calibration_inputs(args, run, task, pool, shown):
     """The Examples of --calibrate_on: None for the evaluation inputs. pool: the Examples demonstrations come from;
     shown: the demonstrations.

@@ -1,8 +1,11 @@
 """What a label's abbreviation stands for, by a causal language model: LOC is "location", beside HUM and NUM."""
 
+import math
 import re
 
 import torch
+
+from harness.models import engines
 
 SHORT = re.compile(r"[A-Z]{3,6}")  # names that may be abbreviations; two letters can mean anything
 SURE = 0.4  # the probability from which on an expansion is believed
@@ -54,6 +57,10 @@ def _likeliest(name, prompt, words, model, tokenizer):
     """(probability, name, word) of the likeliest word after the prompt; (0.0, name, "") without any candidate."""
     short = name.lower()
     some = [*may_stand_for(short, words), *([short] if short in words else [])]
+    if engines.is_engine(model) and some:
+        ids = tokenizer(prompt).input_ids
+        told = model.log_probs([ids], [[[words[word]] for word in some]])
+        return max((math.exp(value), name, word) for value, word in zip(told, some))
     ids = tokenizer(prompt, return_tensors="pt").input_ids.to(model.device)
-    scores = model(ids).logits[0, -1].float().softmax(-1)
+    scores = model(ids).logits[0, -1].float().softmax(-1) if some else {}
     return max(((float(scores[words[word]]), name, word) for word in some), default=(0.0, name, ""))

@@ -10,7 +10,7 @@ import torch
 from transformers import LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
 
 import utils
-from harness.models import batching, loading, memory_forecast, prefix_cache, scoring, thoughts
+from harness.models import batching, engines, loading, memory_forecast, prefix_cache, scoring, thoughts
 
 # plain greedy decoding, whatever the model's generation_config says (BART: 4 beams, Qwen2.5: a repetition penalty)
 GREEDY = {"do_sample": False, "num_beams": 1, "repetition_penalty": 1.0, "no_repeat_ngram_size": 0}
@@ -97,11 +97,24 @@ def generate(
         for i, tokens in zip(batch, out[:, begin:].tolist()):
             texts[i], new[i] = _finished(read, tokens, ended, stop, opened[i])
 
+    if engines.is_engine(model):
+        sampled = options.get("do_sample", False)
+        seed = torch.randint(2**31, ()).item() if sampled else None
+        temperature = options.get("temperature", 1.0) if sampled else 0.0
+        marks = () if any(opened) else stop  # within a thought a stop string stops nothing
+        for i, tokens in enumerate(model.generate(rows, max_new_tokens, marks, temperature, seed)):
+            texts[i], new[i] = _finished(read, tokens, ended, stop, opened[i])
+        return _answers(texts, new, opened, rows, truncated, max_new_tokens, [], len(rows))
     lengths = [len(row) + max_new_tokens for row in rows]
     largest = batching.in_batches(lengths, batch_size, memory_forecast.padded_tokens(model), work, progress, alike)
     common = rows[0][:shared] if decoder_only else []
+    return _answers(texts, new, opened, rows, truncated, max_new_tokens, common, largest)
+
+
+def _answers(texts, new, opened, rows, truncated, max_new_tokens, common, largest):
+    """The Answers of generated texts [N] and token ids [N]; opened: [N] bools, the prompt has begun a thought."""
     answers, unfinished, _ = zip(*map(thoughts.split, texts, opened))
-    sizes = sum(map(len, rows)), truncated, max(lengths), common, largest
+    sizes = sum(map(len, rows)), truncated, max(map(len, rows)) + max_new_tokens, common, largest
     return Answers(texts, list(answers), sum(unfinished), new, *sizes)
 
 
@@ -233,6 +246,9 @@ def time_request(model, tokenizer, prompt, max_new_tokens=32, exact=False, sampl
     utils.synchronize()
     start = time.perf_counter()
     text = prompt() if callable(prompt) else prompt
+    if engines.is_engine(model):
+        answer = generate(model, tokenizer, [text] * samples, max_new_tokens, **options)
+        return Timed(None, 1000 * (time.perf_counter() - start), None, answer.new_tokens, answer)
     if samples > 1:
         answer = generate(model, tokenizer, [text] * samples, max_new_tokens, samples, **options)
         utils.synchronize()

@@ -308,6 +308,8 @@ def size_columns(model, trained=False):
     total_params is num_parameters, which counts packed weights (nf4: two in a byte) as bitsandbytes does. precision is
     among the cells where the weights are quantized, whatever the flags say: a checkpoint may be saved so.
     """
+    if model.num_parameters is None:  # an engine, which does not say
+        return {}
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad) if trained else 0
     quantized = getattr(base_model(model), "is_quantized", False) and saved_precision(base_model(model).config)
     return {

@@ -12,7 +12,7 @@ import torch
 from transformers.modeling_outputs import BaseModelOutput
 
 import utils
-from harness.models import batching, loading, memory_forecast, prefix_cache
+from harness.models import batching, engines, loading, memory_forecast, prefix_cache
 
 
 @dataclass
@@ -74,6 +74,11 @@ def score_labels(
     if model.config.is_encoder_decoder:
         return _score_labels_seq2seq(model, tokenizer, prompts, sets, batch_size, progress)
     contexts, continuations, truncated = encode(model, tokenizer, prompts, sets, add_special_tokens)
+    if engines.is_engine(model):
+        total = np.array(model.log_probs(contexts, continuations))
+        longest = max(len(context) + max(map(len, ends)) for context, ends in zip(contexts, continuations))
+        sizes = sum(map(len, contexts)), truncated, longest, [], len(prompts)
+        return LabelScores(*_table(total, continuations), *sizes)
     # a row for each example and label: the context and all but the last token of the label
     rows = [context + end[:-1] for context, ends in zip(contexts, continuations) for end in ends]
     first = [len(context) - 1 for context, some in zip(contexts, sets) for _ in some]  # predicts the first label token

@@ -78,6 +78,12 @@ COLUMNS = (
         about="Of the weights: `fp32`, `fp16`, `bf16`, `int8`, `nf4`, `int8_weights` or `int4_weights`; of a "
         "checkpoint that is saved quantized, what it says (`gptq`, `awq`, ..).",
     ),
+    Column("engine", "str", "setting",
+           about="What computed the language model, where it was not transformers: vLLM with its version, or the "
+                 "address of an endpoint (`--engine`)."),
+    Column("engine_agreement", "float", "quality",
+           about="Of the first `--engine_check` examples, the share that transformers answers in the same way; ties of "
+                 "label words count as the same."),
     Column("device", "str", "setting", about="`cpu`, `cuda`, `xpu` or `mps`."),
     Column("device_name", "str", "setting", about="The GPU, or the processor with its number of usable cores."),
     Column("tf32", "bool", "setting", about="`true` where products of fp32 matrices are computed in TF32; empty "

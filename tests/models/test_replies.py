@@ -1,7 +1,7 @@
 import pytest
 from chat_helpers import completion
 
-from harness.chat import replies
+from harness.models import replies
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Where a judge is asked: what an address may be, what of it is told to nobody, and which key goes there."""
+"""Where an endpoint is asked: what an address may be, what of it is told to nobody, and which key goes there."""
 
 import ipaddress
 import os
@@ -35,11 +35,11 @@ class Address:
         return sorted({text for text in texts if text and len(text) >= 4}, key=len, reverse=True)
 
 
-def read(url, plain_http=False):
-    """The Address of --judge_url. UserError for one that is malformed, and for http:// to another machine unless
+def read(url, plain_http=False, flag="--judge_url", allows="--judge_plain_http"):
+    """The Address that a flag gives. UserError for one that is malformed, and for http:// to another machine unless
     plain_http allows it: prompts, answers and the key would be readable on the way.
     """
-    name = f"--judge_url {utils.without_credentials(url)}"
+    name = f"{flag} {utils.without_credentials(url)}"
     try:
         parts = urllib.parse.urlsplit(url)
         host, port = parts.hostname, parts.port or (443 if parts.scheme == "https" else 80)
@@ -49,7 +49,7 @@ def read(url, plain_http=False):
     except ValueError as error:
         raise utils.UserError(f"{name}: not a valid address ({error})") from None
     if parts.scheme != "https" and not _is_here(host) and not plain_http:
-        raise utils.UserError(f"{name}: http is not encrypted; use https, or allow it with --judge_plain_http")
+        raise utils.UserError(f"{name}: http is not encrypted; use https, or allow it with {allows}")
     parameters = urllib.parse.parse_qs(parts.query, keep_blank_values=True)
     twice = [each for each, values in parameters.items() if len(values) > 1]
     if twice:
@@ -73,18 +73,18 @@ def _is_here(host):
     return number.is_loopback or number.is_unspecified  # servers print 0.0.0.0 as their address
 
 
-def check_reachable(address, seconds=5.0):
+def check_reachable(address, seconds=5.0, flag="--judge_url"):
     """UserError, within seconds, where nothing listens at an Address."""
     if urllib.request.getproxies().get(address.scheme) and not urllib.request.proxy_bypass(address.host):
         return  # only the proxy can reach it
     try:
         socket.create_connection((address.host, address.port), seconds).close()
     except OSError as error:
-        raise utils.UserError(f"--judge_url {address.public}: nothing answers there ({error})") from None
+        raise utils.UserError(f"{flag} {address.public}: nothing answers there ({error})") from None
 
 
-def key_for(host, variable=None):
-    """The key that a host gets, None for none. variable: of --judge_key_env.
+def key_for(host, variable=None, flag="--judge_key_env"):
+    """The key that a host gets, None for none. variable: of the environment, as the flag names it.
 
     Without a variable only OpenAI's own hosts get a key: OPENAI_API_KEY is meant for nobody else.
     """
@@ -96,8 +96,10 @@ def key_for(host, variable=None):
     key = os.environ.get(variable, "").strip()
     if not key:
         # the value is not repeated: it may be the key itself
-        flag = "--judge_key_env" if variable != usual else usual
-        raise utils.UserError(f"{flag}: there is no such variable in the environment, or it is empty; it holds the key")
+        raise utils.UserError(
+            f"{flag if variable != usual else usual}: there is no such variable in the environment, or it is empty; "
+            "it holds the key"
+        )
     if not (key.isascii() and key.isprintable()):
-        raise utils.UserError("--judge_key_env: the key holds signs that no HTTP header can send")
+        raise utils.UserError(f"{flag}: the key holds signs that no HTTP header can send")
     return key

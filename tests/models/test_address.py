@@ -3,7 +3,7 @@ import socket
 import pytest
 
 import utils
-from harness.chat import address
+from harness.models import address
 
 
 @pytest.mark.parametrize(

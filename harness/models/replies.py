@@ -1,6 +1,7 @@
 """What the reply of an OpenAI-compatible endpoint holds. No part of it is taken for granted."""
 
 import json
+from dataclasses import dataclass
 
 
 class BadReply(ValueError):
@@ -36,6 +37,30 @@ def read(body):
         _likelihoods(choice),
         tokens if counted else None,
     )
+
+
+@dataclass(frozen=True)
+class Completion:
+    """The reply to one prompt."""
+
+    text: str
+    finish: str | None
+    top: dict | None  # {token as the server writes it: log-probability} at the first new token
+    tokens: list | None  # [tokens in, out]
+
+
+def read_completion(body):
+    """The Completion in a reply as JSON; BadReply for anything else, with the endpoint's own words."""
+    choice = next(iter(_at(body, "choices", default=[])), None)
+    error = _at(body, "error") or _at(choice, "error")
+    if error or not isinstance(choice, dict) or not isinstance(choice.get("text"), str):
+        words = _at(error, "message") or error or _at(body, "message") or _at(body, "detail")
+        raise BadReply(f"the endpoint's error: {words}" if words else f"no completion but {json.dumps(body)[:100]}")
+    top = next(iter(_at(choice, "logprobs", "top_logprobs", default=[])), None)
+    told = {t: float(v) for t, v in (top or {}).items() if isinstance(v, (int, float))} if isinstance(top, dict) else {}
+    tokens = [_at(body, "usage", name) for name in ("prompt_tokens", "completion_tokens")]
+    counted = all(isinstance(n, int) for n in tokens)
+    return Completion(choice["text"], _at(choice, "finish_reason"), told or None, tokens if counted else None)
 
 
 def _likelihoods(choice):
