@@ -28,7 +28,7 @@ import sys
 from pathlib import Path
 
 import utils
-from harness import flags, hub
+from harness import engine_flags, flags, hub
 from harness.results import outputs
 from harness.results.run import Run
 
@@ -41,6 +41,7 @@ def parse_args(argv=None):
     add("--adapter", nargs="+", default=[], metavar="DIR", help="peft adapters, each compared with the base model")
     add("--no_lora", action="store_true", help="leave the adapters out: the base model alone")
     flags.add_precision_args(parser)
+    engine_flags.add_engine_args(parser)
 
     add, templates = parser.add_argument_group("questions and answers").add_argument, ("plain", "chat", "auto")
     files = "a file (json, jsonl, csv, tsv, parquet, txt; also IFEval's) or a folder with question.jsonl"
@@ -97,7 +98,7 @@ def parse_args(argv=None):
     if args.mode is None:
         args.mode = "evaluate" if args.benchmark or args.score else "batch" if args.prompts else "interactive"
     check_args(parser, args)
-    return args
+    return engine_flags.check_engine_args(parser, args)
 
 
 def check_args(parser, args):
@@ -121,6 +122,7 @@ def check_args(parser, args):
         (repeated, "a model or an adapter is named twice"),
         (len(args.model) > 1 and args.adapter, "--adapter belongs to one --model; give one of them"),
         (args.mode == "interactive" and several, "--mode interactive talks to one model with at most one adapter"),
+        (args.mode == "interactive" and args.engine != "hf", "--mode interactive streams its answers: --engine hf"),
         (judging and not judged, f"{judge_flags} need --judge local or --judge endpoint"),
         (judged and (args.mode != "evaluate" or args.score), "--judge belongs to --benchmark"),
         (judged and not args.judge_model, f"--judge {args.judge} needs --judge_model"),
@@ -156,11 +158,13 @@ def load(args, name, adapter=None, judge=False):
     """(model, tokenizer) at --precision, on --device; --thinking is for the models that answer, not for a judge."""
     tokenizer = loading.load_tokenizer(name, args.trust_remote_code, None if judge else args.thinking, adapter)
     device = utils.pick_device(args.device)
-    model = loading.load_model(
+    options = argparse.Namespace(**{**vars(args), "engine": "hf"}) if judge else args
+    model = engines.load(
+        options,
         name,
+        device,
+        adapter,
         precision=loading.settled(args, name, device).precision,
-        device=device,
-        adapter=adapter,
         pad_token_id=tokenizer.pad_token_id,
         trust_remote_code=args.trust_remote_code,
         attention=args.attn_implementation,
@@ -243,6 +247,8 @@ def run_once(args):
                 file, here = folder / "answers.jsonl", run.row["device_name"]
                 outcome = answers.evaluate(model, tokenizer, benchmark, questions, file, args, chat, here)
                 record.costs(run, model, outcome)
+                if engines.is_engine(model):
+                    agreement.record(run, model, None, None)  # most answers are sampled: nothing to compare
                 del model, tokenizer  # a local judge needs their memory
                 system = side_by_side.system_of(names[model_name, adapter], questions, outcome.records, run.row)
                 formats.write_official(run, benchmark, questions, system)
@@ -282,9 +288,11 @@ def check_names(args):
 
 def import_heavy():
     """Import what takes seconds, after the arguments were checked: --help and wrong flags answer at once."""
-    global adapters, answers, benchmarks, formats, judgements, judges, loading, record, side_by_side, terminal
+    global adapters, agreement, answers, benchmarks, engines, formats, judgements, judges, loading, record
+    global side_by_side, terminal
     from harness.chat import answers, benchmarks, formats, judgements, judges, record, side_by_side, terminal
-    from harness.models import adapters, loading
+    from harness.evaluation import agreement
+    from harness.models import adapters, engines, loading
 
 
 @utils.clean_exit

@@ -30,7 +30,7 @@ import shutil
 from pathlib import Path
 
 import utils
-from harness import flags, hub
+from harness import engine_flags, flags, hub
 from harness.results.run import Run
 
 LEARNING_RATES = {"lora": 5e-4, "full": 2e-5}
@@ -101,6 +101,7 @@ def parse_args(argv=None):
         metavar="auto|attention|mlp|all-linear|A,B,..",
         help="(default: %(default)s)",
     )
+    engine_flags.add_engine_args(parser, "the teacher")
     flags.add_training_args(parser, resume=False, padding_free=False, tune=False)
     parser.set_defaults(epochs=EPOCHS)
     flags.add_data_args(parser)
@@ -113,6 +114,9 @@ def parse_args(argv=None):
             "--targets online is for a student of the teacher's own model; another one learns from its answers"
         )
     check_student(parser, args)
+    engine_flags.check_engine_args(parser, args)
+    if args.engine != "hf" and not two_models(args):
+        parser.error("--engine asks a teacher that is another model: give --teacher, or a --student MODEL")
     if args.k_shots == 0 and not two_models(args):
         parser.error("--k_shots 0: without demonstrations the model has nothing to learn from itself")
     if not searches(args):
@@ -299,8 +303,9 @@ def run_once(args):
         # 4. model
         tokenizer = loading.load_tokenizer(of_teacher, args.trust_remote_code, args.thinking)
         with utils.measure() as load:
-            model = students.load_language_model(args, of_teacher, device, precision)
+            model = students.load_language_model(args, of_teacher, device, precision, engine=two_models(args))
         run.row.update(load.load_columns())
+        run.note(f"the teacher is asked by {model.name}" if engines.is_engine(model) else None)
         if model.config.is_encoder_decoder and not two_models(args):
             raise utils.UserError(f"{args.model} is an encoder-decoder; context distillation here is for causal models")
         if args.student == "full" and not two_models(args):
@@ -313,6 +318,8 @@ def run_once(args):
             examples = distillation.unlabelled_inputs(task, demonstrations, args)
         prior = prompting.label_prior(args.calibrate, task, examples[: flags.CALIBRATION_CAP])
         outcome = evaluate_prompted(model, tokenizer, task, args, chat, other, demonstrations, prior)
+        if engines.is_engine(model) and task.kind == "classification" and not model.tells_likelihoods:
+            raise utils.UserError("--engine: this server tells no log-probabilities, which the student learns from")
         sides = {"teacher": record.side(run, task, outcome, "teacher", other)}
         args.model, kept = of_student, forgetting.Forgetting(args, run)
         if two_models(args):
@@ -321,6 +328,8 @@ def run_once(args):
                 teacher = distillation.Teacher(model, tokenizer, task, demonstrations, args, chat)
                 pairs = students.ask(teacher, task, examples)
             count_asking(run, asking, len(pairs))
+            if engines.is_engine(model):
+                model.close()
             del teacher, model
             utils.free_memory()
             student, tokenizer = other_student(args, run, task, pairs, device, kept)
@@ -361,12 +370,23 @@ def run_once(args):
 
 def import_heavy():
     """Import what takes seconds, once the arguments are known to be right: --help and a wrong flag answer at once."""
-    global adapters, distillation, draw, evaluate, forgetting, layers, loading, prompt_search, prompting, record
+    global \
+        adapters, \
+        distillation, \
+        draw, \
+        engines, \
+        evaluate, \
+        forgetting, \
+        layers, \
+        loading, \
+        prompt_search, \
+        prompting, \
+        record
     global serving, students, tasks, trainer
     from harness.data import tasks
     from harness.data.examples import draw
     from harness.evaluation import evaluate, forgetting, prompt_search, prompting, record, serving
-    from harness.models import adapters, layers, loading
+    from harness.models import adapters, engines, layers, loading
     from harness.training import distillation, students, trainer
 
 

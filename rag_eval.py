@@ -19,7 +19,7 @@ queries.jsonl, qrels/) as --dataset measures retrieval alone, of whole documents
 from types import SimpleNamespace
 
 import utils
-from harness import flags, hub
+from harness import engine_flags, flags, hub
 from harness.results import outputs
 from harness.results.run import Run
 from harness.retrieval import files, index_flags
@@ -38,6 +38,7 @@ def parse_args(argv=None):
     add("--gen_model", default="assets/models/SmolLM2-135M-Instruct", help="name or folder (default: %(default)s)")
     add("--adapter", metavar="DIR", help="a peft adapter to put on the generator, merged where that is exact")
     flags.add_precision_args(parser, "of the generator")
+    engine_flags.add_engine_args(parser, "the generator")
     add("--interactive", action="store_true", help="ask questions and add documents at a prompt; writes no row")
     add("--build_only", action="store_true", help="add --docs to the index, or --delete from it; writes no row")
 
@@ -130,6 +131,7 @@ def check_args(parser, args):
     if args.chunk_tokens and args.whole_documents:
         parser.error("--chunk_tokens and --whole_documents exclude each other")
     index_flags.check_index_args(parser, args)
+    engine_flags.check_engine_args(parser, args)
     if args.build_only and args.interactive:
         parser.error("--build_only and --interactive exclude each other")
     if not measures and (args.baselines or args.save_run or args.retrieval_only):
@@ -223,6 +225,20 @@ def run_once(args, mode, shared):
         # 6. evaluate
         outcome = measure.questions(args, mode, task, retriever, reader, relevant, own)
 
+        if reader and engines.is_engine(reader.model):
+            run.row["engine"] = reader.model.name
+            if mode == shared.last:  # the others have the same generator
+
+                def with_hf():
+                    hf, n = agreement.hf_args(args), args.engine_check
+                    theirs = Reader(hf, device, task)
+                    theirs.demonstrations = reader.demonstrations
+                    asked = [ex.text for ex in task.evaluation[:n]], outcome.passages[:n], mode != "none"
+                    return evaluate.Outcome(theirs.answer(*asked)[0], {}, None, [])
+
+                found = evaluate.Outcome(outcome.texts, {}, None, [])
+                agreement.record(run, reader.model, found, with_hf if args.engine_check else None)
+
         # 7. row and report: the row is written by leaving the block
         if mode in measure.RANKING:
             record.ranking(run, args, task, retriever, outcome)
@@ -250,9 +266,10 @@ def main(argv=None):
     hub.check_names(models, {"--dataset": flags.source(args) if measures else None})
 
     # heavy modules, now that the arguments are checked
-    global Reader, Retriever, Skipped, corpus, draw, loading, measure, raft, record
+    global Reader, Retriever, Skipped, agreement, corpus, draw, engines, evaluate, loading, measure, raft, record
     from harness.data.examples import draw
-    from harness.models import loading
+    from harness.evaluation import agreement, evaluate
+    from harness.models import engines, loading
     from harness.retrieval import corpus, measure, raft, record, session
     from harness.retrieval.documents import Skipped
     from harness.retrieval.reader import Reader
@@ -262,8 +279,9 @@ def main(argv=None):
         return corpus.build(args)
     if args.interactive:
         return session.interact(args)
-    shared = SimpleNamespace(task=None, reader=None, retriever=None, building=None)
-    for mode in MODES if args.baselines else ("retrieved" if args.k else "none",):
+    modes = MODES if args.baselines else ("retrieved" if args.k else "none",)
+    shared = SimpleNamespace(task=None, reader=None, retriever=None, building=None, last=modes[-1])
+    for mode in modes:
         run_once(args, mode, shared)
 
 

@@ -35,6 +35,6 @@ def check_engine_args(parser, args):
         parser.error(f"--{given[0]} belongs to --engine URL")
     if args.engine_max_cost and not args.engine_prices:
         parser.error("--engine_max_cost needs --engine_prices")
-    if args.engine != "hf" and args.attn_implementation:
+    if args.engine != "hf" and getattr(args, "attn_implementation", None):
         parser.error("--attn_implementation is of --engine hf")
     return args

@@ -12,7 +12,7 @@ from filelock import FileLock, Timeout
 import utils
 from harness.chat import benchmarks, formats
 from harness.evaluation import perplexity, prompting
-from harness.models import generation
+from harness.models import engines, generation
 from harness.results import provenance, store
 
 CHUNK = 16  # questions that are answered and then written together: the most that a killed run loses
@@ -56,6 +56,7 @@ def answers_folder(args, model, adapter):
     names = ("precision", "prompt_format", "system", "max_new_tokens", "temperature", "seed")
     settings = {"model": model, "adapter": adapter, **{name: getattr(args, name) for name in names}}
     later = {name: getattr(args, name) for name in ("thinking", "attn_implementation")}
+    later["engine"] = None if args.engine == "hf" else utils.without_credentials(args.engine)
     settings.update({name: value for name, value in later.items() if value is not None})  # older ones keep their folder
     settings["input_id"] = provenance.input_id({"model": model, "adapter": adapter})
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:10]
@@ -179,7 +180,7 @@ def _converse(questions, generate, limit, prompt_of, passes):
 def reference_perplexity(model, tokenizer, questions, args, chat):
     """Perplexity cells of the reference answers, each after the references of earlier turns; {} without any."""
     asked = [(question, i) for question in questions for i, text in enumerate(question.references) if text.strip()]
-    if not asked:
+    if not asked or engines.is_engine(model):
         return {}
     prompts = [
         benchmarks.render(question.turns[: i + 1], question.references[:i], tokenizer if chat else None, args.system)

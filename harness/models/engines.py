@@ -12,6 +12,7 @@ compute every prompt again (vllm issue 5234).
 import importlib
 import json
 import os
+import sys
 from pathlib import Path
 
 import torch
@@ -33,7 +34,7 @@ def load(args, name, device, adapter=None, **options):
     if args.engine == "hf":
         return loading.load_model(name, device=device, adapter=adapter, **options)
     if args.engine == "vllm":
-        return VllmEngine(args, name, device, adapter)
+        return VllmEngine(args, name, device, adapter, options["precision"])
     return EndpointEngine(args, name, adapter)
 
 
@@ -96,7 +97,7 @@ class Engine:
 class VllmEngine(Engine):
     """vLLM's offline class, in this process, with its prefix cache."""
 
-    def __init__(self, args, name, device, adapter=None):
+    def __init__(self, args, name, device, adapter, precision):
         os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")  # one process, whose memory is measured
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
         try:
@@ -109,16 +110,18 @@ class VllmEngine(Engine):
         self.name = f"vllm {self.vllm.__version__}"
         super().__init__(args, name, device)
         dtypes = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
-        if args.precision not in dtypes:
+        if precision not in dtypes:
             raise utils.UserError(
-                f"--precision {args.precision}: with --engine vllm give fp32, bf16 or fp16, or a checkpoint that is "
+                f"--precision {precision}: with --engine vllm give fp32, bf16 or fp16, or a checkpoint that is "
                 "quantized"
             )
         options = {"enable_lora": True, "max_lora_rank": _rank(adapter)} if adapter else {}
+        # vLLM on a CPU looks into every module that is loaded, and stumbles over llvmlite's (of numba, of bm25s)
+        hidden = {name: sys.modules.pop(name) for name in list(sys.modules) if name.startswith("llvmlite")}
         try:
             self.llm = self.vllm.LLM(
                 model=name,
-                dtype=dtypes[args.precision],
+                dtype=dtypes[precision],
                 trust_remote_code=args.trust_remote_code,
                 enable_prefix_caching=True,
                 enforce_eager=device == "cpu",
@@ -131,6 +134,8 @@ class VllmEngine(Engine):
             if utils.is_out_of_memory(error):
                 raise
             raise utils.UserError(f"--engine vllm cannot load {name}: {' '.join(str(error).split())[:300]}") from None
+        finally:
+            sys.modules.update(hidden)
         self.adapter = self.lora.LoRARequest("adapter", 1, str(Path(adapter).resolve())) if adapter else None
 
     def _likelihoods(self, requests):

@@ -6,7 +6,7 @@ import re
 from harness.data.examples import Example
 from harness.data.prompts import QA_CONTEXT_INSTRUCTION, QA_INSTRUCTION, render, with_instruction
 from harness.evaluation import prompting
-from harness.models import adapters, generation, loading
+from harness.models import adapters, engines, generation, loading
 
 NOT_FOUND = "not in the documents"
 CITING = (
@@ -27,11 +27,12 @@ class Reader:
         self.demonstrations = ()  # Examples that every prompt shows before its question
         self.tokenizer = loading.load_tokenizer(args.gen_model, args.trust_remote_code, args.thinking, args.adapter)
         self.chat = loading.uses_chat(args.prompt_format, self.tokenizer)
-        model = loading.load_model(
+        model = engines.load(
+            args,
             args.gen_model,
+            device,
+            args.adapter,
             precision=args.precision,
-            device=device,
-            adapter=args.adapter,
             trust_remote_code=args.trust_remote_code,
             attention=args.attn_implementation,
         )

@@ -6,20 +6,22 @@ no common tokenizer.
 """
 
 import argparse
+import functools
 from dataclasses import replace
 
 import numpy as np
 
 import utils
 from harness import flags
-from harness.models import loading, scoring
+from harness.models import engines, loading, scoring
 from harness.training import collators, distillation, heads, trainer
 
 
-def load_language_model(args, name, device, precision):
-    """A causal or sequence-to-sequence model by its name or folder."""
+def load_language_model(args, name, device, precision, engine=False):
+    """A causal or sequence-to-sequence model by its name or folder. engine: it may be that of --engine."""
     options = {"trust_remote_code": args.trust_remote_code, "attention": trainer.scoring_attention(args, precision)}
-    return loading.load_model(name, precision=precision, device=device, **options)
+    load = functools.partial(engines.load, args) if engine else loading.load_model
+    return load(name, device=device, precision=precision, **options)
 
 
 def ask(teacher, task, examples):
