@@ -55,7 +55,7 @@ class Faulty(http.server.BaseHTTPRequestHandler):
             fault = self.server.faults.pop(0) if self.server.faults else None
             self.server.bodies.append(asked)
             self.server.asked.append(
-                ((asked["messages"] or [{"content": ""}])[-1]["content"], self.headers["Authorization"])
+                ((asked.get("messages") or [{"content": ""}])[-1]["content"], self.headers["Authorization"])
             )
             text = self.server.content.pop(0) if self.server.content and fault is None else "B"
             sent = {name.lower(): value for name, value in self.headers.items()}
@@ -105,6 +105,9 @@ class Faulty(http.server.BaseHTTPRequestHandler):
             ),
         )
 
+    def do_GET(self):
+        self.reply(*self.server.listed)
+
     def drip(self):
         """A reply whose bytes come one by one, without end."""
         self.close_connection = True
@@ -135,3 +138,9 @@ def judging_of(judge, requests):
     kept = []
     judge.ask(requests, lambda *found: kept.append(found))
     return kept
+
+
+def free_port():
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]

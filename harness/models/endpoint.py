@@ -100,7 +100,7 @@ class Endpoint:
 
         async def ask():
             async with self._client() as client:
-                return await client.get(path, cast_to=object)
+                return await client.with_options(max_retries=1).get(path, cast_to=object)
 
         try:
             return asyncio.run(ask())

@@ -216,6 +216,7 @@ class EndpointEngine(Engine):
         self.client.model = args.served_model or self._served(name)
         self.means = self._probe()
         self.tells_likelihoods = self.means is not None
+        self.retold = 0  # prompts whose text is read as other tokens than here
         self.unseen = 0  # labels whose token was not among those that the server told
 
     def _served(self, name):
@@ -244,7 +245,7 @@ class EndpointEngine(Engine):
         if self.means == "ids":
             jobs = [(ids, 1, _ids_options(some)) for ids, some in requests]
         else:
-            jobs = [(self.tokenizer.decode(ids), 1, {"logprobs": TOP}) for ids, _ in requests]
+            jobs = [(self._text(ids), 1, {"logprobs": TOP}) for ids, _ in requests]
         found = []
         for (_, some), reply in zip(requests, self.client.all(jobs)):
             if self.means == "ids":
@@ -252,6 +253,15 @@ class EndpointEngine(Engine):
             else:
                 found.append({token: self._of_text(token, reply.top) for token in some})
         return found
+
+    def _text(self, ids):
+        """The text that the server's tokenizer turns into these token ids: without what it puts in front by itself."""
+        added = len(self.tokenizer("").input_ids)
+        for text in (self.tokenizer.decode(ids[added:]), self.tokenizer.decode(ids)):
+            if self.tokenizer(text).input_ids == list(ids):
+                return text
+        self.retold += 1
+        return text
 
     def _of_text(self, token, told):
         """The log-probability of a token by its text; one that the server did not tell is below all that it told."""
@@ -266,7 +276,7 @@ class EndpointEngine(Engine):
         for i, ids in enumerate(rows):
             options = {"temperature": temperature, **({"stop": list(stop)[:4]} if stop else {})}
             options |= {} if seed is None else {"seed": seed + i}
-            jobs.append((ids if self.means == "ids" else self.tokenizer.decode(ids), max_new_tokens, options))
+            jobs.append((ids if self.means == "ids" else self._text(ids), max_new_tokens, options))
         ended, new = self.tokenizer.eos_token_id, []
         for reply in self.client.all(jobs):
             ids = self.tokenizer(reply.text, add_special_tokens=False).input_ids
@@ -274,6 +284,8 @@ class EndpointEngine(Engine):
         return new
 
     def close(self):
+        if self.retold:
+            self.notes.append(f"{self.retold} prompts may be read as other tokens by the server than by transformers")
         if self.unseen:
             self.notes.append(
                 f"{self.unseen} labels were not among the {TOP} tokens that the server tells of; they count as the "
@@ -307,6 +319,12 @@ class Client(endpoint.Endpoint):
     def all(self, jobs):
         """[N] replies.Completion of jobs, [(prompt, max_tokens, options)]. RunFailed where one got none."""
         found, self.failed = {}, []
+        cost = self.estimate([(i, *job) for i, job in enumerate(jobs)])[2]
+        if self.max_cost is not None and self.spent + cost > self.max_cost:
+            raise utils.UserError(
+                f"{self.COST} {self.max_cost}: {self.spent:.2f} USD are spent, and the next {len(jobs)} prompts may "
+                f"cost {cost:.2f}; raise it, or {self.FEWER}"
+            )
         self.ask([(i, *job) for i, job in enumerate(jobs)], lambda request, reply: found.update({request[0]: reply}))
         if len(found) < len(jobs):
             reason = self.failed[0][1] if self.failed else f"{self.COST} was reached"

@@ -1,9 +1,6 @@
 import collections
 import json
 import math
-import os
-import signal
-import socket
 import statistics
 import subprocess
 import sys
@@ -262,31 +259,6 @@ def test_a_run_killed_while_it_is_judged_judges_nothing_twice(endpoint, prompts,
     assert after[:3] == before and len(after) == 8 == len({record["key"] for record in after})
     counts = collections.Counter(text for text, _ in endpoint.asked)
     assert sorted(counts.values()) == [1] * 7 + [2]  # the one that had no answer
-
-
-def free_port():
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return found.getsockname()[1]
-
-
-@pytest.fixture
-def served(tiny_llama):
-    """`transformers serve` of the tiny model: a real OpenAI-compatible server."""
-    pytest.importorskip("fastapi")
-    port = free_port()
-    command = [str(Path(sys.executable).parent / "transformers"), "serve", tiny_llama]
-    command += ["--device", "cpu", "--port", str(port)]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and process.poll() is None:
-        with socket.socket() as trial:
-            if trial.connect_ex(("localhost", port)) == 0:
-                break
-        time.sleep(0.3)
-    yield f"http://localhost:{port}/v1"
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
 
 
 @pytest.mark.slow
