@@ -232,7 +232,7 @@ def own_student(args, run, task, model, tokenizer, demonstrations, examples, dev
     run.row.update(loading.size_columns(student, trained=True))
     with utils.measure() as asking:
         data, loss = distillation.own_data(student, teacher, tokenizer, task, examples, args, chat)
-    count_asking(run, asking, len(data.train) + len(data.validation or ()))
+    distillation.count_asking(run, asking, len(data.train) + len(data.validation or ()))
     args = trainer.with_epochs(args, len(data.train), task.kind)
     rate = args.learning_rate or LEARNING_RATES[args.student]
     reload = functools.partial(load_student, args, device, run.row["precision"])
@@ -255,16 +255,6 @@ def other_student(args, run, task, pairs, device, kept):
         rate = trainer.learning_rate(args, task, HEAD_RATE)
     args = trainer.with_epochs(args, len(data.train), task.kind)
     return trainer.fit(student, tokenizer, data, args, run, device, rate, loss=loss), tokenizer
-
-
-def count_asking(run, asking, n):
-    """Add what the teacher took to train_seconds. asking: the Measurement; n: inputs that it answered."""
-    if n < 12:
-        raise utils.RunFailed(
-            f"the teacher answered only {n} of the inputs; try other demonstrations or a longer --max_new_tokens"
-        )
-    run.row["train_seconds"] = (run.row.get("train_seconds") or 0.0) + asking.seconds
-    run.note(f"{n} unlabelled inputs; the teacher was asked for {asking.seconds:.0f} s of train_seconds")
 
 
 def run_once(args):
@@ -327,7 +317,7 @@ def run_once(args):
             with utils.measure() as asking:
                 teacher = distillation.Teacher(model, tokenizer, task, demonstrations, args, chat)
                 pairs = students.ask(teacher, task, examples)
-            count_asking(run, asking, len(pairs))
+            distillation.count_asking(run, asking, len(pairs))
             if engines.is_engine(model):
                 model.close()
             del teacher, model

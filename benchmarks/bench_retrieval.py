@@ -31,11 +31,13 @@ from sentence_transformers import SentenceTransformer
 import utils
 from harness import flags
 from harness.data import tasks
+from harness.retrieval import served
 from harness.retrieval.chunking import Chunk, split_into_chunks
 from harness.retrieval.documents import read_documents
 from harness.retrieval.index import Index
 
 SUBJECTS = ("flat", "ivf", "hnsw", "ivfpq", "sq8", "hnswlib", "matrix product")
+SERVED = ("pgvector flat", "pgvector hnsw", "pgvector hnsw half")  # of --index_url
 N_QUERIES = 512
 K = 10
 
@@ -45,7 +47,16 @@ def parse_args():
     parser.add_argument(
         "--sizes", type=flags.positive_int, nargs="+", default=[10_000, 100_000], help="(default: 10000 100000)"
     )
-    parser.add_argument("--subjects", nargs="+", choices=SUBJECTS, default=list(SUBJECTS), help="(default: all)")
+    parser.add_argument(
+        "--subjects",
+        nargs="+",
+        choices=(*SUBJECTS, *SERVED),
+        default=list(SUBJECTS),
+        help="(default: all but pgvector)",
+    )
+    parser.add_argument(
+        "--index_url", help="of the pgvector subjects: a PostgreSQL, where tables bench_.. are made and dropped"
+    )
     parser.add_argument("--embed_model", default="assets/models/all-MiniLM-L6-v2", help="(default: %(default)s)")
     parser.add_argument("--texts", default="assets/data/movie_reviews", help="what is embedded (default: %(default)s)")
     parser.add_argument("--docs", nargs="+", help="documents whose chunks are embedded instead")
@@ -97,12 +108,27 @@ def like(real, n, seed, n_clusters=100):
 # ------------------------------------------------------------------------------------------------------------- subjects
 
 
-def build(name, vectors):
+def build(name, vectors, url=None):
     """(search, GB of the index, seconds to build it): search takes queries [Q, D] and returns rows [Q, K]."""
-    chunks = [Chunk(str(i), 0, "") for i in range(len(vectors))] if name in flags.INDEX_KINDS else None
+    ours = name in flags.INDEX_KINDS or name in SERVED
+    chunks = [Chunk(str(i), 0, "") for i in range(len(vectors))] if ours else None
     begin = time.perf_counter()
-    search, gb = make(name, vectors, chunks)
+    search, gb = at_server(name, vectors, chunks, url) if name in SERVED else make(name, vectors, chunks)
     return search, gb, time.perf_counter() - begin
+
+
+def at_server(name, vectors, chunks, url):
+    """The same of a table in PostgreSQL, by one connection."""
+    kind, half, table = name.split()[1], name.endswith("half"), f"bench_{name.replace(' ', '_')}"
+    store = served.connect(url, table)
+    with store._transaction() as cursor:
+        cursor.execute(store._sql("drop table if exists {table}"))
+    index = served.ServedIndex(store, vectors.shape[1], kind, "cosine", {}, half, {})
+    for start in range(0, len(vectors), store.block):
+        some = slice(start, start + store.block)
+        index.add(chunks[some], [""] * len(chunks[some]), vectors[some], len(vectors))
+    index.finish()
+    return lambda queries: index.search(queries, K)[0], index.gb()
 
 
 def make(name, vectors, chunks):
@@ -126,12 +152,12 @@ def make(name, vectors, chunks):
     return lambda queries: index.search(queries, K)[0], index.gb()
 
 
-def child(folder, subjects, rounds):
+def child(folder, subjects, rounds, url):
     """Build each subject and time them in turns; the last line of output is JSON."""
     vectors, queries = np.load(Path(folder) / "vectors.npy"), np.load(Path(folder) / "queries.npy")
     rows, searches = {}, {}
     for name in subjects:
-        searches[name], gb, seconds = build(name, vectors)
+        searches[name], gb, seconds = build(name, vectors, url)
         rows[name] = {"build_seconds": seconds, "index_gb": gb}
     exact = build("matrix product", vectors)[0](queries)
     for name, search in searches.items():
@@ -160,7 +186,7 @@ def child(folder, subjects, rounds):
 def table(rows):
     """The Markdown table of all sizes."""
     lines = []
-    for row in sorted(rows, key=lambda row: (row["n"], SUBJECTS.index(row["subject"]))):
+    for row in sorted(rows, key=lambda row: (row["n"], (*SUBJECTS, *SERVED).index(row["subject"]))):
         same = {other["subject"]: other for other in rows if other["n"] == row["n"]}
         rate = {key: statistics.median(row[key]) for key in ("rate_1", "rate_32")}
         against = [
@@ -199,7 +225,7 @@ def table(rows):
 def main():
     args = parse_args()
     if args.child:
-        return child(args.child, args.subjects, args.rounds)
+        return child(args.child, args.subjects, args.rounds, args.index_url)
     real = embeddings(args)
     rows = [row for row in saved("bench_retrieval").get("rows", []) if row["n"] not in args.sizes]
     for n in args.sizes:
@@ -209,7 +235,8 @@ def main():
             queries = real[n : n + N_QUERIES] if genuine else like(real, N_QUERIES, seed=2)
             np.save(Path(folder) / "vectors.npy", vectors)
             np.save(Path(folder) / "queries.npy", queries)
-            found = run_child(__file__, "--child", folder, "--rounds", args.rounds, "--subjects", *args.subjects)
+            given = ["--rounds", args.rounds, *(["--index_url", args.index_url] if args.index_url else [])]
+            found = run_child(__file__, "--child", folder, *given, "--subjects", *args.subjects)
         kind = "synthetic" if not genuine else "chunks" if args.docs else "reviews"
         for name, row in found.items():
             rows.append(

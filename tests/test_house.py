@@ -108,7 +108,8 @@ def test_only_commands_imports_a_script_by_its_name():
         for node in ast.walk(ast.parse(source(path)))
         if isinstance(node, ast.Call) and ast.unparse(node.func) in ("importlib.import_module", "__import__")
     }
-    optional = {"harness/models/runtimes.py", "harness/models/engines.py"}  # libraries that a user may not have, no module of the project
+    # libraries that a user may not have, no modules of the project
+    optional = {"harness/models/runtimes.py", "harness/models/engines.py"}
     assert dynamic <= {"harness/results/commands.py", *optional}
 
 

@@ -336,3 +336,13 @@ def compare(run, sides, args):
     if args.latency_runs:
         saved = teacher["latency_ms_p50"] - run.row["latency_ms_p50"]
         run.headline += f", {saved:.0f} ms a request saved"
+
+
+def count_asking(run, asking, n):
+    """Add what the teacher took to train_seconds. asking: the Measurement; n: inputs that it answered."""
+    if n < 12:
+        raise utils.RunFailed(
+            f"the teacher answered only {n} of the inputs; try other demonstrations or a longer --max_new_tokens"
+        )
+    run.row["train_seconds"] = (run.row.get("train_seconds") or 0.0) + asking.seconds
+    run.note(f"{n} unlabelled inputs; the teacher was asked for {asking.seconds:.0f} s of train_seconds")
