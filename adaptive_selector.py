@@ -56,6 +56,8 @@ def parse_args(argv=None):
     )
     add("--horizon_days", type=flags.positive, default=30.0, help="days with so many requests (default: %(default)g)")
     add("--price_per_hour", type=flags.positive, help="of the machine, in any currency: costs are told in it, too")
+    add("--price_in", type=flags.non_negative, help="of an endpoint, for a million tokens of prompts")
+    add("--price_out", type=flags.non_negative, help="of an endpoint, for a million tokens of answers")
 
     add = parser.add_argument_group("task").add_argument
     add("--dataset", help="its rows decide; without it the rows of no data set do. Put into the command to run")
@@ -121,6 +123,8 @@ def parse_args(argv=None):
         parser.error("--json is for scripts, --explain for people; give one of them")
     if args.subset and not args.dataset:
         parser.error("--subset needs --dataset")
+    if (args.price_in is None) != (args.price_out is None):
+        parser.error("--price_in and --price_out belong together")
     return args
 
 

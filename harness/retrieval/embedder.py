@@ -1,8 +1,11 @@
 """Texts -> vectors, with a sentence-transformers model (Reimers and Gurevych 2019)."""
 
+import os
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
+import torch
 from sentence_transformers import SentenceTransformer
 from tqdm.auto import tqdm
 
@@ -10,6 +13,7 @@ import utils
 from harness.models import folder, sentence_transformer
 from harness.retrieval import index_folder
 
+MANY = 1000  # texts from which on --embed_workers is worth the start of its processes
 # two embedders count as the same if the vectors of these texts have at least this cosine
 PROBES, SAME_VECTOR = ("The quick brown fox jumps over the lazy dog.", "How much is 17 times 3?", "Paris"), 0.9999
 
@@ -21,6 +25,7 @@ class Embedder:
     """
 
     def __init__(self, args, device):
+        self.pool = None
         self.args, self.name = args, f"--embed_model {args.embed_model}"
         self.model = sentence_transformer.load(SentenceTransformer, args.embed_model, "--embed_model", device, args)
         self.tokenizer = getattr(self.model[0], "tokenizer", None)
@@ -86,6 +91,9 @@ class Embedder:
 
         RunFailed if one of them is no number.
         """
+        workers = getattr(self.args, "embed_workers", 1)
+        if workers > 1 and not questions and len(texts) >= MANY:
+            return self._encode(texts, questions, self._workers(workers))
         if not progress:
             return self._encode(texts, questions)
         # in parts, the longest texts first, so that a batch holds texts of about one length
@@ -99,7 +107,25 @@ class Embedder:
         vectors[order] = np.concatenate(parts)
         return vectors
 
-    def _encode(self, texts, questions):
+    def _workers(self, n):
+        """The processes of --embed_workers, started once: on the GPUs in turn, or on shares of the processor."""
+        if self.pool is None:
+            device = self.model.device
+            n_gpus = torch.accelerator.device_count() if device.type != "cpu" else 0
+            targets = [f"{device.type}:{i % n_gpus}" if n_gpus else "cpu" for i in range(n)]
+            threads = {} if n_gpus else {"OMP_NUM_THREADS": str(max(1, torch.get_num_threads() // n))}
+            with mock.patch.dict(os.environ, threads):  # of the processes
+                self.pool = self.model.start_multi_process_pool(targets)
+            self.model.to(device)  # sentence-transformers has moved it to the CPU
+        return self.pool
+
+    def end_workers(self):
+        """End the processes of --embed_workers, if there are any."""
+        if self.pool is not None:
+            self.model.stop_multi_process_pool(self.pool)
+            self.pool = None
+
+    def _encode(self, texts, questions, pool=None):
         encode = self.model.encode_query if questions else self.model.encode_document
         vectors = encode(
             list(texts),
@@ -107,6 +133,7 @@ class Embedder:
             batch_size=self.batch_size,
             normalize_embeddings=self.args.metric == "cosine",
             show_progress_bar=False,
+            pool=pool,
         )
         vectors = np.ascontiguousarray(vectors, dtype=np.float32)
         if not np.isfinite(vectors).all():

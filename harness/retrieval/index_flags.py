@@ -8,6 +8,8 @@ from harness import flags
 def add_index_args(parser):
     add, count = parser.add_argument_group("index").add_argument, {"type": flags.positive_int, "metavar": "N"}
     add("--index_dir", metavar="DIR", help="where the index is stored; what it has already is not embedded again")
+    workers = "processes that embed passages, one a GPU or shares of the processor (default: %(default)s)"
+    add("--embed_workers", type=flags.small_count, default=1, metavar="N", help=workers)
     url = "or a database that serves it: postgresql://.. with pgvector, http://.. of Milvus; --index flat or hnsw"
     add("--index_url", metavar="URL", help=url)
     add("--index_name", metavar="NAME", default="rag_index", help="its table or collection (default: %(default)s)")

@@ -157,6 +157,7 @@ class Retriever:
         if stale or len(self.index) != saved or self.index.served:
             self.save()
         self.bm25 = self.rows = None
+        self.embedder.end_workers()
         return counts
 
     def _first_block(self, index, n):

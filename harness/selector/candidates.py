@@ -259,6 +259,22 @@ def break_even(trained, other, requests_per_day):
     return requests, requests / requests_per_day
 
 
+def endpoint_sentence(candidate, requests, price_in, price_out):
+    """What an endpoint that is paid by the token takes for a candidate's requests; None without prices or counts.
+
+    price_in, price_out: per million tokens; requests: of the horizon.
+    """
+    c, read = candidate.configuration, tokens_of(candidate)
+    if price_in is None or read is None:
+        return None
+    wrote = (c.mean("generated_tokens") or 0.0) / c.n_eval
+    each = (read * price_in + wrote * price_out) / 1e6
+    return (
+        f"{1000 * each:.2g} for 1,000 requests at an endpoint ({read:.0f} tokens in and {wrote:.0f} out each, at "
+        f"{price_in:g} and {price_out:g} a million), {each * requests:.2g} over the horizon"
+    )
+
+
 def cost_sentence(candidate, requests_per_day, horizon_days, price_per_hour):
     """What a candidate costs, its requests one by one on a machine that is paid for while it works; None without a
     price or a latency.

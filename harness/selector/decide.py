@@ -7,7 +7,7 @@ from pathlib import Path
 
 import utils
 from harness.results import commands, configurations, done_runs
-from harness.selector import candidates, from_data, lessons, promises, rules
+from harness.selector import candidates, from_data, lessons, promises, rules, serving
 from harness.selector.candidates import NEAR
 from harness.selector.decision import Decision, Undecided, data_of, flags_of_data, limits_of
 
@@ -221,6 +221,8 @@ def from_rows(rows, args):
 def recommended(decision, args, choice, ties, others, command):
     """The Decision with a choice. others: Candidates within the limits too, best first. command: of a Configuration."""
     paid = (args.requests_per_day, args.horizon_days, args.price_per_hour)
+    requests = args.requests_per_day * args.horizon_days
+    endpoint = candidates.endpoint_sentence(choice, requests, args.price_in, args.price_out)
     why = "it costs least" if args.prefer == "accuracy" else "it scores best"
     names = "; ".join(c.name for c in ties[:6])
     tied = [f"{why} among {len(ties) + 1} that tie within the noise; the others: {names}"] if ties else []
@@ -234,7 +236,8 @@ def recommended(decision, args, choice, ties, others, command):
         others=[with_command(c, command) for c in distinct(others, {choice.name})[:LISTED]],
         command=command(choice.configuration),
         break_even=candidates.break_even_sentence(choice, others, *paid),
-        cost=candidates.cost_sentence(choice, *paid),
+        cost="; ".join(filter(None, [candidates.cost_sentence(choice, *paid), endpoint])) or None,
+        serve=serving.serve_command(choice.configuration.rows[0]) if decision.basis == "rows" else None,
     )
 
 

@@ -68,6 +68,7 @@ class Decision:
     break_even: str | None = None
     cost: str | None = None  # of the choice, with --price_per_hour
     command: str | None = None  # that measures the choice
+    serve: str | None = None  # the command of a server that answers as the choice does, where there is one
     data: str | None = None  # of the rows: data set, metric, number of evaluation examples, hardware
     metric: str = "score"
     n: str | None = None

@@ -89,6 +89,8 @@ def text(decision, source, skipped):
         lines.append(f"Rows used: {used}" if decision.basis == "rows" else f"Measured on other data by: {used}")
     if decision.command:
         lines.append(f"{'Run it again' if decision.basis == 'rows' else 'Measure it'}: {decision.command}")
+    if decision.serve:
+        lines.append(f"Serve it: {decision.serve}")
     return "\n".join(lines)
 
 

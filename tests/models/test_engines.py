@@ -12,7 +12,7 @@ import prompt_eval
 import utils
 from harness.evaluation import agreement
 from harness.evaluation.evaluate import Outcome
-from harness.models import engines, generation, loading, scoring
+from harness.models import endpoint_engine, engine, engines, generation, loading, scoring
 
 PROMPTS = ["the good film was", "a bad book is what it was , and", "the"]
 LABELS = [" good", " good good", " bad film", " awful"]  # one begins another, so ends are scored
@@ -67,48 +67,48 @@ def scores_of(model, tokenizer, labels=LABELS):
 
 
 def test_inner_nodes_of_the_labels_tokens():
-    nodes = engines.children([[1, 2], [1, 3], [4], [1, 2, 5]])
+    nodes = engine.children([[1, 2], [1, 3], [4], [1, 2, 5]])
     assert nodes == {(): [1, 4], (1,): [2, 3], (1, 2): [5]}
 
 
 @pytest.mark.parametrize("most", [128, 1])
 def test_a_server_that_tells_of_token_ids_scores_as_transformers(engine_at, tiny_llama, most, monkeypatch):
-    monkeypatch.setattr(engines, "MOST_IDS", most)
+    monkeypatch.setattr(engine, "MOST_IDS", most)
     model, tokenizer = loading.load_model(tiny_llama), loading.load_tokenizer(tiny_llama)
-    engine = engine_at("ids")
-    ours, theirs = scores_of(model, tokenizer), scores_of(engine, tokenizer)
-    assert engine.means == "ids" and engine.client.model == "served under this name"
+    served = engine_at("ids")
+    ours, theirs = scores_of(model, tokenizer), scores_of(served, tokenizer)
+    assert served.means == "ids" and served.client.model == "served under this name"
     assert np.abs(ours.total - theirs.total).max() < 1e-3
     assert (ours.n_tokens == theirs.n_tokens).all() and ours.n_tokens.max() > 1
     assert ours.prompt_tokens == theirs.prompt_tokens
     each = [[" good", " bad"], [" awful", " good good"], [" film"]]  # other labels for each prompt
-    ours, theirs = scores_of(model, tokenizer, each).total, scores_of(engine, tokenizer, each).total
+    ours, theirs = scores_of(model, tokenizer, each).total, scores_of(served, tokenizer, each).total
     there = np.isfinite(ours)
     assert np.abs(ours - theirs)[there].max() < 1e-3 and (np.isfinite(theirs) == there).all()
 
 
 def test_a_server_that_tells_its_likeliest_tokens(engine_at, tiny_llama, monkeypatch):
-    monkeypatch.setattr(engines, "TOP", 10_000)
+    monkeypatch.setattr(endpoint_engine, "TOP", 10_000)
     model, tokenizer = loading.load_model(tiny_llama), loading.load_tokenizer(tiny_llama)
-    engine = engine_at("top")
-    assert engine.means == "top"
-    assert np.abs(scores_of(model, tokenizer).total - scores_of(engine, tokenizer).total).max() < 1e-3
-    engine.close()
-    assert not engine.notes
-    monkeypatch.setattr(engines, "TOP", 2)
-    scores_of(engine, tokenizer)
-    engine.close()
-    assert "were not among the 2 tokens" in engine.notes[0]
+    served = engine_at("top")
+    assert served.means == "top"
+    assert np.abs(scores_of(model, tokenizer).total - scores_of(served, tokenizer).total).max() < 1e-3
+    served.close()
+    assert not served.notes
+    monkeypatch.setattr(endpoint_engine, "TOP", 2)
+    scores_of(served, tokenizer)
+    served.close()
+    assert "were not among the 2 tokens" in served.notes[0]
 
 
 @pytest.mark.parametrize("told", ["ids", None])
 def test_answers_are_those_of_transformers(engine_at, tiny_llama, told):
     model, tokenizer = loading.load_model(tiny_llama), loading.load_tokenizer(tiny_llama)
-    engine = engine_at(told)
+    served = engine_at(told)
     ours = generation.generate(model, tokenizer, PROMPTS, 8, stop=("\n",))
-    theirs = generation.generate(engine, tokenizer, PROMPTS, 8, stop=("\n",))
+    theirs = generation.generate(served, tokenizer, PROMPTS, 8, stop=("\n",))
     assert theirs.texts == ours.texts and theirs.prompt_tokens == ours.prompt_tokens
-    timed = generation.time_request(engine, tokenizer, PROMPTS[0], 8, stop=("\n",))
+    timed = generation.time_request(served, tokenizer, PROMPTS[0], 8, stop=("\n",))
     assert timed.answer.texts == ours.texts[:1] and timed.total_ms > 0 and timed.ttft_ms is None
 
 
@@ -201,7 +201,7 @@ def test_an_encoder_decoder_stays_with_transformers(endpoint, tiny_t5):
 def test_vllm_scores_and_answers_as_transformers(tiny_llama):
     pytest.importorskip("vllm")
     model, tokenizer = loading.load_model(tiny_llama), loading.load_tokenizer(tiny_llama)
-    engine = engines.load(flags_of("--engine", "vllm"), tiny_llama, "cpu", precision="fp32")
-    assert np.abs(scores_of(model, tokenizer).total - scores_of(engine, tokenizer).total).max() < 1e-3
-    ours, theirs = (generation.generate(each, tokenizer, PROMPTS, 8, stop=("\n",)) for each in (model, engine))
+    served = engines.load(flags_of("--engine", "vllm"), tiny_llama, "cpu", precision="fp32")
+    assert np.abs(scores_of(model, tokenizer).total - scores_of(served, tokenizer).total).max() < 1e-3
+    ours, theirs = (generation.generate(each, tokenizer, PROMPTS, 8, stop=("\n",)) for each in (model, served))
     assert theirs.texts == ours.texts and theirs.ids == ours.ids

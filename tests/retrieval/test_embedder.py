@@ -13,6 +13,7 @@ import rag_eval
 import utils
 from harness.models import sentence_transformer
 from harness.retrieval.documents import Document
+from harness.retrieval.embedder import Embedder
 
 
 @pytest.fixture
@@ -160,3 +161,14 @@ def test_an_index_built_for_bm25_gets_its_vectors_when_they_are_asked_for(tiny_e
     assert [[hit.row for hit in hits] for hits in found] == [[hit.row for hit in hits] for hits in wanted]
     assert np.isfinite([hit.score for hits in again.search(asked, 5) for hit in hits]).all()
     assert [hit.row for hit in retriever_of(tiny_embedder, *bare, "--metric", "l2").search(["number7"], 3)[0]] == [7]
+
+
+def test_workers_give_the_same_vectors(tiny_embedder, monkeypatch):
+    monkeypatch.setattr("harness.retrieval.embedder.MANY", 50)
+    texts = sentences(60) + ["short", "a very long text " * 40]
+    one, two = (Embedder(arguments(tiny_embedder, "--embed_workers", n), "cpu") for n in ("1", "2"))
+    alone, together = one.embed(texts), two.embed(texts)
+    assert len(two.pool["processes"]) == 2 and one.pool is None
+    assert np.allclose(alone, together, atol=1e-5)
+    two.end_workers()
+    assert two.pool is None
