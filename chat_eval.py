@@ -41,7 +41,7 @@ def parse_args(argv=None):
     add("--adapter", nargs="+", default=[], metavar="DIR", help="peft adapters, each compared with the base model")
     add("--no_lora", action="store_true", help="leave the adapters out: the base model alone")
     flags.add_precision_args(parser)
-    engine_flags.add_engine_args(parser)
+    engine_flags.add_engine_args(parser, compares=False)
 
     add, templates = parser.add_argument_group("questions and answers").add_argument, ("plain", "chat", "auto")
     files = "a file (json, jsonl, csv, tsv, parquet, txt; also IFEval's) or a folder with question.jsonl"

@@ -101,7 +101,7 @@ def parse_args(argv=None):
         metavar="auto|attention|mlp|all-linear|A,B,..",
         help="(default: %(default)s)",
     )
-    engine_flags.add_engine_args(parser, "the teacher")
+    engine_flags.add_engine_args(parser, "the teacher", compares=False)
     flags.add_training_args(parser, resume=False, padding_free=False, tune=False)
     parser.set_defaults(epochs=EPOCHS)
     flags.add_data_args(parser)

@@ -9,8 +9,9 @@ failed is run again with --retry.
     python sweep.py suites/compare.yaml --dataset mine.csv --set label_budget=500 text_column=body
     python sweep.py suites/demo.yaml --dry_run
     python sweep.py suites/rank.yaml --results rank.csv
-    # as jobs of a cluster's queue, all at once; --runs_dir and --results on storage that the nodes share
-    python sweep.py suites/rank.yaml --launcher 'sbatch --gpus 1 --wrap "{command}"'
+    # as jobs of a cluster's queue, all at once; --runs_dir on storage that the nodes share
+    python sweep.py suites/rank.yaml --continue_on_error \\
+        --launcher 'sbatch --gpus 1 --output /dev/null --wrap "{command}"'
     # on two GPUs, two at a time
     python sweep.py suites/rank.yaml --workers 2 --devices 0,1 --continue_on_error
 

@@ -46,7 +46,7 @@ def parse_args():
 def ours(args):
     """(function of texts, labels -> log-probabilities [N, L]; its vLLM, or None)."""
     engine = "vllm" if args.child == "ours_on_vllm" else "hf"
-    options = argparse.Namespace(engine=engine, trust_remote_code=False, seed=0)
+    options = argparse.Namespace(engine=engine, trust_remote_code=False, seed=0, vllm_args={})
     model = engines.load(options, args.model, args.device, precision=args.precision)
     tokenizer = utils.load_tokenizer(args.model)
 

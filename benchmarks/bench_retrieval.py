@@ -9,9 +9,12 @@ are built in one process and take turns at the same queries; recall@10 is agains
     OMP_NUM_THREADS=2 python benchmarks/bench_retrieval.py --sizes 10000 --readme docs/retrieval.md
     OMP_NUM_THREADS=2 python benchmarks/bench_retrieval.py --sizes 100000 --readme docs/retrieval.md \\
         --docs SCIFACT_DIR assets/data/*/corpus.jsonl
-    # a million: was stopped after 13 minutes on two cores
-    OMP_NUM_THREADS=2 python benchmarks/bench_retrieval.py --sizes 1000000 --readme docs/retrieval.md \\
-        --subjects flat ivf ivfpq sq8 'matrix product'
+    # a million, and a database beside FAISS (index_url: of a PostgreSQL with pgvector)
+    OMP_NUM_THREADS=2 python benchmarks/bench_retrieval.py --sizes 1000000 --section bench_scale --rounds 3 \\
+        --readme docs/scale.md --subjects flat sq8 ivf ivfpq hnsw
+    OMP_NUM_THREADS=2 python benchmarks/bench_retrieval.py --sizes 100000 --section bench_scale --rounds 3 \\
+        --readme docs/scale.md --subjects flat hnsw 'pgvector flat' 'pgvector hnsw' 'pgvector hnsw half' \\
+        --index_url postgresql://localhost/bench
 """
 
 import argparse
@@ -62,6 +65,8 @@ def parse_args():
     parser.add_argument("--docs", nargs="+", help="documents whose chunks are embedded instead")
     parser.add_argument("--chunk_tokens", type=flags.positive_int, default=24, help="of --docs (default: %(default)s)")
     parser.add_argument("--rounds", type=flags.positive_int, default=5, help="turns (default: %(default)s)")
+    section = "name of the figures' file and of the page's marks (default: %(default)s)"
+    parser.add_argument("--section", default="bench_retrieval", help=section)
     add_output_args(parser)
     parser.add_argument("--child", help=argparse.SUPPRESS)
     return parser.parse_args()
@@ -227,7 +232,8 @@ def main():
     if args.child:
         return child(args.child, args.subjects, args.rounds, args.index_url)
     real = embeddings(args)
-    rows = [row for row in saved("bench_retrieval").get("rows", []) if row["n"] not in args.sizes]
+    done = {(n, subject) for n in args.sizes for subject in args.subjects}
+    rows = [row for row in saved(args.section).get("rows", []) if (row["n"], row["subject"]) not in done]
     for n in args.sizes:
         with tempfile.TemporaryDirectory() as folder:
             genuine = n + N_QUERIES <= len(real)  # as many as the timed batches take
@@ -243,14 +249,15 @@ def main():
                 {"n": n, "dimension": vectors.shape[1], "vectors": kind, "subject": name, **row, **measured_at()}
             )
             print(rows[-1], flush=True)
-    about = machine("cpu", "faiss-cpu", "hnswlib")
+    about = machine("cpu", "faiss-cpu", *(["hnswlib"] if "hnswlib" in args.subjects else []))
     text = (
         f"Vectors of {real.shape[1]} dimensions, cosine, {K} neighbours, on {about}. Medians of {args.rounds} turns; "
-        "queries/s one at a time and 32 together; hnswlib with our parameters (M 32, efConstruction 200, ef 64). "
-        "GB is that of the index as it is saved; build seconds include ours of the table of chunks.\n\n"
+        "queries/s one at a time and 32 together; hnsw, hnswlib and pgvector with M 32, efConstruction 200, ef 64. "
+        "GB is that of the index as it is saved, at a database of the table with its graph; build seconds include ours "
+        "of the table of chunks.\n\n"
         f"{table(rows)}"
     )
-    publish("bench_retrieval", text, {"machine": about, "rows": rows}, args.readme, args.output)
+    publish(args.section, text, {"machine": about, "rows": rows}, args.readme, args.output)
 
 
 if __name__ == "__main__":

@@ -25,8 +25,10 @@ def record(run, engine, outcome, again):
         return
     try:
         other = again()
-    except utils.UserError as error:  # an endpoint's model may not be here
-        return run.note(f"not compared with hf: {error}")
+    except (utils.UserError, RuntimeError, MemoryError) as error:  # an endpoint's model may not be here, or not fit
+        if not (isinstance(error, utils.UserError) or utils.is_out_of_memory(error)):
+            raise
+        return run.note(f"not compared with hf: {' '.join(str(error).split())[:200]}")
     n = len(other.predictions)
     same, furthest = agreement(outcome, other)
     run.row["engine_agreement"] = float(np.mean(same))

@@ -1,5 +1,7 @@
 """An OpenAI-compatible endpoint as an Engine."""
 
+from pathlib import Path
+
 import utils
 from harness.models import endpoint, loading, replies
 from harness.models.engine import Engine
@@ -16,10 +18,10 @@ class EndpointEngine(Engine):
 
     def __init__(self, args, name, adapter=None):
         self.name = utils.without_credentials(args.engine)
-        if adapter:
+        if adapter and not args.served_model:
             raise utils.UserError(
-                "--adapter: an endpoint serves what it was started with; serve the adapter there, and name it with "
-                "--served_model"
+                "--adapter: an endpoint serves what it was started with; serve the adapter there (vllm serve "
+                "--lora-modules NAME=DIR), and give --served_model NAME"
             )
         super().__init__(args, name, "cpu")
         self.tokenizer = loading.load_tokenizer(name, args.trust_remote_code, args.thinking)
@@ -40,14 +42,16 @@ class EndpointEngine(Engine):
         self.unseen = 0  # labels whose token was not among those that the server told
 
     def _served(self, name):
-        """The server's name for the model: the same, or the only one that it has."""
+        """The server's name for the model: the same, or another path to a folder of that name."""
         models = self.client.models()
         if models is None or name in models:
             return name
-        if len(models) == 1:
-            return models[0]
+        alike = [model for model in models if Path(model).name == Path(name).name]
+        if len(alike) == 1:
+            return alike[0]
         raise utils.UserError(
-            f"--engine {self.name} serves {', '.join(map(repr, models[:8]))}, not {name!r}; give --served_model"
+            f"--engine {self.name} serves {', '.join(map(repr, models[:8]))}, not {name!r}; give that model (its "
+            "tokenizer is used), or --served_model NAME where it is the same under another name"
         )
 
     def _probe(self):
@@ -104,6 +108,8 @@ class EndpointEngine(Engine):
         return new
 
     def close(self):
+        if self.client.prices:
+            self.notes.append(f"{self.client.spent:.2g} USD were spent")
         if self.retold:
             self.notes.append(f"{self.retold} prompts may be read as other tokens by the server than by transformers")
         if self.unseen:

@@ -32,6 +32,7 @@ class VllmEngine(Engine):
                 f"--precision {precision}: with --engine vllm give fp32, bf16 or fp16, or a checkpoint that is "
                 "quantized"
             )
+        context = {"max_model_len": loading.context_length(self)}
         options = {"enable_lora": True, "max_lora_rank": _rank(adapter)} if adapter else {}
         # vLLM on a CPU looks into every module that is loaded, and stumbles over llvmlite's (of numba, of bm25s)
         hidden = {name: sys.modules.pop(name) for name in list(sys.modules) if name.startswith("llvmlite")}
@@ -42,10 +43,9 @@ class VllmEngine(Engine):
                 trust_remote_code=args.trust_remote_code,
                 enable_prefix_caching=True,
                 enforce_eager=device == "cpu",
-                max_model_len=loading.context_length(self),
                 seed=args.seed,
                 disable_log_stats=False,  # counts what the prefix cache holds
-                **options,
+                **{**context, **options, **args.vllm_args},
             )
         except (ValueError, RuntimeError, NotImplementedError) as error:
             if utils.is_out_of_memory(error):

@@ -54,5 +54,7 @@ def check_index_args(parser, args):
         parser.error(f"--index {args.index}: a database has flat (exact search) or hnsw")
     if args.half_vectors and (args.index != "hnsw" or not args.index_url.startswith("postgres")):
         parser.error("--half_vectors belongs to --index hnsw in PostgreSQL")
+    if args.ef_search and args.ef_search > 1000 and args.index_url.startswith("postgres"):
+        parser.error(f"--ef_search {args.ef_search}: pgvector takes at most 1000")
     if not re.fullmatch(r"[A-Za-z_]\w{0,40}", args.index_name, re.ASCII):
         parser.error(f"--index_name {args.index_name}: letters, digits and _, at most 41, not a digit first")

@@ -59,9 +59,8 @@ def _at_database(args, made_with, dimension):
         settings["half"],
         settings["made_with"],
     )
-    halves = {True: "with --half_vectors", False: "without --half_vectors"}
-    if args.half_vectors != settings["half"]:
-        raise utils.UserError(f"{place(args)} was built {halves[settings['half']]}; give the same flags")
+    if args.half_vectors and not settings["half"]:
+        raise utils.UserError(f"{place(args)} was built without --half_vectors; leave it out, or give another name")
     check_settings(args, index, settings["made_with"], made_with)
     index.options.update({name: value for name, value in options(args).items() if value is not None})
     return index

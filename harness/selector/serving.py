@@ -33,4 +33,5 @@ def serve_command(row):
     if row["device"] == "cpu":
         return None if adapter else shlex.join(["transformers", "serve", model, "--device", "cpu"])
     lora = ["--enable-lora", "--lora-modules", f"tuned={adapter}"] if adapter else []
+    lora += ["--max-lora-rank", str(flags["rank"])] if lora and (flags.get("rank") or 0) > 16 else []
     return shlex.join(["vllm", "serve", model, *lora])

@@ -32,14 +32,17 @@ BEAT = 15  # seconds between two signs of a running job
 SILENT = 180  # seconds without a sign after which a job counts as lost: a node that died, a job that was killed
 POLL = 1.0  # seconds between two looks
 QUEUE_POLL = 30.0  # seconds between two questions to the queue about a job that waits
-# launcher: the command that prints something for as long as its queue knows the job, and fails or is silent afterwards
-QUEUES = {"sbatch": "squeue --noheader --jobs {job}", "ray": "ray job status {job}"}
-GONE = re.compile(r"STOPPED|FAILED|SUCCEEDED")  # of ray job status
+JOB_ID = {"sbatch": r"Submitted batch job (\d+)", "ray": r"(raysubmit_\w+)"}  # in what a launcher prints
+ENDED = re.compile(r"STOPPED|FAILED|SUCCEEDED|does not exist")  # of ray job status
 
 JOB = """#!/bin/sh
 # {name}
 cd {cwd} || exit 1
-mkdir {folder}/claim 2>/dev/null || exit 0  # submitted twice: the other one runs
+if mkdir {folder}/claim 2>/dev/null; then
+    echo "$SLURM_JOB_ID" >{folder}/claim/job
+elif [ -z "$SLURM_JOB_ID" ] || [ "$(cat {folder}/claim/job)" != "$SLURM_JOB_ID" ]; then
+    exit 0  # submitted twice: the other one runs. The same job again was requeued, and begins anew
+fi
 touch {folder}/alive
 (while kill -0 $$ 2>/dev/null; do touch {folder}/alive; sleep {beat}; done) </dev/null >/dev/null 2>&1 &
 {command} >{folder}/log 2>&1
@@ -62,6 +65,21 @@ def check_launcher(launcher):
             "--launcher: put {command} once where the command goes, as in 'sbatch --wrap \"{command}\"'"
         )
     return words
+
+
+def asked_of(command):
+    """(exit code, what it printed) of a command of the queue."""
+    found = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    return found.returncode, found.stdout + found.stderr
+
+
+def slurm_jobs(asked={}, lock=threading.Lock()):  # noqa: B006, B008 -- one answer for all cells
+    """The ids of one's own jobs that Slurm knows, asked once in QUEUE_POLL seconds; None where it does not answer."""
+    with lock:
+        if time.monotonic() - asked.get("at", -QUEUE_POLL) >= QUEUE_POLL:
+            code, said = asked_of(["squeue", "--noheader", "--me", "--format", "%A"])
+            asked.update(at=time.monotonic(), ids=None if code else set(said.split()))
+        return asked["ids"]
 
 
 class Job:
@@ -102,23 +120,24 @@ class Job:
         """Why the job will not end any more, None while it may. asked: whether the queue may be asked now."""
         if self.begun():
             silent = self.silent()
-            return f"no sign of it for {silent:.0f} s" if silent > SILENT and self.exit_code() is None else None
+            if silent < SILENT or self.known_to_queue(launcher) or self.exit_code() is not None:
+                return None  # one that the queue knows was suspended, or waits to be run again
+            return f"no sign of it for {silent:.0f} s"
         if asked and self.known_to_queue(launcher) is False and not self.begun():
             return "the queue does not know it any more, and it never began"
         return None
 
     def known_to_queue(self, launcher):
         """Whether the queue knows the submitted job; None where that cannot be asked."""
-        query = QUEUES.get(Path(launcher[0]).name)
-        job = re.search(r"(raysubmit_\w+|\d+)", self._submitted())
-        if query is None or job is None:
+        queue = Path(launcher[0]).name
+        job = re.search(JOB_ID[queue], self._submitted()) if queue in JOB_ID else None
+        if job is None:
             return None
-        found = subprocess.run(
-            shlex.split(query.format(job=job[1])), capture_output=True, text=True, stdin=subprocess.DEVNULL
-        )
-        if found.returncode and "nvalid job id" not in found.stderr and "does not exist" not in found.stderr:
-            return None  # the queue itself does not answer
-        return not found.returncode and bool(found.stdout.strip()) and not GONE.search(found.stdout)
+        if queue == "sbatch":
+            waiting = slurm_jobs()
+            return None if waiting is None else job[1] in waiting
+        code, said = asked_of(["ray", "job", "status", job[1]])
+        return False if ENDED.search(said) else None if code else True
 
     def _submitted(self):
         try:

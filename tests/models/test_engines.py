@@ -2,6 +2,7 @@
 
 import argparse
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -57,6 +58,7 @@ def engine_at(endpoint, tiny_llama):
         endpoint.answer = Server(tiny_llama, told, bias)
         endpoint.listed = 200, json.dumps({"data": [{"id": "served under this name"}]})
         url = f"http://127.0.0.1:{endpoint.server_port}/v1"
+        flags = [*flags, "--served_model", "served under this name"]
         return engines.load(flags_of("--engine", url, "--model", tiny_llama, *flags), tiny_llama, "cpu")
 
     return start
@@ -99,6 +101,16 @@ def test_a_server_that_tells_its_likeliest_tokens(engine_at, tiny_llama, monkeyp
     scores_of(served, tokenizer)
     served.close()
     assert "were not among the 2 tokens" in served.notes[0]
+
+
+def test_another_model_is_not_taken_for_this_one(endpoint, tiny_llama, tmp_path):
+    endpoint.answer, url = Server(tiny_llama, None), f"http://127.0.0.1:{endpoint.server_port}/v1"
+    args = flags_of("--engine", url)
+    endpoint.listed = 200, json.dumps({"data": [{"id": "other/model"}]})
+    with pytest.raises(utils.UserError, match="serves 'other/model', not"):
+        engines.load(args, tiny_llama, "cpu")
+    endpoint.listed = 200, json.dumps({"data": [{"id": f"/elsewhere/{Path(tiny_llama).name}"}]})
+    assert engines.load(args, tiny_llama, "cpu").client.model.startswith("/elsewhere/")
 
 
 @pytest.mark.parametrize("told", ["ids", None])
@@ -176,6 +188,8 @@ def test_agreement_counts_ties_as_the_same():
     [
         (["--engine", "tgi"], "give hf, vllm, or an address"),
         (["--served_model", "m"], "--served_model belongs to --engine URL"),
+        (["--vllm_args", '{"a": 1}'], "--vllm_args belongs to --engine vllm"),
+        (["--vllm_args", "[1]", "--engine", "vllm"], "--vllm_args"),
         (["--engine", "http://x/v1", "--engine_max_cost", "1"], "needs --engine_prices"),
         (["--engine", "vllm", "--attn_implementation", "sdpa"], "is of --engine hf"),
     ],

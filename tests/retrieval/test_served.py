@@ -347,6 +347,16 @@ def test_what_is_no_index_is_left_alone(postgres, name, tiny_embedder, capsys):
     assert "is no index of this project" in refused([*flags, "--index_name", name], capsys)
 
 
+def test_half_vectors_are_known_to_the_table(postgres, name, tiny_embedder, capsys):
+    flags = ["--build_only", "--embed_model", tiny_embedder, "--docs", str(ROOT / "README.md")]
+    flags += ["--index_url", postgres.get_uri(), "--index", "hnsw", "--chunk_tokens", "24", "--index_name"]
+    rag_eval.main([*flags, name, "--half_vectors"])
+    rag_eval.main([*flags, name])
+    assert "no new documents" in capsys.readouterr().out and opened(postgres.get_uri(), name).half
+    rag_eval.main([*flags, f"{name}2"])
+    assert "was built without --half_vectors" in refused([*flags[1:], f"{name}2", "--half_vectors"], capsys)
+
+
 def test_other_settings_are_refused(url, name, tiny_embedder, capsys):
     flags = [
         "--embed_model",
@@ -379,6 +389,7 @@ def test_a_missing_package_is_one_line_with_its_pip_command(monkeypatch, capsys,
         (["--index_url", "postgresql://x", "--index", "ivf"], "a database has flat"),
         (["--index_url", "postgresql://x", "--index_dir", "d"], "exclude each other"),
         (["--index_url", "http://x", "--index", "hnsw", "--half_vectors"], "in PostgreSQL"),
+        (["--index_url", "postgresql://x", "--ef_search", "1001"], "pgvector takes at most 1000"),
         (["--index_url", "postgresql://x", "--index_name", 'a"; drop'], "letters, digits and _"),
         (["--index_dir", "d", "--import_index", "e"], "go with --build_only and --index_url"),
     ],

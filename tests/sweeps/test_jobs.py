@@ -145,6 +145,7 @@ def test_a_job_that_slurm_forgot_is_lost(slurm, tmp_path, monkeypatch):
     assert job.submit("a cell", ["-c", "pass"], held, processes.Children()) is None
     assert job.known_to_queue(held) is True and job.lost(held, asked=True) is None
     subprocess.run(["scancel", job._submitted().split()[-1]], check=True)
+    monkeypatch.setattr(jobs, "QUEUE_POLL", 0)
     wait_for(lambda: job.known_to_queue(held) is False)
     assert "never began" in job.lost(held, asked=True)
     again = jobs.Job(tmp_path / "cell")
@@ -166,6 +167,30 @@ def test_rows_of_jobs_that_ended_while_no_sweep_watched_are_collected(sweeping, 
     said, _ = sweeping(2, BACKGROUND).communicate(timeout=300)
     assert "0 of 2 to run" in said and seeds_of(tmp_path / "r.csv") == {0: 1, 1: 1} == seeds_of(tmp_path / "all.csv")
     assert len(attempts(tmp_path)) == 2
+
+
+def test_ids_are_read_from_what_queues_print(tmp_path, monkeypatch):
+    """Ray tells its address before the job's name; sites put banners around Slurm's line."""
+    asked = []
+    monkeypatch.setattr(jobs, "asked_of", lambda command: asked.append(command) or (0, "Status: PENDING"))
+    monkeypatch.setattr(jobs, "slurm_jobs", lambda: {"77"})
+    job, _ = submitted(tmp_path / "cell", "pass")
+    ray = "Job submission server address: http://127.0.0.1:8265\nJob 'raysubmit_a1B2' submitted successfully\n"
+    (job.folder / "submitted").write_text(ray)
+    assert job.known_to_queue(["/usr/bin/ray", "job", "submit"]) is True
+    assert asked == [["ray", "job", "status", "raysubmit_a1B2"]]
+    for known, line in ((True, "Submitted batch job 77"), (False, "Submitted batch job 7")):
+        (job.folder / "submitted").write_text(f"2 maintenance days in 2027\n{line}\n")
+        assert job.known_to_queue(["sbatch"]) is known
+    (job.folder / "submitted").write_text("12 jobs may run")
+    assert job.known_to_queue(["sbatch"]) is None and job.known_to_queue(["sh"]) is None
+
+
+def test_a_job_that_the_queue_runs_again_begins_anew(tmp_path):
+    job, _ = submitted(tmp_path / "cell", f"open(r'{tmp_path}/ran', 'a').write('x')", "sh -c 'true {command}'")
+    for number in ("5", "5", "6"):  # requeued after preemption; then another job of the same attempt
+        subprocess.run([job.folder / "job.sh"], env={**os.environ, "SLURM_JOB_ID": number})
+    assert (tmp_path / "ran").read_text() == "xx"
 
 
 def submitted(folder, code, launcher=BACKGROUND):
