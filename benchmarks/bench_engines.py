@@ -16,6 +16,7 @@ On a CPU start it with LD_PRELOAD=.../libiomp5.so, VLLM_CPU_OMP_THREADS_BIND=0-1
 """
 
 import argparse
+import os
 import statistics
 import time
 from importlib import metadata
@@ -58,6 +59,7 @@ def ours(args):
 
 def lm_eval(args):
     """The same by lm-evaluation-harness."""
+    os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")  # as ours: one process, not two on the same cores
     from lm_eval.api.instance import Instance
     from lm_eval.models.vllm_causallms import VLLM  # only here: it takes its time, and the other subjects do without
 

@@ -10,9 +10,9 @@ are built in one process and take turns at the same queries; recall@10 is agains
     OMP_NUM_THREADS=2 python benchmarks/bench_retrieval.py --sizes 100000 --readme docs/retrieval.md \\
         --docs SCIFACT_DIR assets/data/*/corpus.jsonl
     # a million, and a database beside FAISS (index_url: of a PostgreSQL with pgvector)
-    OMP_NUM_THREADS=2 python benchmarks/bench_retrieval.py --sizes 1000000 --section bench_scale --rounds 3 \\
+    OMP_NUM_THREADS=2 python benchmarks/bench_retrieval.py --sizes 1000000 --section bench_retrieval_scale --rounds 3 \\
         --readme docs/scale.md --subjects flat sq8 ivf ivfpq hnsw
-    OMP_NUM_THREADS=2 python benchmarks/bench_retrieval.py --sizes 100000 --section bench_scale --rounds 3 \\
+    OMP_NUM_THREADS=2 python benchmarks/bench_retrieval.py --sizes 100000 --section bench_retrieval_scale --rounds 3 \\
         --readme docs/scale.md --subjects flat hnsw 'pgvector flat' 'pgvector hnsw' 'pgvector hnsw half' \\
         --index_url postgresql://localhost/bench
 """

@@ -19,6 +19,8 @@ def record(run, engine, outcome, again):
         hits, asked = engine.cached()
         run.note(f"{engine.name} had {hits:,.0f} of {asked:,.0f} tokens of its prompts in its prefix cache")
     engine.close()
+    if not hasattr(engine, "cached"):  # another machine's
+        run.row.update(device=None, device_name=None, precision=None, tf32=None)
     for text in engine.notes:
         run.note(text)
     if again is None:

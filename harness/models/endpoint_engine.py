@@ -6,7 +6,7 @@ import utils
 from harness.models import endpoint, loading, replies
 from harness.models.engine import Engine
 
-TOP = 20  # likeliest tokens that servers other than vLLM tell
+TOP = (20, 5)  # likeliest tokens that servers other than vLLM are asked for: so many, or so many
 
 
 class EndpointEngine(Engine):
@@ -57,19 +57,20 @@ class EndpointEngine(Engine):
     def _probe(self):
         """How the server tells likelihoods: "ids", "top", or None where it does not."""
         ids = self.tokenizer("The answer is", add_special_tokens=False).input_ids
-        given = {"logprobs": 1, "extra_body": {"logprob_token_ids": ids[:2], "return_tokens_as_token_ids": True}}
-        for means, prompt, options in (("ids", ids, given), ("top", "The answer is", {"logprobs": 5})):
-            reply = self.client.one(prompt, 1, options, patient=False)
-            told = reply and reply.top
-            if told and (means == "top" or {f"token_id:{token}" for token in ids[:2]} <= set(told)):
-                return means
+        reply = self.client.one(ids, 1, _ids_options(ids[:2]), patient=False)
+        if reply and {f"token_id:{token}" for token in ids[:2]} <= set(reply.top or ()):
+            return "ids"
+        for self.top in TOP:
+            reply = self.client.one("The answer is", 1, {"logprobs": self.top}, patient=False)
+            if reply and reply.top:
+                return "top"
         return None
 
     def _likelihoods(self, requests):
         if self.means == "ids":
             jobs = [(ids, 1, _ids_options(some)) for ids, some in requests]
         else:
-            jobs = [(self._text(ids), 1, {"logprobs": TOP}) for ids, _ in requests]
+            jobs = [(self._text(ids), 1, {"logprobs": self.top}) for ids, _ in requests]
         found = []
         for (_, some), reply in zip(requests, self.client.all(jobs)):
             if self.means == "ids":
@@ -85,13 +86,15 @@ class EndpointEngine(Engine):
             if self.tokenizer(text).input_ids == list(ids):
                 return text
         self.retold += 1
-        return text
+        return self.tokenizer.decode(ids[added:]) if ids[:added] == self.tokenizer("").input_ids else text
 
     def _of_text(self, token, told):
         """The log-probability of a token by its text; one that the server did not tell is below all that it told."""
-        text = self.tokenizer.decode([token])
-        if text in told:
-            return told[text]
+        name = self.tokenizer.convert_ids_to_tokens(token)
+        # servers spell a token as its text, with or without the space before it, or as it stands in the vocabulary
+        for text in (self.tokenizer.decode([token]), name.replace("▁", " ").replace("Ġ", " "), name):
+            if text in told:
+                return told[text]
         self.unseen += 1
         return min(told.values())
 
@@ -99,7 +102,9 @@ class EndpointEngine(Engine):
         jobs = []
         for i, ids in enumerate(rows):
             options = {"temperature": temperature, **({"stop": list(stop)[:4]} if stop else {})}
-            options |= {} if seed is None else {"seed": seed + i}
+            if seed is not None:
+                options |= {"seed": seed + i, "top_p": self.sampling["top_p"]}
+                options |= {"extra_body": {"top_k": self.sampling["top_k"]}} if self.means == "ids" else {}
             jobs.append((ids if self.means == "ids" else self._text(ids), max_new_tokens, options))
         ended, new = self.tokenizer.eos_token_id, []
         for reply in self.client.all(jobs):
@@ -114,8 +119,8 @@ class EndpointEngine(Engine):
             self.notes.append(f"{self.retold} prompts may be read as other tokens by the server than by transformers")
         if self.unseen:
             self.notes.append(
-                f"{self.unseen} labels were not among the {TOP} tokens that the server tells of; they count as the "
-                "least likely of those"
+                f"{self.unseen} labels were not among the {self.top} tokens that the server tells of; they count as "
+                "the least likely of those"
             )
 
 

@@ -42,7 +42,13 @@ class Engine:
         self.config = folder.configuration(name, args.trust_remote_code)
         if self.config.is_encoder_decoder:
             raise utils.UserError(f"--engine {self.name}: {name} is an encoder-decoder; use --engine hf")
-        self.generation_config = GenerationConfig.from_model_config(self.config)
+        try:
+            self.generation_config = GenerationConfig.from_pretrained(name)
+        except OSError:  # the model has none
+            self.generation_config = GenerationConfig.from_model_config(self.config)
+        # as transformers samples: by default from the 50 likeliest tokens
+        top_k, top_p = (getattr(self.generation_config, each, None) for each in ("top_k", "top_p"))
+        self.sampling = {"top_k": 50 if top_k is None else top_k, "top_p": top_p or 1.0}
         self.device = torch.device(device)
         self.notes = []
 

@@ -72,13 +72,17 @@ class VllmEngine(Engine):
         if not rows:
             return []
         prompts = [{"prompt_token_ids": list(ids)} for ids in rows]
-        return self.llm.generate(prompts, parameters, use_tqdm=False, lora_request=self.adapter)
+        try:
+            return self.llm.generate(prompts, parameters, use_tqdm=False, lora_request=self.adapter)
+        except ValueError as error:  # a prompt that is as long as the model's context, for example
+            raise utils.UserError(f"--engine vllm refuses a prompt: {' '.join(str(error).split())[:300]}") from None
 
     def generate(self, rows, max_new_tokens, stop, temperature, seed):
         parameters = [
             self.vllm.SamplingParams(
                 max_tokens=max_new_tokens,
                 temperature=temperature,
+                **(self.sampling if temperature else {}),
                 stop=list(stop) or None,
                 seed=None if seed is None else seed + i,
             )
@@ -94,6 +98,7 @@ class VllmEngine(Engine):
 
     def close(self):
         """Give the memory back, as far as vLLM does."""
+        self.llm.llm_engine.engine_core.shutdown()
         del self.llm
         utils.free_memory()
 

@@ -206,13 +206,15 @@ def _append(path, row):
 
 def merge(files, path):
     """Append to `path` the rows of other results CSVs that it does not have yet, by their run_id; returns how many."""
-    known, n = {row["run_id"] for row in read_if_there(path)}, 0
-    for file in files:
-        for row in read_if_there(file):
-            if row["run_id"] not in known:
-                append_result(path, row)
-                known.add(row["run_id"])
-                n += 1
+    n, path = 0, os.path.realpath(path)
+    with FileLock(f"{path}.merge.lock"):  # two that merge the same files see each other's rows
+        known = {row["run_id"] for row in read_if_there(path)}
+        for file in files:
+            for row in read_if_there(file):
+                if row["run_id"] not in known:
+                    append_result(path, row)
+                    known.add(row["run_id"])
+                    n += 1
     return n
 
 

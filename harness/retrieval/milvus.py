@@ -220,9 +220,9 @@ class MilvusStore:
         return there
 
     def texts(self):
-        """[N] "title text" of all chunks in the order of their ids."""
-        found = sorted(self._pages(["id", "title", "text"]), key=lambda row: row["id"])
-        return [f"{row['title']} {row['text']}".strip() for row in found]
+        """{id: "title text"} of all chunks."""
+        found = self._pages(["id", "title", "text"])
+        return {row["id"]: f"{row['title']} {row['text']}".strip() for row in found}
 
     def vectors(self, ids):
         """The vectors [N, D] of these rows."""

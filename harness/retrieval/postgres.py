@@ -126,8 +126,15 @@ class PostgresStore:
 
     def finish(self):
         """Build the HNSW index where one belongs and is missing. Rows that are added later go into it one by one."""
-        if self.settings["kind"] != "hnsw":
-            return
+        if self.settings["kind"] == "hnsw":
+            try:
+                self._build(parallel=True)
+            except utils.UserError as error:  # the shared memory of a container is smaller than its disk
+                if "No space left" not in str(error):
+                    raise
+                self._build(parallel=False)
+
+    def _build(self, parallel):
         options = self.settings["options"]
         m, construction = options.get("hnsw_m") or 32, options.get("ef_construction") or 200
         operators = sql.SQL(f"{self._half}_{OPERATORS[self.settings['metric']][1]}_ops")
@@ -138,6 +145,7 @@ class PostgresStore:
                     return
                 # a graph that fits into this memory is built several times faster (pgvector's README)
                 cursor.execute("set local maintenance_work_mem = '2GB'")
+                cursor.execute("set local max_parallel_maintenance_workers = %s" % (2 if parallel else 0))
                 cursor.execute(
                     self._sql(
                         "create index {index} on {table} using hnsw ({column} {operators}) "
@@ -206,10 +214,10 @@ class PostgresStore:
             return {row[0]: Chunk(*row[1:]) for row in cursor.execute(query, [list(ids)])}
 
     def texts(self):
-        """[N] "title text" of all chunks in the order of their ids."""
+        """{id: "title text"} of all chunks."""
         with self._transaction() as cursor:
-            query = self._sql("select title, text from {table} order by id")
-            return [f"{title or ''} {text}".strip() for title, text in cursor.execute(query)]
+            query = self._sql("select id, title, text from {table}")
+            return {id: f"{title or ''} {text}".strip() for id, title, text in cursor.execute(query)}
 
     def vectors(self, ids):
         """The vectors [N, D] of these rows."""
@@ -244,7 +252,8 @@ class PostgresStore:
             else:
                 cursor.execute("set local enable_indexscan = off")
             for i, vector in enumerate(queries):
-                found = cursor.execute(query, [vector, vector, k]).fetchall()
+                # not prepared: a plan that was kept would not hear of the settings above
+                found = cursor.execute(query, [vector, vector, k], prepare=False).fetchall()
                 ids[i, : len(found)] = [id for id, _ in found]
                 distances[i, : len(found)] = [distance for _, distance in found]
         return ids, distances

@@ -1,5 +1,7 @@
 """An index that a database serves (--index_url): chunks and vectors are there, this process keeps ids and digests."""
 
+import json
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -82,6 +84,8 @@ class ServedIndex(Index):
                     "made_with": self.made_with,
                 }
             )
+            if self.store.settings["made_with"] != json.loads(json.dumps(self.made_with)):
+                raise utils.UserError("another process has just made this index with other settings; start again")
         self.store.add(chunks, digests, np.ascontiguousarray(vectors, np.float32), cut, replacing)
         self.finished = False
         self._read(replacing)
@@ -101,14 +105,19 @@ class ServedIndex(Index):
 
     def chunks(self, rows):
         ids = self.ids[np.asarray(rows, np.int64)].tolist()
-        there = self.store.chunks(ids) if ids else {}
+        return self._all_of(self.store.chunks(ids) if ids else {}, ids)
+
+    def _all_of(self, there, ids):
+        """The values of these ids; UserError where another process has deleted some since the index was opened."""
+        if any(id not in there for id in ids):
+            raise utils.UserError("another process has deleted chunks of the index since it was opened; start again")
         return [there[id] for id in ids]
 
     def chunk(self, row):
         return self.chunks([row])[0]
 
     def texts(self):
-        return self.store.texts()
+        return self._all_of(self.store.texts(), self.ids.tolist())
 
     def vectors_of(self, rows):
         return self.store.vectors(self.ids[np.asarray(rows, np.int64)].tolist())
@@ -119,8 +128,7 @@ class ServedIndex(Index):
             return np.empty((len(queries), 0), np.int64), np.empty((len(queries), 0), np.float32)
         self.finish()
         ids, distances = self.store.search(np.ascontiguousarray(queries, np.float32), k, exact, self.candidates)
-        if not np.isin(ids[ids >= 0], self.ids).all():  # another process has added some
-            self._read()
+        # chunks that another process has added since this one read the ids are not known here, and left out
         rows = np.searchsorted(self.ids, ids)
         rows[(ids < 0) | (self.ids[np.minimum(rows, len(self.ids) - 1)] != ids)] = -1
         return rows, -distances if self.metric == "cosine" else -(distances**2)

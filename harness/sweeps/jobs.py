@@ -153,16 +153,19 @@ class Job:
         if self.number == 0 or self.begun() or self._submitted():
             self.number += 1
         self.folder.mkdir(parents=True, exist_ok=True)
+        self.folder.chmod(0o700)  # the command may hold a password
         folder, script = self.folder.absolute(), self.folder.absolute() / "job.sh"
         parts = {"name": " ".join(name.split()), "cwd": shlex.quote(os.getcwd()), "folder": shlex.quote(str(folder))}
         command = shlex.join([sys.executable, *argv, "--results", str(folder / "results.csv")])
         script.write_text(JOB.format(command=command, beat=BEAT, **parts))
-        script.chmod(0o755)
+        script.chmod(0o700)
         words = [word.replace("{command}", shlex.quote(str(script))) for word in launcher]
         with open(self.folder / "submitted", "w") as said:
             code = children.run(words, stdout=said, stderr=subprocess.STDOUT)
         if code and not self.begun():
-            return f"--launcher ended with exit code {code}: {' '.join(self._submitted().split())[-300:]}"
+            said = " ".join(self._submitted().split())[-300:]
+            os.replace(self.folder / "submitted", self.folder / "refused")  # the next sweep submits it again
+            return f"--launcher ended with exit code {code}: {said}"
         return None
 
     def wait(self, launcher, stop):

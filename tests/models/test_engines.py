@@ -90,14 +90,14 @@ def test_a_server_that_tells_of_token_ids_scores_as_transformers(engine_at, tiny
 
 
 def test_a_server_that_tells_its_likeliest_tokens(engine_at, tiny_llama, monkeypatch):
-    monkeypatch.setattr(endpoint_engine, "TOP", 10_000)
+    monkeypatch.setattr(endpoint_engine, "TOP", (10_000,))
     model, tokenizer = loading.load_model(tiny_llama), loading.load_tokenizer(tiny_llama)
     served = engine_at("top")
     assert served.means == "top"
     assert np.abs(scores_of(model, tokenizer).total - scores_of(served, tokenizer).total).max() < 1e-3
     served.close()
     assert not served.notes
-    monkeypatch.setattr(endpoint_engine, "TOP", 2)
+    served.top = 2
     scores_of(served, tokenizer)
     served.close()
     assert "were not among the 2 tokens" in served.notes[0]

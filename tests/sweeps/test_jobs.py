@@ -225,6 +225,8 @@ def test_a_failed_cell_has_its_exit_code_and_its_log(tmp_path):
 def test_a_launcher_that_fails_says_why(tmp_path):
     _, failed = submitted(tmp_path / "cell", "pass", "sh -c 'echo no such partition; exit 4' {command}")
     assert "exit code 4" in failed and "no such partition" in failed
+    again, failed = submitted(tmp_path / "cell", "pass")  # nothing is waited for that was never accepted
+    assert failed is None and again.wait(["sh"], threading.Event()) == 0
 
 
 def test_a_job_without_a_sign_of_life_is_lost(tmp_path, monkeypatch):
