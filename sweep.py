@@ -82,6 +82,8 @@ def parse_args(argv=None):
         parser.error("--latency_ms, --memory_gb, --minutes and --keep_losers belong to --race")
     if args.keep_losers and args.minutes:
         parser.error("--keep_losers runs everything, whatever time it takes; leave out --minutes")
+    if not args.launcher:
+        args.workers = args.workers or 1
     if args.devices and args.launcher:
         parser.error("--devices are for runs on this machine; a queue gives its jobs their own")
     if args.devices and not all(part.strip().isdecimal() for part in args.devices.split(",")):
@@ -259,8 +261,8 @@ def main(argv=None):
     import_heavy()
     name, cells = make_cells(args.suite, args)
     store.check_results_file(args.results)
-    args.workers = args.workers or (len(cells) if args.launcher else 1)
     if args.launcher:
+        args.workers = args.workers or len(cells)
         args.launcher = jobs.check_launcher(args.launcher)
         for cell in () if args.dry_run else cells:  # what ended while no sweep watched
             jobs.Job(Path(args.runs_dir) / "sweeps" / "jobs" / key_of(cell, args)).collect(args.results)
