@@ -41,6 +41,7 @@ def postgres():
 @pytest.fixture(scope="module")
 def milvus(tmp_path_factory):
     pytest.importorskip("milvus_lite")
+    pytest.importorskip("pymilvus")  # here: imported within capsys it outlives the streams that it saw
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
