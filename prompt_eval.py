@@ -296,8 +296,6 @@ def run_once(args):
         }
         with utils.measure() as load:
             model = engines.load(args, args.model, device, args.adapter, **options)
-        if args.engine not in ("hf", "vllm"):
-            run.row["precision"] = None  # the server's own
         if by_likelihood and engines.is_engine(model) and not model.tells_likelihoods:
             args, by_likelihood = few_shot.generated_instead(args, run, searches(args)), False
             chat = loading.uses_chat(args.prompt_format, tokenizer)
@@ -335,6 +333,11 @@ def run_once(args):
 
         # 6. evaluate
         outcome = score(model, tokenizer, task, args, chat, shown, other, prior)
+
+        # 7. row and report: the row is written by leaving the block
+        seconds = run.row.pop("train_seconds", None)  # of the choice, which is no training with a peak of its own
+        record.outcome(run, task, outcome, model, other)
+        run.row["train_seconds"] = seconds
         if engines.is_engine(model):
 
             def with_hf():
@@ -343,11 +346,6 @@ def run_once(args):
                 return score(theirs, tokenizer, few, hf, chat, shown, None, None)
 
             agreement.record(run, model, outcome, with_hf if args.engine_check else None)
-
-        # 7. row and report: the row is written by leaving the block
-        seconds = run.row.pop("train_seconds", None)  # of the choice, which is no training with a peak of its own
-        record.outcome(run, task, outcome, model, other)
-        run.row["train_seconds"] = seconds
         told = few_shot.advice(args, run, task) if by_likelihood and not classifier else None
         if told:
             run.note(told)

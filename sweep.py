@@ -37,10 +37,8 @@ import threading
 import time
 from pathlib import Path
 
-from tqdm import tqdm
-
 import utils
-from harness import flags, hub, processes, suites
+from harness import flags, hub, suites
 from harness.errors import short, stop_on_signals
 from harness.results import store
 
@@ -108,7 +106,10 @@ def changes_of(parser, args):
 
 def import_heavy():
     """What needs scipy, after the arguments were checked."""
-    global DoneRuns, Race, TimeLeft, identity, jobs, make_cells
+    global DoneRuns, Race, TimeLeft, identity, jobs, make_cells, processes, tqdm
+    from tqdm import tqdm
+
+    from harness import processes
     from harness.results.done_runs import DoneRuns, identity
     from harness.sweeps import jobs
     from harness.sweeps.cells import make_cells

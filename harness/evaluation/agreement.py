@@ -14,6 +14,7 @@ def record(run, engine, outcome, again):
     """The row's engine and engine_agreement. again: () -> the Outcome of transformers on the first examples, or None
     where --engine_check is 0; it is called when the engine has given its memory back.
     """
+    # after the rest of the row, which an error of the comparison must not cost
     run.row["engine"] = engine.name
     if hasattr(engine, "cached"):
         hits, asked = engine.cached()
@@ -28,7 +29,7 @@ def record(run, engine, outcome, again):
     try:
         other = again()
     except (utils.UserError, RuntimeError, MemoryError) as error:  # an endpoint's model may not be here, or not fit
-        if not (isinstance(error, utils.UserError) or utils.is_out_of_memory(error)):
+        if not (isinstance(error, (utils.UserError, utils.RunFailed)) or utils.is_out_of_memory(error)):
             raise
         return run.note(f"not compared with hf: {' '.join(str(error).split())[:200]}")
     n = len(other.predictions)

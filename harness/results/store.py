@@ -12,8 +12,6 @@ import shutil
 import stat
 from pathlib import Path
 
-from filelock import FileLock
-
 import utils
 from harness.results import earlier, label_counts, outputs, schema
 
@@ -152,6 +150,13 @@ def _header(path, reader):
     return header
 
 
+def locked(path):
+    """A lock of PATH.lock between processes."""
+    from filelock import FileLock  # not at the top: --help answers before anything is installed
+
+    return FileLock(f"{path}.lock")
+
+
 def check_results_file(path):
     """Raise UserError now, before hours of work, if a row could not be appended to `path` later."""
     found = outputs.check_place(path, "--results")
@@ -173,7 +178,7 @@ def append_result(path, row):
     outputs.check_place(path, "--results")
     path = Path(os.path.realpath(path))
     try:
-        with FileLock(f"{path}.lock"):
+        with locked(path):
             outputs.remove_stale(path)
             _append(path, row)
     except OSError as error:
@@ -207,7 +212,7 @@ def _append(path, row):
 def merge(files, path):
     """Append to `path` the rows of other results CSVs that it does not have yet, by their run_id; returns how many."""
     n, path = 0, os.path.realpath(path)
-    with FileLock(f"{path}.merge.lock"):  # two that merge the same files see each other's rows
+    with locked(f"{path}.merge"):  # two that merge the same files see each other's rows
         known = {row["run_id"] for row in read_if_there(path)}
         for file in files:
             for row in read_if_there(file):

@@ -3,9 +3,8 @@
 import json
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
 import utils
+from harness.results import store
 
 HELD = {}  # run folder -> the lock that this process has on it
 
@@ -42,10 +41,10 @@ def hold(folder):
     folder = Path(folder).resolve()
     if utils.world()[0] or folder in HELD:
         return
-    lock = FileLock(folder / "run.lock")
+    lock = store.locked(folder / "run")
     try:
         lock.acquire(blocking=False)
-    except Timeout:
+    except TimeoutError:  # filelock's Timeout is one
         raise utils.UserError(f"--resume: another process is at {folder}; wait until it ends, or stop it") from None
     HELD[folder] = lock
 
