@@ -225,6 +225,15 @@ def run_once(args, mode, shared):
         # 6. evaluate
         outcome = measure.questions(args, mode, task, retriever, reader, relevant, own)
 
+        # 7. row and report: the row is written by leaving the block
+        if mode in measure.RANKING:
+            record.ranking(run, args, task, retriever, outcome)
+        if reader:
+            record.answers(run, args, task, mode, reader, outcome)
+        else:
+            record.retrieval(run, task, outcome)
+        record.stages(run, outcome.requests, generates=reader is not None)
+        run.row.update(outcome.memory)
         if reader and engines.is_engine(reader.model):
             run.row["engine"] = reader.model.name
             if mode == shared.last:  # the others have the same generator
@@ -238,16 +247,6 @@ def run_once(args, mode, shared):
 
                 found = evaluate.Outcome(outcome.texts, {}, None, [])
                 agreement.record(run, reader.model, found, with_hf if args.engine_check else None)
-
-        # 7. row and report: the row is written by leaving the block
-        if mode in measure.RANKING:
-            record.ranking(run, args, task, retriever, outcome)
-        if reader:
-            record.answers(run, args, task, mode, reader, outcome)
-        else:
-            record.retrieval(run, task, outcome)
-        record.stages(run, outcome.requests, generates=reader is not None)
-        run.row.update(outcome.memory)
         if retriever:  # the generator's forecast, if there is a generator, and what retrieval holds besides
             run.row["predicted_gb"] = (run.row.get("predicted_gb") or 0.0) + retriever.gb()
 
