@@ -164,7 +164,7 @@ def load(args, name, adapter=None, judge=False):
         name,
         device,
         adapter,
-        precision=loading.settled(args, name, device).precision,
+        precision=precisions.settled(args, name, device).precision,
         pad_token_id=tokenizer.pad_token_id,
         trust_remote_code=args.trust_remote_code,
         attention=args.attn_implementation,
@@ -211,7 +211,7 @@ def run_once(args):
     print(f"{benchmark.name}: {len(questions)} of {len(benchmark.questions)} questions, {turns} turns")
     against = judgements.opponents(args.opponent, benchmark, questions, len(wanted)) if judged else []
     device = utils.pick_device(args.device)
-    judging = loading.settled(args, args.judge_model, device) if args.judge == "local" else args
+    judging = precisions.settled(args, args.judge_model, device) if args.judge == "local" else args
     judge = judges.make_judge(judging, lambda name: load(args, name, judge=True)) if judged else None
 
     for model_name, adapter in wanted:
@@ -219,7 +219,7 @@ def run_once(args):
         with Run(own, __file__, "chat") as run:
             # 2. seed and device
             utils.set_seed(args.seed)
-            own = loading.settled(own, model_name, device)
+            own = precisions.settled(own, model_name, device)
             run.row.update(
                 model=model_name,
                 **utils.device_columns(device),
@@ -237,7 +237,7 @@ def run_once(args):
                 with utils.measure() as loaded:
                     model, tokenizer = load(args, model_name, adapter)
                 chat = loading.uses_chat(args.prompt_format, tokenizer)
-                run.row.update(**loaded.load_columns(), **loading.size_columns(model))
+                run.row.update(**loaded.load_columns(), **properties.size_columns(model))
 
                 # 5. adapt: nothing to train; the adapter is merged into the weights where that is exact
                 model, merged = adapters.merge_adapter(model)
@@ -288,11 +288,11 @@ def check_names(args):
 
 def import_heavy():
     """Import what takes seconds, after the arguments were checked: --help and wrong flags answer at once."""
-    global adapters, agreement, answers, benchmarks, engines, formats, judgements, judges, loading, record
-    global side_by_side, terminal
+    global adapters, agreement, answers, benchmarks, engines, formats, judgements, judges, loading, precisions
+    global properties, record, side_by_side, terminal
     from harness.chat import answers, benchmarks, formats, judgements, judges, record, side_by_side, terminal
     from harness.evaluation import agreement
-    from harness.models import adapters, engines, loading
+    from harness.models import adapters, engines, loading, precisions, properties
 
 
 @utils.clean_exit

@@ -229,7 +229,7 @@ def own_student(args, run, task, model, tokenizer, demonstrations, examples, dev
     student, remark = add_student(model, args)
     run.note(remark)
     teacher.student = student if args.student == "lora" else None
-    run.row.update(loading.size_columns(student, trained=True))
+    run.row.update(properties.size_columns(student, trained=True))
     with utils.measure() as asking:
         data, loss = distillation.own_data(student, teacher, tokenizer, task, examples, args, chat)
     distillation.count_asking(run, asking, len(data.train) + len(data.validation or ()))
@@ -246,7 +246,7 @@ def other_student(args, run, task, pairs, device, kept):
     with utils.measure() as load:
         student, tokenizer, remark = students.load(args, task, device, add_student)
     run.note(remark)
-    run.row.update(**load.load_columns(), **loading.size_columns(student, trained=True))
+    run.row.update(**load.load_columns(), **properties.size_columns(student, trained=True))
     if not students.has_head(student):
         kept.measure(student, tokenizer)
     data, loss = students.prepare(student, tokenizer, task, pairs, args, run, device)
@@ -299,7 +299,7 @@ def run_once(args):
         if model.config.is_encoder_decoder and not two_models(args):
             raise utils.UserError(f"{args.model} is an encoder-decoder; context distillation here is for causal models")
         if args.student == "full" and not two_models(args):
-            loading.check_trainable(model, args.model)
+            precisions.check_trainable(model, args.model)
         chat = loading.uses_chat(args.prompt_format, tokenizer, scoring=task.kind == "classification")
 
         # 5. adapt
@@ -360,23 +360,12 @@ def run_once(args):
 
 def import_heavy():
     """Import what takes seconds, once the arguments are known to be right: --help and a wrong flag answer at once."""
-    global \
-        adapters, \
-        distillation, \
-        draw, \
-        engines, \
-        evaluate, \
-        forgetting, \
-        layers, \
-        loading, \
-        prompt_search, \
-        prompting, \
-        record
-    global serving, students, tasks, trainer
+    global adapters, distillation, draw, engines, evaluate, forgetting, layers, loading, precisions, prompt_search
+    global prompting, properties, record, serving, students, tasks, trainer
     from harness.data import tasks
     from harness.data.examples import draw
     from harness.evaluation import evaluate, forgetting, prompt_search, prompting, record, serving
-    from harness.models import adapters, engines, layers, loading
+    from harness.models import adapters, engines, layers, loading, precisions, properties
     from harness.training import distillation, students, trainer
 
 

@@ -211,7 +211,7 @@ def run_once(args):
         # 4. model, and what is found before
         with utils.measure() as loaded:
             model, prompts = load(args, device)
-        run.row.update(**loaded.load_columns(), **loading.size_columns(model.transformers_model, trained=True))
+        run.row.update(**loaded.load_columns(), **properties.size_columns(model.transformers_model, trained=True))
         begin = {"reranker": args.model} if args.train == "reranker" and has_head(args) else {}
         if args.train == "reranker" and not begin:
             run.note("before: without a reranker")
@@ -256,12 +256,12 @@ def run_once(args):
 
 def import_heavy():
     """Import what takes seconds, once the arguments are known to be right: --help and a wrong flag answer at once."""
-    global CrossEncoder, Embedder, Retriever, Skipped, corpus, folder, loading, measure, memory_forecast, meta_device
-    global np, pairs, qrels, record, retrieval, sentence_transformer, stats
+    global CrossEncoder, Embedder, Retriever, Skipped, corpus, folder, measure, memory_forecast, meta_device, np
+    global pairs, properties, qrels, record, retrieval, sentence_transformer, stats
     import numpy as np
     from sentence_transformers import CrossEncoder
 
-    from harness.models import folder, loading, memory_forecast, meta_device, sentence_transformer
+    from harness.models import folder, memory_forecast, meta_device, properties, sentence_transformer
     from harness.results import stats
     from harness.retrieval import corpus, measure, pairs, qrels, record
     from harness.retrieval.documents import Skipped

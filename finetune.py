@@ -99,8 +99,8 @@ def run_once(args):
             learning_rate = args.learning_rate
         with utils.measure() as load:
             model = trainer.load_base(args, task, tokenizer, device, args.weights, to_share=True)
-        loading.check_trainable(model, args.model)
-        run.row.update(**load.load_columns(), **loading.size_columns(model, trained=True))
+        precisions.check_trainable(model, args.model)
+        run.row.update(**load.load_columns(), **properties.size_columns(model, trained=True))
 
         # 5. adapt
         kept = forgetting.Forgetting(args, run) if task.kind != "classification" else None
@@ -128,10 +128,10 @@ def run_once(args):
 
 def import_heavy():
     """Import what takes seconds, once the arguments are known to be right: --help and a wrong flag answer at once."""
-    global evaluate, forgetting, heads, loading, raft, record, tasks, trainer, tuning
+    global evaluate, forgetting, heads, loading, precisions, properties, raft, record, tasks, trainer, tuning
     from harness.data import tasks
     from harness.evaluation import evaluate, forgetting, record
-    from harness.models import loading
+    from harness.models import loading, precisions, properties
     from harness.retrieval import raft
     from harness.training import heads, trainer, tuning
 

@@ -227,7 +227,7 @@ def run_once(args):
         run.note(remark)
         in_base = args.init in new_adapters.IN_THE_BASE
         begin = new_adapters.save_start(model, run.path("checkpoints/start")) if in_base else None
-        run.row.update(**load.load_columns(), **loading.size_columns(model, trained=True))
+        run.row.update(**load.load_columns(), **properties.size_columns(model, trained=True))
         adalora = method_of(args) == "adalora"
         model = trainer.train(
             model,
@@ -272,13 +272,13 @@ def run_once(args):
 
 def import_heavy():
     """Import what takes seconds, once the arguments are known to be right: --help and a wrong flag answer at once."""
-    global adapters, evaluate, forgetting, heads, layers, loading, loop, new_adapters, new_layers, peft, record
-    global raft, serving, tasks, trainer, tuning
+    global adapters, evaluate, forgetting, heads, layers, loading, loop, new_adapters, new_layers, peft, properties
+    global raft, record, serving, tasks, trainer, tuning
     import peft
 
     from harness.data import tasks
     from harness.evaluation import evaluate, forgetting, record, serving
-    from harness.models import adapters, layers, loading, new_adapters, new_layers
+    from harness.models import adapters, layers, loading, new_adapters, new_layers, properties
     from harness.retrieval import raft
     from harness.training import heads, loop, trainer, tuning
 

@@ -146,7 +146,7 @@ def load_extractor(args, device, tokenizer, chat, tfidf=None):
 
 def size_columns(extract):
     """The size cells of a row, and the precision where the checkpoint is saved quantized; none for TF-IDF."""
-    cells = {} if extract.model is None else loading.size_columns(extract.model)
+    cells = {} if extract.model is None else properties.size_columns(extract.model)
     return {**cells, "precision": extract.precision}
 
 
@@ -227,7 +227,7 @@ def run_once(args, about=None, folder=None):
         # 2. seed and device
         utils.set_seed(args.seed)
         device = utils.pick_device(args.device)
-        args = loading.settled(args, args.model if args.features == "lm" else None, device)
+        args = precisions.settled(args, args.model if args.features == "lm" else None, device)
         run.row.update(
             variant=variant(args),
             model=args.model,
@@ -306,11 +306,12 @@ def import_heavy(tune):
 
     tune: --tune, which needs the setfit package.
     """
-    global contrastive, evaluate, features, frozen_heads, loading, record, remarks, render, tasks
+    global contrastive, evaluate, features, frozen_heads, loading, precisions, properties, record, remarks, render
+    global tasks
     from harness.data import tasks
     from harness.data.prompts import render
     from harness.evaluation import evaluate, record, remarks
-    from harness.models import features, loading
+    from harness.models import features, loading, precisions, properties
     from harness.training import frozen_heads
 
     if tune:

@@ -243,7 +243,7 @@ def run_once(args):
         # 2. seed and device
         utils.set_seed(args.seed)
         device = utils.pick_device(args.device)
-        args = loading.settled(args, args.model, device)
+        args = precisions.settled(args, args.model, device)
         run.row.update(
             model=args.model,
             data_seed=args.data_seed,
@@ -304,7 +304,7 @@ def run_once(args):
             raise utils.UserError(
                 f"{args.model} has no weights for {', '.join(model.new_layers)}: they would be random"
             )
-        run.row.update(**load.load_columns(), **loading.size_columns(model))
+        run.row.update(**load.load_columns(), **properties.size_columns(model))
 
         # 5. adapt: nothing to train; the demonstrations are in the prompt
         model, merged = adapters.merge_adapter(model, args.merge_adapter)
@@ -353,11 +353,12 @@ def run_once(args):
 
 def import_heavy():
     """Import what takes seconds, once the arguments are known to be right: --help and a wrong flag answer at once."""
-    global adapters, agreement, engines, evaluate, few_shot, loading, prompting, record, tasks, with_reasons
+    global adapters, agreement, engines, evaluate, few_shot, loading, precisions, prompting, properties, record, tasks
+    global with_reasons
     from harness.data import tasks
     from harness.data.prompts import with_reasons
     from harness.evaluation import agreement, evaluate, few_shot, prompting, record
-    from harness.models import adapters, engines, loading
+    from harness.models import adapters, engines, loading, precisions, properties
 
 
 @utils.clean_exit

@@ -152,14 +152,14 @@ def variant(args, precision):
 def decoding_options(args, model, tokenizer, device):
     """Options of `model.generate` for the method of the flags. UserError if the model cannot be decoded by it."""
     method = decoding_of(args)
-    if getattr(loading.base_model(model), "_is_stateful", False) and method != "plain":
+    if getattr(properties.base_model(model), "_is_stateful", False) and method != "plain":
         raise utils.UserError(f"{method} decoding: transformers cannot take {args.model}'s recurrent state back")
     if method == "compiled":
         return decoding.compile_options(model, device)
     if method == "prompt_lookup":
         return {"prompt_lookup_num_tokens": args.prompt_lookup}
     if method == "assisted":
-        precision = args.precision if args.precision not in ("int8", "nf4") else loading.computed_in(device)
+        precision = args.precision if args.precision not in ("int8", "nf4") else precisions.computed_in(device)
         return decoding.assistant_options(
             args.assistant_model, args.assistant_adapter, model, tokenizer, precision, device, args.trust_remote_code
         )
@@ -224,7 +224,7 @@ def run_once(args):
         utils.set_seed(args.seed)
         on_cpu = args.device_map == "cpu" or args.runtime in SERVED
         device = utils.pick_device("cpu" if on_cpu else args.device)
-        args = loading.settled(args, args.model, device)
+        args = precisions.settled(args, args.model, device)
         if args.precision == "int4_weights" and device != "cpu":
             raise utils.UserError("--precision int4_weights is for a CPU here; give --device cpu, or --nf4 on a GPU")
         run.row.update(
@@ -235,7 +235,7 @@ def run_once(args):
             **utils.device_columns(device),
             k_shots=0,
         )
-        loading.check_precision(args.precision, device)
+        precisions.check_precision(args.precision, device)
 
         # 3. data
         task = tasks.from_args(args)
@@ -250,7 +250,7 @@ def run_once(args):
             model = runtimes.Session(file, args.runtime) if file else load(args, device, which, run)
         if file:
             run.note(f"converted in {model.seconds:.0f} s")
-        run.row.update(**loaded.load_columns(), **loading.size_columns(model))
+        run.row.update(**loaded.load_columns(), **properties.size_columns(model))
         if args.runtime == "torchao":
             run.row["model_gb"] = runtimes.weight_gb(model)
         run.use_labels(())
@@ -288,11 +288,12 @@ def run_once(args):
 
 def import_heavy():
     """Import what takes seconds, once the arguments are known to be right: --help and a wrong flag answer at once."""
-    global adapters, decoding, decoding_speed, draw, evaluate, loading, perplexity, record, runtimes, tasks
+    global adapters, decoding, decoding_speed, draw, evaluate, loading, perplexity, precisions, properties, record
+    global runtimes, tasks
     from harness.data import tasks
     from harness.data.examples import draw
     from harness.evaluation import decoding_speed, evaluate, perplexity, record
-    from harness.models import adapters, decoding, loading, runtimes
+    from harness.models import adapters, decoding, loading, precisions, properties, runtimes
 
 
 @utils.clean_exit

@@ -168,7 +168,7 @@ def run_once(args, mode, shared):
         # 2. seed and device
         utils.set_seed(args.seed)
         device = utils.pick_device(args.device)
-        args = loading.settled(args, None if retrieval_only else args.gen_model, device)
+        args = precisions.settled(args, None if retrieval_only else args.gen_model, device)
         run.row.update(
             model=args.embed_model if retrieval_only else args.gen_model,
             data_seed=args.data_seed,
@@ -199,7 +199,7 @@ def run_once(args, mode, shared):
         if loaded:
             run.row["start_rss_gb"] = None  # the memory without the models of earlier rows is not known
         if reader:
-            run.row.update(loading.size_columns(reader.model))
+            run.row.update(properties.size_columns(reader.model))
             if reader.merged:
                 run.note(reader.merged)
 
@@ -265,10 +265,11 @@ def main(argv=None):
     hub.check_names(models, {"--dataset": flags.source(args) if measures else None})
 
     # heavy modules, now that the arguments are checked
-    global Reader, Retriever, Skipped, agreement, corpus, draw, engines, evaluate, loading, measure, raft, record
+    global Reader, Retriever, Skipped, agreement, corpus, draw, engines, evaluate, measure, precisions, properties
+    global raft, record
     from harness.data.examples import draw
     from harness.evaluation import agreement, evaluate
-    from harness.models import engines, loading
+    from harness.models import engines, precisions, properties
     from harness.retrieval import corpus, measure, raft, record, session
     from harness.retrieval.documents import Skipped
     from harness.retrieval.reader import Reader

@@ -39,7 +39,7 @@ import utils
 from harness import flags
 from harness.data import tasks
 from harness.data.prompts import render
-from harness.models import layers, loading, scoring
+from harness.models import layers, properties, scoring
 from harness.training import collators, loop, trainer
 
 SUBJECTS = ("ours", "ours_shuffled", "ours_full_head", "trainer", "trainer_grouped", "trl_grouped", "trl_checkpointed")
@@ -199,7 +199,7 @@ def reference(model, rows):
 def validation_loss(model, tokenizer, task, chat):
     """Per token, of the first answers of the validation split."""
     examples = task.validation[:N_VALIDATION]
-    loading.base_model(model.eval()).__dict__.pop("forward", None)  # TRL leaves its own forward on the model
+    properties.base_model(model.eval()).__dict__.pop("forward", None)  # TRL leaves its own forward on the model
     rendered = [render(task, ex, (), tokenizer if chat else None) for ex in examples]
     targets = [[separator + task.target(ex)] for (_, separator), ex in zip(rendered, examples)]
     scores = scoring.score_labels(model, tokenizer, [prompt for prompt, _ in rendered], targets, 8, not chat)

@@ -19,7 +19,7 @@ from transformers import LlamaConfig, LlamaForCausalLM  # noqa: E402
 
 import utils  # noqa: E402
 from harness import flags  # noqa: E402
-from harness.models import loading  # noqa: E402
+from harness.models import loading, precisions  # noqa: E402
 from harness.results import markdown as markdown_table  # noqa: E402
 from harness.results import provenance  # noqa: E402
 from harness.results.run import OOM_EXIT_CODE  # noqa: E402
@@ -70,7 +70,7 @@ def load(args):
     tokenizer = utils.load_tokenizer(args.model)
     if not args.random_llama:
         return loading.load_model(args.model, precision=args.precision, device=args.device), tokenizer
-    dtype = loading.torch_dtype(args.precision)
+    dtype = precisions.torch_dtype(args.precision)
     return random_llama(len(tokenizer), args.random_llama, 4096, dtype, args.device), tokenizer
 
 

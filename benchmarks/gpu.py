@@ -21,7 +21,7 @@ from common import ROOT, markdown
 
 import utils
 from harness import flags
-from harness.models import loading
+from harness.models import precisions
 from harness.results import configurations, names, store
 
 FASTER, FLOOR, COMPILED, NEAR, SHARE = 10, 1.2, 1.8, 0.1, 0.9  # the targets
@@ -124,7 +124,7 @@ def decoding(args):
 def of_model(args, model):
     """16 bits, of the kind that the card computes in."""
     device = utils.pick_device(args.device)
-    precision = loading.computed_in(device) if device == "cuda" else "bf16"
+    precision = precisions.computed_in(device) if device == "cuda" else "bf16"
     return ["--model", model, "--precision", precision, "--device", device]
 
 

@@ -8,7 +8,7 @@ import numpy as np
 from harness.chat import benchmarks
 from harness.chat.endpoint import EndpointJudge
 from harness.data.prompts import answer_end
-from harness.models import loading, scoring
+from harness.models import loading, properties, scoring
 from harness.results import provenance
 
 CHUNK = 16  # requests that a local judge answers and then writes together: the most that a killed run loses
@@ -50,7 +50,7 @@ class LocalJudge:
         """Call keep(request, value, details) for each: P(B), or the expected rating (as G-Eval, Liu et al. 2023)."""
         model, tokenizer = self.load()
         chat = loading.uses_chat(self.prompt_format, tokenizer)
-        context = loading.context_length(model) or math.inf
+        context = properties.context_length(model) or math.inf
         end = answer_end(tokenizer, chat)  # with it "1" is not the beginning of "10"
         separator = "" if chat else " "
         prompts = {}  # request -> prompt, of those that fit

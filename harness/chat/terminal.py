@@ -11,7 +11,7 @@ import utils
 from harness import terminal
 from harness.chat import benchmarks
 from harness.evaluation import prompting
-from harness.models import generation, loading, prefix_cache
+from harness.models import generation, prefix_cache, properties
 from harness.results import outputs
 
 HELP = (
@@ -39,7 +39,7 @@ class Chat:
 
     def prompt(self, turn):
         """(text, token ids, how many of the oldest turns were dropped so that it fits into the model's context)."""
-        room = loading.context_length(self.model)
+        room = properties.context_length(self.model)
         for dropped in range(len(self.turns) + 1):
             turns, answers = [*self.turns[dropped:], turn], self.answers[dropped:]
             text = benchmarks.render(turns, answers, self.tokenizer if self.chat else None, self.system)

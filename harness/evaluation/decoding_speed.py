@@ -6,7 +6,7 @@ import time
 import utils
 from harness.data.prompts import render
 from harness.evaluation import metrics, prompting
-from harness.models import decoding, generation, loading
+from harness.models import decoding, generation, properties
 
 
 def timed_prompts(task, tokenizer, n, prompt_tokens, own, chat):
@@ -85,7 +85,7 @@ def write_requests(run, plain, timed, compared):
 
 def check_context(args, model, task):
     """UserError if the timed request is longer than the model's context."""
-    limit = loading.context_length(model)
+    limit = properties.context_length(model)
     wanted = args.new_tokens + (args.prompt_tokens if args.compile or task.words else 0)
     if limit and wanted > limit and not model.config.is_encoder_decoder:
         raise utils.UserError(

@@ -13,7 +13,7 @@ import utils
 from harness import flags
 from harness.data import numbers
 from harness.evaluation import calibration, metrics, perplexity, prompting, reading, remarks
-from harness.models import engines, generation, loading, prefix_cache, scoring
+from harness.models import engines, generation, prefix_cache, properties, scoring
 from harness.results import stats
 
 
@@ -187,7 +187,7 @@ def by_generation(
     batched answers are always decoded plainly, so their throughput is then left out. reasons: the answer stands behind
     them; samples: so many answers are sampled, and their vote counts (self-consistency, Wang et al. 2023).
     """
-    limit = loading.context_length(model)
+    limit = properties.context_length(model)
     room = limit and limit - (0 if model.config.is_encoder_decoder else max_new_tokens)
     stop = prompting.task_stop(model, tokenizer, task, chat, reasons)
     options = {"stop": stop, "add_special_tokens": not chat}
@@ -349,7 +349,7 @@ def _scorer(model, tokenizer, task, batch_size, chat, demonstrations, continuati
     continuations: example -> the texts that may follow its prompt, label words or options.
     """
     texts = dict.fromkeys(text for ex in task.evaluation for text in continuations(ex))
-    limit = loading.context_length(model)
+    limit = properties.context_length(model)
     room = limit and limit - max(len(tokenizer(f" {text}", add_special_tokens=False).input_ids) for text in texts)
 
     def score(examples, size=batch_size, progress=None, prefix=None):

@@ -10,7 +10,7 @@ import math
 from harness import inputs
 from harness.data import tasks
 from harness.evaluation import evaluate
-from harness.models import loading, scoring
+from harness.models import properties, scoring
 from harness.results import store
 
 TEXTS, N_TEXTS = "assets/data/narrativeqa/corpus.jsonl", 4  # summaries of stories, some 13 kB
@@ -35,7 +35,7 @@ class Forgetting:
 
     def measure(self, model, tokenizer):
         """Remember what the model makes of the texts and of the task."""
-        if self.task is None or loading.learns_prompt(model):  # a learned prompt stands before its own task only
+        if self.task is None or properties.learns_prompt(model):  # a learned prompt stands before its own task only
             return
         bits, common = None, {"batch_size": "auto", "latency_runs": 0, "chat": False}
         if not model.config.is_encoder_decoder:

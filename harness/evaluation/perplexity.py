@@ -5,7 +5,7 @@ import math
 import numpy as np
 
 import utils
-from harness.models import generation, loading, scoring
+from harness.models import generation, properties, scoring
 
 TEXTS = 64  # evaluation texts that text_cells scores
 
@@ -32,7 +32,7 @@ def reference_cells(model, tokenizer, prompts, references, batch_size, chat):
         return scoring.score_labels(model, tokenizer, some, [[target] for target in targets], batch_size, not chat)
 
     found = generation.joined(utils.over_processes(score, pairs))
-    limit = loading.context_length(model)
+    limit = properties.context_length(model)
     whole = model.config.is_encoder_decoder or not limit or found.n_tokens.max() < limit - 1  # else one was cut
     n_bytes = sum(len(text.encode()) for text in references) if whole else 0
     return cells("reference", -found.total.sum(), found.n_tokens.sum(), n_bytes)

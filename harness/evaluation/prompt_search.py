@@ -15,7 +15,7 @@ import numpy as np
 import utils
 from harness.data.examples import Task, draw
 from harness.evaluation import metrics, prompting
-from harness.models import generation, loading, scoring
+from harness.models import generation, properties, scoring
 
 CANDIDATES = (0, 4, 8, 16)  # demonstrations in a prompt
 SETS = 3  # disjoint sets of demonstrations
@@ -164,7 +164,7 @@ class Trials:
             return task.words if self.classes else ex.options if self.options else [task.target(ex)]
 
         texts = {text for ex in examples for text in continuations(ex)}
-        limit = loading.context_length(self.model)
+        limit = properties.context_length(self.model)
         room = limit and limit - max(len(self.tokenizer(f" {t}", add_special_tokens=False).input_ids) for t in texts)
 
         def work(part):

@@ -8,7 +8,7 @@ import statistics
 from transformers import CompileConfig
 
 import utils
-from harness.models import adapters, generation, loading
+from harness.models import adapters, generation, loading, properties
 
 
 def compile_options(model, device):
@@ -48,7 +48,7 @@ class Forwards:
 
     def __init__(self, model):
         self.calls = self.tokens = 0
-        self.handle = loading.base_model(model).register_forward_pre_hook(self._count, with_kwargs=True)
+        self.handle = properties.base_model(model).register_forward_pre_hook(self._count, with_kwargs=True)
 
     def _count(self, module, args, kwargs):
         self.calls += 1

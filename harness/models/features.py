@@ -11,7 +11,16 @@ from sentence_transformers import SentenceTransformer
 from sklearn.feature_extraction.text import TfidfVectorizer
 
 import utils
-from harness.models import batching, loading, memory_forecast, meta_device, prefix_cache, scoring, sentence_transformer
+from harness.models import (
+    batching,
+    loading,
+    memory_forecast,
+    meta_device,
+    prefix_cache,
+    properties,
+    scoring,
+    sentence_transformer,
+)
 
 LONGEST = 512  # tokens a text is cut to unless a person says otherwise, as for a classification head
 
@@ -73,10 +82,10 @@ class LastStates:
             trust_remote_code=args.trust_remote_code,
             attention=args.attn_implementation,
         )
-        self.precision = loading.size_columns(model).get("precision", args.precision)
+        self.precision = properties.size_columns(model).get("precision", args.precision)
         self.model = model.base_model.eval()  # without the language-model head, whose memory is freed
         self.tokenizer, self.batch_size = tokenizer, args.batch_size
-        limits = [n for n in (args.max_length, loading.context_length(self.model)) if n]
+        limits = [n for n in (args.max_length, properties.context_length(self.model)) if n]
         self.limit = min(limits) if limits else None
         self.add_special_tokens = not chat
         self.largest = 0  # prompts of one pass so far

@@ -10,7 +10,7 @@ import torch
 from transformers import LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
 
 import utils
-from harness.models import batching, engines, loading, memory_forecast, prefix_cache, scoring, thoughts
+from harness.models import batching, engines, memory_forecast, prefix_cache, properties, scoring, thoughts
 
 # plain greedy decoding, whatever the model's generation_config says (BART: 4 beams, Qwen2.5: a repetition penalty)
 GREEDY = {"do_sample": False, "num_beams": 1, "repetition_penalty": 1.0, "no_repeat_ngram_size": 0}
@@ -56,7 +56,7 @@ def generate(
     `model.generate`; without them decoding is greedy.
     """
     # no padding on the left, where it would enter a recurrent state or come between a learned prompt and the text
-    alike = getattr(loading.base_model(model), "_is_stateful", False) or loading.learns_prompt(model)
+    alike = getattr(properties.base_model(model), "_is_stateful", False) or properties.learns_prompt(model)
     rows, truncated = prompt_ids(model, tokenizer, prompts, max_new_tokens, add_special_tokens)
     texts, new, read = [None] * len(rows), [None] * len(rows), thoughts.decoder(tokenizer)
     opened = list(map(thoughts.opens, prompts))  # the chat template has begun a thought
@@ -157,7 +157,7 @@ def _finished(read, tokens, ended, stop, opened):
 
 def prompt_ids(model, tokenizer, prompts, max_new_tokens, add_special_tokens):
     """(token ids of prompts, number of those cut on the left to leave room for new tokens). UserError without room."""
-    limit = loading.context_length(model)
+    limit = properties.context_length(model)
     room = None if limit is None else limit if model.config.is_encoder_decoder else limit - max_new_tokens
     if room is not None and room < 1:
         raise utils.UserError(

@@ -7,7 +7,7 @@ import torch
 from transformers.pytorch_utils import Conv1D
 
 import utils
-from harness.models import adapters, batching, engines, loading
+from harness.models import adapters, batching, engines, properties
 from harness.models.meta_device import Shape, Unknown, counted
 
 # bytes that an optimizer keeps for each trained parameter: torch's AdamW two moments of the parameter's own precision
@@ -68,7 +68,7 @@ def kind_of(model):
     """The kind, causal, seq2seq or classifier, with which `meta_model` builds a loaded model again."""
     if hasattr(model, "kind"):  # runtimes.Session
         return model.kind
-    if "ForSequenceClassification" in type(loading.base_model(model)).__name__:
+    if "ForSequenceClassification" in type(properties.base_model(model)).__name__:
         return "classifier"
     return "seq2seq" if model.config.is_encoder_decoder else "causal"
 
@@ -94,7 +94,7 @@ def weight_bytes(model, precision, compute="fp32"):
 
 def kv_bytes(config, tokens, width):
     """Bytes of a key-value cache of `tokens` tokens over all rows. width: bytes of a number."""
-    text = loading.text_config(config)
+    text = properties.text_config(config)
     if not getattr(text, "num_attention_heads", None):  # a recurrent model keeps a state of one size
         return 0
     heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
@@ -145,7 +145,7 @@ def training(
     device.
     """
     compute = compute_dtype(precision, device)
-    text = loading.text_config(config)
+    text = properties.text_config(config)
     drops = any(getattr(text, name, 0) for name in ATTENTION_DROPOUT)
     if device == "cpu" and attention == "sdpa" and drops:
         attention = "eager"  # torch's CPU kernel takes no dropout: the matrices are written out

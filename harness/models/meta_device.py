@@ -19,7 +19,7 @@ from transformers import (
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 import utils
-from harness.models import loading
+from harness.models import loading, precisions, properties
 
 # what an architecture that cannot be run on the meta device raises there
 CANNOT_RUN = (RuntimeError, NotImplementedError, KeyError, AttributeError, TypeError, IndexError, ValueError)
@@ -79,11 +79,11 @@ def meta_model(config, kind, dtype="fp32", peft_config=None, attention="sdpa"):
     name = "eager" if attention == "eager" else "saves_no_matrix"
     with torch.device("meta"):
         try:
-            model = loader.from_config(config, dtype=loading.torch_dtype(dtype), attn_implementation=name)
+            model = loader.from_config(config, dtype=precisions.torch_dtype(dtype), attn_implementation=name)
         except ValueError as error:  # an architecture without attention functions to choose from
             if "attn_implementation" not in str(error) and "does not support" not in str(error):
                 raise
-            model = loader.from_config(config, dtype=loading.torch_dtype(dtype), attn_implementation="eager")
+            model = loader.from_config(config, dtype=precisions.torch_dtype(dtype), attn_implementation="eager")
         if peft_config is not None:
             changes = {"inference_mode": False}
             if getattr(peft_config, "prompt_tuning_init", None):  # a text would need the tokenizer and the weights
@@ -144,7 +144,7 @@ def saved_bytes(model, shape, checkpointing=False, masked=False):
         inputs["attention_mask"] = torch.ones_like(ids)
     if model.config.is_encoder_decoder:
         inputs["decoder_input_ids"] = ids[:, : shape.head_tokens or shape.seq_len]
-    elif 0 < shape.head_tokens < shape.seq_len and loading.keeps_logits(model):
+    elif 0 < shape.head_tokens < shape.seq_len and properties.keeps_logits(model):
         inputs["logits_to_keep"] = shape.head_tokens
     with torch.device("meta"), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         logits = model(**inputs).logits

@@ -13,7 +13,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from harness.models import loading
+from harness.models import properties
 
 # queries that attend at once: small blocks see fewer keys, large blocks launch fewer kernels
 QUERY_BLOCK = defaultdict(lambda: 1024, cpu=64)
@@ -106,7 +106,7 @@ def packing(model):
     """Within the block the model attends by `_packed_attention`."""
     AttentionInterface.register("packed", _packed_attention)
     AttentionMaskInterface.register("packed", sdpa_mask)
-    base = loading.base_model(model)
+    base = properties.base_model(model)
     usual = base.config._attn_implementation
     base.set_attn_implementation("packed")
     try:

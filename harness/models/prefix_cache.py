@@ -7,7 +7,7 @@ import torch
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
-from harness.models import batching, loading, packed_attention
+from harness.models import batching, packed_attention, properties
 
 MIN_SHARED_PREFIX = 16  # tokens; for a shorter prefix a forward of its own costs more than it saves
 
@@ -37,11 +37,11 @@ def shares_prefix(model, longest):
     all keys in every layer: no learned prompt of peft, no recurrent state, no sliding window shorter than the rows, and
     no rotary positions that change for rows as long as these.
     """
-    base = loading.base_model(model)
-    if loading.learns_prompt(model) or base.config.is_encoder_decoder:
+    base = properties.base_model(model)
+    if properties.learns_prompt(model) or base.config.is_encoder_decoder:
         return False
     any_mask = getattr(base, "_supports_attention_backend", False) and base.config._attn_implementation == "sdpa"
-    if not any_mask or not loading.takes(model, "position_ids"):
+    if not any_mask or not properties.takes(model, "position_ids"):
         return False
     config = base.config.get_text_config()
     rope = getattr(config, "rope_parameters", None) or {}
@@ -59,7 +59,7 @@ def shares_prefix(model, longest):
 def extend(model, prefix, ids):
     """Append token ids to a Prefix and compute their keys and values. Returns the Prefix."""
     prefix.cache = DynamicCache() if prefix.cache is None else prefix.cache
-    keep = {"logits_to_keep": 1} if loading.takes(model, "logits_to_keep") else {}
+    keep = {"logits_to_keep": 1} if properties.takes(model, "logits_to_keep") else {}
     positions = torch.arange(len(prefix.ids), len(prefix.ids) + len(ids), device=model.device)[None]
     mask = torch.ones((1, positions[0, -1] + 1), dtype=torch.long, device=model.device)
     model(
@@ -108,7 +108,7 @@ def _packed_logits(model, prefix, rows, shared, wanted):
         options.update(past_key_values=prefix.cache)
     ids = torch.tensor([tokens], device=model.device)
     try:
-        if loading.takes(model, "logits_to_keep"):  # as a list, which is an index on any device
+        if properties.takes(model, "logits_to_keep"):  # as a list, which is an index on any device
             logits = model(ids, use_cache=prefix.cache is not None, logits_to_keep=kept, **options).logits[0]
         else:
             # logits, or the last hidden states of a model without a head

@@ -12,7 +12,7 @@ import torch
 from transformers.modeling_outputs import BaseModelOutput
 
 import utils
-from harness.models import batching, engines, loading, memory_forecast, prefix_cache
+from harness.models import batching, engines, memory_forecast, prefix_cache, properties
 
 
 @dataclass
@@ -48,7 +48,7 @@ def _padded_logits(model, rows, wanted):
     """
     kept = sorted({t for _, t in wanted})
     ids, _ = batching.pad_rows(rows, 0, model.device)
-    if loading.keeps_logits(model):
+    if properties.keeps_logits(model):
         logits = model(ids, use_cache=False, logits_to_keep=kept).logits
     else:
         logits = model(ids, use_cache=False).logits[:, -ids.shape[1] :][:, kept]
@@ -153,7 +153,7 @@ def _table(values, ends):
 
 def encode(model, tokenizer, prompts, sets, add_special_tokens):
     """(token ids of the contexts [N], those of the labels behind them [N][L], number of contexts cut on the left)."""
-    limit, truncated = loading.context_length(model), 0
+    limit, truncated = properties.context_length(model), 0
     end = _end_token(tokenizer, plain=add_special_tokens)
     texts = [prompt + label for prompt, labels in zip(prompts, sets) for label in ("", *labels)]
     encoded = iter(tokenizer(texts, add_special_tokens=add_special_tokens, verbose=False).input_ids)
@@ -192,7 +192,7 @@ def _end_token(tokenizer, plain):
 @torch.inference_mode()
 def _score_labels_seq2seq(model, tokenizer, prompts, sets, batch_size, progress):
     """Encoder states once per prompt, then all labels in one decoder pass; the end token is scored as in _ended."""
-    limit = loading.context_length(model)
+    limit = properties.context_length(model)
     rows = [tokenizer(prompt).input_ids for prompt in prompts]
     truncated = sum(len(row) > limit for row in rows) if limit else 0
     rows = [row[-limit:] for row in rows] if limit else rows
@@ -242,7 +242,7 @@ def classify(model, tokenizer, texts, pairs=None, batch_size="auto", max_length=
         result[batch] = model(**inputs).logits.float().log_softmax(-1).double().cpu().numpy()
 
     budget = 2 * batching.PACK_TOKENS[model.device.type]
-    alike = model.config.model_type in loading.READS_PADDING
+    alike = model.config.model_type in properties.READS_PADDING
     batching.in_batches(list(map(len, rows["input_ids"])), batch_size, budget, work, progress, alike)
     check_finite(result)
     return result
@@ -251,7 +251,7 @@ def classify(model, tokenizer, texts, pairs=None, batch_size="auto", max_length=
 def classifier_length(model, tokenizer, wanted=None):
     """The token limit of a classifier's input: `wanted` or 512, and no more than tokenizer and model take."""
     wanted = wanted or 512
-    return min(tokenizer.model_max_length, loading.context_length(model) or wanted, wanted)
+    return min(tokenizer.model_max_length, properties.context_length(model) or wanted, wanted)
 
 
 @torch.inference_mode()
@@ -261,7 +261,7 @@ def perplexity(model, tokenizer, texts, max_length=512, batch_size="auto"):
     A text's first token is left out, as nothing comes before it, and so are its bytes, unless it is a special token. A
     longer text is cut into windows of max_length tokens: the first of a window is the last of the one before.
     """
-    size = min(max_length, loading.context_length(model) or max_length)
+    size = min(max_length, properties.context_length(model) or max_length)
     encoded = tokenizer(texts, verbose=False).input_ids
     rows = [ids[i : i + size] for ids in encoded for i in range(0, len(ids) - 1, size - 1)]
     nll = np.zeros(len(rows))

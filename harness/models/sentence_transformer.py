@@ -8,7 +8,7 @@ from sentence_transformers import SentenceTransformer
 from transformers import PreTrainedModel
 
 import utils
-from harness.models import batching, folder, loading
+from harness.models import batching, folder, properties
 
 
 def load(kind, name, flag, device, args, new_head=False):
@@ -71,7 +71,7 @@ def limit_tokens(model, name, wanted=None):
     longest, inner = model.max_seq_length, model.transformers_model
     if longest is not None and (not isinstance(longest, int) or longest < 1):
         raise utils.UserError(f"{name}: max_seq_length is {longest!r}, not a whole number above 0")
-    limit = loading.context_length(inner) if isinstance(inner, PreTrainedModel) else None
+    limit = properties.context_length(inner) if isinstance(inner, PreTrainedModel) else None
     limits = [n for n in (wanted or longest, limit) if n]
     if limits and longest != min(limits):
         model.max_seq_length = min(limits)

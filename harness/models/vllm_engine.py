@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import utils
-from harness.models import loading
+from harness.models import properties
 from harness.models.engine import Engine
 
 
@@ -32,7 +32,7 @@ class VllmEngine(Engine):
                 f"--precision {precision}: with --engine vllm give fp32, bf16 or fp16, or a checkpoint that is "
                 "quantized"
             )
-        context = {"max_model_len": loading.context_length(self)}
+        context = {"max_model_len": properties.context_length(self)}
         options = {"enable_lora": True, "max_lora_rank": _rank(adapter)} if adapter else {}
         # vLLM on a CPU looks into every module that is loaded, and stumbles over llvmlite's (of numba, of bm25s)
         hidden = {name: sys.modules.pop(name) for name in list(sys.modules) if name.startswith("llvmlite")}

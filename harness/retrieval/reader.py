@@ -6,7 +6,7 @@ import re
 from harness.data.examples import Example
 from harness.data.prompts import QA_CONTEXT_INSTRUCTION, QA_INSTRUCTION, render, with_instruction
 from harness.evaluation import prompting
-from harness.models import adapters, engines, generation, loading
+from harness.models import adapters, engines, generation, loading, properties
 
 NOT_FOUND = "not in the documents"
 CITING = (
@@ -37,7 +37,7 @@ class Reader:
             attention=args.attn_implementation,
         )
         self.model, self.merged = adapters.merge_adapter(model)  # merged: a remark for the row, or None
-        limit = loading.context_length(self.model)
+        limit = properties.context_length(self.model)
         # tokens of a prompt, None for no limit; a decoder's answer takes from the same context
         self.room = limit and limit - (0 if self.model.config.is_encoder_decoder else args.max_new_tokens)
         self.options = {

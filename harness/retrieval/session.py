@@ -7,7 +7,7 @@ import utils
 from harness import terminal
 from harness.data.examples import Task
 from harness.data.prompts import QA_TEMPLATE
-from harness.models import loading
+from harness.models import precisions
 from harness.retrieval import corpus, opening
 from harness.retrieval.documents import Document, Skipped
 from harness.retrieval.files import SUFFIXES, find_files
@@ -120,7 +120,10 @@ def interact(args):
         raise utils.UserError(
             f"{opening.place(args)}: no index there; give --docs, or build it first with --build_only --docs PATH"
         )
-    settled, task = loading.settled(args, args.gen_model, device), Task("interactive", None, "qa", template=QA_TEMPLATE)
+    settled, task = (
+        precisions.settled(args, args.gen_model, device),
+        Task("interactive", None, "qa", template=QA_TEMPLATE),
+    )
     reader = Reader(settled, device, task)
     if documents:
         print(corpus.summary(corpus.fill(retriever, documents, args, skipped), retriever, skipped))

@@ -13,7 +13,7 @@ from scipy.optimize import lsq_linear
 from transformers import AutoConfig
 
 import utils
-from harness.models import layers, loading, memory_forecast, meta_device
+from harness.models import layers, loading, memory_forecast, meta_device, properties
 from harness.results import configurations, store
 
 MIN_ROWS = 5  # measured rows that a calibration needs
@@ -102,7 +102,7 @@ def largest_batch(total, memory_gb, most=1 << 20):
 def forecast_of(config, kind, args, batch_size):
     """The memory_forecast.Forecast of the run that the flags describe. UserError for too many tokens."""
     precision = QUANTIZED.get(args.method, args.weights)
-    if kind != "seq2seq" and (limit := loading.context(config)) and args.seq_len > limit:
+    if kind != "seq2seq" and (limit := properties.context(config)) and args.seq_len > limit:
         raise utils.UserError(f"--seq_len {args.seq_len}: {Path(args.model).name} reads {limit} tokens at most")
     if args.method == "inference":
         total = args.seq_len + args.new_tokens

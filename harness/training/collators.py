@@ -9,7 +9,7 @@ from transformers import DataCollatorForSeq2Seq, DataCollatorWithPadding
 import utils
 from harness import flags
 from harness.data.prompts import answer_end, render
-from harness.models import batching, loading, prefix_cache, scoring
+from harness.models import batching, prefix_cache, properties, scoring
 
 
 @dataclass
@@ -54,12 +54,12 @@ def answer_data(model, tokenizer, task, args, chat):
     its answer.
     """
     if args.padding_free and not (
-        loading.takes(model, "position_ids")
-        and loading.takes(model, "logits_to_keep")
-        and not loading.learns_prompt(model)
+        properties.takes(model, "position_ids")
+        and properties.takes(model, "logits_to_keep")
+        and not properties.learns_prompt(model)
     ):
         raise utils.UserError("--padding_free is for causal models that take position_ids, and not for learned prompts")
-    limit = min(args.max_length or 512, loading.context_length(model) or args.max_length or 512)
+    limit = min(args.max_length or 512, properties.context_length(model) or args.max_length or 512)
     seq2seq, cut = model.config.is_encoder_decoder, 0
     end = tokenizer(answer_end(tokenizer, chat), add_special_tokens=False).input_ids
 
@@ -93,8 +93,8 @@ def answer_data(model, tokenizer, task, args, chat):
         collate = Responses(
             tokenizer.pad_token_id,
             args.padding_free,
-            positions=loading.takes(model, "position_ids"),
-            partial_head=loading.takes(model, "logits_to_keep") and not loading.learns_prompt(model),
+            positions=properties.takes(model, "position_ids"),
+            partial_head=properties.takes(model, "logits_to_keep") and not properties.learns_prompt(model),
             flash=getattr(args, "attn_implementation", None) == flags.FLASH,
         )
     return Data(

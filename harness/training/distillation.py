@@ -13,7 +13,7 @@ from harness.data import tasks, unlabelled
 from harness.data.examples import draw
 from harness.data.prompts import render
 from harness.evaluation import metrics, prompting
-from harness.models import batching, generation, loading, prefix_cache, scoring
+from harness.models import batching, generation, prefix_cache, properties, scoring
 from harness.training import collators
 
 COMPARED = (
@@ -62,7 +62,7 @@ class Teacher:
         self.model, self.tokenizer, self.task, self.chat, self.args = model, tokenizer, task, chat, args
         self.demonstrations, self.prefix, self.prior, self.student = demonstrations, None, 0.0, None
         self.new_tokens = prompting.answer_length(args, task)
-        limit = loading.context_length(model)
+        limit = properties.context_length(model)
         self.room = limit and limit - (self.new_tokens if task.kind != "classification" else 16)
 
     def prompts(self, examples):

@@ -14,7 +14,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV, StratifiedKFold
 
 from harness.data.examples import draw
-from harness.models import batching, loading, scoring
+from harness.models import batching, properties, scoring
 
 STRENGTHS = (0.1, 1.0, 10.0, 100.0)  # inverse regularisation C, for features of mean square length 1 at most
 FOLDS, ENOUGH = 3, 2  # labels of the rarest class from which on C is cross-validated
@@ -51,7 +51,7 @@ def features(model, tokenizer, examples, layer, max_length=None):
     model.eval()
     setattr(model.get_submodule(parent), last, torch.nn.Identity())  # heads then return their features as logits
     try:
-        alike = model.config.model_type in loading.READS_PADDING
+        alike = model.config.model_type in properties.READS_PADDING
         batching.in_batches(lengths, "auto", 2 * batching.PACK_TOKENS[model.device.type], work, alike=alike)
     finally:
         setattr(model.get_submodule(parent), last, layer)

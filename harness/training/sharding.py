@@ -11,7 +11,7 @@ from accelerate import init_empty_weights
 from torch import nn
 
 import utils
-from harness.models import folder, loading
+from harness.models import folder, loading, precisions, properties
 
 
 def check(args):
@@ -40,7 +40,7 @@ def without_weights(name, *, precision="fp32", trust_remote_code=False, attentio
     """A language model whose weights are never written, and so take no memory; its buffers have their values."""
     loading.quiet()
     checkpoint = folder.configuration(name, trust_remote_code)
-    options = {"dtype": loading.torch_dtype(precision), "trust_remote_code": trust_remote_code}
+    options = {"dtype": precisions.torch_dtype(precision), "trust_remote_code": trust_remote_code}
     options.update({"attn_implementation": attention} if attention else {})
     with init_empty_weights(include_buffers=False):
         model = loading.LOADERS[folder.kind_of(checkpoint)].from_config(checkpoint, **options)
@@ -65,14 +65,14 @@ def whole(trainer, reload, run):
     model = reload(Path(best))
     if trainer.is_deepspeed_enabled and mixed != "no" and not hasattr(model, "peft_config"):
         run.row["precision"] = mixed
-        return model.to(loading.torch_dtype(mixed))
+        return model.to(precisions.torch_dtype(mixed))
     return model
 
 
 def prepare(trainer):
     """Before `train`: of a Trainer that shards by FSDP; nothing of others."""
     if trainer.is_fsdp_enabled:
-        model, plugin = loading.base_model(trainer.model), trainer.accelerator.state.fsdp_plugin
+        model, plugin = properties.base_model(trainer.model), trainer.accelerator.state.fsdp_plugin
         share_embedding(model)
         plugin.transformer_cls_names_to_wrap = layer_classes(model)
         plugin.cpu_ram_efficient_loading = model.read_by_one

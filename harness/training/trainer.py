@@ -18,7 +18,7 @@ import utils
 from harness.arguments import MOST_CHECKS, auto_epochs
 from harness.evaluation import metrics
 from harness.flags import FLASH
-from harness.models import folder, loading, memory_forecast, scoring
+from harness.models import folder, loading, memory_forecast, properties, scoring
 from harness.training import collators, curves, loop, one_device, resume, sharding
 
 WIDTH = 384  # hidden size of MiniLM, on which the rates of heads were searched
@@ -73,7 +73,7 @@ def scoring_attention(args, precision):
 @contextlib.contextmanager
 def training_attention(model, args):
     """Within it the model has the attention of the flags, where it was loaded with another one to score."""
-    base = loading.base_model(model)
+    base = properties.base_model(model)
     usual = base.config._attn_implementation
     if args.attn_implementation in (None, usual):
         yield

@@ -7,7 +7,7 @@ import torch
 from helpers import plain_scores
 
 import utils
-from harness.models import generation, loading, scoring
+from harness.models import generation, loading, properties, scoring
 
 PROMPTS = [
     "the film was",
@@ -51,6 +51,6 @@ def test_four_bits(folder):
             loading.load_model(folder, precision="nf4")
         return
     model, tokenizer = loading.load_model(folder, precision="nf4"), utils.load_tokenizer(folder)
-    assert loading.size_columns(model)["precision"] == "nf4"
+    assert properties.size_columns(model)["precision"] == "nf4"
     assert np.isfinite(scoring.score_labels(model, tokenizer, PROMPTS, WORDS).total).all()
     assert all(generation.generate(model, tokenizer, PROMPTS, 4).ids)

@@ -6,7 +6,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import utils
-from harness.models import folder, loading
+from harness.models import folder, loading, precisions, properties
 
 
 @pytest.fixture
@@ -133,10 +133,10 @@ def test_a_checkpoint_that_was_saved_in_4_bits_says_so(tmp_path, tiny_llama):
     loading.load_model(tiny_llama, precision="nf4").save_pretrained(tmp_path)
     for precision in ("fp32", "bf16", "nf4"):
         model = loading.load_model(str(tmp_path), precision=precision)
-        assert loading.size_columns(model)["precision"] == "nf4"
+        assert properties.size_columns(model)["precision"] == "nf4"
         assert torch.isfinite(model(torch.arange(5, 15)[None]).logits).all()
-    assert "precision" not in loading.size_columns(loading.load_model(tiny_llama))
+    assert "precision" not in properties.size_columns(loading.load_model(tiny_llama))
     with pytest.raises(utils.UserError, match="saved in nf4 and cannot be loaded in int8"):
         loading.load_model(str(tmp_path), precision="int8")
     with pytest.raises(utils.UserError, match="cannot be trained"):
-        loading.check_trainable(model, "m")
+        precisions.check_trainable(model, "m")

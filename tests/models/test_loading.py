@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import utils
-from harness.models import loading, scoring
+from harness.models import loading, properties, scoring
 
 
 def test_kinds_by_configuration(tiny_llama, tiny_gpt2, tiny_t5, tiny_bert):
@@ -24,10 +24,10 @@ def test_precisions_change_the_weights_and_their_size(tiny_llama):
     sizes = {}
     for precision in ("fp32", "bf16", "int8", "nf4"):
         model = loading.load_model(tiny_llama, precision=precision)
-        sizes[precision] = loading.size_columns(model)["model_gb"]
+        sizes[precision] = properties.size_columns(model)["model_gb"]
         assert (
-            loading.size_columns(model)["total_params"]
-            == loading.size_columns(loading.load_model(tiny_llama))["total_params"]
+            properties.size_columns(model)["total_params"]
+            == properties.size_columns(loading.load_model(tiny_llama))["total_params"]
         )
         assert torch.isfinite(model(torch.arange(5, 15)[None]).logits).all()
     assert sizes["bf16"] == pytest.approx(sizes["fp32"] / 2, rel=0.01)
@@ -82,9 +82,9 @@ def test_positions_behind_a_padding_index():
     for kind in ("roberta", "xlm-roberta", "camembert", "mpnet", "xmod", "data2vec-text"):
         own = {"default_language": "en_XX", "languages": ["en_XX"]} if kind == "xmod" else {}
         model = AutoModelForSequenceClassification.from_config(AutoConfig.for_model(kind, **small, **own)).eval()
-        limit = loading.context_length(model)
+        limit = properties.context_length(model)
         model.config.pad_token_id = 0  # as the Trainer does
-        assert limit == loading.context_length(model) == 18, kind
+        assert limit == properties.context_length(model) == 18, kind
         with torch.inference_mode():
             assert model(torch.full((1, limit), 5)).logits.isfinite().all()
         with pytest.raises((IndexError, RuntimeError)):
@@ -94,7 +94,7 @@ def test_positions_behind_a_padding_index():
 def test_no_limit_of_positions():
     from transformers import MambaConfig, XLNetConfig
 
-    assert [loading.context(config()) for config in (XLNetConfig, MambaConfig)] == [None, None]
+    assert [properties.context(config()) for config in (XLNetConfig, MambaConfig)] == [None, None]
 
 
 def test_heads_that_read_padding_are_scored_without_it(tmp_path):

@@ -9,7 +9,7 @@ import utils
 from harness.data import tasks
 from harness.data.examples import draw
 from harness.data.prompts import render
-from harness.models import batching, generation, loading, packed_attention, prefix_cache, scoring
+from harness.models import batching, generation, loading, packed_attention, prefix_cache, properties, scoring
 
 
 def tokens_seen(model):
@@ -24,7 +24,7 @@ def tokens_seen(model):
 def test_a_model_that_projects_every_position(tiny_llama, monkeypatch):
     model, tokenizer = load_exact(tiny_llama)
     expected = scoring.score_labels(model, tokenizer, review_prompts(6), LABELS, 4).total
-    monkeypatch.setattr(loading, "takes", lambda model, name: name != "logits_to_keep")
+    monkeypatch.setattr(properties, "takes", lambda model, name: name != "logits_to_keep")
     assert np.abs(scoring.score_labels(model, tokenizer, review_prompts(6), LABELS, 4).total - expected).max() < 1e-5
 
 

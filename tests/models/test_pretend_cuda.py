@@ -22,7 +22,7 @@ import rag_eval
 import utils
 from harness.data.examples import Task
 from harness.data.prompts import QA_TEMPLATE
-from harness.models import generation, loading, memory_forecast, scoring
+from harness.models import generation, loading, memory_forecast, precisions, scoring
 from harness.results import commands, store
 from harness.retrieval.documents import Document
 from harness.retrieval.reader import Reader
@@ -123,7 +123,7 @@ def test_passages_are_found_and_read_on_two_cards(tiny_llama, tiny_embedder, que
             retriever = Retriever(args, device)
             retriever.add([Document(f"d{i}", "", text) for i, text in enumerate(sentences(20))])
             reader = Reader(
-                loading.settled(args, tiny_llama, device), device, Task("x", None, "qa", template=QA_TEMPLATE)
+                precisions.settled(args, tiny_llama, device), device, Task("x", None, "qa", template=QA_TEMPLATE)
             )
             if n == 2:
                 reader.model = loading.load_model(tiny_llama, device="cuda", device_map="balanced")
@@ -229,9 +229,11 @@ def test_precision_auto_is_the_checkpoints_on_a_card(tiny_llama, sentiment, out,
     narrow, found = str(tmp_path / "narrow"), {}
     for capability in ((9, 0), (7, 5)):
         with cards(capability=capability):
-            found[capability] = [loading.settled(args, name, "cuda").precision for name in (narrow, tiny_llama, None)]
+            found[capability] = [
+                precisions.settled(args, name, "cuda").precision for name in (narrow, tiny_llama, None)
+            ]
     assert found == {(9, 0): ["bf16", "fp32", "fp32"], (7, 5): ["fp16", "fp32", "fp32"]}
-    assert loading.settled(args, narrow, "cpu").precision == "fp32" and args.precision == "auto"
+    assert precisions.settled(args, narrow, "cpu").precision == "fp32" and args.precision == "auto"
     argv = ["--model", narrow, "--dataset", sentiment, "--max_eval_samples", "8", "--latency_runs", "0", *out]
     with cards():
         prompt_eval.main([*argv, "--device", "cuda"])
@@ -243,7 +245,7 @@ def test_precision_auto_is_the_checkpoints_on_a_card(tiny_llama, sentiment, out,
 def test_sixteen_bits_are_those_that_the_card_computes_in():
     for capability, dtype in (((9, 0), torch.bfloat16), ((7, 5), torch.float16)):
         with cards(capability=capability):
-            assert loading.quantization_config("nf4", "cuda").bnb_4bit_compute_dtype == dtype
+            assert precisions.quantization_config("nf4", "cuda").bnb_4bit_compute_dtype == dtype
 
 
 def test_memory_is_that_of_all_cards_and_of_the_block(tiny_llama):
@@ -366,7 +368,7 @@ def test_the_forecast_counts_what_a_training_step_holds(precision, mixed, lora, 
     options = {"precision": precision, "mixed": bool(mixed), "peft_config": adapter, "device": "cuda"}
     wanted = memory_forecast.training(config, "causal", memory_forecast.Shape(batch, tokens), **options)
     with cards():
-        model = LlamaForCausalLM(config).to(loading.torch_dtype(precision))
+        model = LlamaForCausalLM(config).to(precisions.torch_dtype(precision))
         model = (get_peft_model(model, adapter) if lora else model).to("cuda").train()
         optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], fused=True)
         ids = torch.randint(0, 2000, (batch, tokens)).to("cuda")

@@ -16,7 +16,7 @@ from transformers import AutoModelForSeq2SeqLM, AutoModelForSequenceClassificati
 
 import finetune
 import utils
-from harness.models import loading
+from harness.models import loading, precisions
 from harness.results import run
 from harness.training import loop, sharding
 
@@ -104,7 +104,7 @@ def test_processes_wait_for_one_that_generates_for_hours(monkeypatch):
 def test_4bit_weights_that_fsdp_shards_are_stored_in_the_dtype_of_the_others(sharded, storage, monkeypatch):
     monkeypatch.setenv("ACCELERATE_USE_FSDP", sharded)
     with cards():
-        assert loading.quantization_config("nf4", "cuda").bnb_4bit_quant_storage == storage
+        assert precisions.quantization_config("nf4", "cuda").bnb_4bit_quant_storage == storage
 
 
 def test_a_deepspeed_configuration_of_another_precision_is_one_line(sentiment, tiny_bert, out, monkeypatch, capsys):

@@ -7,14 +7,14 @@ import torch
 
 import peft_finetune
 from harness.flags import FLASH
-from harness.models import loading
+from harness.models import loading, precisions
 
 CAUSAL, ENCODER = ("tiny_llama", "questions"), ("tiny_bert", "sentiment")
 
 
 @pytest.fixture
 def in_bf16(monkeypatch):
-    monkeypatch.setattr(loading, "computed_in", lambda device: "bf16")
+    monkeypatch.setattr(precisions, "computed_in", lambda device: "bf16")
 
 
 @pytest.mark.parametrize("mixed", [[], ["--bf16"]])
