@@ -248,7 +248,7 @@ def race(name, cells, args, clock):
     def run(what, some, its_args):
         planned = plan(some, its_args, DoneRuns(store.read_if_there(its_args.results)))
         todo = [cell for cell, _, wanted in planned if wanted]
-        failed.extend(run_all(f"{name}_{what}", todo, its_args, clock if what == "whole" else TimeLeft()))
+        failed.extend(run_all(f"{name}_{what}", todo, its_args, clock if what.startswith("whole") else TimeLeft()))
 
     Race(cells, args, run).run()
     print(f"{name}: {len(failed)} runs failed; rows in {args.results}")

@@ -92,7 +92,7 @@ class Ladder:
         return float(np.mean(self.scores[step][:n]))
 
     def entry(self, step, gain):
-        left = self.seconds[-1] if self.seconds[step] else 0.0
+        left = self.seconds[-1] if step != -1 and self.seconds[step] else 0.0
         scores, clusters = dict(enumerate(self.scores[step])), dict(enumerate(self.clusters))
         return Entry(scores, clusters, len(self.scores[-1]), self.cost, gain, left)
 
@@ -228,10 +228,13 @@ def replay(racers, known, allowed=RISK):
     for step, of_rung in enumerate(known):
         spent += sum(one.seconds[step] for one in left.values())
         entries = {name: one.entry(step, of_rung[one.learns]) for name, one in left.items() if one.scores[step]}
-        out, more = dropping.behind(entries, allowed * (step + 1) / len(RUNGS) - risk)
+        out, more = dropping.behind(entries, dropping.allowed(step + 1, allowed) - risk)
         risk += more
         rungs.append(sorted(out))
         left = {name: one for name, one in left.items() if name not in out}
+    out, risk = finish(left, known[-1], allowed, risk)
+    rungs.append(sorted(out))
+    left = {name: one for name, one in left.items() if name not in out}
     spent += sum(one.seconds[-1] for one in left.values())
     wanted, got = pick(racers), pick(left)
     return {
@@ -280,6 +283,23 @@ def main(argv=None):
         markdown(header, rows),
     ]
     publish("race_replay", "\n".join(lines), {**data, "table": rows}, args.readme, args.output)
+
+
+def finish(racers, gain_of, allowed, risk):
+    """({name of those that whole runs of others show to be behind}, the risk then), as Race.finish with one worker.
+
+    gain_of: of the last rung; allowed: the risk; risk: that of what is dropped already.
+    """
+    last, out = len(RUNGS) - 1, set()
+    entries = {name: one.entry(last, gain_of[one.learns]) for name, one in racers.items() if one.scores[last]}
+    while waiting := {name: one for name, one in entries.items() if one.seconds}:
+        behind, more = dropping.behind(entries, dropping.allowed(len(RUNGS) + 1, allowed) - risk)
+        risk, out = risk + more, out | set(behind)
+        entries = {name: one for name, one in entries.items() if name not in behind}
+        first = max(waiting.keys() - behind.keys(), key=lambda name: entries[name].expected, default=None)
+        if first is not None:
+            entries[first] = racers[first].entry(-1, NONE)
+    return out, risk
 
 
 def parts_of(data, _, racers):

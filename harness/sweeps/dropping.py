@@ -13,6 +13,8 @@ than MARGIN; where it costs more, by more than a standard error besides, within 
 what costs least. The probability comes from the paired difference of the two on the examples of the rung, as a sample
 of all, and from the share of what it lacks to 1 that a configuration gains from this rung to its whole run (Gain).
 
+At last whole runs are made, of what is expected to be best first, and each may show that others are behind.
+
 What is least likely for the seconds that it saves is dropped first, as long as the probabilities of all that are
 dropped, of one data set and metric, add up to no more than RISK. That is as good as the gains are: those of RUNGS are
 assumed.
@@ -60,6 +62,13 @@ RUNGS = (
     Rung(1 / 16, 1 / 2, {"at_once": NONE, "nothing": NONE, "steps": Gain(0.4, 0.4, 5), "labels": Gain(0.3, 0.4, 5)}),
     Rung(1 / 4, 1, {"at_once": NONE, "nothing": NONE, "steps": Gain(0.2, 0.3, 5), "labels": Gain(0.2, 0.3, 5)}),
 )
+
+
+def allowed(number, risk=RISK):
+    """What the probabilities of all that are dropped up to a rung may add up to. number: of the rung; the one after the
+    last is that of whole runs.
+    """
+    return risk * number / (len(RUNGS) + 1)
 
 
 def whole_of(args, size, learns):
@@ -161,10 +170,10 @@ def chance_to_be_better(other, best):
     return float(t.sf((MARGIN + tie - difference) / error, stats.degrees_of_freedom(parts)))
 
 
-def behind(entries, allowed):
+def behind(entries, at_most):
     """({name: why} of those to drop, the sum of their probabilities to be better than what is left).
 
-    entries: {name: Entry} of one rung; allowed: what the sum may be. Whose whole run saves most
+    entries: {name: Entry} of one rung; at_most: what the sum may be. Whose whole run saves most
     seconds for its probability is dropped first.
     """
     if len(entries) < 2:
@@ -174,7 +183,7 @@ def behind(entries, allowed):
     others = {name: one for name, one in entries.items() if name != leader and one.seconds > 0}
     chances = {name: chance_to_be_better(one, best) for name, one in others.items()}
     for name in sorted(others, key=lambda name: chances[name] / max(others[name].seconds, 1.0)):
-        if risk + chances[name] > allowed:
+        if risk + chances[name] > at_most:
             continue
         risk += chances[name]
         dropped[name] = (

@@ -1,6 +1,7 @@
 """A race of a suite's configurations: rung after rung, the losers dropped. See dropping for the rule."""
 
 import argparse
+import itertools
 import json
 import time
 from dataclasses import dataclass, field
@@ -46,15 +47,17 @@ class Racer:
     size: Size
     learns: str  # of dropping.whole_of
     whole: dict  # {flag: number}, of dropping.whole_of
+    gain: dropping.Gain = dropping.NONE  # from its rung to its whole run
     fewer: dict = field(default_factory=dict)  # {flag: number} of its rung
     on_rung: list = field(default_factory=list)  # its cells there
     rows: list = field(default_factory=list)  # of the last rung
     runs: list = field(default_factory=list)  # [rungs] of the run ids of its rows there
     dropped: str | None = None  # why
 
-    def enter(self, fewer, args):
+    def enter(self, fewer, args, gains=None):
         """Make its cells of a rung; they are its own where these are that small already, and those of the rung before
-        where no more would be trained. fewer: {flag: number}; args: with the results CSV of the rungs.
+        where no more would be trained. fewer: {flag: number}; args: with the results CSV of the rungs; gains: the
+        Rung's.
         """
         before, now = ({k: v for k, v in some.items() if k != EXAMPLES} for some in (self.fewer, fewer))
         if before == now and now:
@@ -64,6 +67,7 @@ class Racer:
             changes["epochs"] = Plain("")  # which the steps replace
         made = [make_cell(c.name, c.script, changed(set(), changes, c.script, c.settings), args) for c in self.cells]
         self.on_rung = made if changes else self.cells
+        self.gain = gains[self.learns] if gains and changes else dropping.NONE
 
     @property
     def is_whole(self):
@@ -122,7 +126,7 @@ class Race:
         for number, rung in enumerate(dropping.RUNGS, start=1):
             racers = self.left()
             for racer in racers:
-                racer.enter(dropping.at_rung(racer.whole, rung, racer.size.classes), self.small_args)
+                racer.enter(dropping.at_rung(racer.whole, rung, racer.size.classes), self.small_args, rung.gains)
             if all(racer.is_whole for racer in racers):
                 continue
             self.run_rung(f"rung_{number}", racers)
@@ -133,9 +137,29 @@ class Race:
             self.drop(f"at rung {number} of {len(dropping.RUNGS)}", racers, over | self.behind(number, racers, over))
             if self.args.minutes and self.drop_for_time(number):
                 break
-        self.run_cells("whole", [cell for racer in self.left() for cell in racer.cells], self.args)
+        self.finish()
         self.summary()
         self.write()
+
+    def finish(self):
+        """Run what is left as a whole, first what is whole already, then what will be best by its rung, --workers at a
+        time; what is then behind is dropped.
+        """
+        now, number = [racer for racer in self.left() if racer.is_whole], len(dropping.RUNGS) + 1
+        for turn in itertools.count():
+            self.run_cells(f"whole_{turn}", [cell for racer in now for cell in racer.cells], self.args)
+            for racer in now:
+                racer.on_rung, racer.gain = racer.cells, dropping.NONE
+            self.read_rows(now)
+            behind = self.behind(number, self.left(), ())
+            if behind:
+                self.drop("by whole runs", self.left(), behind)
+            waiting = [racer for racer in self.left() if not racer.is_whole]
+            if not waiting:
+                return
+            some = {name: one for group in self.entries(waiting).values() for name, one in group.items()}
+            waiting.sort(key=lambda racer: -some[racer.name].expected if racer.name in some else 0.0)
+            now = waiting if self.args.keep_losers else waiting[: self.args.workers]
 
     def time_left(self):
         """Seconds of --minutes."""
@@ -149,7 +173,7 @@ class Race:
         share = dropping.RUNGS[number].training if number < len(dropping.RUNGS) else 0.0
         if (1 + share) * sum(racer.whole_seconds() for racer in racers) <= left:
             return False
-        groups = self.entries(number, racers)
+        groups = self.entries(racers)
         why = {racer.name: "no time, and its short run failed" for racer in racers if racer.failed}
         for entries in groups.values():
             dropped, likeliest = dropping.for_time(entries, left / len(groups))
@@ -171,11 +195,15 @@ class Race:
                 )
                 break
             self.run_cells(what, [cell for racer in short[i : i + size] for cell in racer.on_rung], self.small_args)
+        self.read_rows(racers)
+        self.seconds += sum(seconds_of(row) for racer in racers if not racer.is_whole for row in racer.rows if row)
+
+    def read_rows(self, racers):
+        """Set the racers' rows to those of the cells on their rung."""
         rungs, results = self.done(self.small_args), self.done(self.args)
         for racer in racers:
             done = results if racer.is_whole else rungs
             racer.rows = [done.row(c.script, c.args, self.args.ignore_code) for c in racer.on_rung]
-            self.seconds += 0 if racer.is_whole else sum(seconds_of(row) for row in racer.rows if row)
 
     def left(self):
         return [racer for racer in self.racers if not racer.dropped or self.args.keep_losers]
@@ -194,23 +222,23 @@ class Race:
             why |= {racer.name: over} if over else {}
         return why
 
-    def entries(self, number, racers):
-        """{data: {name: dropping.Entry}} of the racers that a rung has scored and that are not dropped. number: of the
-        rung.
-        """
-        gains, folder, groups = dropping.RUNGS[number - 1].gains, Path(self.args.results).parent, {}
+    def entries(self, racers):
+        """{data: {name: dropping.Entry}} of the racers that a rung has scored and that are not dropped."""
+        folder, groups = Path(self.args.results).parent, {}
         for racer in racers:
-            if racer.failed or racer.dropped:
+            if racer.failed or racer.dropped or not racer.rows:
                 continue
-            entry = dropping.entry(racer.rows, folder, racer.whole, gains[racer.learns], racer.whole_seconds())
+            entry = dropping.entry(racer.rows, folder, racer.whole, racer.gain, racer.whole_seconds())
             if entry:
                 groups.setdefault(racer.data, {})[racer.name] = entry
         return groups
 
     def behind(self, number, racers, over):
-        """{name: why} of those that are behind, among those that are not over the limits. number: of the rung."""
-        allowed, why = dropping.RISK * number / len(dropping.RUNGS), {}
-        groups = self.entries(number, [racer for racer in racers if racer.name not in over])
+        """{name: why} of those that are behind, among those that are not over the limits. number: of the rung, the one
+        after the last of whole runs.
+        """
+        allowed, why = dropping.allowed(number), {}
+        groups = self.entries([racer for racer in racers if racer.name not in over])
         for data, entries in groups.items():
             before = self.risks.get(data, 0.0)
             dropped, risk = dropping.behind(entries, allowed - before)

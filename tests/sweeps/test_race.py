@@ -31,7 +31,7 @@ def held(sentiment, tmp_path, monkeypatch):
     gains = {"at_once": NONE, "nothing": NONE, "steps": Gain(0.2, 0.1, 9), "labels": Gain(0.2, 0.1, 9)}
     monkeypatch.setattr(race.dropping, "RUNGS", tuple(rung._replace(gains=gains) for rung in RUNGS))
 
-    def hold(*flags, fails=(), text=SUITE, data=sentiment, again=False):
+    def hold(*flags, fails=(), text=SUITE, data=sentiment, again=False, whole=SCORES):
         n = len(list(tmp_path.glob("race*")))
         folder, made = tmp_path / f"race{n - again}", {}
         folder.mkdir(exist_ok=again)
@@ -41,6 +41,7 @@ def held(sentiment, tmp_path, monkeypatch):
         _, cells = make_cells(path, args)
 
         def run(what, some, its_args):
+            what = "whole" if what.startswith("whole") else what
             for cell in some:
                 done = DoneRuns(store.read_if_there(its_args.results))
                 if done.row(cell.script, cell.args, True):
@@ -54,7 +55,8 @@ def held(sentiment, tmp_path, monkeypatch):
                 row |= {"run_id": f"{name}-{what}-{cell.args['seed']}", "train_seconds": 10.0, "n_eval": n}
                 row |= {"args": json.dumps(cell.args), "input_id": provenance.input_id(cell.args)}
                 (folder / row["run_id"]).mkdir()
-                row = write_run(folder / row["run_id"], row, [i % 10 < 10 * SCORES[name] for i in range(n)])
+                right = 10 * (whole if what == "whole" else SCORES)[name]
+                row = write_run(folder / row["run_id"], row, [i % 10 < right for i in range(n)])
                 row |= {"status": "failed"} if failed else {}
                 known = {key: value for key, value in row.items() if key in schema.RESULT_COLUMNS and value != ""}
                 store.append_result(its_args.results, known)
@@ -76,6 +78,20 @@ def test_what_is_far_behind_is_dropped_and_the_others_run_whole(held):
     assert [what for what, _, _ in made["poor"]] == ["rung_1"] and made["good"][-1] == ("whole", None, 100)
     assert [labels for _, _, labels in made["searched"]] == [16, 25], "two labels a class at least, then a quarter"
     assert statuses == {"good": "ok", "poor": "dropped", "searched": "dropped"}
+
+
+def test_a_whole_run_shows_that_others_are_behind(held, monkeypatch):
+    monkeypatch.setitem(SCORES, "good", 0.5)
+    monkeypatch.setitem(SCORES, "poor", 0.4)
+    wide = {"nothing": NONE, "steps": Gain(0.2, 0.3, 9), "labels": Gain(0.2, 0.1, 9)}
+    monkeypatch.setattr(race.dropping, "RUNGS", tuple(rung._replace(gains=wide) for rung in RUNGS))
+    for risk, best, last in ((0.0, 1.0, "whole"), (0.05, 0.5, "whole"), (0.05, 1.0, "rung_2")):
+        monkeypatch.setattr(race.dropping, "allowed", lambda number, risk=risk: risk * number / 3)
+        told, made, statuses = held(whole={**SCORES, "good": best}, text=SUITE[: SUITE.index("  - {script: prompt")])
+        assert made["good"][-1][0] == "whole" and made["poor"][-1][0] == last, "the better one first"
+        assert statuses == {"good": "ok", "poor": "dropped" if last == "rung_2" else "ok"}
+    told, made, _ = held("--workers", "2", whole={**SCORES, "good": 1.0})
+    assert made["poor"][-1][0] == "rung_2" and made["searched"][-1][0] == "whole", "it is expected to be best"
 
 
 def test_losers_that_are_kept_run_whole_and_are_told_as_dropped(held):
