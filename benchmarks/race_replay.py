@@ -12,8 +12,9 @@ race is then held again with these runs: it takes the seconds of their rows. A d
 others.
 
 A Gain is a ratio over all data sets but one, each counted the same: what configurations gained from a rung to their
-whole run, on the examples of the rung, by what they lacked to 1. Its sd is that of a new data set, from the squares of
-what is left. Seconds are those of whole runs with the start of their processes: of the processor on a CPU.
+whole run, on the examples of the rung, by what they lacked to 1. Its own sd is from the squares of what the ratio of
+each data set leaves, the shared one from what the ratio of all leaves besides, for a new data set. Seconds are those
+of whole runs with the start of their processes: of the processor on a CPU.
 
 The pick is the selector's without limits, among what is left and in the whole suite: the cheapest of those within a
 standard error of the best. The interval of "within 1 point" is the exact binomial one, each data set counted once.
@@ -41,7 +42,7 @@ from harness.sweeps.dropping import MARGIN, NONE, RISK, RUNGS, Entry, Gain
 from harness.sweeps.race import beside
 
 RISKS, PARTS = (0.02, 0.05, 0.1, 0.2, 0.4), 40
-UNKNOWN = Gain(0.0, 1.0, 1)  # of what was measured on one data set
+UNKNOWN = Gain(0.0, 1.0, 1.0, 1)  # of what was measured on one data set
 SHARES = [[rung.training, rung.examples] for rung in RUNGS]
 LADDERS = ROOT / "benchmarks" / "results" / "race_ladders.jsonl"
 
@@ -189,6 +190,11 @@ def races_of(ladders):
     return [(race[0], budget, some) for race, budget, some in made if len(some) > 1]
 
 
+def left(pairs, ratio):
+    """Mean square of what a ratio leaves of the gains. pairs: [N, 2] of (lack, gain)."""
+    return float(np.mean((pairs[:, 1] - ratio * pairs[:, 0]) ** 2))
+
+
 def gains(ladders):
     """[of each rung {what a configuration is shortened by: Gain}]."""
     made = []
@@ -207,9 +213,16 @@ def gains(ladders):
                 continue
             squares = sum(np.mean(pairs[:, 0] ** 2) for pairs in sets)
             mean = sum(np.mean(pairs[:, 0] * pairs[:, 1]) for pairs in sets) / squares
-            left = sum(np.mean((pairs[:, 1] - mean * pairs[:, 0]) ** 2) for pairs in sets)
             n = len(sets)
-            found[kind] = Gain(float(mean), float(np.sqrt(left / squares * n / (n - 1) * (1 + 1 / n))), n - 1)
+            every = sum(left(pairs, mean) for pairs in sets) / squares * n / (n - 1) * (1 + 1 / n)
+            ratios = [np.sum(pairs[:, 0] * pairs[:, 1]) / max(np.sum(pairs[:, 0] ** 2), 1e-9) for pairs in sets]
+            own = sum(
+                left(pairs, ratio) * len(pairs) / (len(pairs) - 1)
+                for pairs, ratio in zip(sets, ratios)
+                if len(pairs) > 1
+            )
+            own /= sum(np.mean(pairs[:, 0] ** 2) for pairs in sets if len(pairs) > 1) or 1.0
+            found[kind] = Gain(float(mean), float(np.sqrt(max(0.0, every - own))), float(np.sqrt(own)), n - 1)
         made.append(found)
     return made
 
@@ -272,7 +285,11 @@ def main(argv=None):
                 rows.append([f"{allowed:.0%}" + " (default)" * (allowed == RISK), *cells_of(chosen, whole)])
     data = {"gains": gains(ladders), "data_sets": sets, "races": [race for race in races if race["budget"] is not None]}
     written = "; ".join(
-        ", ".join(f"{kind} {gain.mean:.2f} ± {gain.sd:.2f}" for kind, gain in of_rung.items() if gain != NONE)
+        ", ".join(
+            f"{kind} {gain.mean:.2f} ± {gain.shared:.2f} (of data sets) ± {gain.own:.2f} (of configurations)"
+            for kind, gain in of_rung.items()
+            if gain != NONE
+        )
         for of_rung in data["gains"]
     )
     header = ["risk", "suites", "races", "seconds of the whole suite", "dropped", "pick within 1 point", "worst pick"]
@@ -290,15 +307,21 @@ def finish(racers, gain_of, allowed, risk):
 
     gain_of: of the last rung; allowed: the risk; risk: that of what is dropped already.
     """
-    last, out = len(RUNGS) - 1, set()
-    entries = {name: one.entry(last, gain_of[one.learns]) for name, one in racers.items() if one.scores[last]}
-    while waiting := {name: one for name, one in entries.items() if one.seconds}:
-        behind, more = dropping.behind(entries, dropping.allowed(len(RUNGS) + 1, allowed) - risk)
+    last, out, seen = len(RUNGS) - 1, set(), defaultdict(list)
+    whole = {name: one.entry(-1, NONE) for name, one in racers.items() if not one.seconds[last] and one.scores[last]}
+    waiting = {name: one for name, one in racers.items() if one.seconds[last]}
+    while waiting:
+        short = {
+            name: one.entry(last, dropping.given(gain_of[one.learns], seen[one.learns]))
+            for name, one in waiting.items()
+        }
+        behind, more = dropping.behind(whole | short, dropping.allowed(len(RUNGS) + 1, allowed) - risk)
         risk, out = risk + more, out | set(behind)
-        entries = {name: one for name, one in entries.items() if name not in behind}
-        first = max(waiting.keys() - behind.keys(), key=lambda name: entries[name].expected, default=None)
-        if first is not None:
-            entries[first] = racers[first].entry(-1, NONE)
+        waiting = {name: one for name, one in waiting.items() if name not in behind}
+        if waiting:
+            first = max(waiting, key=lambda name: short[name].expected)
+            whole[first] = waiting.pop(first).entry(-1, NONE)
+            seen[racers[first].learns].append(short[first].gained(whole[first]))
     return out, risk
 
 

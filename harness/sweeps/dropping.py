@@ -42,11 +42,26 @@ class Gain(NamedTuple):
     """
 
     mean: float
-    sd: float  # of a new data set
-    degrees: float  # of freedom of the sd
+    shared: float  # sd of what all configurations of a new data set gain more than the mean
+    own: float  # sd of one configuration of a data set about that
+    degrees: float  # of freedom of both
 
 
-NONE = Gain(0.0, 0.0, np.inf)
+NONE = Gain(0.0, 0.0, 0.0, np.inf)
+
+
+def given(gain, seen):
+    """The Gain of a configuration of a data set on which others have shown theirs (normal prior and likelihood).
+
+    seen: [(what one lacked on the rung, what it gained)].
+    """
+    squares = sum(lack**2 for lack, _ in seen)
+    if not squares or not gain.shared:
+        return gain
+    variance = gain.own**2 * sum(lack**4 for lack, _ in seen) / squares**2  # of the ratio that was seen
+    weight = gain.shared**2 / (gain.shared**2 + variance)
+    ratio = sum(lack * gained for lack, gained in seen) / squares
+    return gain._replace(mean=gain.mean + weight * (ratio - gain.mean), shared=gain.shared * float(np.sqrt(1 - weight)))
 
 
 class Rung(NamedTuple):
@@ -59,8 +74,14 @@ class Rung(NamedTuple):
 
 # the gains are assumed; benchmarks/race_replay.py measures them, from races on two data sets or more
 RUNGS = (
-    Rung(1 / 16, 1 / 2, {"at_once": NONE, "nothing": NONE, "steps": Gain(0.4, 0.4, 5), "labels": Gain(0.3, 0.4, 5)}),
-    Rung(1 / 4, 1, {"at_once": NONE, "nothing": NONE, "steps": Gain(0.2, 0.3, 5), "labels": Gain(0.2, 0.3, 5)}),
+    Rung(
+        1 / 16,
+        1 / 2,
+        {"at_once": NONE, "nothing": NONE, "steps": Gain(0.4, 0.3, 0.2, 5), "labels": Gain(0.3, 0.3, 0.3, 5)},
+    ),
+    Rung(
+        1 / 4, 1, {"at_once": NONE, "nothing": NONE, "steps": Gain(0.2, 0.2, 0.2, 5), "labels": Gain(0.2, 0.2, 0.2, 5)}
+    ),
 )
 
 
@@ -122,6 +143,10 @@ class Entry(NamedTuple):
     def lack(self):
         return max(0.0, 1.0 - float(np.mean(list(self.scores.values()))))
 
+    def gained(self, whole):
+        """(what it lacks, what it has gained in the Entry of its whole run, on the same examples)."""
+        return self.lack, float(np.mean([whole.scores[key] for key in self.scores])) - (1.0 - self.lack)
+
     @property
     def expected(self):
         """Its score of a whole run."""
@@ -150,8 +175,9 @@ def chance_to_be_better(other, best):
     costs more by more than MARGIN and the standard error of a whole run's score.
 
     Student's t (Satterthwaite's degrees of freedom): the variance of the paired difference on the examples that both
-    have, as a sample without replacement of those of the whole runs, and that of both gains add up. 1.0 where there is
-    one example or cluster, or none.
+    have, as a sample without replacement of those of the whole runs, and that of both gains add up; what configurations
+    of one data set gain alike counts by the difference of what they lack. 1.0 where there is one example or cluster, or
+    none.
     """
     both = [key for key in best.scores if key in other.scores]
     if len(both) < 2:
@@ -164,7 +190,10 @@ def chance_to_be_better(other, best):
     parts = [(variance * max(0.0, 1 - len(both) / max(best.n_whole, len(both))), degrees)]
     for one, sign in ((other, 1), (best, -1)):
         difference += sign * one.gain.mean * one.lack
-        parts.append(((one.gain.sd * one.lack) ** 2, one.gain.degrees))
+        parts.append(((one.gain.own * one.lack) ** 2, one.gain.degrees))
+    alike = [other.lack - best.lack] if other.gain == best.gain else [other.lack, best.lack]
+    for one, lack in zip((other, best), alike):
+        parts.append(((one.gain.shared * lack) ** 2, one.gain.degrees))
     tie = np.std(list(best.scores.values())) / np.sqrt(best.n_whole) if best.cost <= other.cost else 0.0
     error = max(np.sqrt(sum(part for part, _ in parts)), 1e-9)
     return float(t.sf((MARGIN + tie - difference) / error, stats.degrees_of_freedom(parts)))

@@ -105,6 +105,7 @@ class Race:
             without = {name: value for name, value in cell.args.items() if name not in configurations.SEEDS}
             groups.setdefault(identity(cell.script, without), []).append(cell)
         self.racers, self.seconds, self.risks = [], 0.0, {}  # seconds of the rungs, risk of each data set and metric
+        self.seen = {}  # {(data, learns): [(what one lacked on its last rung, what it gained from there)]}
         self.likeliest = 0.0  # chance to be better of what was dropped for time
         for some in groups.values():
             size = about_data(some[0])[1]
@@ -148,9 +149,11 @@ class Race:
         now, number = [racer for racer in self.left() if racer.is_whole], len(dropping.RUNGS) + 1
         for turn in itertools.count():
             self.run_cells(f"whole_{turn}", [cell for racer in now for cell in racer.cells], self.args)
+            before = self.entries([racer for racer in now if not racer.is_whole])
             for racer in now:
                 racer.on_rung, racer.gain = racer.cells, dropping.NONE
             self.read_rows(now)
+            self.see(now, before)
             behind = self.behind(number, self.left(), ())
             if behind:
                 self.drop("by whole runs", self.left(), behind)
@@ -160,6 +163,16 @@ class Race:
             some = {name: one for group in self.entries(waiting).values() for name, one in group.items()}
             waiting.sort(key=lambda racer: -some[racer.name].expected if racer.name in some else 0.0)
             now = waiting if self.args.keep_losers else waiting[: self.args.workers]
+
+    def see(self, racers, before):
+        """What racers gained from their rung to their whole runs tells what others will gain on these data.
+
+        before: the `entries` of the rung.
+        """
+        learns = {racer.name: racer.learns for racer in racers}
+        for data, entries in self.entries(racers).items():
+            for name in entries.keys() & before.get(data, {}).keys():
+                self.seen.setdefault((data, learns[name]), []).append(before[data][name].gained(entries[name]))
 
     def time_left(self):
         """Seconds of --minutes."""
@@ -228,7 +241,8 @@ class Race:
         for racer in racers:
             if racer.failed or racer.dropped or not racer.rows:
                 continue
-            entry = dropping.entry(racer.rows, folder, racer.whole, racer.gain, racer.whole_seconds())
+            gain = dropping.given(racer.gain, self.seen.get((racer.data, racer.learns), ()))
+            entry = dropping.entry(racer.rows, folder, racer.whole, gain, racer.whole_seconds())
             if entry:
                 groups.setdefault(racer.data, {})[racer.name] = entry
         return groups

@@ -95,7 +95,7 @@ def test_what_is_dropped_saves_most_seconds_for_its_risk():
 def test_what_ties_with_the_best_one_and_costs_more_is_not_better():
     other, best = made(0.75)._replace(cost=9.0), made(0.8)._replace(cost=8.0, n_whole=400)
     tie = 0.02  # the standard error of 0.8 on 400 examples
-    wanted = chance_to_be_better(other._replace(gain=Gain(-tie / other.lack, 0.0, 9)), best._replace(cost=10.0))
+    wanted = chance_to_be_better(other._replace(gain=Gain(-tie / other.lack, 0.0, 0.0, 9)), best._replace(cost=10.0))
     assert chance_to_be_better(other, best) == pytest.approx(wanted, rel=0.01)
     assert chance_to_be_better(other, best) < chance_to_be_better(other._replace(cost=7.0), best), "it would be taken"
 
@@ -108,16 +108,20 @@ def test_the_examples_are_a_sample_of_those_of_the_whole_run():
 
 def test_an_error_that_is_known_from_few_data_sets_leaves_more_to_chance():
     best, other = made(0.8)._replace(n_whole=100, cost=1.0), made(0.6)._replace(n_whole=100)
-    few, many = (chance_to_be_better(other._replace(gain=Gain(0.0, 0.2, n)), best) for n in (2, 1000))
+    few, many = (chance_to_be_better(other._replace(gain=Gain(0.0, 0.2, 0.0, n)), best) for n in (2, 1000))
     assert few == pytest.approx(t.sf((0.01 + 0.2) / (0.2 * 0.4), 2), rel=0.05) and few > 3 * many
 
 
 def test_what_a_configuration_may_gain_keeps_it():
     entries = {"best": made(0.8), "far": made(0.45)}
     assert set(behind(entries, 0.05)[0]) == {"far"}
-    for gain in (Gain(0.7, 0.0, 9), Gain(0.4, 0.4, 9)):  # to 0.835; to 0.67, but not for sure
+    for gain in (
+        Gain(0.7, 0.0, 0.0, 9),
+        Gain(0.4, 0.4, 0.0, 9),
+        Gain(0.4, 0.0, 0.4, 9),
+    ):  # to 0.835; to 0.67, but not for sure
         assert behind({**entries, "far": entries["far"]._replace(gain=gain)}, 0.05) == ({}, 0.0)
-    late = {**entries, "far": entries["far"]._replace(gain=Gain(0.9, 0.0, 9))}
+    late = {**entries, "far": entries["far"]._replace(gain=Gain(0.9, 0.0, 0.0, 9))}
     assert set(behind(late, 0.05)[0]) == {"best"}, "it is the best one that is expected to be best"
 
 
@@ -136,22 +140,53 @@ def test_few_examples_and_few_clusters_tell_little():
     assert behind({"best": made(0.8), "far": made(0.1, seconds=0.0)}, 0.05) == ({}, 0.0), "nothing would be saved"
 
 
-def test_a_chance_is_kept():
+@pytest.mark.parametrize("shared, own", [(0.0, 0.1), (0.3, 0.0), (0.3, 0.1)])
+def test_a_chance_is_kept(shared, own):
     """Of configurations whose whole run gains as Gain says, as many are better as the chances add up to."""
-    rng, said, better = np.random.default_rng(0), 0.0, 0
+    gain, said, better = Gain(0.2, shared, own, 99), 0.0, 0
+    rng = np.random.default_rng(0)
     for _ in range(1000):
         sure = rng.random(100) < 0.7
         other = rng.random(100) < rng.uniform(0.5, 0.8)
-        gain = Gain(0.2, 0.1, 99)
         alone = dict.fromkeys(range(100))
         one, best = (
             Entry(dict(enumerate(x.astype(float).tolist())), alone, MANY, 0.0, gain, 1.0) for x in (other, sure)
         )
         # the truth given what was seen: a new sample's share, and gains
         shares = [rng.beta(x.sum() + 1, 101 - x.sum()) for x in (other, sure)]
-        whole = [share + (1 - share) * rng.normal(gain.mean, gain.sd) for share in shares]
+        of_data = rng.normal(gain.mean, shared)
+        whole = [share + (1 - share) * rng.normal(of_data, own) for share in shares]
         said, better = said + chance_to_be_better(one, best), better + (whole[0] - whole[1] > dropping.MARGIN)
     assert said == pytest.approx(better, rel=0.15)
+
+
+def test_what_a_data_set_gains_alike_says_little_of_who_is_ahead():
+    best, other = made(0.6, n=400)._replace(n_whole=400), made(0.55, n=400)._replace(n_whole=400)
+    alike, apart = (
+        chance_to_be_better(*(one._replace(gain=gain) for one in (other, best)))
+        for gain in (Gain(0.2, 0.4, 0.0, 9), Gain(0.2, 0.0, 0.4, 9))
+    )
+    assert alike < 0.05 < 0.3 < apart
+    known = best._replace(gain=NONE)  # as a probe, whose gain is none: then it may be overtaken
+    assert chance_to_be_better(other._replace(gain=Gain(0.2, 0.4, 0.0, 9)), known) > 0.3
+
+
+def test_what_others_gained_on_a_data_set_tells_what_one_will_gain():
+    """The normal posterior, beside what draws say."""
+    rng, gain, lacks = np.random.default_rng(0), Gain(0.1, 0.3, 0.15, 9), np.array([0.3, 0.6])
+    of_data = rng.normal(gain.mean, gain.shared, 400_000)
+    gained = lacks * rng.normal(of_data[:, None], gain.own, (len(of_data), 2))
+    near = np.abs(gained - [0.12, 0.24]).max(axis=1) < 0.02
+    found = dropping.given(gain, list(zip(lacks, [0.12, 0.24])))
+    assert found.mean == pytest.approx(of_data[near].mean(), abs=0.02)
+    assert found.shared == pytest.approx(of_data[near].std(), abs=0.02) and found.own == gain.own
+    assert (
+        dropping.given(gain, []) == gain == dropping.given(gain, [(0.0, 0.0)])
+        and dropping.given(NONE, [(0.3, 0.1)]) == NONE
+    )
+    short, whole = made(0.6, n=50), made(0.8, n=100)
+    on_both = np.mean([whole.scores[i] for i in range(50)])
+    assert short.gained(whole) == (pytest.approx(0.4), pytest.approx(on_both - 0.6))
 
 
 def test_a_median_is_above_a_bound_with_confidence():

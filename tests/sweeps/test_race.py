@@ -28,7 +28,7 @@ def held(sentiment, tmp_path, monkeypatch):
     """Runs a race with SCORES and returns its file, {name: [(what, max_steps, label_budget)] of the runs that were
     made}, {name: status of its last row}."""
     monkeypatch.setattr(race.dropping, "LEAST_EXAMPLES", 10)
-    gains = {"at_once": NONE, "nothing": NONE, "steps": Gain(0.2, 0.1, 9), "labels": Gain(0.2, 0.1, 9)}
+    gains = {"at_once": NONE, "nothing": NONE, "steps": Gain(0.2, 0.0, 0.1, 9), "labels": Gain(0.2, 0.0, 0.1, 9)}
     monkeypatch.setattr(race.dropping, "RUNGS", tuple(rung._replace(gains=gains) for rung in RUNGS))
 
     def hold(*flags, fails=(), text=SUITE, data=sentiment, again=False, whole=SCORES):
@@ -83,7 +83,7 @@ def test_what_is_far_behind_is_dropped_and_the_others_run_whole(held):
 def test_a_whole_run_shows_that_others_are_behind(held, monkeypatch):
     monkeypatch.setitem(SCORES, "good", 0.5)
     monkeypatch.setitem(SCORES, "poor", 0.4)
-    wide = {"nothing": NONE, "steps": Gain(0.2, 0.3, 9), "labels": Gain(0.2, 0.1, 9)}
+    wide = {"nothing": NONE, "steps": Gain(0.2, 0.0, 0.3, 9), "labels": Gain(0.2, 0.0, 0.1, 9)}
     monkeypatch.setattr(race.dropping, "RUNGS", tuple(rung._replace(gains=wide) for rung in RUNGS))
     for risk, best, last in ((0.0, 1.0, "whole"), (0.05, 0.5, "whole"), (0.05, 1.0, "rung_2")):
         monkeypatch.setattr(race.dropping, "allowed", lambda number, risk=risk: risk * number / 3)
