@@ -4,92 +4,23 @@ import argparse
 import itertools
 import json
 import time
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from tqdm import tqdm
 
-from harness.results import commands, configurations, outputs, store
+from harness.results import configurations, outputs, store
 from harness.results.done_runs import DoneRuns, identity
-from harness.suites import Plain
 from harness.sweeps import dropping
-from harness.sweeps.cells import Size, about_data, changed, examples_of, make_cell
+from harness.sweeps.cells import about_data
 from harness.sweeps.progress import seconds_of, words
+from harness.sweeps.racer import Racer, learns
 
-EXAMPLES = "max_eval_samples"
 FOR_TIME = "dropped for time"
 
 
 def beside(results, ending):
     """A file beside the results CSV: mine.csv -> mine_rungs.csv, whose rows are of short runs and few examples."""
     return str(Path(results).with_name(Path(results).stem + ending))
-
-
-def learns(cell):
-    """What a cell's run is shortened by, as dropping.whole_of takes it."""
-    budget = cell.args.get("label_budget") or cell.args.get("max_train_samples")
-    if cell.script == "probe.py" and not cell.args.get("tune"):
-        on_all = cell.args["features"] == "lm" and not budget
-        return "labels" if on_all else "at_once"  # else it takes seconds
-    searched = cell.script == "prompt_eval.py" and cell.args.get("label_budget") and cell.args["k_shots"] is None
-    if searched or cell.script == "context_distill.py":
-        return "labels"
-    trained = "epochs" in commands.actions(cell.script) or cell.args.get("tune") == "contrastive"
-    return "steps" if trained else "nothing"
-
-
-@dataclass
-class Racer:
-    """One configuration: its cells differ in nothing but their seeds."""
-
-    name: str
-    cells: list
-    size: Size
-    learns: str  # of dropping.whole_of
-    whole: dict  # {flag: number}, of dropping.whole_of
-    gain: dropping.Gain = dropping.NONE  # from its rung to its whole run
-    fewer: dict = field(default_factory=dict)  # {flag: number} of its rung
-    on_rung: list = field(default_factory=list)  # its cells there
-    rows: list = field(default_factory=list)  # of the last rung
-    runs: list = field(default_factory=list)  # [rungs] of the run ids of its rows there
-    dropped: str | None = None  # why
-
-    def enter(self, fewer, args, gains=None):
-        """Make its cells of a rung; they are its own where these are that small already, and those of the rung before
-        where no more would be trained. fewer: {flag: number}; args: with the results CSV of the rungs; gains: the
-        Rung's.
-        """
-        before, now = ({k: v for k, v in some.items() if k != EXAMPLES} for some in (self.fewer, fewer))
-        if before == now and now:
-            return
-        self.fewer, changes = fewer, {name: Plain(n) for name, n in fewer.items()}
-        if "max_steps" in changes:
-            changes["epochs"] = Plain("")  # which the steps replace
-        made = [make_cell(c.name, c.script, changed(set(), changes, c.script, c.settings), args) for c in self.cells]
-        self.on_rung = made if changes else self.cells
-        self.gain = gains[self.learns] if gains and changes else dropping.NONE
-
-    @property
-    def is_whole(self):
-        return self.on_rung == self.cells
-
-    @property
-    def failed(self):
-        return any(row is None or row["status"] not in ("ok", "degenerate") for row in self.rows)
-
-    @property
-    def cannot_run(self):
-        """Whether its whole run fails, too: it was whole, or ran out of memory with less."""
-        return self.failed and (self.is_whole or any(row and row["status"] == "oom" for row in self.rows))
-
-    @property
-    def data(self):
-        """What its data are, and its metric."""
-        return json.dumps([examples_of(self.cells[0]), self.rows[0]["metric"]], sort_keys=True)
-
-    def whole_seconds(self):
-        """That its whole runs will take, by its rows of the last rung; 0 where these are whole."""
-        return 0.0 if self.is_whole else sum(dropping.whole_seconds(row, self.whole) for row in self.rows if row)
 
 
 class Race:
