@@ -284,8 +284,7 @@ def device_columns(device):
 def device_name(device):
     """The GPU's name, or the processor's with the cores this process may use."""
     if device != "cpu":
-        import torch  # not for --help: see above
-
+        torch = sys.modules["torch"]  # pick_device has imported it
         return torch.backends.mps.get_name() if device == "mps" else getattr(torch, device).get_device_name()
     name = platform.processor() or platform.machine()
     with contextlib.suppress(OSError):

@@ -12,7 +12,7 @@ from filelock import FileLock, Timeout
 import utils
 from harness.chat import benchmarks, formats
 from harness.evaluation import perplexity, prompting
-from harness.models import engines, generation
+from harness.models import engine, generation
 from harness.results import provenance, store
 
 CHUNK = 16  # questions that are answered and then written together: the most that a killed run loses
@@ -180,7 +180,7 @@ def _converse(questions, generate, limit, prompt_of, passes):
 def reference_perplexity(model, tokenizer, questions, args, chat):
     """Perplexity cells of the reference answers, each after the references of earlier turns; {} without any."""
     asked = [(question, i) for question in questions for i, text in enumerate(question.references) if text.strip()]
-    if not asked or engines.is_engine(model):
+    if not asked or engine.is_engine(model):
         return {}
     prompts = [
         benchmarks.render(question.turns[: i + 1], question.references[:i], tokenizer if chat else None, args.system)

@@ -13,7 +13,7 @@ import utils
 from harness import flags
 from harness.data import numbers
 from harness.evaluation import calibration, metrics, perplexity, prompting, reading, remarks
-from harness.models import engines, generation, prefix_cache, properties, scoring
+from harness.models import engine, generation, prefix_cache, properties, scoring
 from harness.results import stats
 
 
@@ -232,7 +232,7 @@ def by_generation(
         outcome.extras = remarks.with_thoughts(found.texts, [None if name == "answer" else a for a in answers], name)
         outcome.perplexity = (
             None
-            if engines.is_engine(model)
+            if engine.is_engine(model)
             else lambda: target_perplexity(model, tokenizer, task, prompts_of, batch_size, chat)
         )
     outcome.cells.update(
@@ -371,7 +371,7 @@ def _cached_requests(model, prefix_ids, request, inputs):
     """([request(x, prefix) for each input], notes) with the prompts' common prefix in a cache; ([], []) where none can
     be.
     """
-    if len(inputs) < 2 or engines.is_engine(model):  # an engine keeps its own cache, also in the plain requests
+    if len(inputs) < 2 or engine.is_engine(model):  # an engine keeps its own cache, also in the plain requests
         return [], []
     if model.config.is_encoder_decoder:  # an encoder reads the whole prompt in both directions
         return [], []

@@ -5,7 +5,7 @@ import re
 
 import torch
 
-from harness.models import engines
+from harness.models import engine
 
 SHORT = re.compile(r"[A-Z]{3,6}")  # names that may be abbreviations; two letters can mean anything
 SURE = 0.4  # the probability from which on an expansion is believed
@@ -57,7 +57,7 @@ def _likeliest(name, prompt, words, model, tokenizer):
     """(probability, name, word) of the likeliest word after the prompt; (0.0, name, "") without any candidate."""
     short = name.lower()
     some = [*may_stand_for(short, words), *([short] if short in words else [])]
-    if engines.is_engine(model) and some:
+    if engine.is_engine(model) and some:
         ids = tokenizer(prompt).input_ids
         told = model.log_probs([ids], [[[words[word]] for word in some]])
         return max((math.exp(value), name, word) for value, word in zip(told, some))

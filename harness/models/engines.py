@@ -1,7 +1,6 @@
 """The model of --engine: transformers', vLLM in this process, or an OpenAI-compatible endpoint."""
 
 from harness.models import loading
-from harness.models.endpoint_engine import EndpointEngine
 from harness.models.engine import is_engine
 from harness.models.vllm_engine import VllmEngine
 
@@ -14,4 +13,6 @@ def load(args, name, device, adapter=None, **options):
         return loading.load_model(name, device=device, adapter=adapter, **options)
     if args.engine == "vllm":
         return VllmEngine(args, name, device, adapter, options["precision"])
+    from harness.models.endpoint_engine import EndpointEngine  # its client takes half a second
+
     return EndpointEngine(args, name, adapter)

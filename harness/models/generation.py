@@ -10,7 +10,7 @@ import torch
 from transformers import LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
 
 import utils
-from harness.models import batching, engines, memory_forecast, prefix_cache, properties, scoring, thoughts
+from harness.models import batching, engine, memory_forecast, prefix_cache, properties, scoring, thoughts
 
 # plain greedy decoding, whatever the model's generation_config says (BART: 4 beams, Qwen2.5: a repetition penalty)
 GREEDY = {"do_sample": False, "num_beams": 1, "repetition_penalty": 1.0, "no_repeat_ngram_size": 0}
@@ -97,7 +97,7 @@ def generate(
         for i, tokens in zip(batch, out[:, begin:].tolist()):
             texts[i], new[i] = _finished(read, tokens, ended, stop, opened[i])
 
-    if engines.is_engine(model):
+    if engine.is_engine(model):
         sampled = options.get("do_sample", False)
         seed = torch.randint(2**31, ()).item() if sampled else None
         temperature = options.get("temperature", 1.0) if sampled else 0.0
@@ -246,7 +246,7 @@ def time_request(model, tokenizer, prompt, max_new_tokens=32, exact=False, sampl
     utils.synchronize()
     start = time.perf_counter()
     text = prompt() if callable(prompt) else prompt
-    if engines.is_engine(model):
+    if engine.is_engine(model):
         answer = generate(model, tokenizer, [text] * samples, max_new_tokens, **options)
         return Timed(None, 1000 * (time.perf_counter() - start), None, answer.new_tokens, answer)
     if samples > 1:

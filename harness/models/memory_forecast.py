@@ -7,7 +7,7 @@ import torch
 from transformers.pytorch_utils import Conv1D
 
 import utils
-from harness.models import adapters, batching, engines, properties
+from harness.models import adapters, batching, engine, properties
 from harness.models.meta_device import Shape, Unknown, counted
 
 # bytes that an optimizer keeps for each trained parameter: torch's AdamW two moments of the parameter's own precision
@@ -183,7 +183,7 @@ def predict_inference(run, model, batch_size, longest, kind, shared=0):
     longest: tokens of the longest row; kind: packed (label words behind a shared prefix), generated or classified;
     shared: tokens of the shared prefix.
     """
-    if run.row.get("train_seconds") is not None or engines.is_engine(model):
+    if run.row.get("train_seconds") is not None or engine.is_engine(model):
         return
     packed = batching.PACK_TOKENS[run.row["device"]]
     kind = "classified" if kind == "packed" and model.config.is_encoder_decoder else kind  # those have no packed rows

@@ -12,7 +12,7 @@ import torch
 from transformers.modeling_outputs import BaseModelOutput
 
 import utils
-from harness.models import batching, engines, memory_forecast, prefix_cache, properties
+from harness.models import batching, engine, memory_forecast, prefix_cache, properties
 
 
 @dataclass
@@ -74,7 +74,7 @@ def score_labels(
     if model.config.is_encoder_decoder:
         return _score_labels_seq2seq(model, tokenizer, prompts, sets, batch_size, progress)
     contexts, continuations, truncated = encode(model, tokenizer, prompts, sets, add_special_tokens)
-    if engines.is_engine(model):
+    if engine.is_engine(model):
         total = np.array(model.log_probs(contexts, continuations))
         longest = max(len(context) + max(map(len, ends)) for context, ends in zip(contexts, continuations))
         sizes = sum(map(len, contexts)), truncated, longest, [], len(prompts)
