@@ -110,14 +110,7 @@ def texts_of(examples, task, tokenizer, chat):
     """The texts [N] that stand for N examples, in one list, or in two for pairs; a prompt each with a tokenizer."""
     if tokenizer:
         return [[render(task, ex, (), tokenizer if chat else None)[0] for ex in examples]]
-    firsts = [ex.text for ex in examples]
-    return [firsts] if examples[0].text_pair is None else [firsts, [ex.text_pair for ex in examples]]
-
-
-def vectors_of(extract, texts, size=None, progress=None):
-    """Features [N, D] of N texts, or [N, 4D] of N pairs."""
-    vectors = [extract(part, size, progress) for part in texts]
-    return vectors[0] if len(vectors) == 1 else features.pair(*vectors)
+    return tfidf.texts_of(examples)
 
 
 def train(extract, texts, labels, args):
@@ -128,7 +121,7 @@ def train(extract, texts, labels, args):
         if len(set(labels)) < 2:
             raise utils.UserError(f"--tune contrastive compares classes; the {len(labels)} labels are all of one")
         contrastive.tune(extract.encoder, texts[0], labels, args.seed, max_steps=args.max_steps)
-    vectors = vectors_of(extract, texts, progress="features")
+    vectors = tfidf.vectors_of(extract, texts, progress="features")
     return frozen_heads.fit(vectors, labels, args.head, args.seed, tuned=bool(args.tune))
 
 
@@ -137,10 +130,10 @@ def from_names(extract, task):
     return frozen_heads.from_names(extract(task.descriptions or [NAMED.format(word) for word in task.words]))
 
 
-def load_extractor(args, device, tokenizer, chat, tfidf=None):
-    """The frozen features of the flags. tfidf: the state of a saved one."""
+def load_extractor(args, device, tokenizer, chat, state=None):
+    """The frozen features of the flags. state: of a saved TF-IDF."""
     if args.features == "tfidf":
-        return features.TfIdf(tfidf)
+        return tfidf.TfIdf(state)
     return features.LastStates(args, device, tokenizer, chat) if tokenizer else features.Embeddings(args, device)
 
 
@@ -181,10 +174,10 @@ def load_probe(about, folder, task, n_texts):
         raise utils.UserError(
             f"--probe {folder} was trained on examples of {about['n_texts']} texts; {task.name}'s have {n_texts}"
         )
-    head, tfidf = frozen_heads.load(folder, about)
+    head, state = frozen_heads.load(folder, about)
     head.classes = [task.labels.index(about["labels"][i]) for i in head.classes]
     prompt = {name: about["prompt"][name] for name in ("instruction", "template")}
-    return head, tfidf, replace(task, **prompt)
+    return head, state, replace(task, **prompt)
 
 
 def variant(args):
@@ -247,9 +240,9 @@ def run_once(args, about=None, folder=None):
         run.row.update(task.row())
 
         # 4. model
-        head, tfidf = None, None
+        head, state = None, None
         if about:
-            head, tfidf, task = load_probe(about, folder, task, n_texts)
+            head, state, task = load_probe(about, folder, task, n_texts)
             run.row["labels_used"] = about.get("labels_used")
         tokenizer, chat = None, False
         if args.features == "lm":
@@ -257,7 +250,7 @@ def run_once(args, about=None, folder=None):
             wanted = args.prompt_format if not about else "chat" if about["prompt"]["chat"] else "plain"
             chat = loading.uses_chat(wanted, tokenizer, scoring=True)
         with utils.measure() as load:
-            extract = load_extractor(args, device, tokenizer, chat, tfidf)
+            extract = load_extractor(args, device, tokenizer, chat, state)
         run.row.update(**load.load_columns(), **size_columns(extract))
 
         def texts(examples):
@@ -288,7 +281,7 @@ def run_once(args, about=None, folder=None):
 
         # 6. evaluate
         def classify(examples, size, progress=None):
-            vectors = vectors_of(extract, texts(examples), size, progress)
+            vectors = tfidf.vectors_of(extract, texts(examples), size, progress)
             return head.log_probs(vectors, len(task.labels))
 
         outcome = evaluate.by_probabilities(classify, task, extract.batch_size, args.latency_runs, other, device=device)
@@ -307,12 +300,11 @@ def import_heavy(tune):
     tune: --tune, which needs the setfit package.
     """
     global contrastive, evaluate, features, frozen_heads, loading, precisions, properties, record, remarks, render
-    global tasks
+    global tasks, tfidf
     from harness.data import tasks
     from harness.data.prompts import render
     from harness.evaluation import evaluate, record, remarks
-    from harness.models import features, loading, precisions, properties
-    from harness.training import frozen_heads
+    from harness.models import features, frozen_heads, loading, precisions, properties, tfidf
 
     if tune:
         from harness.training import contrastive

@@ -5,10 +5,8 @@ TF-IDF's vocabulary.
 """
 
 import numpy as np
-import scipy.sparse
 import torch
 from sentence_transformers import SentenceTransformer
-from sklearn.feature_extraction.text import TfidfVectorizer
 
 import utils
 from harness.models import (
@@ -143,49 +141,6 @@ def last_states(model, rows, batch_size="auto", progress=None):
     budget = 2 * batching.PACK_TOKENS[model.device.type]
     largest = batching.in_batches(list(map(len, rows)), batch_size, budget, work, progress)
     return np.stack(states), largest
-
-
-class TfIdf:
-    """TF-IDF of words and pairs of words, and of the 2 to 5 characters within words: sparse vectors [N, D].
-
-    Each of the two has unit length, with logarithmic counts.
-    """
-
-    OPTIONS = {
-        "words": {"analyzer": "word", "ngram_range": (1, 2), "token_pattern": r"(?u)\b\w+\b", "sublinear_tf": True},
-        "characters": {"analyzer": "char_wb", "ngram_range": (2, 5), "sublinear_tf": True},
-    }
-    model, limit, precision, batch_size = None, None, None, None
-
-    def __init__(self, saved=None):
-        """saved: {name of a part: (terms in their order, idf [terms])} of `state`; without it `fit` comes first."""
-        self.parts = {name: TfidfVectorizer(**options) for name, options in self.OPTIONS.items()}
-        for name, (terms, idf) in (saved or {}).items():
-            self.parts[name] = TfidfVectorizer(**self.OPTIONS[name], vocabulary=terms)
-            self.parts[name].idf_ = idf
-
-    def fit(self, texts):
-        """Learn terms and idf. UserError for texts without any word."""
-        try:
-            for part in self.parts.values():
-                part.fit(texts)
-        except ValueError as error:  # "empty vocabulary": texts of punctuation alone
-            raise utils.UserError(f"--features tfidf: the training texts have no words ({error})") from None
-
-    def state(self):
-        """What `__init__` takes as `saved`."""
-        return {name: (list(part.get_feature_names_out()), part.idf_) for name, part in self.parts.items()}
-
-    def __call__(self, texts, size=None, progress=None):
-        """Sparse vectors [N, terms], float64. size, progress: as of the other kinds, and of no use here."""
-        return scipy.sparse.hstack([part.transform(texts) for part in self.parts.values()], format="csr")
-
-
-def pair(u, v):
-    """(u, v, |u - v|, u * v) [N, 4D] of the vectors of two texts (Conneau et al. 2017), dense or sparse."""
-    if scipy.sparse.issparse(u):
-        return scipy.sparse.hstack([u, v, abs(u - v), u.multiply(v)], format="csr")
-    return np.hstack([u, v, np.abs(u - v), u * v])
 
 
 def forecast(run, extract, longest):

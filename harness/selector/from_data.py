@@ -7,10 +7,11 @@ from pathlib import Path
 import utils
 from harness.errors import short
 from harness.results import configurations, names
-from harness.selector import predictor
+from harness.selector import landmark, predictor
 from harness.selector.decision import Decision, Undecided, command_for, data_of, limits_of
 from harness.selector.spec import CHARS_A_TOKEN, Data, data_of_rows, steps_of
 
+EXAMPLES = 400  # that a landmark is scored on
 VAGUE = 0.15  # half a 95 % interval of a predicted score
 
 
@@ -45,7 +46,8 @@ def about_data(args, known):
     if args.task == "classification" and majority is None:
         majority = 1 / classes
         told.append("its classes are taken as equally frequent; give --majority_share")
-    return Data(chars, classes, majority if args.task == "classification" else None), told
+    scored = own.landmark if own else None
+    return Data(chars, classes, majority if args.task == "classification" else None, scored), told
 
 
 def read_data(args):
@@ -55,12 +57,17 @@ def read_data(args):
     try:
         columns = {name: value for name, value in vars(args).items() if name.endswith("_column") or name == "encoding"}
         task = tasks.load_task(args.dataset, args.subset, **columns)
+        cells, scored = task.row(), None
+        enough = min(len(task.train), args.data_size or len(task.train)) >= landmark.LABELS
+        if task.kind == "classification" and enough:
+            few = {"label_budget": landmark.LABELS, "max_eval_samples": EXAMPLES}
+            scored = landmark.of_task(tasks.load_task(args.dataset, args.subset, **columns, **few))
     except utils.UserError as error:
         raise Undecided(f"{args.dataset} cannot be read ({short(error)}); give --tokens and --n_classes") from None
-    cells = task.row()
-    found = Data(cells["input_chars"], cells.get("n_classes", 1), cells.get("majority_baseline"))
+    found = Data(cells["input_chars"], cells.get("n_classes", 1), cells.get("majority_baseline"), scored)
     classes = f"{found.classes} classes, the largest {found.majority:.0%}, " if found.majority else ""
-    return found, f"read from {args.dataset}: {classes}{found.chars:.0f} characters an input"
+    learnt = f"; TF-IDF learns {scored:.3f} of them from {landmark.LABELS} labels" if scored is not None else ""
+    return found, f"read from {args.dataset}: {classes}{found.chars:.0f} characters an input{learnt}"
 
 
 def decide(rows, args, recommended):

@@ -37,23 +37,29 @@ class Predictor:
             )
         self.regression = regression
         self.specs = [s for _, _, s in self.known]
-        self.score = self._fit(Spec.vector, lambda c, s: c.mean() - (s.data.majority or 0.0))
+        self.score = self._fit(Spec.vector, above_majority)
+        known = [one for one in self.known if one[2].data.landmark is not None]
+        self.by_landmark = self._fit(Spec.vector_by_landmark, above_majority, known)
         self.latency = self._fit_log(Spec.work, "latency_ms_p50")
         self.memory = self._fit_log(Spec.room, "memory")
         self.serving = self._fit_log(Spec.room, "serving_memory") or self.memory
         self.training = self._fit_log(Spec.effort, "train_seconds")
         self._fit_region()
 
-    def _fit(self, features, target, needed=lambda c: True):
-        """(what makes features of a Spec, the Regression), None where too few configurations have what is needed."""
-        some = [(group, c, s) for group, c, s in self.known if needed(c)]
+    def _fit(self, features, target, some=None):
+        """(what makes features of a Spec, the Regression of some), None where these are of too few data sets.
+
+        some: of self.known (default: all).
+        """
+        some = self.known if some is None else some
         if len({group[0] for group, _, _ in some}) < MIN_SETS:
             return None
         columns = zip(*((features(s), target(c, s), group[0], s.family) for group, c, s in some))
         return features, Regression(self.regression, *columns)
 
     def _fit_log(self, features, column):
-        return self._fit(features, lambda c, s: math.log(c.mean(column)), lambda c: c.mean(column))
+        some = [one for one in self.known if one[1].mean(column)]
+        return self._fit(features, lambda c, s: math.log(c.mean(column)), some)
 
     def _fit_region(self):
         """Where predictions are made: as near to a measured configuration as these are to those of other data sets."""
@@ -89,8 +95,9 @@ class Predictor:
         def guess(fitted):
             return fitted[1].guess(fitted[0](wanted), wanted.family) if fitted else None
 
+        scored = self.by_landmark if wanted.data.landmark is not None and self.by_landmark else self.score
         score, latency, memory, serving, training = map(
-            guess, (self.score, self.latency, self.memory, self.serving, self.training)
+            guess, (scored, self.latency, self.memory, self.serving, self.training)
         )
         return Candidate(
             name,
@@ -108,6 +115,11 @@ class Predictor:
             serving_gb=serving and math.exp(serving.centre),
             degrees=score.degrees,
         )
+
+
+def above_majority(configuration, wanted):
+    """What a configuration scores above the most frequent class."""
+    return configuration.mean() - (wanted.data.majority or 0.0)
 
 
 def chance(candidate, limits):

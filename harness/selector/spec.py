@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from harness.arguments import optimizer_steps
 from harness.results import configurations, names
+from harness.selector import landmark
 
 CHARS_A_TOKEN = 4  # of English text, roughly: for rows that counted tokens alone, and for --tokens
 STRATEGIES = ("full_finetuning", "peft", "probe", "setfit", "prompting", "rag", "context_distillation", "distillation")
@@ -19,6 +20,7 @@ class Data:
     chars: float  # of an input, median
     classes: float  # 1 where there are none
     majority: float | None  # share of the most frequent class
+    landmark: float | None = None  # accuracy of a simple learner, see `landmark`
 
 
 @dataclass(frozen=True)
@@ -87,6 +89,10 @@ class Spec:
         sizes += [math.log10(1 + self.steps)]
         return [*sizes, *is_strategy, *own, *flags, *narrow]
 
+    def vector_by_landmark(self):
+        """`vector`, with what a simple learner scores on the data."""
+        return [*self.vector(), self.data.landmark - (self.data.majority or 0.0)]
+
     def work(self):
         """Features of latency: log10 of parameters times tokens read and written, precision, kind of model."""
         read, written = self.params * self.input_tokens(), self.params * (1 + self.new_tokens)
@@ -142,7 +148,7 @@ def _data(rows):
     majority = median(configurations.value(row, "majority_baseline") for row in rows)
     classes = median(configurations.value(row, "n_classes") for row in rows)
     classes = classes or (max(2, round(1 / majority)) if majority else 1)
-    return None if chars is None else Data(chars, classes, majority)
+    return None if chars is None else Data(chars, classes, majority, landmark.of_rows(rows))
 
 
 def _prompt_tokens(row):

@@ -2,12 +2,13 @@ import argparse
 
 import numpy as np
 import pytest
+import scipy.sparse
 import torch
 from helpers import loaded, review_prompts
 from sentence_transformers import SentenceTransformer
 
 import utils
-from harness.models import features
+from harness.models import features, tfidf
 
 
 def settings(model, **changed):
@@ -84,17 +85,17 @@ def test_embeddings_are_sentence_transformers(tiny_embedder):
 
 
 def test_tfidf_is_the_same_when_it_is_loaded():
-    extract, texts = features.TfIdf(), ["a fine film", "a dull film , Ümlaut", "x"]
+    extract, texts = tfidf.TfIdf(), ["a fine film", "a dull film , Ümlaut", "x"]
     extract.fit(texts)
-    again = features.TfIdf(extract.state())
+    again = tfidf.TfIdf(extract.state())
     vectors = extract(["a fine Ümlaut", "nothing known: qqq"])
     assert (vectors != again(["a fine Ümlaut", "nothing known: qqq"])).nnz == 0 and vectors.nnz > 10
     with pytest.raises(utils.UserError, match="no words"):
-        features.TfIdf().fit(["!", "?"])
+        tfidf.TfIdf().fit(["!", "?"])
 
 
 def test_pairs():
     u, v = np.array([[1.0, 2.0]]), np.array([[3.0, -1.0]])
     expected = [[1, 2, 3, -1, 2, 3, 3, -2]]
-    assert features.pair(u, v).tolist() == expected
-    assert features.pair(*map(features.scipy.sparse.csr_matrix, (u, v))).toarray().tolist() == expected
+    assert tfidf.pair(u, v).tolist() == expected
+    assert tfidf.pair(*map(scipy.sparse.csr_matrix, (u, v))).toarray().tolist() == expected

@@ -9,7 +9,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 import utils
-from harness.training import frozen_heads
+from harness.models import frozen_heads
 
 
 def blobs(n, classes, seed=0, spread=3.0):

@@ -169,7 +169,7 @@ def _examples(vectors, labels):
 def save(folder, head, about, tfidf=None):
     """Write probe.json and head.safetensors into a folder, which is made.
 
-    about: what else a reader must know, as JSON's types; tfidf: the state of a features.TfIdf, which belongs to it.
+    about: what else a reader must know, as JSON's types; tfidf: the state of a tfidf.TfIdf, which belongs to it.
     """
     folder, arrays = Path(folder), dict(head.arrays)
     folder.mkdir(parents=True, exist_ok=True)
@@ -181,7 +181,7 @@ def save(folder, head, about, tfidf=None):
 
 
 def load(folder, about):
-    """(the Head, the state of its features.TfIdf or None) that `save` wrote. about: the contents of its probe.json.
+    """(the Head, the state of its tfidf.TfIdf or None) that `save` wrote. about: the contents of its probe.json.
 
     UserError for a file that is not there or is broken.
     """
