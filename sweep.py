@@ -184,7 +184,7 @@ def run_all(name, cells, args, clock):
         if stop.is_set():
             return
         device = devices.get()
-        log = logs / f"{name}-{number:03d}.log"
+        log = logs / f"{name}-{number:03d}-{key_of(cell, args)[:6]}.log"  # others may have the same folder and suite
         try:
             with claimed(cell, args, stop) as lock:
                 if lock is None:

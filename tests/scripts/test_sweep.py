@@ -131,7 +131,8 @@ def test_a_suite_runs_once_and_what_changed_runs_again(sentiment, tiny_bert, tmp
         "ok",
         "degenerate",
     }
-    assert (tmp_path / "runs/sweeps/s-000.log").read_text().startswith("$ python finetune.py")
+    (log,) = (tmp_path / "runs/sweeps").glob("s-000-*.log")
+    assert log.read_text().startswith("$ python finetune.py")
     again = run_sweep(path, *out)
     assert "0 of 2 to run; there already: " in again.stdout and len(store.read_results(tmp_path / "r.csv")) == 2
 
@@ -171,7 +172,7 @@ def test_a_suite_killed_in_the_middle_goes_on(sentiment, tiny_bert, tmp_path):
         start_new_session=True,
     )
     deadline = time.monotonic() + 120
-    while not (tmp_path / "runs/sweeps/s-001.log").exists() and time.monotonic() < deadline:
+    while not list(tmp_path.glob("runs/sweeps/s-001-*.log")) and time.monotonic() < deadline:
         time.sleep(0.05)
     time.sleep(2)
     os.killpg(child.pid, signal.SIGKILL)
@@ -229,3 +230,12 @@ def test_prompts_that_differ_behind_a_question_mark_are_two_runs(tmp_path, capsy
     sweep.main([suite(tmp_path / "s.yaml", text), "--dry_run", "--results", str(tmp_path / "r.csv")])
     told = capsys.readouterr().out
     assert "2 of 2 to run" in told and "--template 'See https://x.org/?q=2 {text}'" in told
+
+
+def test_two_sweeps_of_one_suite_and_folder_have_logs_of_their_own(sentiment, tmp_path, monkeypatch):
+    path, logs = suite(tmp_path / "s.yaml", "script: probe.py\nexperiments: [{name: a, features: tfidf}]\n"), []
+    monkeypatch.setattr(sweep, "run_cell", lambda cell, log, *_: logs.append(log) or log.write_text("said") and 0)
+    for n in range(2):
+        out = ["--results", str(tmp_path / f"r{n}.csv"), "--runs_dir", str(tmp_path / "runs")]
+        sweep.main([path, "--dataset", sentiment, *out])
+    assert len({log.name for log in logs}) == 2 and {log.parent for log in logs} == {tmp_path / "runs/sweeps"}
