@@ -213,7 +213,8 @@ def run_all(name, cells, args, clock):
         ended.append(cell)
         if code:
             failed.append(cell)
-            tqdm.write(f"    FAILED with exit code {code}, see {log}")
+            killed = " (killed, as when the machine has no memory left)" if code in (-signal.SIGKILL, 137) else ""
+            tqdm.write(f"    FAILED with exit code {code}{killed}, see {log}")
             if not args.continue_on_error:
                 stop.set()
         else:

@@ -239,3 +239,13 @@ def test_two_sweeps_of_one_suite_and_folder_have_logs_of_their_own(sentiment, tm
         out = ["--results", str(tmp_path / f"r{n}.csv"), "--runs_dir", str(tmp_path / "runs")]
         sweep.main([path, "--dataset", sentiment, *out])
     assert len({log.name for log in logs}) == 2 and {log.parent for log in logs} == {tmp_path / "runs/sweeps"}
+
+
+@pytest.mark.parametrize("code, killed", [(-9, True), (137, True), (1, False)])
+def test_a_run_that_was_killed_may_have_had_no_memory(code, killed, sentiment, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sweep, "run_cell", lambda cell, log, *_: log.write_text("said") and code)
+    path = suite(tmp_path / "s.yaml", "script: probe.py\nexperiments: [{name: a, features: tfidf}]\n")
+    with pytest.raises(SystemExit):
+        sweep.main([path, "--dataset", sentiment, "--results", str(tmp_path / "r.csv"), "--runs_dir", str(tmp_path)])
+    told = capsys.readouterr().out
+    assert f"FAILED with exit code {code}" in told and ("no memory left" in told) == killed
