@@ -88,6 +88,11 @@ class Ladder:
     def cost(self):
         return self.train_seconds + (self.latency_ms or 0.0) / 1000 * dropping.REQUESTS_SERVED
 
+    def spent(self, step):
+        """Seconds of a rung: 0.0 also where its run is that of the rung before, as no more steps would be made."""
+        again = step and (self.seconds[step], self.scores[step]) == (self.seconds[step - 1], self.scores[step - 1])
+        return 0.0 if again else self.seconds[step]
+
     def mean(self, step, n=None):
         """Mean score of a rung's run, or of the whole run (-1), on the first n examples."""
         return float(np.mean(self.scores[step][:n]))
@@ -239,7 +244,7 @@ def replay(racers, known, allowed=RISK):
     """
     left, spent, risk, rungs = dict(racers), 0.0, 0.0, []
     for step, of_rung in enumerate(known):
-        spent += sum(one.seconds[step] for one in left.values())
+        spent += sum(one.spent(step) for one in left.values())
         entries = {name: one.entry(step, of_rung[one.learns]) for name, one in left.items() if one.scores[step]}
         out, more = dropping.behind(entries, dropping.allowed(step + 1, allowed) - risk)
         risk += more

@@ -11,7 +11,7 @@ from helpers import ROOT
 from row_helpers import result_row, write_run
 
 from harness.results import schema, store
-from harness.sweeps.dropping import RISK, RUNGS
+from harness.sweeps.dropping import NONE, RISK, RUNGS
 
 
 @pytest.fixture
@@ -106,3 +106,13 @@ def test_one_data_set_is_no_replay(replay, tmp_path, capsys):
     with pytest.raises(SystemExit) as ended:
         replay.main(["--results", path, "--ladders", str(tmp_path / "l.jsonl"), "--output", str(tmp_path / "o.json")])
     assert ended.value.code == 2 and "measured on 1 data sets" in capsys.readouterr().err
+
+
+def test_a_run_that_two_rungs_share_is_paid_once(replay):
+    about = dict.fromkeys(("data", "eval_id", "metric", "budget", "draw", "name", "learns", "shares", "latency_ms"))
+    about |= {"clusters": [None] * 4, "train_seconds": 9.0}
+    one = replay.Ladder(seconds=[5.0, 5.0, 9.0], scores=[[1.0, 0.0], [1.0, 0.0], [1.0, 1.0, 0.0, 1.0]], **about)
+    assert [one.spent(step) for step in range(2)] == [5.0, 0.0]
+    assert one.entry(1, NONE).seconds == 9.0, "it is not whole for that"
+    again = replay.Ladder(seconds=[5.0, 5.0, 9.0], scores=[[1.0, 0.0], [0.0, 0.0], [1.0, 1.0, 0.0, 1.0]], **about)
+    assert again.spent(1) == 5.0
