@@ -126,7 +126,7 @@ def collected(path):
     found, folder = [], Path(path).parent
     for racer in utils.read_json(beside(path, "_race.json"), list, "--results"):
         rungs = [
-            *racer["rungs"],
+            *racer["rungs"][: len(RUNGS)],
             *[racer["whole"]] * (len(RUNGS) - len(racer["rungs"])),
         ]  # what is whole enters no more
         for draw, ids in enumerate(zip(*rungs, racer["whole"], strict=False)):

@@ -1,9 +1,10 @@
 """Which configurations of a race are dropped: by limits, then by what they score after short runs on few examples.
 
 Every configuration (cells that differ in nothing but their seeds) runs for a share of its optimizer steps, where it
-makes some, and is scored on a share of its evaluation examples; those that are left on larger shares, and at last
-whole, as without a race: successive halving (Jamieson and Talwalkar 2016), but with a test in place of a fixed share. A
-short run has a whole schedule of its own: with few labels --epochs auto makes as many steps as with many, so fewer
+makes some, and is scored on a share of its evaluation examples; those that are left then run whole, as without a race,
+what is expected to be best first, and each whole run may show that others are behind. That is successive halving
+(Jamieson and Talwalkar 2016) with a test in place of a fixed share, and with one rung: a second one of a quarter of the
+steps took more seconds than it saved. A short run has a whole schedule of its own: with few labels --epochs auto makes as many steps as with many, so fewer
 labels would save nothing. Distillation, and prompts that are chosen on labels, have a share of their labels instead.
 A probe takes seconds and is run whole at once.
 What breaks a limit is dropped after a few requests, before it is trained.
@@ -12,8 +13,6 @@ After each rung each configuration has a probability that its whole run is bette
 than MARGIN; where it costs more, by more than a standard error besides, within which scores tie and the selector takes
 what costs least. The probability comes from the paired difference of the two on the examples of the rung, as a sample
 of all, and from the share of what it lacks to 1 that a configuration gains from this rung to its whole run (Gain).
-
-At last whole runs are made, of what is expected to be best first, and each may show that others are behind.
 
 What is least likely for the seconds that it saves is dropped first, as long as the probabilities of all that are
 dropped, of one data set and metric, add up to no more than RISK. That is as good as the gains are: those of RUNGS are
@@ -78,9 +77,6 @@ RUNGS = (
         1 / 16,
         1 / 2,
         {"at_once": NONE, "nothing": NONE, "steps": Gain(0.4, 0.3, 0.2, 5), "labels": Gain(0.3, 0.3, 0.3, 5)},
-    ),
-    Rung(
-        1 / 4, 1, {"at_once": NONE, "nothing": NONE, "steps": Gain(0.2, 0.2, 0.2, 5), "labels": Gain(0.2, 0.2, 0.2, 5)}
     ),
 )
 

@@ -16,8 +16,13 @@ def seconds_of(row):
     return spent + (configurations.value(row, "latency_ms_mean") or 0.0) / 1000 * requests
 
 
+def kind_of(script, args):
+    """What makes runs take alike: a probe on TF-IDF takes seconds, one that is tuned minutes."""
+    return script, *(args.get(name) for name in ("model", "gen_model", "features", "tune"))
+
+
 class TimeLeft:
-    """A mean of the seconds of runs of the same script and model, else of the same script."""
+    """A mean of the seconds of runs of the same kind, else of the same script."""
 
     def __init__(self, rows=()):
         """rows: of runs that were made before."""
@@ -27,13 +32,13 @@ class TimeLeft:
 
     def add(self, script, args, seconds):
         with self.lock:
-            self.seen.append(((script, args.get("model") or args.get("gen_model")), seconds))
+            self.seen.append((kind_of(script, args), seconds))
 
     def expected(self, script, args):
         """Seconds of a run, None where none of its kind was made yet."""
         with self.lock:
-            seen, wanted = list(self.seen), (script, args.get("model") or args.get("gen_model"))
-        alike = [s for key, s in seen if key == wanted] or [s for key, s in seen if key[0] == script]
+            seen, wanted = list(self.seen), kind_of(script, args)
+        alike = [s for kind, s in seen if kind == wanted] or [s for kind, s in seen if kind[0] == script]
         return statistics.fmean(alike) if alike else None
 
     def left(self, runs, workers=1):

@@ -47,7 +47,7 @@ def test_a_configuration_that_is_behind_is_not_run_as_a_whole(reviews, tiny_llam
     dropped, whole = by_status["dropped"], by_status["ok"]
     assert (whole["variant"], whole["n_eval"], whole["labels_used"]) == ("tfidf_logreg", "300", "320")
     assert (dropped["variant"], dropped["n_eval"]) == ("0_shot", "150")
-    assert "dropped at rung 1 of 2" in dropped["note"] and "behind 1 words after 150 examples" in dropped["note"]
+    assert "dropped at rung 1 of 1" in dropped["note"] and "behind 1 words after 150 examples" in dropped["note"]
     rungs = store.read_results(tmp_path / "r_rungs.csv")
     assert [(row["variant"], json.loads(row["args"])["label_budget"]) for row in rungs] == [("0_shot", None)]
     assert [row["run_id"] for row in configurations.select(rows)[0]] == [whole["run_id"]]

@@ -17,6 +17,8 @@ def test_the_rest_takes_as_long_as_what_is_most_alike():
     assert clock.left([("finetune.py", b), ("probe.py", a)], workers=2) == "about 5 min left", (
         "not less than the longest"
     )
+    clock.add("probe.py", {**a, "tune": "contrastive"}, 900)
+    assert clock.expected("probe.py", {**a, "tune": None}) == 10, "what is not tuned takes seconds"
     assert clock.left([]) == clock.left([("rag_eval.py", b)]) == ""
     unknown = [("rag_eval.py", b), ("rag_eval.py", a), ("probe.py", a)]
     assert clock.left(unknown) == "at least 10 s left: 2 are of a kind not timed yet"

@@ -12,7 +12,7 @@ from harness.results import provenance, schema, store
 from harness.results.done_runs import DoneRuns
 from harness.sweeps import race
 from harness.sweeps.cells import make_cells
-from harness.sweeps.dropping import NONE, RUNGS, Gain
+from harness.sweeps.dropping import NONE, Gain, Rung
 
 SUITE = """
 flags: {latency_runs: 20, max_eval_samples: 40, label_budget: 100}
@@ -23,13 +23,17 @@ runs:
 SCORES = {"good": 1.0, "poor": 0.1, "searched": 0.9}
 
 
+def two_rungs(steps):
+    gains = {"at_once": NONE, "nothing": NONE, "steps": steps, "labels": Gain(0.2, 0.0, 0.1, 9)}
+    return Rung(1 / 16, 1 / 2, gains), Rung(1 / 4, 1, gains)
+
+
 @pytest.fixture
 def held(sentiment, tmp_path, monkeypatch):
     """Runs a race with SCORES and returns its file, {name: [(what, max_steps, label_budget)] of the runs that were
     made}, {name: status of its last row}."""
     monkeypatch.setattr(race.dropping, "LEAST_EXAMPLES", 10)
-    gains = {"at_once": NONE, "nothing": NONE, "steps": Gain(0.2, 0.0, 0.1, 9), "labels": Gain(0.2, 0.0, 0.1, 9)}
-    monkeypatch.setattr(race.dropping, "RUNGS", tuple(rung._replace(gains=gains) for rung in RUNGS))
+    monkeypatch.setattr(race.dropping, "RUNGS", two_rungs(Gain(0.2, 0.0, 0.1, 9)))
 
     def hold(*flags, fails=(), text=SUITE, data=sentiment, again=False, whole=SCORES):
         n = len(list(tmp_path.glob("race*")))
@@ -83,8 +87,7 @@ def test_what_is_far_behind_is_dropped_and_the_others_run_whole(held):
 def test_a_whole_run_shows_that_others_are_behind(held, monkeypatch):
     monkeypatch.setitem(SCORES, "good", 0.5)
     monkeypatch.setitem(SCORES, "poor", 0.4)
-    wide = {"nothing": NONE, "steps": Gain(0.2, 0.0, 0.3, 9), "labels": Gain(0.2, 0.0, 0.1, 9)}
-    monkeypatch.setattr(race.dropping, "RUNGS", tuple(rung._replace(gains=wide) for rung in RUNGS))
+    monkeypatch.setattr(race.dropping, "RUNGS", two_rungs(Gain(0.2, 0.0, 0.3, 9)))
     for risk, best, last in ((0.0, 1.0, "whole"), (0.05, 0.5, "whole"), (0.05, 1.0, "rung_2")):
         monkeypatch.setattr(race.dropping, "allowed", lambda number, risk=risk: risk * number / 3)
         told, made, statuses = held(whole={**SCORES, "good": best}, text=SUITE[: SUITE.index("  - {script: prompt")])

@@ -11,13 +11,18 @@ from helpers import ROOT
 from row_helpers import result_row, write_run
 
 from harness.results import schema, store
-from harness.sweeps.dropping import NONE, RISK, RUNGS
+from harness.sweeps import dropping
+from harness.sweeps.dropping import NONE, RISK, Rung
 
 
 @pytest.fixture
 def replay(monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-    yield pytest.importorskip("race_replay")
+    module, rungs = pytest.importorskip("race_replay"), (Rung(1 / 16, 1 / 2, {}), Rung(1 / 4, 1, {}))
+    monkeypatch.setattr(module, "RUNGS", rungs)
+    monkeypatch.setattr(module, "SHARES", [[1 / 16, 1 / 2], [1 / 4, 1]])
+    monkeypatch.setattr(dropping, "RUNGS", rungs)
+    yield module
     sys.modules.pop("race_replay", None)
 
 
@@ -37,7 +42,7 @@ def race(tmp_path, rates):
                     i * round(10 * share) % 10 + round(10 * share) >= 10 for i in range(n)
                 ]  # spread evenly, alike for equal shares
                 row = write_run(tmp_path / run_id, {**row, **cells}, right)
-                file = "r.csv" if step == len(RUNGS) else "r_rungs.csv"
+                file = "r.csv" if step == 2 else "r_rungs.csv"
                 store.append_result(tmp_path / file, {key: row[key] for key in schema.RESULT_COLUMNS if row[key] != ""})
                 ids.append([run_id])
             about = {"name": f"1 {name}", "learns": "steps", "dropped": None}
