@@ -16,6 +16,8 @@ whole run, on the examples of the rung, by what they lacked to 1. Its own sd is 
 each data set leaves, the shared one from what the ratio of all leaves besides, for a new data set. Seconds are those
 of whole runs with the start of their processes: of the processor on a CPU.
 
+A whole run's seconds are known to the replay from the start; a race puts them from its short run.
+
 The pick is the selector's without limits, among what is left and in the whole suite: the cheapest of those within a
 standard error of the best. The interval of "within 1 point" is the exact binomial one, each data set counted once.
 
@@ -88,19 +90,15 @@ class Ladder:
     def cost(self):
         return self.train_seconds + (self.latency_ms or 0.0) / 1000 * dropping.REQUESTS_SERVED
 
-    def spent(self, step):
-        """Seconds of a rung: 0.0 also where its run is that of the rung before, as no more steps would be made."""
-        again = step and (self.seconds[step], self.scores[step]) == (self.seconds[step - 1], self.scores[step - 1])
-        return 0.0 if again else self.seconds[step]
-
     def mean(self, step, n=None):
         """Mean score of a rung's run, or of the whole run (-1), on the first n examples."""
         return float(np.mean(self.scores[step][:n]))
 
     def entry(self, step, gain):
-        left = self.seconds[-1] if step != -1 and self.seconds[step] else 0.0
+        short = step != -1 and self.seconds[step]
+        left, gain = (self.seconds[-1], gain) if short else (0.0, NONE)
         scores, clusters = dict(enumerate(self.scores[step])), dict(enumerate(self.clusters))
-        return Entry(scores, clusters, len(self.scores[-1]), self.cost, gain, left)
+        return Entry(scores, clusters, len(self.scores[-1]), self.cost, gain, self.learns, left)
 
     @property
     def candidate(self):
@@ -166,9 +164,8 @@ def collected(path):
 
 
 def read_ladders(path):
-    """The Ladders of a file; those of other rungs than RUNGS are left out."""
-    found = [Ladder(**record) for record in store.read_jsonl(path)] if Path(path).is_file() else []
-    return [one for one in found if one.shares == SHARES]
+    """The Ladders of a file."""
+    return [Ladder(**record) for record in store.read_jsonl(path)] if Path(path).is_file() else []
 
 
 def merged(old, new):
@@ -200,34 +197,37 @@ def left(pairs, ratio):
     return float(np.mean((pairs[:, 1] - ratio * pairs[:, 0]) ** 2))
 
 
+def fitted(sets):
+    """The Gain of a new data set, by moments. sets: [of each data set [N, 2] of (lack, gain)], two at least."""
+    n, several = len(sets), [pairs for pairs in sets if len(pairs) > 1]
+    squares = sum(np.mean(pairs[:, 0] ** 2) for pairs in sets)
+    mean = float(sum(np.mean(pairs[:, 0] * pairs[:, 1]) for pairs in sets) / squares)
+    total = sum(left(pairs, mean) for pairs in sets) / squares
+    if not several:
+        return Gain(mean, 0.0, float(np.sqrt(total * (n + 1) / (n - 1))), n - 1)
+    ratios = [np.sum(pairs[:, 0] * pairs[:, 1]) / max(np.sum(pairs[:, 0] ** 2), 1e-9) for pairs in several]
+    own = sum(left(pairs, ratio) * len(pairs) / (len(pairs) - 1) for pairs, ratio in zip(several, ratios))
+    own /= sum(np.mean(pairs[:, 0] ** 2) for pairs in several)
+    size = np.mean([len(pairs) for pairs in sets])
+    shared = max(0.0, total - own * (1 - 1 / (n * size))) * n / (n - 1)
+    shared += (shared + own / size) / n  # of the mean
+    return Gain(mean, float(np.sqrt(shared)), float(np.sqrt(own)), n - 1)
+
+
 def gains(ladders):
     """[of each rung {what a configuration is shortened by: Gain}]."""
     made = []
     for step in range(len(RUNGS)):
         by_kind = defaultdict(lambda: defaultdict(list))
         for one in ladders:
-            if one.scores[step] is None:
+            if one.scores[step] is None or not one.seconds[step]:
                 continue
             before = one.mean(step)
             by_kind[one.learns][one.data].append((1 - before, one.mean(-1, len(one.scores[step])) - before))
         found = {"at_once": NONE, "nothing": NONE}
         for kind in ("steps", "labels"):
-            sets = [np.array(pairs) for pairs in by_kind[kind].values()]  # of (lack, gain)
-            if len(sets) < 2:
-                found[kind] = UNKNOWN
-                continue
-            squares = sum(np.mean(pairs[:, 0] ** 2) for pairs in sets)
-            mean = sum(np.mean(pairs[:, 0] * pairs[:, 1]) for pairs in sets) / squares
-            n = len(sets)
-            every = sum(left(pairs, mean) for pairs in sets) / squares * n / (n - 1) * (1 + 1 / n)
-            ratios = [np.sum(pairs[:, 0] * pairs[:, 1]) / max(np.sum(pairs[:, 0] ** 2), 1e-9) for pairs in sets]
-            own = sum(
-                left(pairs, ratio) * len(pairs) / (len(pairs) - 1)
-                for pairs, ratio in zip(sets, ratios)
-                if len(pairs) > 1
-            )
-            own /= sum(np.mean(pairs[:, 0] ** 2) for pairs in sets if len(pairs) > 1) or 1.0
-            found[kind] = Gain(float(mean), float(np.sqrt(max(0.0, every - own))), float(np.sqrt(own)), n - 1)
+            sets = [np.array(pairs) for pairs in by_kind[kind].values()]
+            found[kind] = fitted(sets) if len(sets) > 1 else UNKNOWN
         made.append(found)
     return made
 
@@ -244,7 +244,7 @@ def replay(racers, known, allowed=RISK):
     """
     left, spent, risk, rungs = dict(racers), 0.0, 0.0, []
     for step, of_rung in enumerate(known):
-        spent += sum(one.spent(step) for one in left.values())
+        spent += sum(one.seconds[step] for one in left.values())
         entries = {name: one.entry(step, of_rung[one.learns]) for name, one in left.items() if one.scores[step]}
         out, more = dropping.behind(entries, dropping.allowed(step + 1, allowed) - risk)
         risk += more
@@ -273,6 +273,7 @@ def main(argv=None):
         ladders = merged(ladders, [one for path in args.results for one in collected(path)])
         lines = (json.dumps(vars(one), separators=(",", ":")) + "\n" for one in ladders)
         Path(args.ladders).write_text("".join(lines), encoding="utf-8")
+    ladders = [one for one in ladders if one.shares == SHARES]  # of today's rungs
     some = races_of(ladders)
     sets = sorted({data for data, _, _ in some})
     if len(sets) < 2:
@@ -313,20 +314,23 @@ def finish(racers, gain_of, allowed, risk):
     gain_of: of the last rung; allowed: the risk; risk: that of what is dropped already.
     """
     last, out, seen = len(RUNGS) - 1, set(), defaultdict(list)
-    whole = {name: one.entry(-1, NONE) for name, one in racers.items() if not one.seconds[last] and one.scores[last]}
+    whole = {name: one.entry(last, NONE) for name, one in racers.items() if not one.seconds[last] and one.scores[last]}
     waiting = {name: one for name, one in racers.items() if one.seconds[last]}
-    while waiting:
-        short = {
+
+    def entries():
+        return {
             name: one.entry(last, dropping.given(gain_of[one.learns], seen[one.learns]))
             for name, one in waiting.items()
         }
-        behind, more = dropping.behind(whole | short, dropping.allowed(len(RUNGS) + 1, allowed) - risk)
+
+    while waiting:
+        short = entries()
+        first = max(short, key=lambda name: short[name].expected)
+        whole[first] = waiting.pop(first).entry(-1, NONE)
+        seen[racers[first].learns].append(short[first].gained(whole[first]))
+        behind, more = dropping.behind(whole | entries(), dropping.allowed(len(RUNGS) + 1, allowed) - risk)
         risk, out = risk + more, out | set(behind)
         waiting = {name: one for name, one in waiting.items() if name not in behind}
-        if waiting:
-            first = max(waiting, key=lambda name: short[name].expected)
-            whole[first] = waiting.pop(first).entry(-1, NONE)
-            seen[racers[first].learns].append(short[first].gained(whole[first]))
     return out, risk
 
 

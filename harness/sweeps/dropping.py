@@ -3,10 +3,10 @@
 Every configuration (cells that differ in nothing but their seeds) runs for a share of its optimizer steps, where it
 makes some, and is scored on a share of its evaluation examples; those that are left then run whole, as without a race,
 what is expected to be best first, and each whole run may show that others are behind. That is successive halving
-(Jamieson and Talwalkar 2016) with a test in place of a fixed share, and with one rung: a second one of a quarter of the
-steps took more seconds than it saved. A short run has a whole schedule of its own: with few labels --epochs auto makes as many steps as with many, so fewer
-labels would save nothing. Distillation, and prompts that are chosen on labels, have a share of their labels instead.
-A probe takes seconds and is run whole at once.
+(Jamieson and Talwalkar 2016) with a test in place of a fixed share, and with one rung, since each whole run is a look
+at all others. A short run has a whole schedule of its own: with few labels --epochs auto makes as many steps as with
+many, so fewer labels would save nothing. Distillation, and prompts that are chosen on labels, have a share of their
+labels instead. A probe takes seconds and is run whole at once.
 What breaks a limit is dropped after a few requests, before it is trained.
 
 After each rung each configuration has a probability that its whole run is better than that of the best one by more
@@ -133,6 +133,7 @@ class Entry(NamedTuple):
     n_whole: int  # examples of a whole run
     cost: float  # seconds to train a whole run and to answer REQUESTS_SERVED
     gain: Gain
+    learns: str  # what its runs are shortened by, as of whole_of
     seconds: float  # that its whole runs will take; 0 where these are made: then nothing is saved by dropping it
 
     @property
@@ -141,7 +142,8 @@ class Entry(NamedTuple):
 
     def gained(self, whole):
         """(what it lacks, what it has gained in the Entry of its whole run, on the same examples)."""
-        return self.lack, float(np.mean([whole.scores[key] for key in self.scores])) - (1.0 - self.lack)
+        both = self.scores.keys() & whole.scores.keys()
+        return self.lack, float(np.mean([whole.scores[key] - self.scores[key] for key in both])) if both else 0.0
 
     @property
     def expected(self):
@@ -149,7 +151,7 @@ class Entry(NamedTuple):
         return 1.0 - self.lack * (1.0 - self.gain.mean)
 
 
-def entry(rows, beside, whole, gain, seconds):
+def entry(rows, beside, whole, gain, learns, seconds):
     """The Entry of rows of one configuration; None where one of them has no scores of single examples. whole: of
     whole_of.
     """
@@ -158,7 +160,7 @@ def entry(rows, beside, whole, gain, seconds):
         return None
     means, clusters = dict(zip(found.ids, found.means.tolist())), dict(zip(found.ids, found.clusters))
     cost = sum(training_seconds(row, whole) + cost_of(row) for row in rows) / len(rows)
-    return Entry(means, clusters, whole.get("max_eval_samples", len(means)), cost, gain, seconds)
+    return Entry(means, clusters, whole.get("max_eval_samples", len(means)), cost, gain, learns, seconds)
 
 
 def cost_of(row):
@@ -172,8 +174,8 @@ def chance_to_be_better(other, best):
 
     Student's t (Satterthwaite's degrees of freedom): the variance of the paired difference on the examples that both
     have, as a sample without replacement of those of the whole runs, and that of both gains add up; what configurations
-    of one data set gain alike counts by the difference of what they lack. 1.0 where there is one example or cluster, or
-    none.
+    of one data set gain alike counts by the difference of what they lack. The gains' variances are known from the same
+    data sets, so they are one part. 1.0 where there is one example or cluster, or none.
     """
     both = [key for key in best.scores if key in other.scores]
     if len(both) < 2:
@@ -183,13 +185,15 @@ def chance_to_be_better(other, best):
     if parts[0][0] is None:
         return 1.0
     variance, degrees = parts[0]
-    parts = [(variance * max(0.0, 1 - len(both) / max(best.n_whole, len(both))), degrees)]
-    for one, sign in ((other, 1), (best, -1)):
-        difference += sign * one.gain.mean * one.lack
-        parts.append(((one.gain.own * one.lack) ** 2, one.gain.degrees))
-    alike = [other.lack - best.lack] if other.gain == best.gain else [other.lack, best.lack]
-    for one, lack in zip((other, best), alike):
-        parts.append(((one.gain.shared * lack) ** 2, one.gain.degrees))
+    difference += other.gain.mean * other.lack - best.gain.mean * best.lack
+    alike = (other.learns, other.gain) == (best.learns, best.gain)
+    shared = [other.lack - best.lack] if alike else [other.lack, best.lack]
+    gained = sum((one.gain.own * one.lack) ** 2 for one in (other, best))
+    gained += sum((one.gain.shared * lack) ** 2 for one, lack in zip((other, best), shared))
+    parts = [
+        (variance * max(0.0, 1 - len(both) / max(best.n_whole, len(both))), degrees),
+        (gained, min(other.gain.degrees, best.gain.degrees)),
+    ]
     tie = np.std(list(best.scores.values())) / np.sqrt(best.n_whole) if best.cost <= other.cost else 0.0
     error = max(np.sqrt(sum(part for part, _ in parts)), 1e-9)
     return float(t.sf((MARGIN + tie - difference) / error, stats.degrees_of_freedom(parts)))

@@ -75,7 +75,7 @@ class Race:
 
     def finish(self):
         """Run what is left as a whole, first what is whole already, then what will be best by its rung, --workers at a
-        time; what is then behind is dropped.
+        time; after each time what breaks a limit or is behind is dropped.
         """
         now, number = [racer for racer in self.left() if racer.is_whole], len(dropping.RUNGS) + 1
         for turn in itertools.count():
@@ -85,15 +85,20 @@ class Race:
                 racer.on_rung, racer.gain = racer.cells, dropping.NONE
             self.read_rows(now)
             self.see(now, before)
-            behind = self.behind(number, self.left(), ())
-            if behind:
-                self.drop("by whole runs", self.left(), behind)
+            over = self.over_limits(now) if turn else {}
+            out = over | (self.behind(number, self.left(), over) if turn else {})
+            if out:
+                self.drop("by whole runs", self.left(), out)
             waiting = [racer for racer in self.left() if not racer.is_whole]
             if not waiting:
                 return
             some = {name: one for group in self.entries(waiting).values() for name, one in group.items()}
             waiting.sort(key=lambda racer: -some[racer.name].expected if racer.name in some else 0.0)
-            now = waiting if self.args.keep_losers else waiting[: self.args.workers]
+            # several workers would wait for each other, for which --minutes leave no time
+            at_once = self.args.keep_losers or (self.args.minutes and self.args.workers > 1)
+            now = waiting if at_once else waiting[: self.args.workers]
+            left = sum(racer.whole_seconds() for racer in waiting) / self.args.workers
+            tqdm.write(f"    at most about {words(left)} left for {len(waiting)} whole configurations")
 
     def see(self, racers, before):
         """What racers gained from their rung to their whole runs tells what others will gain on these data.
@@ -173,7 +178,7 @@ class Race:
             if racer.failed or racer.dropped or not racer.rows:
                 continue
             gain = dropping.given(racer.gain, self.seen.get((racer.data, racer.learns), ()))
-            entry = dropping.entry(racer.rows, folder, racer.whole, gain, racer.whole_seconds())
+            entry = dropping.entry(racer.rows, folder, racer.whole, gain, racer.learns, racer.whole_seconds())
             if entry:
                 groups.setdefault(racer.data, {})[racer.name] = entry
         return groups
@@ -217,7 +222,7 @@ class Race:
         done, told = self.done(self.args), []
         for racer in self.racers:
             whole = [done.row(c.script, c.args, self.args.ignore_code) for c in racer.cells]
-            ids = [row["run_id"] for row in whole if row]
+            ids = [row and row["run_id"] for row in whole]
             about = {"name": racer.name, "learns": racer.learns, "dropped": racer.dropped}
             told.append({**about, "rungs": racer.runs, "whole": ids})
         outputs.write(beside(self.args.results, "_race.json"), json.dumps(told, indent=2) + "\n", "race", "--results")
@@ -225,7 +230,7 @@ class Race:
     def summary(self):
         """Say what the race has taken, and what the whole suite would have taken."""
         done = self.done(self.args)
-        whole = [done.row(c.script, c.args, self.args.ignore_code) for racer in self.left() for c in racer.cells]
+        whole = [done.row(c.script, c.args, self.args.ignore_code) for racer in self.racers for c in racer.cells]
         finals = sum(seconds_of(row) for row in whole if row)
         out = [racer for racer in self.racers if racer not in self.left()]
         spared = sum(racer.whole_seconds() for racer in out)

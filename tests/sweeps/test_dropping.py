@@ -36,7 +36,7 @@ def made(scores, n=100, clusters=None, seconds=1.0):
     values[: round(scores * n)] = 1.0
     np.random.default_rng(round(100 * scores)).shuffle(values)
     scores = dict(enumerate(values.tolist()))
-    return Entry(scores, dict(enumerate(clusters or [None] * n)), MANY, 0.0, NONE, seconds)
+    return Entry(scores, dict(enumerate(clusters or [None] * n)), MANY, 0.0, NONE, "steps", seconds)
 
 
 def test_a_rung_is_a_share_of_steps_or_labels_and_of_examples():
@@ -112,6 +112,16 @@ def test_an_error_that_is_known_from_few_data_sets_leaves_more_to_chance():
     assert few == pytest.approx(t.sf((0.01 + 0.2) / (0.2 * 0.4), 2), rel=0.05) and few > 3 * many
 
 
+def test_parts_that_are_known_from_the_same_data_sets_are_not_surer_together():
+    """3 degrees of freedom, however the variance is divided. A paired difference has two pseudo-examples."""
+    best, other = made(0.8, n=100)._replace(n_whole=100, cost=1.0), made(0.4, n=100)._replace(n_whole=100)
+    for own, shared in ((0.2, 0.0), (0.12, 0.16), (0.0, 0.2)):
+        one = other._replace(gain=Gain(0.0, shared, own, 3), learns="steps", cost=0.0)
+        two = best._replace(gain=Gain(0.0, shared, own, 3), learns="labels")
+        error = 0.2 * np.hypot(0.6, 0.2)
+        assert chance_to_be_better(one, two) == pytest.approx(t.sf((0.01 + 0.4 * 100 / 102) / error, 3))
+
+
 def test_what_a_configuration_may_gain_keeps_it():
     entries = {"best": made(0.8), "far": made(0.45)}
     assert set(behind(entries, 0.05)[0]) == {"far"}
@@ -149,9 +159,7 @@ def test_a_chance_is_kept(shared, own):
         sure = rng.random(100) < 0.7
         other = rng.random(100) < rng.uniform(0.5, 0.8)
         alone = dict.fromkeys(range(100))
-        one, best = (
-            Entry(dict(enumerate(x.astype(float).tolist())), alone, MANY, 0.0, gain, 1.0) for x in (other, sure)
-        )
+        one, best = (Entry(dict(enumerate(map(float, x))), alone, MANY, 0.0, gain, "steps", 1.0) for x in (other, sure))
         # the truth given what was seen: a new sample's share, and gains
         shares = [rng.beta(x.sum() + 1, 101 - x.sum()) for x in (other, sure)]
         of_data = rng.normal(gain.mean, shared)
@@ -173,13 +181,15 @@ def test_what_a_data_set_gains_alike_says_little_of_who_is_ahead():
 
 def test_what_others_gained_on_a_data_set_tells_what_one_will_gain():
     """The normal posterior, beside what draws say."""
-    rng, gain, lacks = np.random.default_rng(0), Gain(0.1, 0.3, 0.15, 9), np.array([0.3, 0.6])
-    of_data = rng.normal(gain.mean, gain.shared, 400_000)
+    rng, gain, lacks = np.random.default_rng(0), Gain(0.1, 0.3, 0.15, 9), np.array([0.1, 0.8])
+    seen = lacks * [0.5, 0.3]
+    of_data = rng.normal(gain.mean, gain.shared, 2_000_000)
     gained = lacks * rng.normal(of_data[:, None], gain.own, (len(of_data), 2))
-    near = np.abs(gained - [0.12, 0.24]).max(axis=1) < 0.02
-    found = dropping.given(gain, list(zip(lacks, [0.12, 0.24])))
+    ratios, seen_ratio = (some @ lacks / np.sum(lacks**2) for some in (gained, seen))  # by least squares
+    near = np.abs(ratios - seen_ratio) < 0.005
+    found = dropping.given(gain, list(zip(lacks, seen)))
     assert found.mean == pytest.approx(of_data[near].mean(), abs=0.02)
-    assert found.shared == pytest.approx(of_data[near].std(), abs=0.02) and found.own == gain.own
+    assert found.shared == pytest.approx(of_data[near].std(), abs=0.01) and found.own == gain.own
     assert (
         dropping.given(gain, []) == gain == dropping.given(gain, [(0.0, 0.0)])
         and dropping.given(NONE, [(0.3, 0.1)]) == NONE
@@ -209,7 +219,7 @@ def test_limits(tmp_path, limits, why):
     (tmp_path / "run/predictions.jsonl").write_text(lines)
     found = dropping.over_limits([row], tmp_path, _Limits(*limits))
     assert found is None if why is None else why in found
-    assert entry([row], tmp_path, {}, NONE, 1.0).lack == 0.5
+    assert entry([row], tmp_path, {}, NONE, "steps", 1.0).lack == 0.5
 
 
 class _Limits:

@@ -97,6 +97,34 @@ def test_a_whole_run_shows_that_others_are_behind(held, monkeypatch):
     assert made["poor"][-1][0] == "rung_2" and made["searched"][-1][0] == "whole", "it is expected to be best"
 
 
+def test_what_one_gains_tells_what_others_will(held, monkeypatch):
+    """The best one gains nothing from its rung to its whole run; so will the others, where they gain alike."""
+    monkeypatch.setitem(SCORES, "good", 0.5)
+    monkeypatch.setitem(SCORES, "poor", 0.4)
+    found = {}
+    for name, gain in (("alike", Gain(0.2, 0.3, 0.02, 9)), ("apart", Gain(0.2, 0.02, 0.3, 9))):
+        monkeypatch.setattr(race.dropping, "RUNGS", two_rungs(gain)[:1])
+        monkeypatch.setattr(race.dropping, "allowed", lambda number: 0.05 * (number > 1))  # not on the rung
+        found[name] = held(text=SUITE[: SUITE.index("  - {script: prompt")])[2]["poor"]
+    assert found == {"alike": "dropped", "apart": "ok"}
+
+
+def test_a_whole_run_that_breaks_a_limit_is_no_yardstick(held, monkeypatch):
+    broken = {"good": "its memory is above the limit"}
+    usual = race.dropping.over_limits
+    monkeypatch.setattr(
+        race.dropping,
+        "over_limits",
+        lambda rows, *rest: broken.get(rows[0]["variant"]) if "whole" in rows[0]["run_id"] else usual(rows, *rest),
+    )
+    monkeypatch.setattr(race.dropping, "allowed", lambda number: 0.5 * (number > 2))  # not on the rungs
+    told, made, statuses = held()
+    assert told[0]["dropped"] == "dropped by whole runs: its memory is above the limit"
+    assert told[2]["dropped"] is None and statuses["searched"] == "ok", "the best of those that are within"
+    told, _, _ = held(fails=[("good", "whole")])
+    assert told[0]["dropped"] == "dropped by whole runs: a run failed" and told[2]["dropped"] is None
+
+
 def test_losers_that_are_kept_run_whole_and_are_told_as_dropped(held):
     told, made, statuses = held("--keep_losers")
     assert [entry["dropped"] is None for entry in told] == [True, False, False]
