@@ -10,8 +10,8 @@ inputs, share of the most frequent class, the memory forecast. Measured rows jud
     cheapest    fewest parameters, then fewest labels
     probe       the probe with most labels, else the cheapest
     rules       the selector's rules of thumb
-    knn, gp     as the selector, with nearest neighbours or a Gaussian process in place of ridge regression
-    selector    ridge regression, errors as on data sets that were left out
+    ridge, gp   as the selector, with ridge regression or a Gaussian process in place of nearest neighbours
+    selector    nearest neighbours, errors as on data sets that were left out
     sure        the selector where it calls its choice likely to be within the limits (90 %), else "nothing"
 
 A chooser that learns answers "nothing" where no configuration is within the limits with a probability of NOTHING; the
@@ -45,8 +45,8 @@ MEMORIES = (None, 4, 3, 2, 1.5, 1)  # GB
 LABELS = (0, 16, 100, 500, 2000)
 SCORES = (None, 0.2, 0.5, 0.6, 0.7, 0.75, 0.8, 0.9)
 NOTHING = 0.5
-LEARNERS = {"selector": predictor.REGRESSION, "knn": "knn", "gp": "gp"}
-CHOOSERS = ("selector", "sure", "knn", "gp", "rules", "probe", "cheapest", "random", "nothing")
+LEARNERS = {"selector": predictor.REGRESSION, "ridge": "ridge", "gp": "gp"}
+CHOOSERS = ("selector", "sure", "ridge", "gp", "rules", "probe", "cheapest", "random", "nothing")
 KEYS = ("right", "held", "kept", "lost", "behind")
 BINS = (0.5, 0.7, 0.85, 0.95, 1.0)  # of stated probabilities
 DRAWS = 2000  # of the bootstrap

@@ -19,7 +19,7 @@ MIN_CONFIGURATIONS, MIN_SETS = 20, 3  # that the predictor needs to learn from
 TIE_POINTS = 0.01  # predicted scores closer than this are ties
 CONFIDENCE = 0.9  # probability of being within the limits that a prediction needs to be recommended as likely
 BEYOND = 2  # a size may lie outside the measured range by this factor
-REGRESSION = "ridge"  # of regression.REGRESSIONS
+REGRESSION = "knn"  # of regression.REGRESSIONS
 
 
 class Predictor:
@@ -39,7 +39,7 @@ class Predictor:
         self.specs = [s for _, _, s in self.known]
         self.score = self._fit(Spec.vector, above_majority)
         known = [one for one in self.known if one[2].data.landmark is not None]
-        self.by_landmark = self._fit(Spec.vector_by_landmark, above_majority, known)
+        self.by_landmark = self._fit(Spec.vector_by_landmark, above_landmark, known)
         self.latency = self._fit_log(Spec.work, "latency_ms_p50")
         self.memory = self._fit_log(Spec.room, "memory")
         self.serving = self._fit_log(Spec.room, "serving_memory") or self.memory
@@ -95,14 +95,16 @@ class Predictor:
         def guess(fitted):
             return fitted[1].guess(fitted[0](wanted), wanted.family) if fitted else None
 
-        scored = self.by_landmark if wanted.data.landmark is not None and self.by_landmark else self.score
+        floor, scored = wanted.data.majority or 0.0, self.score
+        if wanted.data.landmark is not None and self.by_landmark:
+            floor, scored = wanted.data.landmark, self.by_landmark
         score, latency, memory, serving, training = map(
             guess, (scored, self.latency, self.memory, self.serving, self.training)
         )
         return Candidate(
             name,
             wanted.strategy,
-            score.centre + (wanted.data.majority or 0.0),
+            score.centre + floor,
             latency and math.exp(latency.centre),
             memory and math.exp(memory.centre),
             wanted.labels,
@@ -120,6 +122,11 @@ class Predictor:
 def above_majority(configuration, wanted):
     """What a configuration scores above the most frequent class."""
     return configuration.mean() - (wanted.data.majority or 0.0)
+
+
+def above_landmark(configuration, wanted):
+    """What it scores above the landmark of its data."""
+    return configuration.mean() - wanted.data.landmark
 
 
 def chance(candidate, limits):

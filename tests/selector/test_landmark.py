@@ -1,9 +1,11 @@
 """What a simple learner scores on a data set, and what that tells of other configurations there."""
 
 import dataclasses
+import json
 import random
 
 import pytest
+from helpers import ROOT
 from row_helpers import made_up_rows, result_row, results_csv
 
 import adaptive_selector
@@ -60,6 +62,21 @@ def test_it_makes_predictions_closer(rows, tmp_path):
                 far.append(abs(blind.score - c.mean()))
                 assert guess.score_error < blind.score_error / 2 and abs(guess.score - c.mean()) < 0.05
     assert min(far) > 0.1 and max(near) < 3
+
+
+def test_the_benchmark_says_how_much_closer(rows, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    bench, out = pytest.importorskip("bench_landmark"), tmp_path / "b.json"
+    bench.main(["--results", results_csv(tmp_path / "r.csv", rows), "--output", str(out)])
+    found = json.loads(out.read_text())
+    assert len(found["data_sets"]) == len(HARD) and set(found["errors"]) == {"ridge", "knn", "gp"}
+    for kind in ("ridge", "gp"):
+        less, low, _ = found["errors"][kind]["less"]
+        assert less > low > 0.5 and found["errors"][kind]["without"] > 0.1
+    for row in rows:
+        row["variant"] = row["variant"].replace("tfidf", "words")
+    with pytest.raises(SystemExit):
+        bench.main(["--results", results_csv(tmp_path / "w.csv", rows), "--output", str(out)])
 
 
 def test_the_selector_measures_it_where_there_are_enough_labels(rows, sentiment, tmp_path, capsys):
