@@ -239,7 +239,8 @@ class Race:
         tqdm.write(
             f"race: {len(out)} of {len(self.racers)} configurations dropped after {words(self.seconds)}; what was left "
             f"took {words(finals)}. Those that were begun would have taken about {words(finals + spared)}. That one of "
-            f"the losers is better, by more than what ties, has a probability of at most {risk:.1%}, by assumed gains"
+            f"the losers is better, by more than what ties, has a probability of at most {risk:.1%}, by what few "
+            f"data sets have gained"
             + (
                 f"; of the {len(hurried)} for which there was no time the likeliest of those that were begun is better "
                 f"with one of {self.likeliest:.0%}"

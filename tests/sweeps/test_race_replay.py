@@ -127,3 +127,11 @@ def test_one_data_set_is_no_replay(replay, tmp_path, capsys):
     with pytest.raises(SystemExit) as ended:
         replay.main(["--results", path, "--ladders", str(tmp_path / "l.jsonl"), "--output", str(tmp_path / "o.json")])
     assert ended.value.code == 2 and "measured on 1 data sets" in capsys.readouterr().err
+
+
+def test_the_gains_of_a_race_are_those_that_were_measured(replay, monkeypatch):
+    monkeypatch.undo()  # today's rungs, not two of them
+    measured = replay.gains([one for one in replay.read_ladders(replay.LADDERS) if one.shares == replay.SHARES])
+    for rung, found in zip(dropping.RUNGS, measured, strict=True):
+        for kind, gain in found.items():
+            assert rung.gains[kind] == pytest.approx(gain, abs=0.005), f"{kind}: {gain}"
