@@ -96,6 +96,8 @@ def main(argv=None):
             store.check_there(Path(file))
         return print(f"{store.merge(args.merge, args.results)} rows added to {args.results}")
     if args.report:
+        if Path(args.output_dir) in Path(args.report).parents:
+            make_folder(args.output_dir)
         outputs.check(args.report, "report", "--report")
     if args.export:
         outputs.check(args.export, "json" if args.export.endswith(".json") else "database", "--export")

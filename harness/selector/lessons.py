@@ -84,7 +84,8 @@ def ranges(panels, choice, limits):
     text = f"{rules.NAMES[choice]} scored {scored}"
     text += f" and took {span(times, ',.0f')} ms a request (median)" if times else ""
     models, devices = ({c[column] for c in members} for column in ("model", "device_name"))
-    text += f", with {', '.join(sorted(Path(model).name for model in models))} on {', '.join(sorted(devices))}"
+    named = ", ".join(sorted(Path(model).name if model else "no model" for model in models))
+    text += f", with {named} on {', '.join(sorted(devices))}"
     missed = []
     if limits.latency_ms is not None and times and min(times) > limits.latency_ms:
         missed.append(f"answered within {limits.latency_ms:g} ms")

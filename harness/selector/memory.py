@@ -14,7 +14,7 @@ from transformers import AutoConfig
 
 import utils
 from harness.models import layers, loading, memory_forecast, meta_device, properties
-from harness.results import configurations, store
+from harness.results import configurations, names, store
 
 MIN_ROWS = 5  # measured rows that a calibration needs
 FACTORS, SPREAD = (0.5, 2.0), 1.5  # bounds of a calibration's factor; largest / smallest forecast needed to fit one
@@ -34,8 +34,9 @@ def measured_gb(row):
 
 
 def phase_of(row):
-    """training or inference"""
-    return "training" if store.number(row.get("trainable_params")) else "inference"
+    """training or inference; a probe's head learns from what a model's passes without gradients give"""
+    trains = store.number(row.get("trainable_params")) and names.strategy(row) != "probe"
+    return "training" if trains else "inference"
 
 
 def known_pairs(rows, device, phase, wide):

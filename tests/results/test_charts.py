@@ -43,7 +43,7 @@ def test_the_bars_are_the_means_and_the_points_the_rows(tmp_path):
 
 
 def test_the_best_of_each_strategy_has_a_bar_and_the_rest_a_line():
-    groups = grouped(store.read_results(ROOT / "sample_results.csv"))
+    groups = grouped(store.read_results(ROOT / "benchmarks" / "results" / "older_rows.csv"))
     panel, members = next(pair for pair in groups.items() if pair[0].data == "movie_reviews")
     bars, note = plotting.bars_of(members, ", see report.md")
     for strategy in {c["strategy"] for c in members}:

@@ -99,12 +99,12 @@ def test_the_sample_log_is_drawn_and_reported(tmp_path, capsys, monkeypatch):
         save(figure, path)
 
     monkeypatch.setattr(plotting, "save", check_and_save)
-    sample, page = ROOT / "sample_results.csv", tmp_path / "R.md"
-    plot_results.main(["--results", str(sample), "--output_dir", str(tmp_path), "--report", str(page)])
+    sample, page = ROOT / "sample_results.csv", tmp_path / "plots" / "R.md"  # in a folder that is not there yet
+    plot_results.main(["--results", str(sample), "--output_dir", str(page.parent), "--report", str(page)])
     text = page.read_text()
     assert text.count("\n## ") >= 4 and "saved" in capsys.readouterr().out
     assert len(set(checked)) == len(checked) and "learning_curves_movie_reviews.png" in checked
-    for file in tmp_path.glob("*.png"):
+    for file in page.parent.glob("*.png"):
         assert f"]({file.name})" in text
         with Image.open(file) as image:
             assert 990 <= image.width <= 1000 and image.height <= 900, file.name

@@ -35,6 +35,9 @@ def test_the_measured_memory_is_what_the_run_added(tmp_path):
     assert memory.known_pairs(rows, "cpu", "training", True) == [(1.2, 1.5)] and memory.known_pairs(
         rows, "cuda", "inference", True
     ) == [(2.5, 3.0)]
+    probe = {**rows[0], "strategy": "probe", "variant": "embedder_logreg"}
+    assert [memory.phase_of(row) for row in (rows[0], probe)] == ["training", "inference"]
+    assert memory.phase_of({**probe, "variant": "embedder_logreg_contrastive"}) == "training", "its encoder is trained"
     many = [
         {**rows[0], "precision": precision, "predicted_gb": f"{i}"}
         for i, precision in enumerate(["fp32"] * 6 + ["nf4"] * 4, start=1)
