@@ -289,12 +289,12 @@ def main(argv=None):
             chosen = [race for race in races if race["allowed"] == allowed and (race["budget"] is not None) == whole]
             if chosen:
                 rows.append([f"{allowed:.0%}" + " (default)" * (allowed == RISK), *cells_of(chosen, whole)])
-    data = {"gains": gains(ladders), "data_sets": sets, "races": [race for race in races if race["budget"] is not None]}
+    measured = [{kind: gain for kind, gain in rung.items() if gain != NONE} for rung in gains(ladders)]
+    data = {"gains": measured, "data_sets": sets, "races": [race for race in races if race["budget"] is not None]}
     written = "; ".join(
         ", ".join(
             f"{kind} {gain.mean:.2f} ± {gain.shared:.2f} (of data sets) ± {gain.own:.2f} (of configurations)"
             for kind, gain in of_rung.items()
-            if gain != NONE
         )
         for of_rung in data["gains"]
     )

@@ -76,7 +76,7 @@ RUNGS = (
     Rung(
         1 / 16,
         1 / 2,
-        {"at_once": NONE, "nothing": NONE, "steps": Gain(0.02, 0.14, 0.06, 2), "labels": Gain(0.35, 0.29, 0.09, 1)},
+        {"at_once": NONE, "nothing": NONE, "steps": Gain(0.02, 0.12, 0.07, 3), "labels": Gain(0.31, 0.34, 0.11, 2)},
     ),
 )
 
