@@ -26,8 +26,8 @@ from harness.selector.spec import Spec, data_of_rows, spec
 
 def parse_args(argv=None):
     parser = flags.ArgumentParser(__doc__)
-    log = ROOT / "benchmarks" / "results" / "log.csv"
-    parser.add_argument("--results", default=str(log), help="the rows (default: benchmarks/results/log.csv)")
+    rows = str(ROOT / "sample_results.csv")
+    parser.add_argument("--results", default=rows, help="the rows (default: sample_results.csv)")
     parser.add_argument(
         "--output", metavar="FILE", help="the numbers (default: benchmarks/results/bench_landmark.json)"
     )
