@@ -127,7 +127,9 @@ def test_a_judge_that_only_fails_fails_the_run_with_its_own_words(
     assert rows_in(tmp_path)[3]["status"] != "failed" and len(records_in(tmp_path, "answers.jsonl")) == 8
 
 
-def test_names_that_are_no_file_names_lose_no_judgement(endpoint, tiny_llama, chats, tmp_path):
+def test_names_that_are_no_file_names_lose_no_judgement(endpoint, tiny_llama, chats, tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")  # ".." is a folder, whose files are hashed
     rows = [{"instruction": f"say {i}", "output": "good", "generator": "org/" + "x" * 300} for i in range(2)]
     write_jsonl(tmp_path / "p.jsonl", rows)
     command = ["--benchmark", str(tmp_path / "p.jsonl"), "--model", tiny_llama, *chats, "--judge", "endpoint"]
