@@ -13,6 +13,6 @@ def load(args, name, device, adapter=None, **options):
         return loading.load_model(name, device=device, adapter=adapter, **options)
     if args.engine == "vllm":
         return VllmEngine(args, name, device, adapter, options["precision"])
-    from harness.models.endpoint_engine import EndpointEngine  # its client takes half a second
+    from harness.models.endpoint_engine import EndpointEngine  # no other engine needs its client
 
     return EndpointEngine(args, name, adapter)
