@@ -128,6 +128,17 @@ def question_type(folder):
     return held_out([{"text": question, "label": kind} for question, kind in found if kind], 500)
 
 
+def write(folder, splits):
+    """The splits {name: rows} as JSONL files of the folder, and a line about them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for split, rows in splits.items():
+        lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        (folder / f"{split}.jsonl").write_text(lines, encoding="utf-8")
+    labels = {row.get("label", row.get("gold_label")) for rows in splits.values() for row in rows} - {None}
+    sizes = ", ".join(f"{len(rows)} {split}" for split, rows in splits.items())
+    print(f"{folder}: {sizes} rows" + (f", {len(labels)} classes" if labels else ""))
+
+
 def parse_args(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("dir", metavar="DIR", type=Path, help="the folder with the public files")
@@ -148,14 +159,7 @@ def main(argv=None):
             continue
         if splits is None:
             continue
-        folder = args.out / make.__name__
-        folder.mkdir(parents=True, exist_ok=True)
-        for split, rows in splits.items():
-            lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-            (folder / f"{split}.jsonl").write_text(lines, encoding="utf-8")
-        labels = {row.get("label", row.get("gold_label")) for rows in splits.values() for row in rows} - {None}
-        sizes = ", ".join(f"{len(rows)} {split}" for split, rows in splits.items())
-        print(f"{folder}: {sizes} rows" + (f", {len(labels)} classes" if labels else ""))
+        write(args.out / make.__name__, splits)
 
 
 if __name__ == "__main__":
