@@ -6,7 +6,8 @@ what is expected to be best first, and each whole run may show that others are b
 (Jamieson and Talwalkar 2016) with a test in place of a fixed share, and with one rung, since each whole run is a look
 at all others. A short run has a whole schedule of its own: with few labels --epochs auto makes as many steps as with
 many, so fewer labels would save nothing. Distillation, and prompts that are chosen on labels, have a share of their
-labels instead. A probe takes seconds and is run whole at once.
+labels instead. What takes seconds, or trains nothing, is run whole at once, and so is what makes so few steps that a
+rung would be a large part of them.
 What breaks a limit is dropped after a few requests, before it is trained.
 
 After each rung each configuration has a probability that its whole run is better than that of the best one by more
@@ -31,6 +32,8 @@ from harness.sweeps import progress
 RISK = 0.05  # of dropping what would be better, over the whole race on one data set
 MARGIN = 0.01  # a pick within this of the whole suite's counts as the same
 LEAST_LABELS, LABELS_A_CLASS, LEAST_STEPS, LEAST_EXAMPLES = 16, 2, 20, 64  # of a rung
+LARGEST = 0.25  # share of the whole training that a rung makes at most; where its least is more, there is no rung
+EXAMPLES = "max_eval_samples"
 REQUESTS = 20  # after which limits are checked
 REQUESTS_SERVED = 30_000  # over which costs are compared, as adaptive_selector.py does by default
 
@@ -76,7 +79,7 @@ RUNGS = (
     Rung(
         1 / 16,
         1 / 2,
-        {"at_once": NONE, "nothing": NONE, "steps": Gain(0.02, 0.12, 0.07, 3), "labels": Gain(0.31, 0.34, 0.11, 2)},
+        {"at_once": NONE, "nothing": NONE, "steps": Gain(0.08, 0.19, 0.10, 2), "labels": Gain(0.31, 0.34, 0.11, 2)},
     ),
 )
 
@@ -96,7 +99,7 @@ def whole_of(args, size, learns):
     """
     if learns == "at_once":
         return {}
-    whole = {"max_eval_samples": min(args.get("max_eval_samples") or size.evaluation, size.evaluation)}
+    whole = {EXAMPLES: min(args.get(EXAMPLES) or size.evaluation, size.evaluation)}
     budget = "label_budget" if args.get("label_budget") else "max_train_samples"
     labels = min(args.get(budget) or size.train, size.train)
     if learns == "steps":
@@ -109,19 +112,28 @@ def whole_of(args, size, learns):
 
 
 def for_limits(whole):
-    """{flag: number} that makes of a cell one step and REQUESTS examples; {} where it makes no steps."""
-    fewer = {"max_steps": 1, "max_eval_samples": min(REQUESTS, whole.get("max_eval_samples", 0))}
-    return fewer if "max_steps" in whole else {}
+    """{flag: number} that makes of a cell REQUESTS examples, and one step where it makes some; {} where it runs whole
+    at once or learns from its labels in another way.
+    """
+    if not whole.keys() <= {"max_steps", EXAMPLES}:
+        return {}
+    fewer = {name: min({"max_steps": 1, EXAMPLES: REQUESTS}[name], n) for name, n in whole.items()}
+    return fewer if fewer != whole else {}
 
 
 def at_rung(whole, rung, classes):
-    """{flag: number} that makes of a cell its run on a rung; {} where it is as small already. whole: of whole_of."""
+    """{flag: number} that makes of a cell its run on a rung; {} where it trains nothing, or LARGEST of the whole is too
+    little. whole: of whole_of.
+    """
     labels = max(LEAST_LABELS, LABELS_A_CLASS * classes)
     least = {"label_budget": labels, "max_train_samples": labels, "max_steps": LEAST_STEPS}
     fewer = {}
     for name, n in whole.items():
-        share = rung.examples if name == "max_eval_samples" else rung.training
+        share = rung.examples if name == EXAMPLES else rung.training
         fewer[name] = max(least.get(name, LEAST_EXAMPLES), round(n * share))
+    trained = [name for name in fewer if name in least]
+    if not trained or any(fewer[name] > LARGEST * whole[name] for name in trained):
+        return {}
     return {name: n for name, n in fewer.items() if n < whole[name]}
 
 
@@ -160,7 +172,7 @@ def entry(rows, beside, whole, gain, learns, seconds):
         return None
     means, clusters = dict(zip(found.ids, found.means.tolist())), dict(zip(found.ids, found.clusters))
     cost = sum(training_seconds(row, whole) + cost_of(row) for row in rows) / len(rows)
-    return Entry(means, clusters, whole.get("max_eval_samples", len(means)), cost, gain, learns, seconds)
+    return Entry(means, clusters, whole.get(EXAMPLES, len(means)), cost, gain, learns, seconds)
 
 
 def cost_of(row):
@@ -282,7 +294,7 @@ def training_seconds(row, whole):
     whole_of.
     """
     flags = configurations.flags(row)
-    longer = (n / flags[name] for name, n in whole.items() if flags.get(name) and name != "max_eval_samples")
+    longer = (n / flags[name] for name, n in whole.items() if flags.get(name) and name != EXAMPLES)
     return (configurations.value(row, "train_seconds") or 0.0) * next(longer, 1.0)
 
 
@@ -290,5 +302,5 @@ def whole_seconds(row, whole):
     """Seconds that a whole run would take, from a row of a rung: scoring in proportion to the examples."""
     training, scoring = (configurations.value(row, name) or 0.0 for name in ("train_seconds", "eval_seconds"))
     scored = configurations.value(row, "n_eval")
-    more = whole.get("max_eval_samples", scored) / scored - 1 if scored else 0.0
+    more = whole.get(EXAMPLES, scored) / scored - 1 if scored else 0.0
     return progress.seconds_of(row) + training_seconds(row, whole) - training + scoring * more

@@ -50,11 +50,11 @@ class Race:
         dropped.
         """
         if self.args.latency_ms is not None or self.args.memory_gb is not None:
-            trained = [racer for racer in self.left() if dropping.for_limits(racer.whole)]
-            for racer in trained:
+            first = [racer for racer in self.left() if dropping.for_limits(racer.whole)]
+            for racer in first:
                 racer.enter(dropping.for_limits(racer.whole), self.small_args)
-            self.run_rung("limits", trained)
-            self.drop("by its first requests", trained, self.over_limits(trained))
+            self.run_rung("limits", first)
+            self.drop("by its first requests", first, self.over_limits(first))
         for number, rung in enumerate(dropping.RUNGS, start=1):
             racers = self.left()
             for racer in racers:
@@ -134,16 +134,15 @@ class Race:
         """Run the racers' cells of a rung, and set their rows."""
         whole = [racer for racer in racers if racer.is_whole]
         short = [racer for racer in racers if not racer.is_whole]
-        self.run_cells(f"{what}_whole", [cell for racer in whole for cell in racer.cells], self.args)
         timed = self.args.minutes and what == "rung_1"
-        size = self.args.workers if timed else max(1, len(short))
-        for i in range(0, len(short), size):
-            if timed and self.time_left() < 30 * self.args.minutes:
-                self.drop(
-                    "for time", short[i:], {r.name: "half of the time was over before it began" for r in short[i:]}
-                )
-                break
-            self.run_cells(what, [cell for racer in short[i : i + size] for cell in racer.on_rung], self.small_args)
+        for name, some, args in ((f"{what}_whole", whole, self.args), (what, short, self.small_args)):
+            size = self.args.workers if timed else max(1, len(some))
+            for i in range(0, len(some), size):
+                late = some[i:] if timed and self.time_left() < 30 * self.args.minutes else []
+                if late:
+                    self.drop("for time", late, {r.name: "half of the time was over before it began" for r in late})
+                    break
+                self.run_cells(name, [cell for racer in some[i : i + size] for cell in racer.on_rung], args)
         self.read_rows(racers)
         self.seconds += sum(seconds_of(row) for racer in racers if not racer.is_whole for row in racer.rows if row)
 

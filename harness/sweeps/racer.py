@@ -8,8 +8,6 @@ from harness.suites import Plain
 from harness.sweeps import dropping
 from harness.sweeps.cells import Size, changed, examples_of, make_cell
 
-EXAMPLES = "max_eval_samples"
-
 
 def learns(cell):
     """What a cell's run is shortened by, as dropping.whole_of takes it."""
@@ -45,7 +43,7 @@ class Racer:
         where no more would be trained. fewer: {flag: number}; args: with the results CSV of the rungs; gains: the
         Rung's.
         """
-        before, now = ({k: v for k, v in some.items() if k != EXAMPLES} for some in (self.fewer, fewer))
+        before, now = ({k: v for k, v in some.items() if k != dropping.EXAMPLES} for some in (self.fewer, fewer))
         if before == now and now:
             return
         self.fewer, changes = fewer, {name: Plain(n) for name, n in fewer.items()}

@@ -52,7 +52,11 @@ def test_a_rung_is_a_share_of_steps_or_labels_and_of_examples():
     assert for_limits(steps) == {"max_steps": 1, "max_eval_samples": 20} and for_limits(whole) == {}
     more = {"max_train_samples": 5000, "max_eval_samples": 400}
     assert whole_of(more, size, "labels")["max_train_samples"] == 2000, "no more than there are"
-    assert whole_of({"k_shots": 4, **args}, size, "nothing") == {"max_eval_samples": 400}, "a prompt"
+    prompt = whole_of({"k_shots": 4, **args}, size, "nothing")
+    assert prompt == {"max_eval_samples": 400} and for_limits(prompt) == {"max_eval_samples": 20}
+    assert at_rung(prompt, RUNG, 12) == {}, "a rung of it would cost what it may save"
+    assert at_rung({**steps, "max_steps": 80}, RUNG, 12) == {"max_steps": 20, "max_eval_samples": 100}
+    assert at_rung({**steps, "max_steps": 79}, RUNG, 12) == {}, "20 steps are more than a quarter"
     assert whole_of(args, size, "at_once") == at_rung({}, RUNG, 2) == for_limits({}) == {}, "a probe"
     few = whole_of({"label_budget": 100}, Size(2000, 60, 12, "classification"), "labels")
     assert at_rung(few, RUNG, 12) == {"label_budget": 24}, "two labels a class; 60 examples are few already"

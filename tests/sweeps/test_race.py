@@ -142,9 +142,10 @@ def test_a_short_run_that_fails_goes_on_and_a_whole_one_does_not(held, capsys):
 def test_limits_come_first_and_no_step_is_made_twice(held):
     _, made, _ = held("--latency_ms", "1000")
     assert made["good"][0] == ("limits", 1, 100) and made["searched"][0][0] == "rung_1"
-    few = SUITE.replace("epochs: 40", "max_steps: 60").replace("epochs: 60", "max_steps: 60, learning_rate: 0.1")
+    few = SUITE.replace("epochs: 40", "max_steps: 80").replace("epochs: 60", "max_steps: 60")
     _, made, _ = held(text=few)
-    assert [steps for _, steps, _ in made["good"]] == [20, 60], "a sixteenth and a quarter are 20 at least: one run"
+    assert [steps for _, steps, _ in made["good"]] == [20, 80], "a sixteenth and a quarter are 20 at least: one run"
+    assert [steps for _, steps, _ in made["poor"]] == [60], "20 of 60 steps would be a large part of them"
 
 
 def test_data_sets_do_not_race_each_other(held, sentiment, tmp_path):
