@@ -21,7 +21,9 @@ class where its choice is not within them or is nothing. The stated probability 
 chosen. Intervals are by bootstrap over data sets.
 
     python benchmarks/bench_selector.py --results sample_results.csv --readme docs/selector.md
+    python benchmarks/bench_selector.py --judge benchmarks/results/fresh_rows.csv --readme docs/selector.md
 
+--judge chooses on the rows of another file, all learnt from --results alone: data sets on which nothing was chosen.
 Needs no GPU and no model: a minute on a CPU. Writes benchmarks/results/bench_selector.json.
 """
 
@@ -62,6 +64,7 @@ def parse_args(argv=None):
         default="data",
         help="what is chosen on and not learnt from (default: %(default)s)",
     )
+    add("--judge", metavar="CSV", help="choose on these rows alone, and learn nothing from them")
     add("--only", nargs="+", metavar="DATA", help="judge on these data sets alone (default: all)")
     add("--without", nargs="+", metavar="DATA", default=[], help="data sets that are neither learnt from nor judged on")
     add("--output", metavar="FILE", help="the numbers (default: benchmarks/results/bench_selector.json)")
@@ -75,8 +78,9 @@ def settings():
         yield Limits(memory, latency, labels, score)
 
 
-def rest_of(group, found, leave_out):
-    """What may be learnt from where a group is left out."""
+def rest_of(group, found, leave_out, fresh=()):
+    """What may be learnt from where a group is left out. fresh: data sets from which nothing is learnt."""
+    found = [(g, c) for g, c in found if g[0] not in fresh]
     same = {"group": lambda g: g == group, "data": lambda g: g[0] == group[0], "model": lambda g: g[1] == group[1]}
     return [(g, c) for g, c in found if not same[leave_out](g)]
 
@@ -186,7 +190,7 @@ def outcomes_of(rows, args):
         candidates = measured(members)
         if len(candidates) < 2 or group[0] not in known or (args.only and group[0] not in args.only):
             continue
-        rest = rest_of(group, found, args.leave_out)
+        rest = rest_of(group, found, args.leave_out, args.only if args.judge else ())
         learners = {name: Learner(kind, rest, known, group, candidates) for name, kind in LEARNERS.items()}
         for number, limits in enumerate(settings()):
             allowed = [c for c in candidates if c.labels <= limits.data_size]
@@ -273,7 +277,14 @@ def told(values, percent=True):
 @utils.clean_exit
 def main(argv=None):
     args = parse_args(argv)
-    kept, _ = configurations.select(store.read_results(args.results))
+    rows = store.read_results(args.results)
+    if args.judge:
+        judged = store.read_results(args.judge)
+        args.only = sorted({configurations.data_name(row) for row in judged})
+        if both := {configurations.data_name(row) for row in rows} & set(args.only):
+            raise utils.UserError(f"{args.judge}: {', '.join(sorted(both))} is in {args.results}, too; leave it out")
+        rows += judged
+    kept, _ = configurations.select(rows)
     outcomes, stated = [], []
     for device in sorted({row["device"] for row in kept}):
         some = outcomes_of([row for row in kept if row["device"] == device], args)
@@ -283,10 +294,12 @@ def main(argv=None):
     choosers, bins = report(outcomes, stated)
     sets, n = {outcome["data"] for outcome in outcomes}, len(outcomes)
     empty = sum(not outcome["feasible"] for outcome in outcomes)
+    source = f"left out in turn: {args.leave_out}; rows: `{Path(args.results).name}`"
+    if args.judge:
+        source = f"rows to choose from: `{Path(args.judge).name}`, to learn from: `{Path(args.results).name}`"
     lines = [
-        f"{n:,} settings on {len(sets)} data sets ({empty:,} within which there is nothing); "
-        f"left out in turn: {args.leave_out}. Means over data sets, each counted the same, with 95 % intervals by "
-        f"bootstrap over them; rows: `{Path(args.results).name}`.",
+        f"{n:,} settings on {len(sets)} data sets ({empty:,} within which there is nothing); {source}. Means over data "
+        "sets, each counted the same, with 95 % intervals by bootstrap over them.",
         "",
         markdown(
             [
@@ -311,7 +324,7 @@ def main(argv=None):
     ]
     data = {"results": Path(args.results).name, "leave_out": args.leave_out, "settings": n, "nothing": empty}
     data |= {"choosers": choosers, "calibration": bins, "data_sets": sorted(sets)}
-    name = "bench_selector" if args.leave_out == "data" else f"bench_selector_{args.leave_out}"
+    name = "bench_selector" + ("_fresh" if args.judge else "" if args.leave_out == "data" else f"_{args.leave_out}")
     publish(name, "\n".join(lines), data, args.readme, args.output)
 
 

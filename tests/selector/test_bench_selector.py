@@ -45,8 +45,8 @@ def test_it_learns_from_the_other_data_sets_alone(bench, tmp_path, monkeypatch):
     monkeypatch.setattr(bench, "SCORES", (None, 0.7))
     seen, rest_of = set(), bench.rest_of
 
-    def watched(group, found, leave_out):
-        kept = rest_of(group, found, leave_out)
+    def watched(group, *rest):
+        kept = rest_of(group, *rest)
         seen.add((group[0], frozenset(g[0] for g, _ in kept)))
         return kept
 
@@ -61,3 +61,23 @@ def test_it_learns_from_the_other_data_sets_alone(bench, tmp_path, monkeypatch):
     assert right["nothing"] == pytest.approx(found["nothing"] / found["settings"], abs=0.05)
     assert right["selector"] > 0.8 > right["random"], "the rows follow a law that can be learnt"
     assert set(right) == set(bench.CHOOSERS) and found["nothing"] > 0
+
+
+def test_rows_to_judge_on_are_not_learnt_from(bench, tmp_path, monkeypatch, capsys):
+    for name, values in (("LATENCIES", (None, 50)), ("MEMORIES", (None,)), ("SCORES", (None, 0.7))):
+        monkeypatch.setattr(bench, name, values)
+    fresh, rows, seen, rest_of = ("data/d4", "data/d5"), made_up_rows(), {}, bench.rest_of
+    judged = results_csv(tmp_path / "judged.csv", [row for row in rows if row["dataset"] in fresh])
+    learnt = results_csv(tmp_path / "learnt.csv", [row for row in rows if row["dataset"] not in fresh])
+
+    def watched(group, *rest):
+        seen[group[0]] = {g[0] for g, _ in rest_of(group, *rest)}
+        return rest_of(group, *rest)
+
+    monkeypatch.setattr(bench, "rest_of", watched)
+    bench.main(["--results", learnt, "--judge", judged, "--output", str(tmp_path / "b.json")])
+    assert seen == dict.fromkeys(("d4", "d5"), {"d0", "d1", "d2", "d3"})
+    assert json.loads((tmp_path / "b.json").read_text())["data_sets"] == ["d4", "d5"]
+    with pytest.raises(SystemExit):
+        bench.main(["--results", judged, "--judge", judged, "--output", str(tmp_path / "b.json")])
+    assert "judged.csv: d4, d5 is in" in capsys.readouterr().err
