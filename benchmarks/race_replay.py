@@ -24,28 +24,27 @@ standard error of the best. The interval of "within 1 point" is the exact binomi
 Needs no GPU and no model. Writes benchmarks/results/race_replay.json.
 """
 
+import itertools
 import json
 import random
 from collections import defaultdict
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from bench_selector import bootstrap, mean_of
 from common import ROOT, markdown, publish
+from race_ladders import SHARES, collected, merged, read_ladders
 from scipy.stats import beta
 
 import utils
 from harness import flags
-from harness.results import configurations, run_scores, store
-from harness.selector.candidates import Candidate, Limits, choose
+from harness.selector.candidates import Limits, choose
 from harness.sweeps import dropping
-from harness.sweeps.dropping import MARGIN, NONE, RISK, RUNGS, Entry, Gain
-from harness.sweeps.race import beside
+from harness.sweeps.dropping import MARGIN, NONE, RISK, RUNGS, Gain
 
+SECONDS = "seconds of the whole suite"
 RISKS, PARTS = (0.02, 0.05, 0.1, 0.2, 0.4), 40
 UNKNOWN = Gain(0.0, 1.0, 1.0, 1)  # of what was measured on one data set
-SHARES = [[rung.training, rung.examples] for rung in RUNGS]
 LADDERS = ROOT / "benchmarks" / "results" / "race_ladders.jsonl"
 
 
@@ -62,119 +61,6 @@ def parse_args(argv=None):
     add("--output", metavar="FILE", help="the numbers (default: benchmarks/results/race_replay.json)")
     add("--readme", metavar="FILE", help="put the table between its marks there")
     return parser.parse_args(argv)
-
-
-@dataclass(frozen=True)
-class Ladder:
-    """One configuration on all rungs and whole, with one draw of labels."""
-
-    data: str
-    eval_id: str  # of the whole run
-    metric: str
-    budget: int | None
-    draw: int
-    name: str
-    learns: str
-    shares: list  # [of each rung] of training and of examples
-    seconds: list  # of each rung, 0.0 where its run is the whole one or failed, and of the whole run
-    scores: list  # [of each rung, None where its run failed, of the whole run] of [n], the first of the same examples
-    clusters: list  # [N]
-    train_seconds: float
-    latency_ms: float | None
-
-    @property
-    def race(self):
-        return self.data, self.eval_id, self.metric
-
-    @property
-    def cost(self):
-        return self.train_seconds + (self.latency_ms or 0.0) / 1000 * dropping.REQUESTS_SERVED
-
-    def mean(self, step, n=None):
-        """Mean score of a rung's run, or of the whole run (-1), on the first n examples."""
-        return float(np.mean(self.scores[step][:n]))
-
-    def entry(self, step, gain):
-        short = step != -1 and self.seconds[step]
-        left, gain = (self.seconds[-1], gain) if short else (0.0, NONE)
-        scores, clusters = dict(enumerate(self.scores[step])), dict(enumerate(self.clusters))
-        return Entry(scores, clusters, len(self.scores[-1]), self.cost, gain, self.learns, left)
-
-    @property
-    def candidate(self):
-        """As the selector compares it."""
-        error = float(np.std(self.scores[-1]) / np.sqrt(len(self.scores[-1])))
-        return Candidate(self.name, "", self.mean(-1), self.latency_ms, None, 0, self.train_seconds, error)
-
-
-# ------------------------------------------------------------------------------------------------------------ collect
-
-
-def seconds(row):
-    """Of a whole run with the start of its process; on a CPU of the processor, whatever else ran beside."""
-    spent = configurations.value(row, "cpu_seconds" if row["device"] == "cpu" else "run_seconds")
-    if spent is None:
-        raise utils.UserError(f"{row['run_id']}: its row does not say what the whole run took; run the race again")
-    return round(spent, 1)
-
-
-def collected(path):
-    """[Ladder] of a finished race with --keep_losers: of its CSV, _rungs.csv, _race.json and run folders."""
-    rows = {row["run_id"]: row for file in (path, beside(path, "_rungs.csv")) for row in store.read_if_there(file)}
-    found, folder = [], Path(path).parent
-    for racer in utils.read_json(beside(path, "_race.json"), list, "--results"):
-        rungs = [
-            *racer["rungs"][: len(RUNGS)],
-            *[racer["whole"]] * (len(RUNGS) - len(racer["rungs"])),
-        ]  # what is whole enters no more
-        for draw, ids in enumerate(zip(*rungs, racer["whole"], strict=False)):
-            steps = [rows.get(run_id) for run_id in ids]
-            whole, runs = steps[-1], []
-            for row in steps:
-                try:
-                    runs.append(row and run_scores.read(run_scores.run_folder(row, folder)))
-                except utils.UserError as error:
-                    print(f"{racer['name']}: {error}")
-                    runs.append(None)
-            if runs[-1] is None:
-                continue
-            order = list(runs[-1].scores)
-            if any(run and list(run.scores) != order[: len(run.scores)] for run in runs):
-                raise utils.UserError(f"{path}: the runs of {racer['name']} were scored on other examples")
-            names = {name: i for i, name in enumerate(dict.fromkeys(runs[-1].clusters.values()))}
-            spent = [0.0 if row is whole or not run else seconds(row) for row, run in zip(steps, runs)]
-            found.append(
-                Ladder(
-                    configurations.data_name(whole),
-                    whole["eval_id"],
-                    whole["metric"],
-                    configurations.flags(whole).get("label_budget"),
-                    draw,
-                    racer["name"].split(" ", 1)[1],
-                    racer["learns"],
-                    SHARES,
-                    [*spent[:-1], seconds(whole)],
-                    [run and [round(score, 4) for score in run.scores.values()] for run in runs],
-                    [None if runs[-1].clusters[key] is None else names[runs[-1].clusters[key]] for key in order],
-                    configurations.value(whole, "train_seconds") or 0.0,
-                    configurations.value(whole, "latency_ms_p50"),
-                )
-            )
-    return found
-
-
-def read_ladders(path):
-    """The Ladders of a file."""
-    return [Ladder(**record) for record in store.read_jsonl(path)] if Path(path).is_file() else []
-
-
-def merged(old, new):
-    """Old ladders and new ones, which replace those of the same configuration, data, budget and draw."""
-
-    def key(ladder):
-        return ladder.race, ladder.budget or 0, ladder.draw, ladder.name
-
-    return [some for _, some in sorted({key(one): one for one in [*old, *new]}.items())]
 
 
 # ------------------------------------------------------------------------------------------------------------- replay
@@ -265,49 +151,6 @@ def replay(racers, known, allowed=RISK):
     }
 
 
-@utils.clean_exit
-def main(argv=None):
-    args = parse_args(argv)
-    ladders = read_ladders(args.ladders)
-    if args.results:
-        ladders = merged(ladders, [one for path in args.results for one in collected(path)])
-        lines = (json.dumps(vars(one), separators=(",", ":")) + "\n" for one in ladders)
-        Path(args.ladders).write_text("".join(lines), encoding="utf-8")
-    ladders = [one for one in ladders if one.shares == SHARES]  # of today's rungs
-    some = races_of(ladders)
-    sets = sorted({data for data, _, _ in some})
-    if len(sets) < 2:
-        raise utils.UserError(f"rungs were measured on {len(sets)} data sets; two are needed at least")
-    some += [part for race in some for part in parts_of(*race)]
-    known = {data: gains([one for one in ladders if one.data != data]) for data in sets}
-    rows, races = [], []
-    for allowed in RISKS:
-        for data, budget, racers in some:
-            races.append({"data": data, "budget": budget, "of": len(racers), **replay(racers, known[data], allowed)})
-            races[-1]["allowed"] = allowed
-        for whole in (True, False):
-            chosen = [race for race in races if race["allowed"] == allowed and (race["budget"] is not None) == whole]
-            if chosen:
-                rows.append([f"{allowed:.0%}" + " (default)" * (allowed == RISK), *cells_of(chosen, whole)])
-    measured = [{kind: gain for kind, gain in rung.items() if gain != NONE} for rung in gains(ladders)]
-    data = {"gains": measured, "data_sets": sets, "races": [race for race in races if race["budget"] is not None]}
-    written = "; ".join(
-        ", ".join(
-            f"{kind} {gain.mean:.2f} ± {gain.shared:.2f} (of data sets) ± {gain.own:.2f} (of configurations)"
-            for kind, gain in of_rung.items()
-        )
-        for of_rung in data["gains"]
-    )
-    header = ["risk", "suites", "races", "seconds of the whole suite", "dropped", "pick within 1 point", "worst pick"]
-    lines = [
-        f"Races on {len(sets)} data sets. Gains of the rungs from all of them: {written} (each race is held with "
-        "those of the other data sets). Means over data sets, with 95 % intervals by bootstrap over them.",
-        "",
-        markdown(header, rows),
-    ]
-    publish("race_replay", "\n".join(lines), {**data, "table": rows}, args.readme, args.output)
-
-
 def finish(racers, gain_of, allowed, risk):
     """({name of those that whole runs of others show to be behind}, the risk then), as Race.finish with one worker.
 
@@ -343,6 +186,33 @@ def parts_of(data, _, racers):
             yield data, None, {name: racers[name] for name in drawn}
 
 
+def worded(of_rung):
+    """The gains of a rung in words."""
+    return ", ".join(
+        f"{kind} {gain.mean:.2f} ± {gain.shared:.2f} (of data sets) ± {gain.own:.2f} (of configurations)"
+        for kind, gain in of_rung.items()
+    )
+
+
+def table_of_risks(races):
+    """[rows]: what races save and lose with each risk, of whole suites and of parts."""
+    rows = []
+    for allowed, whole in itertools.product(RISKS, (True, False)):
+        chosen = [race for race in races if race["allowed"] == allowed and (race["budget"] is not None) == whole]
+        if chosen:
+            rows.append([f"{allowed:.0%}" + " (default)" * (allowed == RISK), *cells_of(chosen, whole)])
+    return rows
+
+
+def by_data(races):
+    """[rows]: each race with the default risk."""
+    return [
+        [race["data"], race["budget"], race["of"], *(f"{race[name]:.1%}" for name in ("share", "dropped", "behind"))]
+        for race in sorted(races, key=lambda race: race["data"])
+        if race["allowed"] == RISK
+    ]
+
+
 def cells_of(races, whole):
     """A line of the table."""
     same = told(races, lambda race: float(race["behind"] <= MARGIN + 1e-9))[0]
@@ -362,6 +232,46 @@ def told(races, value):
         part = by_data[race["data"]]
         part[0], part[1] = part[0] + value(race), part[1] + 1
     return [mean_of(by_data.values()), *bootstrap(list(by_data.values()), mean_of)]
+
+
+@utils.clean_exit
+def main(argv=None):
+    args = parse_args(argv)
+    ladders = read_ladders(args.ladders)
+    if args.results:
+        ladders = merged(ladders, [one for path in args.results for one in collected(path)])
+        lines = (json.dumps(vars(one), separators=(",", ":")) + "\n" for one in ladders)
+        Path(args.ladders).write_text("".join(lines), encoding="utf-8")
+    ladders = [one for one in ladders if one.shares == SHARES]  # of today's rungs
+    some = races_of(ladders)
+    sets = sorted({data for data, _, _ in some})
+    if len(sets) < 2:
+        raise utils.UserError(f"rungs were measured on {len(sets)} data sets; two are needed at least")
+    some += [part for race in some for part in parts_of(*race)]
+    known = {data: gains([one for one in ladders if one.data != data]) for data in sets}
+    races = [
+        {"data": data, "budget": budget, "of": len(racers), "allowed": risk, **replay(racers, known[data], risk)}
+        for risk in RISKS
+        for data, budget, racers in some
+    ]
+    measured = [{kind: gain for kind, gain in rung.items() if gain != NONE} for rung in gains(ladders)]
+    whole = [race for race in races if race["budget"] is not None]
+    rows = table_of_risks(races)
+    lines = [
+        f"Races on {len(sets)} data sets. Gains of the rungs from all of them: {'; '.join(map(worded, measured))} "
+        "(each race is held with those of the other data sets). Means over data sets, with 95 % intervals by bootstrap "
+        "over them.",
+        "",
+        markdown(["risk", "suites", "races", SECONDS, "dropped", "pick within 1 point", "worst pick"], rows),
+        "",
+        f"The whole suites, with the default risk of {RISK:.0%}:",
+        "",
+        markdown(
+            ["data set", "labels", "configurations", SECONDS, "dropped", "pick behind the suite's"], by_data(whole)
+        ),
+    ]
+    data = {"gains": measured, "data_sets": sets, "races": whole}
+    publish("race_replay", "\n".join(lines), {**data, "table": rows}, args.readme, args.output)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,9 @@
 """The replay of races: what it learns from one data set and holds on another."""
 
+import importlib
 import json
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,11 +19,14 @@ from harness.sweeps.dropping import RISK, Gain, Rung
 def replay(monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     module, rungs = pytest.importorskip("race_replay"), (Rung(1 / 16, 1 / 2, {}), Rung(1 / 4, 1, {}))
-    monkeypatch.setattr(module, "RUNGS", rungs)
-    monkeypatch.setattr(module, "SHARES", [[1 / 16, 1 / 2], [1 / 4, 1]])
+    ladders = importlib.import_module("race_ladders")
+    for some in (module, ladders):
+        monkeypatch.setattr(some, "RUNGS", rungs)
+        monkeypatch.setattr(some, "SHARES", [[1 / 16, 1 / 2], [1 / 4, 1]])
     monkeypatch.setattr(dropping, "RUNGS", rungs)
     yield module
-    sys.modules.pop("race_replay", None)
+    for name in ("race_replay", "race_ladders"):
+        sys.modules.pop(name, None)
 
 
 def race(tmp_path, rates):
@@ -100,12 +105,14 @@ def test_what_a_data_set_gains_alike_is_told_from_what_its_configurations_gain_a
 
 
 def test_a_whole_run_of_the_best_one_spares_those_that_it_shows_to_be_behind(replay):
+    ladders = importlib.import_module("race_ladders")
+
     def ladder(name, short, whole):
         right = [
             [float(i % 10 < 10 * share) for i in range(n)] for share, n in ((short, 200), (short, 400), (whole, 400))
         ]
         seconds, shares = [10.0, 20.0, 100.0], [[1 / 16, 1 / 2], [1 / 4, 1]]
-        return replay.Ladder(
+        return ladders.Ladder(
             "d", "e", "accuracy", 125, 0, name, "steps", shares, seconds, right, [None] * 400, 9.0, 1.0
         )
 
@@ -135,3 +142,22 @@ def test_the_gains_of_a_race_are_those_that_were_measured(replay, monkeypatch):
     for rung, found in zip(dropping.RUNGS, measured, strict=True):
         for kind, gain in found.items():
             assert rung.gains[kind] == pytest.approx(gain, abs=0.005), f"{kind}: {gain}"
+
+
+def test_a_real_race_stands_beside_its_suite(replay, tmp_path, capsys):
+    suite = Path(race(tmp_path, {"a": {"good": (0.8, 0.8, 0.8), "poor": (0.2, 0.2, 0.9)}}))
+    lines = suite.read_text().splitlines(keepends=True)
+    raced, whole, out = (tmp_path / name for name in ("raced.csv", "raced_whole.csv", "check.json"))
+    raced.write_text("".join(line for line in lines if "poor" not in line))
+    suite.rename(whole)
+    (tmp_path / "r_rungs.csv").rename(tmp_path / "raced_rungs.csv")
+    check = importlib.import_module("race_check")
+    check.main([str(raced), "--output", str(out)])
+    found = json.loads(out.read_text())["races"][0]
+    assert (found["data"], found["of"], found["dropped"], found["suite_seconds"]) == ("a", 2, 1, 200)
+    assert found["race_seconds"] == pytest.approx(100 + 2 * (100 / 16 + 100 / 4), abs=0.3)
+    assert found["behind"] == pytest.approx(0.1) and found["pick"] != found["suite_pick"]
+    whole.write_text("".join(line for line in lines if "good" not in line))
+    with pytest.raises(SystemExit):
+        check.main([str(raced), "--output", str(out)])
+    assert "are not all in" in capsys.readouterr().err
