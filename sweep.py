@@ -287,11 +287,13 @@ def main(argv=None):
     for flag in MODELS:  # a name that is none is told before the first run, not at the one that needs it
         for model in dict.fromkeys(cell.args.get(flag) for cell in todo):
             hub.check_names({f"--{flag}": model})
+    for dataset in dict.fromkeys(cell.args.get("dataset") for cell in todo):
+        hub.check_names({}, {"--dataset": dataset})
     clock = TimeLeft(row for row in rows if row["status"] in ("ok", "degenerate"))
     if args.race:
         return race(name, [cell for cell, *_ in planned], args, clock)
     failed = run_all(name, todo, args, clock)
-    again = "; --retry failed oom runs them again" if failed else ""
+    again = "; --retry failed oom runs those again that have a row" if failed else ""
     print(f"{name}: {len(failed)} of {len(todo)} failed{again}; rows in {args.results}")
     if failed:
         raise SystemExit(1)

@@ -121,9 +121,9 @@ def for_limits(whole):
     return fewer if fewer != whole else {}
 
 
-def at_rung(whole, rung, classes):
+def at_rung(whole, rung, classes, timed=False):
     """{flag: number} that makes of a cell its run on a rung; {} where it trains nothing, or LARGEST of the whole is too
-    little. whole: of whole_of.
+    little. whole: of whole_of; timed: a short run shall tell how long the whole one takes, whatever it costs.
     """
     labels = max(LEAST_LABELS, LABELS_A_CLASS * classes)
     least = {"label_budget": labels, "max_train_samples": labels, "max_steps": LEAST_STEPS}
@@ -132,8 +132,10 @@ def at_rung(whole, rung, classes):
         share = rung.examples if name == EXAMPLES else rung.training
         fewer[name] = max(least.get(name, LEAST_EXAMPLES), round(n * share))
     trained = [name for name in fewer if name in least]
-    if not trained or any(fewer[name] > LARGEST * whole[name] for name in trained):
+    if not timed and (not trained or any(fewer[name] > LARGEST * whole[name] for name in trained)):
         return {}
+    if whole and not trained:
+        fewer[EXAMPLES] = LEAST_EXAMPLES
     return {name: n for name, n in fewer.items() if n < whole[name]}
 
 
@@ -211,8 +213,16 @@ def chance_to_be_better(other, best):
     return float(t.sf((MARGIN + tie - difference) / error, stats.degrees_of_freedom(parts)))
 
 
+class Loser(NamedTuple):
+    """Of what is behind."""
+
+    why: str
+    leader: str  # name of the one that it is behind
+    chance: float  # to be better all the same
+
+
 def behind(entries, at_most):
-    """({name: why} of those to drop, the sum of their probabilities to be better than what is left).
+    """({name: Loser} of those to drop, the sum of their chances).
 
     entries: {name: Entry} of one rung; at_most: what the sum may be. Whose whole run saves most
     seconds for its probability is dropped first.
@@ -227,29 +237,38 @@ def behind(entries, at_most):
         if risk + chances[name] > at_most:
             continue
         risk += chances[name]
-        dropped[name] = (
+        why = (
             f"{others[name].lack - best.lack:.3f} behind {leader} after {len(others[name].scores)} examples; "
             f"better in a whole run, by more than what ties, with a probability of {chances[name]:.1%}"
         )
+        dropped[name] = Loser(why, leader, chances[name])
     return dropped, risk
 
 
-def for_time(entries, seconds):
-    """({name: why} of those to drop so that the whole runs of the others take no more than so many seconds, the highest
-    of their probabilities to be better than what is left).
+def at_most_seconds(entries, workers=1):
+    """Seconds in which the whole runs of Entries end on so many workers, in whatever order they are taken up (Graham
+    1966).
+    """
+    seconds = [one.seconds for one in entries]
+    return sum(seconds) / workers + max(seconds, default=0.0) * (1 - 1 / workers)
+
+
+def for_time(entries, seconds, workers=1):
+    """({name: why} of those to drop so that the whole runs of the others end in so many seconds, the highest of their
+    probabilities to be better than what is left).
 
     The best of those whose whole run fits is kept, then whose probability to be better than that is highest for the
     seconds that it takes.
     """
     fits = {name: one for name, one in entries.items() if one.seconds <= seconds}
-    if not fits or sum(one.seconds for one in entries.values()) <= seconds:
+    if not fits or at_most_seconds(entries.values(), workers) <= seconds:
         return {} if fits else dict.fromkeys(entries, "its whole run does not fit into the time"), float(not fits)
     leader = max(fits, key=lambda name: fits[name].expected)
     chances = {name: chance_to_be_better(one, fits[leader]) for name, one in entries.items() if name != leader}
-    left, dropped = seconds - fits[leader].seconds, {}
+    kept, dropped = [fits[leader]], {}
     for name in sorted(chances, key=lambda name: -chances[name] / max(entries[name].seconds, 1.0)):
-        if entries[name].seconds <= left:
-            left -= entries[name].seconds
+        if at_most_seconds([*kept, entries[name]], workers) <= seconds:
+            kept.append(entries[name])
             continue
         dropped[name] = (
             f"no time for its whole run of about {progress.words(entries[name].seconds)}; better than {leader}, by "

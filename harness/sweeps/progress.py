@@ -10,7 +10,9 @@ PARTS = ("load_seconds", "index_seconds", "compile_seconds", "train_seconds", "e
 
 
 def seconds_of(row):
-    """A run's seconds by its row: start, loading, indexing, training, scoring, and the single requests."""
+    """A run's seconds by its row, with the start of its process; from its parts where it does not say."""
+    if configurations.value(row, "run_seconds"):
+        return configurations.value(row, "run_seconds")
     spent = START + sum(configurations.value(row, part) or 0.0 for part in PARTS)
     requests = configurations.flags(row).get("latency_runs") or 0
     return spent + (configurations.value(row, "latency_ms_mean") or 0.0) / 1000 * requests

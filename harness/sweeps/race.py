@@ -56,22 +56,37 @@ class Race:
             self.run_rung("limits", first)
             self.drop("by its first requests", first, self.over_limits(first))
         for number, rung in enumerate(dropping.RUNGS, start=1):
-            racers = self.left()
+            racers, when = self.left(), f"at rung {number} of {len(dropping.RUNGS)}"
             for racer in racers:
-                racer.enter(dropping.at_rung(racer.whole, rung, racer.size.classes), self.small_args, rung.gains)
-            if all(racer.is_whole for racer in racers):
-                continue
+                fewer = dropping.at_rung(racer.whole, rung, racer.size.classes, bool(self.args.minutes))
+                racer.enter(fewer, self.small_args, rung.gains)
             self.run_rung(f"rung_{number}", racers)
             for racer in racers:
                 racer.runs.append([row and row["run_id"] for row in racer.rows])
             racers = [racer for racer in racers if racer in self.left()]  # for which there was time
-            over = self.over_limits(racers)
-            self.drop(f"at rung {number} of {len(dropping.RUNGS)}", racers, over | self.behind(number, racers, over))
-            if self.args.minutes and self.drop_for_time(number):
+            over, late = self.over_limits(racers), False
+            self.take_back(over)
+            if self.args.minutes:  # what there is no time for is no yardstick
+                self.drop(when, racers, over)
+                late, over = self.drop_for_time(number), {}
+                racers = [racer for racer in racers if racer in self.left()]
+            self.drop(when, racers, over | self.behind(number, racers, over))
+            if late:
                 break
         self.finish()
+        for racer in () if self.args.keep_losers else self.racers:
+            if racer.dropped:
+                self.record(racer)
         self.summary()
         self.write()
+
+    def take_back(self, out):
+        """What is behind one that is out itself is not dropped for that. out: names."""
+        for racer in self.racers:
+            if racer.behind and racer.behind.leader in out:
+                tqdm.write(f"    {racer.name}: taken back, {racer.behind.leader} is out itself")
+                self.risks[racer.data] -= racer.behind.chance
+                racer.dropped = racer.behind = None
 
     def finish(self):
         """Run what is left as a whole, first what is whole already, then what will be best by its rung, --workers at a
@@ -79,13 +94,14 @@ class Race:
         """
         now, number = [racer for racer in self.left() if racer.is_whole], len(dropping.RUNGS) + 1
         for turn in itertools.count():
-            self.run_cells(f"whole_{turn}", [cell for racer in now for cell in racer.cells], self.args)
+            self.run_whole(f"whole_{turn}", now)
             before = self.entries([racer for racer in now if not racer.is_whole])
             for racer in now:
                 racer.on_rung, racer.gain = racer.cells, dropping.NONE
             self.read_rows(now)
             self.see(now, before)
             over = self.over_limits(now) if turn else {}
+            self.take_back(over)
             out = over | (self.behind(number, self.left(), over) if turn else {})
             if out:
                 self.drop("by whole runs", self.left(), out)
@@ -99,6 +115,12 @@ class Race:
             now = waiting if at_once else waiting[: self.args.workers]
             left = sum(racer.whole_seconds() for racer in waiting) / self.args.workers
             tqdm.write(f"    at most about {words(left)} left for {len(waiting)} whole configurations")
+
+    def run_whole(self, what, racers):
+        """Run the racers' whole cells, once."""
+        self.run_cells(what, [cell for racer in racers if not racer.ran for cell in racer.cells], self.args)
+        for racer in racers:
+            racer.ran = True
 
     def see(self, racers, before):
         """What racers gained from their rung to their whole runs tells what others will gain on these data.
@@ -118,31 +140,32 @@ class Race:
         """Drop what there is no time to run whole, where there is none for the next rung and all that is left. Returns
         whether something was. number: of the rung that is done.
         """
-        racers, left = self.left(), self.args.workers * self.time_left()
+        racers, left, workers = self.left(), max(0.0, self.time_left()), self.args.workers
         share = dropping.RUNGS[number].training if number < len(dropping.RUNGS) else 0.0
-        if (1 + share) * sum(racer.whole_seconds() for racer in racers) <= left:
+        groups = sorted(self.entries(racers).values(), key=lambda some: sum(one.seconds for one in some.values()))
+        together = [one for entries in groups for one in entries.values()]
+        if (1 + share) * dropping.at_most_seconds(together, workers) <= left:
             return False
-        groups = self.entries(racers)
         why = {racer.name: "no time, and its short run failed" for racer in racers if racer.failed}
-        for entries in groups.values():
-            dropped, likeliest = dropping.for_time(entries, left / len(groups))
+        for i, entries in enumerate(groups):  # what one needs less than its share the next ones have
+            dropped, likeliest = dropping.for_time(entries, left / (len(groups) - i), workers)
             why, self.likeliest = why | dropped, max(self.likeliest, likeliest)
+            left -= dropping.at_most_seconds([one for name, one in entries.items() if name not in dropped], workers)
         self.drop("for time", racers, why)
         return bool(why)
 
     def run_rung(self, what, racers):
         """Run the racers' cells of a rung, and set their rows."""
-        whole = [racer for racer in racers if racer.is_whole]
         short = [racer for racer in racers if not racer.is_whole]
+        self.run_whole(f"{what}_whole", [racer for racer in racers if racer.is_whole])
         timed = self.args.minutes and what == "rung_1"
-        for name, some, args in ((f"{what}_whole", whole, self.args), (what, short, self.small_args)):
-            size = self.args.workers if timed else max(1, len(some))
-            for i in range(0, len(some), size):
-                late = some[i:] if timed and self.time_left() < 30 * self.args.minutes else []
-                if late:
-                    self.drop("for time", late, {r.name: "half of the time was over before it began" for r in late})
-                    break
-                self.run_cells(name, [cell for racer in some[i : i + size] for cell in racer.on_rung], args)
+        size = self.args.workers if timed else max(1, len(short))
+        for i in range(0, len(short), size):
+            if timed and self.time_left() < 30 * self.args.minutes:
+                why = "half of the time was over before it began"
+                self.drop("for time", short[i:], {racer.name: why for racer in short[i:]})
+                break
+            self.run_cells(what, [cell for racer in short[i : i + size] for cell in racer.on_rung], self.small_args)
         self.read_rows(racers)
         self.seconds += sum(seconds_of(row) for racer in racers if not racer.is_whole for row in racer.rows if row)
 
@@ -190,8 +213,11 @@ class Race:
         groups = self.entries([racer for racer in racers if racer.name not in over])
         for data, entries in groups.items():
             before = self.risks.get(data, 0.0)
-            dropped, risk = dropping.behind(entries, allowed - before)
-            why, self.risks[data] = why | dropped, before + risk
+            losers, risk = dropping.behind(entries, allowed - before)
+            self.risks[data] = before + risk
+            for racer in racers:
+                racer.behind = losers.get(racer.name, racer.behind)
+            why |= {name: loser.why for name, loser in losers.items()}
         return why
 
     def drop(self, when, racers, why):
@@ -202,8 +228,6 @@ class Race:
             if racer.name in why:
                 tqdm.write(f"    {racer.name}: {why[racer.name]}")
                 racer.dropped = racer.dropped or f"dropped {when}: {why[racer.name]}"
-                if not self.args.keep_losers:
-                    self.record(racer)
 
     def record(self, racer):
         """Add its rows to the results with the status dropped (failed ones with their own), unless they are there."""
@@ -222,7 +246,8 @@ class Race:
         for racer in self.racers:
             whole = [done.row(c.script, c.args, self.args.ignore_code) for c in racer.cells]
             ids = [row and row["run_id"] for row in whole]
-            about = {"name": racer.name, "learns": racer.learns, "dropped": racer.dropped}
+            about = {"name": racer.name, "data": racer.cells[0].args["dataset"], "learns": racer.learns}
+            about["dropped"] = racer.dropped
             told.append({**about, "rungs": racer.runs, "whole": ids})
         outputs.write(beside(self.args.results, "_race.json"), json.dumps(told, indent=2) + "\n", "race", "--results")
 
@@ -232,18 +257,19 @@ class Race:
         whole = [done.row(c.script, c.args, self.args.ignore_code) for racer in self.racers for c in racer.cells]
         finals = sum(seconds_of(row) for row in whole if row)
         out = [racer for racer in self.racers if racer not in self.left()]
-        spared = sum(racer.whole_seconds() for racer in out)
-        risk = max(self.risks.values(), default=0.0)
         hurried = [racer for racer in out if racer.dropped.startswith(FOR_TIME)]
-        tqdm.write(
-            f"race: {len(out)} of {len(self.racers)} configurations dropped after {words(self.seconds)}; what was left "
-            f"took {words(finals)}. Those that were begun would have taken about {words(finals + spared)}. That one of "
-            f"the losers is better, by more than what ties, has a probability of at most {risk:.1%}, by what few "
-            f"data sets have gained"
-            + (
-                f"; of the {len(hurried)} for which there was no time the likeliest of those that were begun is better "
-                f"with one of {self.likeliest:.0%}"
-                if hurried
-                else ""
-            )
-        )
+        begun = [racer.name for racer in hurried if any(racer.rows)]
+        never = [racer.name for racer in hurried if not any(racer.rows)]
+        suite = finals + sum(racer.whole_seconds() for racer in out)
+        lines = [
+            f"race: {len(out)} of {len(self.racers)} configurations dropped",
+            f"took {words(finals + self.seconds)}, {words(self.seconds)} of it short runs; all that was begun, whole: "
+            f"about {words(suite)}",
+            f"a loser is better, by more than what ties, with a probability of at most "
+            f"{max(self.risks.values(), default=0.0):.1%}, by what few data sets have gained",
+        ]
+        if begun:
+            lines.append(f"no time to finish {', '.join(begun)}: the likeliest is better with {self.likeliest:.0%}")
+        if never:
+            lines.append(f"no time to begin {', '.join(never)}: nothing is known of what they score")
+        tqdm.write("\n    ".join(lines))

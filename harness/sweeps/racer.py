@@ -37,6 +37,8 @@ class Racer:
     rows: list = field(default_factory=list)  # of the last rung
     runs: list = field(default_factory=list)  # [rungs] of the run ids of its rows there
     dropped: str | None = None  # why
+    behind: dropping.Loser | None = None  # where it is for that
+    ran: bool = False  # whether its whole runs were made in this race
 
     def enter(self, fewer, args, gains=None):
         """Make its cells of a rung; they are its own where these are that small already, and those of the rung before

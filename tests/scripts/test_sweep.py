@@ -33,6 +33,7 @@ def test_every_suite_that_is_shipped_is_read_by_its_scripts():
         "budgets",
         "compare",
         "log",
+        "fresh",
         "rank",
         "modules",
         "quantization",

@@ -11,6 +11,7 @@ from sweep_helpers import suite
 
 import sweep
 from harness.results import commands, configurations, store
+from harness.sweeps import dropping
 
 
 @pytest.fixture
@@ -31,13 +32,15 @@ OTHERS = ["the", "a", "film", "plot", "it", "was", "and", "of", "in", "this"]
 RUNS = """
 runs:
   - {script: probe.py, flags: &f {latency_runs: 20, label_budget: 320}, experiments: [{name: words, features: tfidf}]}
-  - {script: prompt_eval.py, flags: {latency_runs: 20, k_shots: 0, model: MODEL}, experiments: [{name: prompt}]}
+  - {script: finetune.py, flags: {<<: *f, model: MODEL, max_steps: 80}, experiments: [{name: f, learning_rate: 1.0e-6}]}
 """
 
 
 @pytest.mark.slow
-def test_a_configuration_that_is_behind_is_not_run_as_a_whole(reviews, tiny_llama, tmp_path, capsys):
+def test_a_configuration_that_is_behind_is_not_run_as_a_whole(reviews, tiny_llama, tmp_path, capsys, monkeypatch):
     path = suite(tmp_path / "s.yaml", RUNS.replace("MODEL", str(tiny_llama)))
+    gains = {"at_once": dropping.NONE, "steps": dropping.Gain(0.0, 0.0, 0.05, 9)}
+    monkeypatch.setattr(dropping, "RUNGS", (dropping.Rung(1 / 16, 1 / 2, gains),))
     out = ["--dataset", reviews, "--results", str(tmp_path / "r.csv"), "--runs_dir", str(tmp_path / "runs")]
     sweep.main([path, *out, "--race"])
     told = capsys.readouterr().out
@@ -46,10 +49,10 @@ def test_a_configuration_that_is_behind_is_not_run_as_a_whole(reviews, tiny_llam
     assert sorted(by_status) == ["dropped", "ok"], told
     dropped, whole = by_status["dropped"], by_status["ok"]
     assert (whole["variant"], whole["n_eval"], whole["labels_used"]) == ("tfidf_logreg", "300", "320")
-    assert (dropped["variant"], dropped["n_eval"]) == ("0_shot", "150")
+    assert (dropped["variant"], dropped["n_eval"]) == ("full", "150")
     assert "dropped at rung 1 of 1" in dropped["note"] and "behind 1 words after 150 examples" in dropped["note"]
     rungs = store.read_results(tmp_path / "r_rungs.csv")
-    assert [(row["variant"], json.loads(row["args"])["label_budget"]) for row in rungs] == [("0_shot", None)]
+    assert [(row["variant"], json.loads(row["args"])["max_steps"]) for row in rungs] == [("full", 20)]
     assert [row["run_id"] for row in configurations.select(rows)[0]] == [whole["run_id"]]
     first, second = json.loads((tmp_path / "r_race.json").read_text())
     assert first["dropped"] is None and first["whole"] == [whole["run_id"]] and first["rungs"] == [[whole["run_id"]]]
@@ -58,7 +61,7 @@ def test_a_configuration_that_is_behind_is_not_run_as_a_whole(reviews, tiny_llam
     assert len(store.read_results(tmp_path / "r.csv")) == 2 and len(store.read_results(tmp_path / "r_rungs.csv")) == 1
     sweep.main([path, *out])
     rows = store.read_results(tmp_path / "r.csv")
-    assert [(row["variant"], row["n_eval"]) for row in rows][2:] == [("0_shot", "300")], "a race is no result"
+    assert [(row["variant"], row["n_eval"]) for row in rows][2:] == [("full", "300")], "a race is no result"
 
 
 @pytest.mark.slow

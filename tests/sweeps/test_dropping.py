@@ -16,11 +16,13 @@ from harness.sweeps.dropping import (
     Entry,
     Gain,
     Rung,
+    at_most_seconds,
     at_rung,
     behind,
     chance_to_be_better,
     entry,
     for_limits,
+    for_time,
     median_bound,
     whole_of,
 )
@@ -57,6 +59,9 @@ def test_a_rung_is_a_share_of_steps_or_labels_and_of_examples():
     assert at_rung(prompt, RUNG, 12) == {}, "a rung of it would cost what it may save"
     assert at_rung({**steps, "max_steps": 80}, RUNG, 12) == {"max_steps": 20, "max_eval_samples": 100}
     assert at_rung({**steps, "max_steps": 79}, RUNG, 12) == {}, "20 steps are more than a quarter"
+    assert at_rung({**steps, "max_steps": 79}, RUNG, 12, timed=True) == {"max_steps": 20, "max_eval_samples": 100}
+    assert at_rung(prompt, RUNG, 12, timed=True) == {"max_eval_samples": 64}, "to know what the whole run takes"
+    assert at_rung({}, RUNG, 12, timed=True) == {}
     assert whole_of(args, size, "at_once") == at_rung({}, RUNG, 2) == for_limits({}) == {}, "a probe"
     few = whole_of({"label_budget": 100}, Size(2000, 60, 12, "classification"), "labels")
     assert at_rung(few, RUNG, 12) == {"label_budget": 24}, "two labels a class; 60 examples are few already"
@@ -88,7 +93,8 @@ def test_what_is_dropped_saves_most_seconds_for_its_risk():
     dropped, risk = behind(entries, 0.05)
     assert set(dropped) == {"far", "last"} and risk == pytest.approx(chances["far"] + chances["last"])
     assert set(behind(entries, chances["near"] + 0.01)[0]) == {"near", "far", "last"}
-    assert "0.700 behind best after 100 examples" in dropped["last"]
+    assert "0.700 behind best after 100 examples" in dropped["last"].why
+    assert dropped["last"].leader == "best" and dropped["last"].chance == chances["last"]
     assert behind({"alone": made(0.1)}, 0.05) == ({}, 0.0)
     slow, quick = made(0.72, seconds=900), made(0.70, seconds=1)
     both = {"best": made(0.8), "slow": slow, "quick": quick}
@@ -229,3 +235,13 @@ def test_limits(tmp_path, limits, why):
 class _Limits:
     def __init__(self, latency_ms, memory_gb):
         self.latency_ms, self.memory_gb = latency_ms, memory_gb
+
+
+def test_what_fits_into_the_time_does_so_on_its_worker():
+    entries = {"a": made(0.9, seconds=40.0), "b": made(0.8, seconds=40.0), "c": made(0.7, seconds=5.0)}
+    assert at_most_seconds(entries.values(), 1) == 85 and at_most_seconds(entries.values(), 2) == 62.5
+    assert for_time(entries, 62.5, workers=2) == ({}, 0.0)
+    assert set(for_time(entries, 30.0, workers=4)[0]) == {"a", "b"}, "no number of workers shortens one run"
+    assert set(for_time(entries, 50.0, workers=1)[0]) == {"b"}
+    done = {name: one._replace(seconds=0.0) for name, one in entries.items()}
+    assert for_time(done, 0.0) == ({}, 0.0), "what is whole needs no time"

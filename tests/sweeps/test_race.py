@@ -168,7 +168,7 @@ def test_with_little_time_the_best_that_fits_runs_whole(held, capsys):
     told, made, statuses = held("--minutes", "2")
     assert statuses == {"good": "dropped", "poor": "dropped", "searched": "ok"}
     assert "better than 3 searched, by more than what ties, with a probability of" in told[0]["dropped"]
-    assert "of the 1 for which there was no time the likeliest of those that were begun" in capsys.readouterr().out
+    assert "no time to finish 1 good, 2 poor: the likeliest is better with" in capsys.readouterr().out
     told, made, statuses = held(again=True)
     assert [what for what, _, _ in made["good"]] == ["rung_2", "whole"], "without the limit it goes on from there"
     assert statuses["good"] == "ok" and "rung_1" not in {what for runs in made.values() for what, _, _ in runs}
@@ -181,3 +181,44 @@ def test_what_is_not_begun_in_half_of_the_time_is_dropped(held, monkeypatch):
     monkeypatch.setattr(race.time, "monotonic", lambda: next(clock))
     told, made, _ = held("--minutes", "3")
     assert set(made) == {"good", "poor"} and "half of the time was over" in told[2]["dropped"]
+
+
+def test_a_loser_is_taken_back_where_what_beat_it_is_out(held, monkeypatch, capsys):
+    """poor is dropped at a rung for being behind good, which then fails, or does not fit into the time."""
+    monkeypatch.setitem(SCORES, "poor", 0.3)
+    two = SUITE[: SUITE.index("  - {script: prompt")]
+    told, made, statuses = held(text=two)
+    assert statuses == {"good": "ok", "poor": "dropped"}
+    told, made, statuses = held(text=two, fails=[("good", "whole")])
+    assert statuses == {"good": "failed", "poor": "ok"} and told[1]["dropped"] is None
+    out = capsys.readouterr().out
+    assert "2 poor: taken back, 1 good is out itself" in out and "with a probability of at most 0.0%" in out
+    few = two.replace("epochs: 60", "epochs: 20")
+    told, made, statuses = held("--minutes", "2", text=few)
+    assert statuses == {"good": "dropped", "poor": "ok"}, "it is the best one for which there is time"
+
+
+def test_time_is_kept_where_nothing_is_worth_a_rung(held, monkeypatch):
+    """Prompts, and few steps: without --minutes they run whole, with it short runs tell what they would take."""
+    text = "flags: {latency_runs: 20, max_eval_samples: 40, label_budget: 100}\nruns:\n" + "".join(
+        f"  - {{script: finetune.py, experiments: [{{name: {name}, max_steps: {steps}, learning_rate: {rate}}}]}}\n"
+        for name, steps, rate in (("good", 70, 0.1), ("poor", 60, 0.2))
+    )
+    assert [what for what, *_ in held(text=text)[1]["good"]] == ["rung_1_whole"]
+    _, made, statuses = held("--minutes", "1", text=text)
+    assert [steps for _, steps, _ in made["good"]] == [20, 70] and [steps for _, steps, _ in made["poor"]] == [20]
+    assert statuses == {"good": "ok", "poor": "dropped"}, "each takes about 40 s"
+
+
+def test_what_ran_whole_on_a_rung_is_not_run_again(held, monkeypatch):
+    calls = []
+    usual = race.Race.run_whole
+
+    def watched(self, what, racers):
+        calls.extend(racer.name for racer in racers if not racer.ran)
+        usual(self, what, racers)
+
+    monkeypatch.setattr(race.Race, "run_whole", watched)
+    text = SUITE.replace("epochs: 40", "max_steps: 60")
+    held(text=text)
+    assert sorted(calls) == sorted(set(calls)) and "1 good" in calls
