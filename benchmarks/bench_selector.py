@@ -9,16 +9,18 @@ inputs, share of the most frequent class, the memory forecast. Measured rows jud
     random      any configuration that has not too many labels
     cheapest    fewest parameters, then fewest labels
     probe       the probe with most labels, else the cheapest
+    or_nothing  that probe, or "nothing" where the selector gives it less than even chances
     rules       the selector's rules of thumb
     ridge, gp   as the selector, with ridge regression or a Gaussian process in place of nearest neighbours
     selector    nearest neighbours, errors as on data sets that were left out
     sure        the selector where it calls its choice likely to be within the limits (90 %), else "nothing"
 
-A chooser that learns answers "nothing" where no configuration is within the limits with a probability of NOTHING; the
-others always choose. "Held" is the share of its choices that are within the limits. What a chooser loses where
-something is within the limits: the best score there less that of its choice, or less the share of the most frequent
-class where its choice is not within them or is nothing. The stated probability is that of the configuration that is
-chosen. Intervals are by bootstrap over data sets.
+A chooser that learns answers "nothing" where no configuration is within the limits with a probability of 50 %, as
+adaptive_selector.py does; the others always choose. The simple learner's score on the new data (see
+harness/selector/landmark.py) is known where there are labels for it. "Held" is the share of its choices that are within
+the limits. What a chooser loses where something is within the limits: the best score there less that of its choice, or
+less the share of the most frequent class where its choice is not within them or is nothing. The stated probability is
+that of the configuration that is chosen. Intervals are by bootstrap over data sets.
 
     python benchmarks/bench_selector.py --results sample_results.csv --readme docs/selector.md
     python benchmarks/bench_selector.py --judge benchmarks/results/fresh_rows.csv --readme docs/selector.md
@@ -28,6 +30,7 @@ Needs no GPU and no model: a minute on a CPU. Writes benchmarks/results/bench_se
 """
 
 import argparse
+import dataclasses
 import itertools
 import random
 from pathlib import Path
@@ -38,7 +41,7 @@ from common import ROOT, markdown, publish
 import utils
 from harness import flags
 from harness.results import configurations, store
-from harness.selector import predictor, rules
+from harness.selector import landmark, predictor, rules
 from harness.selector.candidates import Limits, measured, obstacles
 from harness.selector.spec import data_of_rows, spec
 
@@ -46,10 +49,10 @@ LATENCIES = (None, 2000, 1000, 500, 200, 100, 50, 20)  # ms
 MEMORIES = (None, 4, 3, 2, 1.5, 1)  # GB
 LABELS = (0, 16, 100, 500, 2000)
 SCORES = (None, 0.2, 0.5, 0.6, 0.7, 0.75, 0.8, 0.9)
-NOTHING = 0.5
 LEARNERS = {"selector": predictor.REGRESSION, "ridge": "ridge", "gp": "gp"}
-CHOOSERS = ("selector", "sure", "ridge", "gp", "rules", "probe", "cheapest", "random", "nothing")
+CHOOSERS = ("selector", "sure", "ridge", "gp", "rules", "probe", "or_nothing", "cheapest", "random", "nothing")
 KEYS = ("right", "held", "kept", "lost", "behind")
+SHOWN = ("right", "ahead", "held", "kept", "lost", "spared", "behind")
 BINS = (0.5, 0.7, 0.85, 0.95, 1.0)  # of stated probabilities
 DRAWS = 2000  # of the bootstrap
 
@@ -127,6 +130,7 @@ class Learner:
     """The selector's choice, with one kind of regression."""
 
     def __init__(self, regression, rest, known, group, candidates):
+        """known: {data set: Data}, the judged one's as far as it is known before a run."""
         self.candidates, self.guesses = candidates, []
         try:
             learned = predictor.Predictor(rest, known, regression)
@@ -151,13 +155,18 @@ class Learner:
         parts = (self.tables[name][getattr(limits, name)] for name in self.tables)
         return enough * np.prod(list(parts), axis=0)
 
+    def chance(self, candidate, limits):
+        """Its stated probability to be within the limits, None where it is not predicted."""
+        chances = zip(self.guesses, self.chances(limits)) if self.guesses else ()
+        return next((float(chance) for (i, _), chance in chances if self.candidates[i] is candidate), None)
+
     def choose(self, limits):
         """(Candidate or None for nothing, stated probability); (None, None) where nothing is in reach."""
         if not self.guesses:
             return None, None
         chances = self.chances(limits).tolist()
         choice, stated, _ = predictor.choose_predicted([guess for _, guess in self.guesses], limits, chances=chances)
-        return (None if choice is None or stated < NOTHING else self.candidates[int(choice.name)]), stated
+        return (None if choice is None or stated < predictor.NOTHING else self.candidates[int(choice.name)]), stated
 
 
 # ------------------------------------------------------------------------------------------------------------ judging
@@ -191,14 +200,21 @@ def outcomes_of(rows, args):
         if len(candidates) < 2 or group[0] not in known or (args.only and group[0] not in args.only):
             continue
         rest = rest_of(group, found, args.leave_out, args.only if args.judge else ())
-        learners = {name: Learner(kind, rest, known, group, candidates) for name, kind in LEARNERS.items()}
+        few = {**known, group[0]: dataclasses.replace(known[group[0]], landmark=None)}  # labels: too few for a landmark
+        learners = {
+            enough: {name: Learner(kind, rest, about, group, candidates) for name, kind in LEARNERS.items()}
+            for enough, about in ((True, known), (False, few))
+        }
         for number, limits in enumerate(settings()):
             allowed = [c for c in candidates if c.labels <= limits.data_size]
             if not allowed:
                 continue  # no row of the group has so few labels: nobody could choose
             feasible = [c for c in allowed if not obstacles(c, limits)]
             chosen = plain_choices(limits, allowed, number)
-            for name, learner in learners.items():
+            usual = learners[limits.data_size >= landmark.LABELS]
+            chance = usual["selector"].chance(chosen["probe"], limits)
+            chosen["or_nothing"] = chosen["probe"] if chance is None or chance >= predictor.NOTHING else None
+            for name, learner in usual.items():
                 choice, sure = learner.choose(limits)
                 chosen[name] = chosen["rules"] if sure is None else choice
                 if name == "selector":
@@ -241,18 +257,20 @@ def mean_of(parts):
 
 
 def report(outcomes, stated):
-    """({chooser: {one of KEYS, or "ahead": [mean, low, high]}}, [rows of the calibration table]).
+    """({chooser: {one of KEYS, or "ahead", "spared": [mean, low, high]}}, [rows of the calibration table]).
 
-    ahead: how much more often the selector is right, on the same settings.
+    ahead: how much more often the selector is right, on the same settings; spared: how much less it loses.
     """
-    choosers, own = {}, summed(outcomes, "selector", "right")
+    choosers = {}
     for name in CHOOSERS:
         choosers[name] = {}
         for key in KEYS:
             parts = summed(outcomes, name, key)
             choosers[name][key] = [mean_of(parts), *bootstrap(parts, mean_of)]
-        both = [(a - b, n) for (a, n), (b, _) in zip(own, summed(outcomes, name, "right"), strict=True)]
-        choosers[name]["ahead"] = [mean_of(both), *bootstrap(both, mean_of)]
+        for ahead, key, sign in (("ahead", "right", 1), ("spared", "lost", -1)):
+            pairs = zip(summed(outcomes, "selector", key), summed(outcomes, name, key), strict=True)
+            both = [(sign * (a - b), n) for (a, n), (b, _) in pairs]
+            choosers[name][ahead] = [mean_of(both), *bootstrap(both, mean_of)]
     bins = []
     for low, high in itertools.pairwise(BINS):
         inside = [(data, p, kept) for data, p, kept in stated if low <= p < high or p == high == 1.0]
@@ -309,10 +327,11 @@ def main(argv=None):
                 "held",
                 "within the limits, where something is",
                 "lost there",
+                "the selector loses less by",
                 "behind the best, where within",
             ],
             [
-                [name, *(told(cells[key], key not in ("lost", "behind")) for key in ("right", "ahead", *KEYS[1:]))]
+                [name, *(told(cells[key], key not in ("lost", "spared", "behind")) for key in SHOWN)]
                 for name, cells in choosers.items()
             ],
         ),

@@ -55,11 +55,17 @@ class Candidate:
     latency_column: str = "latency_ms_p50"  # that latency_ms is of
     degrees: float = math.inf
     spread_degrees: float = math.inf  # of latency_error and memory_error of what is measured
+    predicted: bool = False  # its configuration was measured on other data
+    serving_error: float | None = None  # of serving_gb; None: memory_error
 
     @property
     def half_interval(self):
         """Half of the 95 % interval of the score."""
         return float(t.ppf(0.975, self.degrees)) * self.score_error
+
+    @property
+    def error_of_serving(self):
+        return self.memory_error if self.serving_error is None else self.serving_error
 
     def cost_seconds(self, requests):
         """Machine seconds to train once and answer the requests one by one; infinite if the latency is unknown."""
@@ -159,7 +165,7 @@ def surely_within(candidate, limits):
             candidate.memory_gb,
             candidate.memory_error,
         ),
-        (limits.serving_memory_gb, candidate.serving_gb, candidate.memory_error),
+        (limits.serving_memory_gb, candidate.serving_gb, candidate.error_of_serving),
     )
     return all(limit is None or (value and value * math.exp(sure * error) <= limit) for limit, value, error in pairs)
 
@@ -245,9 +251,9 @@ def nearest(candidates, limits):
 
 
 def tokens_of(candidate):
-    """Prompt tokens of one request, None if the rows did not count them."""
+    """Prompt tokens of one request, None if the rows did not count them, and of what is predicted for other data."""
     c = candidate.configuration
-    tokens = c.mean("prompt_tokens") if c else None
+    tokens = c.mean("prompt_tokens") if c and not candidate.predicted else None
     return tokens / c.n_eval if tokens and c.n_eval else None
 
 

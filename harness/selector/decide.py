@@ -71,8 +71,21 @@ def no_time_for(rows, dropped, args):
     """[a remark] on what a race had no time to run whole on the named data set, and nothing has run whole since."""
     here, out = ([row for row in some if configurations.data_name(row) == data_of(args)] for some in (rows, dropped))
     names = [short_name(row) for row in out if row["note"].startswith("dropped for time")]
-    names = sorted(set(names) - set(map(short_name, here)))
+    names = [*sorted(set(names) - set(map(short_name, here))), *never_begun(args)]
     return [f"a race had no time to run these whole, which may be better: {'; '.join(names)}"] if names else []
+
+
+def never_begun(args):
+    """[names] of what a race on the named data set has not even begun, as it says beside the results."""
+    path = Path(args.results or "").with_suffix("")
+    path = path.with_name(f"{path.name}_race.json")
+    told = utils.read_json(str(path), list, "--results") if path.is_file() else []
+    late = (one for one in told if (one["dropped"] or "").startswith("dropped for time") and not any(one["whole"]))
+    return [
+        one["name"]
+        for one in late
+        if Path(one["data"]).name == data_of(args) and not any(run for rung in one["rungs"] for run in rung)
+    ]
 
 
 def short_name(row):
@@ -201,7 +214,9 @@ def from_rows(rows, args):
     if choice:
         promise = promises.promised(members, choice, limits, args.prefer)
         others, sure = [c for c in within if c is not choice], promises.with_promise(choice, promise)
-        decision = dataclasses.replace(decision, cautions=promises.cautions_of(sure, promise, len(members), limits))
+        cautions = promises.cautions_of(sure, promise, len(members), limits)
+        cautions += promises.with_fewer_labels(choice, others, limits)
+        decision = dataclasses.replace(decision, cautions=cautions)
         found = recommended(decision, args, sure, ties, others, again)
         return dataclasses.replace(found, reasons=[*promises.how_scored(choice, promise), *found.reasons])
     near, relaxed, alone = candidates.nearest(members, limits)

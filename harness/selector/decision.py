@@ -73,6 +73,7 @@ class Decision:
     metric: str = "score"
     n: str | None = None
     hardware: str | None = None
+    probability: float | None = None  # of a predicted choice, or the nearest, to be within the limits
     considered: int = 0  # configurations
     elsewhere: str = ""  # a remark on rows that were not used
     not_used: list[str] = field(default_factory=list)  # why an earlier basis could not answer
@@ -117,7 +118,7 @@ def command_for(configuration, rows, args, labels=None):
     model = "gen_model" if "gen_model" in configurations.flags(row) else "model"
     changes = dict.fromkeys((*DATA_FLAGS, *OF_ONE_DATA_SET))  # None: left out
     changes |= {**flags_of_data(rows, args), "dataset": args.dataset or rules.YOUR_DATA}
-    if labels and any(configurations.flags(row).get(name) for name in LABEL_FLAGS):
+    if labels is not None and any(configurations.flags(row).get(name) for name in LABEL_FLAGS):
         changes |= {**dict.fromkeys(LABEL_FLAGS), "label_budget": round(labels)}
     if row["model"] and (args.model or args.params_b):  # TF-IDF has none
         changes[model] = args.model or rules.YOUR_MODEL

@@ -54,7 +54,10 @@ def heading(decision, source, skipped):
         lines = [f"Decided from rows: {decision.considered} configurations measured on {where}"]
         lines += [f"  {decision.elsewhere}"] if decision.elsewhere else []
     elif decision.basis == "model":
-        lines = [f"Predicted from the rows in {source}{why}: {decision.considered} configurations"]
+        lines = [
+            f"Predicted from the rows in {source}{why}: {decision.considered} configurations, latencies and memory on "
+            f"{decision.hardware}"
+        ]
     else:
         lines = [f"Decided by rules of thumb{why}"]
     if skipped:
@@ -98,7 +101,8 @@ def nothing_fits(decision):
     """Lines on the nearest configuration or strategy, and on what would help."""
     if not isinstance(decision.nearest, Candidate):
         return [f"Nothing fits. The nearest is {rules.NAMES[decision.nearest]}, which {' and '.join(decision.over)}."]
-    lines = [f"Nothing fits. The nearest is {words(decision.nearest, decision.metric)}; {', '.join(decision.over)}"]
+    which = "Nothing is likely to fit. The nearest" if decision.basis == "model" else "Nothing fits. The nearest"
+    lines = [f"{which} is {words(decision.nearest, decision.metric)}; {', '.join(decision.over)}"]
     if decision.relaxed:
         lines.append(f"Something fits if you relax {relax(decision)}")
     if decision.untried:
@@ -127,9 +131,13 @@ def short_text(decision):
         sentences = by_rules(decision)
     elif decision.choice is None:
         near = f"{decision.nearest.name}, {', '.join(decision.over)}"
+        which = (
+            f"measured on {decision.data} is"
+            if decision.basis == "rows"
+            else "predicted from other data is likely to be"
+        )
         sentences = [
-            f"None of the {decision.considered} configurations measured on {decision.data} is within all limits. "
-            f"The nearest is {near}.",
+            f"None of the {decision.considered} configurations {which} within all limits. The nearest is {near}.",
             f"It becomes possible if you relax {relax(decision)}." if decision.relaxed else "",
         ]
     else:
@@ -154,7 +162,7 @@ def by_numbers(decision):
     """Sentences on a measured or predicted choice."""
     chosen, metric = decision.configuration, decision.metric
     measured = f"measured on {decision.n} examples of {decision.data}, {decision.hardware}"
-    where = measured if decision.basis == "rows" else "predicted from other data"
+    where = measured if decision.basis == "rows" else f"predicted from other data, for {decision.hardware}"
     name = f"{metric} ({MEANING[metric]})" if metric in MEANING else metric
     cached = f" {IN_CACHE}" * (chosen.latency_column == CACHED)
     needs = [
@@ -202,4 +210,5 @@ def candidate_json(candidate):
     names += ("memory_gb", "serving_gb", "labels", "train_seconds")
     rows = candidate.configuration.rows if candidate.configuration else []
     fields = {name: getattr(candidate, name) for name in names}
+    fields["degrees"] = None if math.isinf(candidate.degrees) else candidate.degrees  # of freedom of score_error
     return {**fields, "rows": [row["run_id"] for row in rows], "command": candidate.command}

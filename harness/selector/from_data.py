@@ -8,6 +8,7 @@ import utils
 from harness.errors import short
 from harness.results import configurations, names
 from harness.selector import landmark, predictor
+from harness.selector.candidates import nearest, obstacles
 from harness.selector.decision import Decision, Undecided, command_for, data_of, limits_of
 from harness.selector.spec import CHARS_A_TOKEN, Data, data_of_rows, steps_of
 
@@ -16,15 +17,16 @@ VAGUE = 0.15  # half a 95 % interval of a predicted score
 
 
 def learn(rows, args):
-    """(Predictor of the rows on one kind of device, {data set: Data}). Undecided where the rows are too few."""
+    """(Predictor of the rows of one kind of device, {data set: Data}, machines). Undecided where rows are too few."""
     devices = Counter(row["device"] for row in rows)
     device = args.device or max(devices, key=devices.get, default="")
     rows = [row for row in rows if row["device"] == device]
+    machines = Counter(row["device_name"] for row in rows)
     if not any(configurations.task_kind(row) == args.task for row in rows):
         raise Undecided(f"no row on {device} measures {args.task}" if device else "there are no rows to predict from")
     known = data_of_rows(rows)
     try:
-        return predictor.Predictor(predictor.groups_of(rows), known), known
+        return predictor.Predictor(predictor.groups_of(rows), known), known, "; ".join(machines)
     except utils.UserError as error:
         raise Undecided(str(error)) from None
 
@@ -35,7 +37,12 @@ def about_data(args, known):
     """
     own, told = known.get(data_of(args)), []
     if own is None and args.dataset and Path(args.dataset).exists():
-        own, how = read_data(args)
+        try:
+            own, how = read_data(args)
+        except utils.UserError as error:
+            if not args.tokens or (args.task == "classification" and not args.n_classes):
+                raise utils.UserError(f"{error}; --tokens and --n_classes would do without reading it") from None
+            how = f"{args.dataset} cannot be read ({short(error)})"
         told.append(how)
     chars = args.tokens * CHARS_A_TOKEN if args.tokens else own and own.chars
     classes = args.n_classes or (own.classes if own else None if args.task == "classification" else 1)
@@ -51,19 +58,16 @@ def about_data(args, known):
 
 
 def read_data(args):
-    """(Data, what was read) of --dataset. Undecided where it cannot be read without further flags."""
+    """(Data, what was read) of --dataset. UserError where it cannot be read."""
     from harness.data import tasks  # a decision from rows reads no data
 
-    try:
-        columns = {name: value for name, value in vars(args).items() if name.endswith("_column") or name == "encoding"}
-        task = tasks.load_task(args.dataset, args.subset, **columns)
-        cells, scored = task.row(), None
-        enough = min(len(task.train), args.data_size or len(task.train)) >= landmark.LABELS
-        if task.kind == "classification" and enough:
-            few = {"label_budget": landmark.LABELS, "max_eval_samples": EXAMPLES}
-            scored = landmark.of_task(tasks.load_task(args.dataset, args.subset, **columns, **few))
-    except utils.UserError as error:
-        raise Undecided(f"{args.dataset} cannot be read ({short(error)}); give --tokens and --n_classes") from None
+    columns = {name: value for name, value in vars(args).items() if name.endswith("_column") or name == "encoding"}
+    task = tasks.load_task(args.dataset, args.subset, **columns)
+    cells, scored = task.row(), None
+    labels = len(task.train) if args.data_size is None else min(args.data_size, len(task.train))
+    if task.kind == "classification" and labels >= landmark.LABELS:
+        few = {"label_budget": landmark.LABELS, "max_eval_samples": EXAMPLES}
+        scored = landmark.of_task(tasks.load_task(args.dataset, args.subset, **columns, **few))
     found = Data(cells["input_chars"], cells.get("n_classes", 1), cells.get("majority_baseline"), scored)
     classes = f"{found.classes} classes, the largest {found.majority:.0%}, " if found.majority else ""
     learnt = f"; TF-IDF learns {scored:.3f} of them from {landmark.LABELS} labels" if scored is not None else ""
@@ -75,28 +79,63 @@ def decide(rows, args, recommended):
 
     recommended: decide.recommended, which fills in a choice.
     """
-    learned, known = learn(rows, args)
+    learned, known, machines = learn(rows, args)
     data, told = about_data(args, known)
-    members = [learned.candidate(wanted, name, c) for name, c, wanted in within_reach(learned, args, data)]
-    choice, probability, others = predictor.choose_predicted(members, limits_of(args), args.prefer)
-    if choice is None:
-        raise Undecided(f"none of the {len(members)} configurations that can be predicted could be within the limits")
-    sure = "likely" if probability >= predictor.CONFIDENCE else "UNLIKELY" if probability < 0.5 else "not certain"
-    likelihood = f"{sure} to be within the limits (probability about {probability:.0%})"
-    cautions = [f"predicted, not measured; {likelihood}. Measure it first", *told]
-    if choice.half_interval > VAGUE:
-        cautions.append(f"its score cannot be predicted closely (± {choice.half_interval:.2f}): the order is a guess")
-    if args.cached and args.latency_ms is not None:
-        cautions.append("latencies are predicted without a cache")
+    limits, found = limits_of(args), within_reach(learned, args, data)
+    members = [learned.candidate(wanted, name, c) for name, c, wanted in found]
+    choice, probability, others = predictor.choose_predicted(members, limits, args.prefer)
     decision = Decision(
-        "model", args.task, limits_of(args), args.prefer, None, considered=len(members), cautions=cautions
+        "model",
+        args.task,
+        limits,
+        args.prefer,
+        None,
+        considered=len(members),
+        hardware=machines,
+        probability=probability,
+        cautions=["predicted, not measured", *told],
     )
-    labels = {id(c.configuration): c.labels for c in members}
+    labels = {id(c.configuration): all_labels(wanted, args) for c, (*_, wanted) in zip(members, found)}
 
     def on_this_data(configuration):
         return command_for(configuration, rows, args, labels.get(id(configuration)))
 
+    if probability < predictor.NOTHING:
+        return nothing_likely(decision, members, choice, on_this_data)
+    sure = "likely" if probability >= predictor.CONFIDENCE else "not certain"
+    cautions = [f"{sure} to be within the limits (probability about {probability:.0%}). Measure it first"]
+    if choice.half_interval > VAGUE:
+        cautions.append(f"its score cannot be predicted closely (± {choice.half_interval:.2f}): the order is a guess")
+    if args.cached and args.latency_ms is not None:
+        cautions.append("latencies are predicted without a cache")
+    if choice.train_seconds and choice.labels < labels[id(choice.configuration)]:
+        times = f"{predictor.BEYOND} times what was measured"
+        cautions.append(f"predicted for {choice.labels:,.0f} labels, {times}; the command uses all that there are")
+    decision = dataclasses.replace(decision, cautions=[f"{decision.cautions[0]}; {cautions[0]}", *told, *cautions[1:]])
     return recommended(decision, args, choice, [], others, on_this_data)
+
+
+def nothing_likely(decision, members, best, command):
+    """The Decision where no Candidate is within the limits with a probability of NOTHING. best: the likeliest, None
+    where none can be.
+    """
+    near, relaxed, alone = nearest(members, decision.limits)
+    if best is not None:
+        near = best
+    over = [text for *_, text in obstacles(near, decision.limits)]
+    return dataclasses.replace(
+        decision,
+        nearest=dataclasses.replace(near, command=command(near.configuration)),
+        over=[*over, f"within the limits with a probability of about {decision.probability:.0%}"],
+        relaxed=relaxed,
+        relax_one=alone,
+        command=command(near.configuration),
+    )
+
+
+def all_labels(wanted, args):
+    """Labels of the command that measures a Spec: all that there are where it is trained."""
+    return wanted.labels if args.data_size is None or not wanted.steps else args.data_size
 
 
 def within_reach(learned, args, data):
@@ -111,7 +150,8 @@ def within_reach(learned, args, data):
         most[s.family] = max(most.get(s.family, 0), s.labels)
     specs, refusals = {}, []
     for configuration, known in alike:
-        scale = args.params_b * 1e9 / known.params if args.params_b else 1.0
+        sized = bool(args.params_b and configuration.rows[0]["model"])  # TF-IDF has no model
+        scale = args.params_b * 1e9 / known.params if sized else 1.0
         labels = known.labels
         if args.data_size is not None and known.steps and known.labels:
             labels = min(args.data_size, predictor.BEYOND * most[known.family])
@@ -131,6 +171,9 @@ def within_reach(learned, args, data):
             continue
         written = names.labels(configuration.rows[0])
         name = configuration.name.replace(written, f"{labels:,.0f} labels") if written else configuration.name
+        if sized:
+            model = names.short_model(configuration.rows[0]["model"])
+            name = name.replace(model, f"a model of {args.params_b:g} B")
         specs.setdefault((name, wanted.precision), (name, configuration, wanted))
     if not specs:
         why = refusals[0] if refusals else f"no row says how long the inputs are for {args.task}"

@@ -16,11 +16,12 @@ def of_task(task, seed=0):
     return float((chosen == [ex.label for ex in task.evaluation]).mean())
 
 
+def is_it(row):
+    """Whether a row measures it."""
+    return row["variant"] == "tfidf_logreg" and configurations.flags(row).get("label_budget") == LABELS
+
+
 def of_rows(rows):
     """The same from rows of one data set, the mean over draws of the labels; None where none has it."""
-    scores = [
-        configurations.value(row, "accuracy")
-        for row in rows
-        if row["variant"] == "tfidf_logreg" and configurations.flags(row).get("label_budget") == LABELS
-    ]
+    scores = [configurations.value(row, "accuracy") for row in rows if is_it(row)]
     return sum(scores) / len(scores) if scores else None

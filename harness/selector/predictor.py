@@ -11,12 +11,14 @@ from sklearn.preprocessing import StandardScaler
 
 import utils
 from harness.results import configurations
+from harness.selector import landmark
 from harness.selector.candidates import Candidate, Limits, choose, eligible
 from harness.selector.regression import Regression
 from harness.selector.spec import Spec, spec
 
 MIN_CONFIGURATIONS, MIN_SETS = 20, 3  # that the predictor needs to learn from
 TIE_POINTS = 0.01  # predicted scores closer than this are ties
+NOTHING = 0.5  # probability of being within the limits below which nothing is recommended
 CONFIDENCE = 0.9  # probability of being within the limits that a prediction needs to be recommended as likely
 BEYOND = 2  # a size may lie outside the measured range by this factor
 REGRESSION = "knn"  # of regression.REGRESSIONS
@@ -38,7 +40,7 @@ class Predictor:
         self.regression = regression
         self.specs = [s for _, _, s in self.known]
         self.score = self._fit(Spec.vector, above_majority)
-        known = [one for one in self.known if one[2].data.landmark is not None]
+        known = [one for one in self.known if one[2].data.landmark is not None and not landmark.is_it(one[1].rows[0])]
         self.by_landmark = self._fit(Spec.vector_by_landmark, above_landmark, known)
         self.latency = self._fit_log(Spec.work, "latency_ms_p50")
         self.memory = self._fit_log(Spec.room, "memory")
@@ -62,30 +64,48 @@ class Predictor:
         return self._fit(features, lambda c, s: math.log(c.mean(column)), some)
 
     def _fit_region(self):
-        """Where predictions are made: as near to a measured configuration as these are to those of other data sets."""
+        """Where predictions are made: as near to a measured configuration of its kind of task as these are to those of
+        other data sets. self.regions: {kind: (its (group, Configuration, Spec)s, nearest neighbours, reach)}.
+        """
         points = np.array([[x for _, x in s.numbers()] for s in self.specs])
         self.scaler = StandardScaler().fit(points)
-        self.points, sets = self.scaler.transform(points), np.array([group[0] for group, _, _ in self.known])
-        self.reach = max(
-            NearestNeighbors(n_neighbors=1).fit(self.points[sets != one]).kneighbors(self.points[sets == one])[0].max()
-            for one in self.sets
-        )
-        self.nearest = NearestNeighbors(n_neighbors=1).fit(self.points)
+        points, sets = self.scaler.transform(points), np.array([group[0] for group, _, _ in self.known])
+        kinds, self.regions = np.array([s.kind for s in self.specs]), {}
+        for kind in sorted(set(kinds.tolist())):
+            here = [one for one in self.known if one[2].kind == kind]
+            own, own_sets = points[kinds == kind], sets[kinds == kind]
+            if len(set(own_sets.tolist())) >= MIN_SETS:
+                reach = max(
+                    NearestNeighbors(n_neighbors=1).fit(own[own_sets != one]).kneighbors(own[own_sets == one])[0].max()
+                    for one in set(own_sets.tolist())
+                )
+                self.regions[kind] = here, NearestNeighbors(n_neighbors=1).fit(own), reach
 
     def refusal(self, wanted):
         """Why a Spec is outside the range of the rows; None if it is within."""
-        for name in ("strategy", "kind"):
-            if getattr(wanted, name) not in {getattr(s, name) for s in self.specs}:
-                return f"no row of {getattr(wanted, name)}"
+        if wanted.kind not in self.regions:
+            n = len({group[0] for group, _, s in self.known if s.kind == wanted.kind})
+            return f"{wanted.kind} was measured on {n} data sets, and {MIN_SETS} are needed"
+        known, nearest, reach = self.regions[wanted.kind]
+        alike = [s for _, _, s in known if s.family == wanted.family and s.learns == wanted.learns]
+        if not alike:
+            return f"no row of {wanted.strategy}"
         edge = math.log10(BEYOND)
         for i, (name, value) in enumerate(wanted.numbers()):
-            seen = [s.numbers()[i][1] for s in self.specs]
+            seen = [s.numbers()[i][1] for _, _, s in known]
             if not min(seen) - edge <= value <= max(seen) + edge:
                 low, high = 10 ** min(seen), 10 ** max(seen)
                 return f"{10**value:,.0f} {name} are beyond the {low:,.0f} to {high:,.0f} that were measured"
-        (distance,), (place,) = self.nearest.kneighbors(self.scaler.transform([[x for _, x in wanted.numbers()]]))
-        if distance[0] > self.reach:
-            near = self.known[place[0]]
+        if wanted.learns:
+            low, high = min(s.labels for s in alike), max(s.labels for s in alike)
+            if not max(low / BEYOND, wanted.data.classes) <= wanted.labels <= high * BEYOND:
+                return (
+                    f"{wanted.labels:,.0f} labels are too few or too many for {wanted.strategy}, which was measured "
+                    f"with {low:,.0f} to {high:,.0f}; and a class needs one"
+                )
+        (distance,), (place,) = nearest.kneighbors(self.scaler.transform([[x for _, x in wanted.numbers()]]))
+        if distance[0] > reach:
+            near = known[place[0]]
             return f"nothing like it was measured; the nearest is {near[1].name} on {near[0][0]}"
         return None
 
@@ -104,7 +124,7 @@ class Predictor:
         return Candidate(
             name,
             wanted.strategy,
-            score.centre + floor,
+            min(1.0, max(0.0, score.centre + floor)),
             latency and math.exp(latency.centre),
             memory and math.exp(memory.centre),
             wanted.labels,
@@ -115,7 +135,9 @@ class Predictor:
             wanted.data.majority,
             configuration,
             serving_gb=serving and math.exp(serving.centre),
+            serving_error=serving.scale if serving else None,
             degrees=score.degrees,
+            predicted=True,
         )
 
 
@@ -144,7 +166,7 @@ def chance(candidate, limits):
             candidate.memory_gb,
             candidate.memory_error,
         ),
-        (limits.serving_memory_gb, candidate.serving_gb, candidate.memory_error),
+        (limits.serving_memory_gb, candidate.serving_gb, candidate.error_of_serving),
     ):
         if limit is not None:
             p *= t.cdf((math.log(limit) - math.log(value)) / max(error, 1e-9), candidate.degrees) if value else 0.0

@@ -6,6 +6,9 @@ import math
 from harness.results import champions
 from harness.selector import candidates
 
+LISTED = 4  # names in a caution
+UNSTEADY = 2.0  # by which the median latency of a run may differ from another one's, on a machine that does other work
+
 
 def promised(members, choice, limits, prefer="accuracy"):
     """The champions.Champion of a choice: its score on examples that did not choose it, if that can be known.
@@ -36,6 +39,22 @@ def how_scored(choice, promise):
     return [f"its score is the {promise.how()}: on examples that did not choose it; {choice.score:.3f} on all examples"]
 
 
+def with_fewer_labels(choice, others, limits):
+    """[a remark] where more labels may change the answer: the choice has fewer than there are, or another one that is
+    trained has fewer than the choice.
+    """
+    told = []
+    if choice.train_seconds and choice.labels and limits.data_size and choice.labels < limits.data_size:
+        told.append(f"it was measured with {choice.labels:,.0f} of the {limits.data_size:,} labels that you have")
+    fewer = [c.name for c in others if c.train_seconds and c.labels and choice.labels and c.labels < choice.labels]
+    if fewer:
+        more = f" and {len(fewer) - LISTED} more" if len(fewer) > LISTED else ""
+        told.append(
+            f"measured with fewer labels than it, so that they may be better: {'; '.join(fewer[:LISTED])}{more}"
+        )
+    return told
+
+
 def cautions_of(choice, promise, considered, limits):
     """What to know before relying on a measured choice. promise: its Champion."""
     c, needed, cautions = choice.configuration, limits.required_accuracy, []
@@ -46,6 +65,8 @@ def cautions_of(choice, promise, considered, limits):
         cautions.append("its memory of serving was not measured apart: the peak of its run stands for it")
     if not candidates.surely_within(choice, limits):
         cautions.append("its latency or memory is so near the limit that another run may be beyond it")
+    if limits.latency_ms is not None and not choice.latency_error and choice.latency_ms * UNSTEADY > limits.latency_ms:
+        cautions.append("nothing ran twice, so how much its latency varies from run to run is not known")
     if limits.cached and choice.latency_column != candidates.CACHED:
         cautions.append("its latency was measured without a cache alone")
     if choice.majority is not None and low <= choice.majority:

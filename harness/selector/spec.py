@@ -48,6 +48,11 @@ class Spec:
         """Configurations whose errors are alike."""
         return f"{self.strategy}, {'encoder' if self.encoder else 'language model'}"
 
+    @property
+    def learns(self):
+        """Whether it learns from labels, in training or in a search."""
+        return bool(self.steps or self.searched)
+
     def tokens(self):
         """Of one example's input."""
         return self.data.chars / CHARS_A_TOKEN
@@ -77,7 +82,7 @@ class Spec:
         Labels count by class, and apart for each strategy: what a hundred labels give a probe they do not give a
         prompt. So do the classes.
         """
-        learnt_from = self.labels if self.steps or self.searched else 0
+        learnt_from = self.labels if self.learns else 0
         labels = math.log10(1 + learnt_from / self.data.classes)
         classes = math.log10(self.data.classes)
         is_strategy = [float(self.strategy == name) for name in STRATEGIES]

@@ -11,7 +11,14 @@ from harness.selector.serving import serve_command
 
 def row(script, device="cuda", variant="v", metric="token_f1", **flags):
     args = {"model": "a/m", "runs_dir": "runs", **flags}
-    names = {"script": script, "device": device, "variant": variant, "metric": metric, "run_id": "R1"}
+    names = {
+        "script": script,
+        "device": device,
+        "variant": variant,
+        "metric": metric,
+        "run_id": "R1",
+        "precision": "bf16",
+    }
     return {**names, "args": json.dumps(args)}
 
 
@@ -19,6 +26,8 @@ def row(script, device="cuda", variant="v", metric="token_f1", **flags):
     "measured, command",
     [
         (row("prompt_eval.py"), "vllm serve a/m"),
+        ({**row("prompt_eval.py"), "precision": "nf4"}, "vllm serve a/m --quantization bitsandbytes"),
+        ({**row("prompt_eval.py"), "precision": "int8"}, None),  # vLLM makes no 8 bits of it
         (row("prompt_eval.py", "cpu"), "transformers serve a/m --device cpu"),
         (row("prompt_eval.py", adapter="x y"), "vllm serve a/m --enable-lora --lora-modules 'tuned=x y'"),
         (row("rag_eval.py", gen_model="b/g", model=None), "vllm serve b/g"),

@@ -1,0 +1,148 @@
+"""Predictions for data that no row measures: what is in reach of them, and what is said where nothing is likely."""
+
+import dataclasses
+import json
+import math
+
+import pytest
+from helpers import write_jsonl
+from row_helpers import made_up_rows, result_row, results_csv
+from selector_helpers import decide
+
+import adaptive_selector
+from harness.results import configurations, store
+from harness.selector import predictor
+from harness.selector.candidates import Candidate, Limits
+from harness.selector.spec import data_of_rows
+
+TOLD = "--tokens 30 --n_classes 2 --majority_share 0.5"  # about new data, as of made_up_rows
+
+
+@pytest.fixture
+def path(tmp_path):
+    return results_csv(tmp_path / "r.csv", made_up_rows())
+
+
+def learnt(rows, tmp_path):
+    kept, _ = configurations.select(store.read_results(results_csv(tmp_path / "l.csv", rows)))
+    return predictor.Predictor(predictor.groups_of(kept), data_of_rows(kept))
+
+
+@pytest.mark.parametrize("labels, strategy", [(0, "prompting"), (1, "prompting"), (24, "prompting"), (30, None)])
+def test_what_is_trained_needs_as_many_labels_as_were_measured(path, capsys, labels, strategy):
+    """Half of the fewest, 50, at least."""
+    found = decide(f"--dataset new --data_size {labels} {TOLD}", capsys, path)
+    named = [found["configuration"], *found["others"]]
+    assert ({one["strategy"] for one in named} == {"prompting"}) == (strategy == "prompting")
+    if strategy is None:
+        assert all("--label_budget 30" in one["command"] for one in named if one["strategy"] == "full_finetuning")
+
+
+def test_a_class_needs_a_label(tmp_path):
+    learned = learnt(made_up_rows(), tmp_path)
+    trained = min((s for s in learned.specs if s.steps), key=lambda s: (s.labels, s.params))
+    many = dataclasses.replace(trained.data, classes=4.0)
+    assert learned.refusal(dataclasses.replace(trained, data=many)) is None
+    assert "3 labels are too few" in learned.refusal(dataclasses.replace(trained, data=many, labels=3))
+
+
+def test_the_command_has_all_labels_where_predictions_end_before(path, capsys):
+    found = decide(f"--dataset new --data_size 70000 {TOLD}", capsys, path)
+    assert found["configuration"]["labels"] == 2000 and "--label_budget 70000" in found["command"]
+    assert any("predicted for 2,000 labels" in caution for caution in found["cautions"])
+    assert not any(
+        "predicted for" in c for c in decide(f"--dataset new --data_size 900 {TOLD}", capsys, path)["cautions"]
+    )
+
+
+def test_where_nothing_is_likely_nothing_is_chosen(path, capsys):
+    for limits in ("--latency_ms 0.01", "--required_accuracy 0.99"):
+        found = decide(f"--dataset new --data_size 500 {limits} {TOLD}", capsys, path)
+        assert found["basis"] == "model" and found["choice"] is None and found["configuration"] is None
+        assert found["nearest"]["command"] == found["command"] and found["probability"] < 0.5
+    adaptive_selector.main(["--dataset", "new", "--latency_ms", "0.01", *TOLD.split(), "--results", path])
+    told = capsys.readouterr().out
+    assert "Nothing is likely to fit. The nearest is" in told and "relax latency to" in told
+    adaptive_selector.main(["--dataset", "new", "--latency_ms", "0.01", *TOLD.split(), "--results", path, "--explain"])
+    assert "predicted from other data is likely to be within all limits" in capsys.readouterr().out
+    found = decide(f"--dataset new --data_size 500 {TOLD}", capsys, path)
+    assert found["choice"] and found["probability"] == 1.0
+
+
+def test_a_prediction_is_for_the_machine_of_its_rows(path, capsys):
+    rows = store.read_results(path)
+    found = decide(f"--dataset new --data_size 500 {TOLD}", capsys, path)
+    assert found["hardware"] == rows[0]["device_name"]
+    adaptive_selector.main(["--dataset", "new", *TOLD.split(), "--results", path])
+    assert f"latencies and memory on {rows[0]['device_name']}" in capsys.readouterr().out
+
+
+def test_a_kind_of_task_is_predicted_from_three_data_sets_of_it(tmp_path, capsys):
+    rows = made_up_rows()
+    for i in range(2):
+        cells = {"strategy": "prompting", "script": "prompt_eval.py", "metric": "token_f1", "variant": "0_shot"}
+        cells |= {"dataset": f"data/q{i}", "eval_id": f"q{i}", "total_params": 20_000_000, "prompt_tokens": 3000}
+        rows += [result_row(score=0.4, n_train=0, macro_f1=None, latency_ms_p50=90, **cells)]
+    found = decide("--dataset new --task qa --tokens 30", capsys, results_csv(tmp_path / "q.csv", rows))
+    assert found["basis"] == "rules" and "qa was measured on 2 data sets, and 3 are needed" in found["not_used"][1]
+
+
+def test_what_has_no_model_has_no_size_to_scale(tmp_path, capsys):
+    rows = made_up_rows()
+    for g in range(6):
+        cells = {
+            "strategy": "probe",
+            "script": "probe.py",
+            "variant": "tfidf_logreg",
+            "model": "",
+            "total_params": None,
+        }
+        cells |= {"dataset": f"data/d{g}", "eval_id": f"e{g}", "majority_baseline": 0.5, "trainable_params": 5000}
+        cells |= {"n_train": 200, "train_seconds": 0.1, "latency_ms_p50": 1, "flags": {"features": "tfidf"}}
+        rows.append(result_row(score=0.7, **cells))
+    found = decide(
+        f"--dataset new --data_size 200 --params_b 0.1 {TOLD}", capsys, results_csv(tmp_path / "t.csv", rows)
+    )
+    names = [one["name"] for one in (found["configuration"], *found["others"])]
+    assert any("TF-IDF" in name for name in names) and any("a model of 0.1 B" in name for name in names)
+    assert not any("TF-IDF" in name and "a model" in name for name in names)
+
+
+def test_tokens_of_other_data_have_no_price_here(tmp_path, capsys):
+    rows = [{**row, "generated_tokens": 100} for row in made_up_rows()]
+    path, prices = results_csv(tmp_path / "p.csv", rows), "--price_in 1 --price_out 2"
+    assert "tokens in" in decide(f"--dataset data/d0 {prices} --data_size 0", capsys, path)["cost"]
+    assert decide(f"--dataset new {prices} --data_size 0 {TOLD}", capsys, path)["cost"] is None
+
+
+def test_the_memory_of_serving_has_an_error_of_its_own():
+    near = Candidate("a", "probe", 0.8, 1.0, 1.0, 0, 1.0, memory_error=0.3, serving_gb=0.8, degrees=9)
+    chances = [
+        predictor.chance(dataclasses.replace(near, serving_error=error), Limits(serving_memory_gb=1.0))
+        for error in (None, 0.05)
+    ]
+    assert chances[0] < 0.8 < 0.99 < chances[1]
+
+
+def test_a_file_that_cannot_be_read_is_told_and_lengths_do_without_it(path, tmp_path, capsys):
+    write_jsonl(
+        tmp_path / "mine.jsonl", [{"body": f"{'some words ' * 11}{i}", "kind": "ab"[i % 2]} for i in range(200)]
+    )
+    mine = f"--dataset {tmp_path / 'mine.jsonl'} --data_size 200"
+    for columns, said in (
+        ("", "--text_column and --label_column"),
+        ("--text_column x --label_column kind", "x: no such"),
+    ):
+        with pytest.raises(SystemExit) as ended:
+            decide(f"{mine} {columns}", capsys, path)
+        assert ended.value.code == 2 and said in capsys.readouterr().err
+    assert decide(f"{mine} --text_column body --label_column kind", capsys, path)["basis"] == "model"
+    found = decide(f"{mine} {TOLD}", capsys, path)
+    assert found["basis"] == "model" and any("cannot be read" in caution for caution in found["cautions"])
+
+
+def test_an_interval_can_be_made_of_the_json(path, capsys):
+    found = decide(f"--dataset new --data_size 500 {TOLD}", capsys, path)["configuration"]
+    assert found["degrees"] == 5 and found["score_error"] > 0
+    measured = json.loads(json.dumps(decide("--dataset data/d0 --data_size 500", capsys, path)))["configuration"]
+    assert measured["degrees"] is None or math.isfinite(measured["degrees"])
