@@ -114,6 +114,9 @@ def fit(vectors, labels, kind, seed=0, tuned=False):
             "--max_train_samples, or other data"
         )
     folds, sparse, notes = 0 if tuned else n_folds(counts), scipy.sparse.issparse(vectors), []
+    given, back = vectors, None
+    if sparse and kind == "logreg" and vectors.shape[1] > vectors.shape[0]:
+        vectors, back = rotated(vectors)
     if kind == "logreg":
         steps = [] if sparse or tuned else [StandardScaler()]
         estimator, prefix = make_pipeline(*steps, LogisticRegression(max_iter=1000)), "logisticregression__"
@@ -139,8 +142,23 @@ def fit(vectors, labels, kind, seed=0, tuned=False):
     settings = {name.removeprefix(prefix): value for name, value in chosen.items()}
     words = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in settings.items())
     notes.insert(0, f"{words} chosen by {folds}-fold cross-validation" if folds else words)
-    arrays = _linear(best) if kind == "logreg" else _examples(vectors, labels)
+    arrays = _linear(best) if kind == "logreg" else _examples(given, labels)
+    if back is not None:
+        arrays["coef"] = np.ascontiguousarray(given.T @ (back @ arrays["coef"]))
     return Head(kind, classes.tolist(), arrays, settings, notes)
+
+
+def rotated(vectors):
+    """(coordinates [N, R] of N sparse vectors [N, D] in the space that they span, what brings weights back [N, R]).
+
+    The coordinates have the same products, and weights that are penalized by their length lie in that space, so that a
+    logistic regression on them is that on the vectors, in N coordinates instead of D (the representer theorem;
+    Schölkopf et al. 2001).
+    """
+    values, directions = np.linalg.eigh((vectors @ vectors.T).toarray())
+    kept = values > values[-1] * 1e-12
+    lengths, directions = np.sqrt(values[kept]), directions[:, kept]
+    return directions * lengths, directions / lengths
 
 
 def _converged(pipeline):

@@ -88,3 +88,16 @@ def test_a_saved_head_gives_the_same(kind, sparse, tmp_path):
     (tmp_path / "probe" / "head.safetensors").write_bytes(b"not a tensor")
     with pytest.raises(utils.UserError, match="head.safetensors cannot be read"):
         frozen_heads.load(tmp_path / "probe", about)
+
+
+@pytest.mark.parametrize("classes", [2, 4])
+def test_sparse_vectors_with_more_terms_than_examples_give_scikit_learns_weights_in_fewer_coordinates(classes):
+    rng, y = np.random.default_rng(0), np.arange(40) % classes
+    dense = (rng.random((70, 600)) < 0.05) * rng.random((70, 600)) + (np.arange(70) % classes)[:, None] * 0.01
+    dense[3] = dense[7]  # the same text twice: they span fewer than 40 dimensions
+    x = scipy.sparse.csr_matrix(dense)
+    head = frozen_heads.fit(x[:40], y, "logreg")
+    assert frozen_heads.rotated(x[:40])[0].shape == (40, 39)
+    model = LogisticRegression(C=head.settings["C"], max_iter=1000, tol=1e-8).fit(x[:40], y)
+    assert head.arrays["coef"].shape == (600, classes)
+    assert np.exp(head.log_probs(x[40:], classes)) == pytest.approx(model.predict_proba(x[40:]), abs=2e-3)
