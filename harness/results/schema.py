@@ -41,7 +41,7 @@ STATUSES = {
     "failed": "it ended with an error, whose traceback was printed, or with a loss that is not a number",
     "degenerate": "it ended, but its outputs are of no use: one class only, most answers unreadable, or an adapter "
     "that changes nothing; the row counts in means and intervals, and charts, report and selector say so",
-    "dropped": "a race dropped its configuration: it ran on a share of the labels and examples, and is neither "
+    "dropped": "a race dropped its configuration: it ran for a share of its steps or labels, and is neither "
     "compared nor chosen; the note says at which rung and why",
 }
 

@@ -79,7 +79,7 @@ RUNGS = (
     Rung(
         1 / 16,
         1 / 2,
-        {"at_once": NONE, "nothing": NONE, "steps": Gain(0.08, 0.19, 0.10, 2), "labels": Gain(0.31, 0.34, 0.11, 2)},
+        {"at_once": NONE, "nothing": NONE, "steps": Gain(0.05, 0.10, 0.06, 4), "labels": Gain(0.26, 0.32, 0.10, 3)},
     ),
 )
 
