@@ -13,6 +13,7 @@ inputs, share of the most frequent class, the memory forecast. Measured rows jud
     rules       the selector's rules of thumb
     ridge, gp   as the selector, with ridge regression or a Gaussian process in place of nearest neighbours
     selector    nearest neighbours, errors as on data sets that were left out
+    rows        the selector where it has the judged rows themselves: what its choice costs that is no prediction
     sure        the selector where it calls its choice likely to be within the limits (90 %), else "nothing"
 
 A chooser that learns answers "nothing" where no configuration is within the limits with a probability of 50 %, as
@@ -42,7 +43,7 @@ import utils
 from harness import flags
 from harness.results import configurations, store
 from harness.selector import landmark, predictor, rules
-from harness.selector.candidates import Limits, measured, obstacles
+from harness.selector.candidates import Limits, choose, measured, obstacles
 from harness.selector.spec import data_of_rows, spec
 
 LATENCIES = (None, 2000, 1000, 500, 200, 100, 50, 20)  # ms
@@ -50,7 +51,7 @@ MEMORIES = (None, 4, 3, 2, 1.5, 1)  # GB
 LABELS = (0, 16, 100, 500, 2000)
 SCORES = (None, 0.2, 0.5, 0.6, 0.7, 0.75, 0.8, 0.9)
 LEARNERS = {"selector": predictor.REGRESSION, "ridge": "ridge", "gp": "gp"}
-CHOOSERS = ("selector", "sure", "ridge", "gp", "rules", "probe", "or_nothing", "cheapest", "random", "nothing")
+CHOOSERS = ("selector", "sure", "ridge", "gp", "rows", "rules", "probe", "or_nothing", "cheapest", "random", "nothing")
 KEYS = ("right", "held", "kept", "lost", "behind")
 SHOWN = ("right", "ahead", "held", "kept", "lost", "spared", "behind")
 BINS = (0.5, 0.7, 0.85, 0.95, 1.0)  # of stated probabilities
@@ -118,6 +119,7 @@ def plain_choices(limits, candidates, seed):
     cheapest = min(candidates, key=lambda c: (c.configuration.mean("total_params") or 0, c.labels))
     probes = [c for c in candidates if c.strategy == "probe" and c.configuration.mean("total_params")]
     return {
+        "rows": choose(candidates, limits)[0],
         "rules": by_rules(limits, candidates),
         "probe": max(probes, key=lambda c: c.labels, default=cheapest),
         "cheapest": cheapest,

@@ -30,6 +30,7 @@ GRIDS = {
 # where there are too few labels for cross-validation
 USUAL = {"logreg": {"C": 0.1}, "knn": {"n_neighbors": 1, "metric": "cosine", "weights": "uniform"}}
 SCALE = 20.0  # of cosines that become log-odds: what sentence-transformers' losses multiply them with
+HISTORY = 20  # two for each of the 10 steps that scipy's L-BFGS remembers
 NEVER = 1e-9  # the probability of a label that no training example has
 
 
@@ -115,7 +116,7 @@ def fit(vectors, labels, kind, seed=0, tuned=False):
         )
     folds, sparse, notes = 0 if tuned else n_folds(counts), scipy.sparse.issparse(vectors), []
     given, back = vectors, None
-    if sparse and kind == "logreg" and vectors.shape[1] > vectors.shape[0]:
+    if sparse and kind == "logreg" and cheaper_rotated(vectors):
         vectors, back = rotated(vectors)
     if kind == "logreg":
         steps = [] if sparse or tuned else [StandardScaler()]
@@ -146,6 +147,14 @@ def fit(vectors, labels, kind, seed=0, tuned=False):
     if back is not None:
         arrays["coef"] = np.ascontiguousarray(given.T @ (back @ arrays["coef"]))
     return Head(kind, classes.tolist(), arrays, settings, notes)
+
+
+def cheaper_rotated(vectors):
+    """Whether an iteration of L-BFGS, which reads the vectors [N, D] and HISTORY arrays of the weights, takes less in N
+    dense coordinates than in D sparse ones.
+    """
+    n, d = vectors.shape
+    return n * n + HISTORY * n < vectors.nnz + HISTORY * d
 
 
 def rotated(vectors):
