@@ -222,7 +222,7 @@ def test_benchmarks_find_their_marks():
         for _, script, argv in commands
         if "--readme" in argv
     ]
-    assert len({name for name, _ in marked}) == 13
+    assert len({name for name, _ in marked}) == 12
     for script, page in marked:
         text = (ROOT / page).read_text(encoding="utf-8")
         names = re.findall(rf"<!-- ({script}(?:_\w+)?): written by its command -->", text)  # retrieval_study_disfl_qa
