@@ -159,10 +159,11 @@ class Race:
         short = [racer for racer in racers if not racer.is_whole]
         self.run_whole(f"{what}_whole", [racer for racer in racers if racer.is_whole])
         timed = self.args.minutes and what == "rung_1"
+        half = self.time_left() / 2 if timed else 0.0
         size = self.args.workers if timed else max(1, len(short))
         for i in range(0, len(short), size):
-            if timed and self.time_left() < 30 * self.args.minutes:
-                why = "half of the time was over before it began"
+            if timed and self.time_left() < half:
+                why = "half of the time for short and whole runs was over before it began"
                 self.drop("for time", short[i:], {racer.name: why for racer in short[i:]})
                 break
             self.run_cells(what, [cell for racer in short[i : i + size] for cell in racer.on_rung], self.small_args)
@@ -260,11 +261,12 @@ class Race:
         hurried = [racer for racer in out if racer.dropped.startswith(FOR_TIME)]
         begun = [racer.name for racer in hurried if any(racer.rows)]
         never = [racer.name for racer in hurried if not any(racer.rows)]
-        suite = finals + sum(racer.whole_seconds() for racer in out)
+        known = [racer for racer in out if racer.runs and any(racer.rows)]  # more than its first requests
+        suite = finals + sum(racer.whole_seconds() for racer in known)
         lines = [
             f"race: {len(out)} of {len(self.racers)} configurations dropped",
-            f"took {words(finals + self.seconds)}, {words(self.seconds)} of it short runs; all that was begun, whole: "
-            f"about {words(suite)}",
+            f"took {words(finals + self.seconds)}, {words(self.seconds)} of it short runs; whole, the "
+            f"{len(known) + len(self.left())} that were timed would have taken about {words(suite)}",
             f"a loser is better, by more than what ties, with a probability of at most "
             f"{max(self.risks.values(), default=0.0):.1%}, by what few data sets have gained",
         ]

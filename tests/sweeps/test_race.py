@@ -179,8 +179,8 @@ def test_with_little_time_the_best_that_fits_runs_whole(held, capsys):
 def test_what_is_not_begun_in_half_of_the_time_is_dropped(held, monkeypatch):
     clock = iter(range(0, 10_000, 40))
     monkeypatch.setattr(race.time, "monotonic", lambda: next(clock))
-    told, made, _ = held("--minutes", "3")
-    assert set(made) == {"good", "poor"} and "half of the time was over" in told[2]["dropped"]
+    told, made, _ = held("--minutes", "4")
+    assert set(made) == {"good", "poor"} and "half of the time for short and whole runs" in told[2]["dropped"]
 
 
 def test_a_loser_is_taken_back_where_what_beat_it_is_out(held, monkeypatch, capsys):
