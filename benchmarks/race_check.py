@@ -17,9 +17,8 @@ from race_ladders import seconds
 
 import utils
 from harness import flags
-from harness.results import configurations, store
+from harness.results import configurations, outputs, store
 from harness.selector.candidates import Limits, choose, measured
-from harness.sweeps.race import beside
 
 
 def parse_args(argv=None):
@@ -39,11 +38,11 @@ def pick(rows):
 
 def checked(path):
     """What a race and its suite took, in seconds, and what was picked of each, from the race's CSV."""
-    raced, suite = store.read_results(path), store.read_results(beside(path, "_whole.csv"))
-    short = store.read_if_there(beside(path, "_rungs.csv"))
+    raced, suite = store.read_results(path), store.read_results(outputs.beside(path, "_whole.csv"))
+    short = store.read_if_there(outputs.beside(path, "_rungs.csv"))
     rows, wanted = ([row for row in some if row["status"] in ("ok", "degenerate")] for some in (raced, suite))
     if not rows or not {row["run_id"] for row in rows} <= {row["run_id"] for row in wanted}:
-        raise utils.UserError(f"{path}: its whole runs are not all in {beside(path, '_whole.csv')}")
+        raise utils.UserError(f"{path}: its whole runs are not all in {outputs.beside(path, '_whole.csv')}")
     got, best = pick(rows), pick(wanted)
     return {
         "data": configurations.data_name(rows[0]),

@@ -6,11 +6,10 @@ from pathlib import Path
 import numpy as np
 
 import utils
-from harness.results import configurations, run_scores, store
+from harness.results import configurations, outputs, run_scores, store
 from harness.selector.candidates import Candidate
 from harness.sweeps import dropping
 from harness.sweeps.dropping import NONE, RUNGS, Entry
-from harness.sweeps.race import beside
 
 SHARES = [[rung.training, rung.examples] for rung in RUNGS]
 
@@ -68,9 +67,11 @@ def seconds(row):
 
 def collected(path):
     """[Ladder] of a finished race with --keep_losers: of its CSV, _rungs.csv, _race.json and run folders."""
-    rows = {row["run_id"]: row for file in (path, beside(path, "_rungs.csv")) for row in store.read_if_there(file)}
+    rows = {
+        row["run_id"]: row for file in (path, outputs.beside(path, "_rungs.csv")) for row in store.read_if_there(file)
+    }
     found, folder = [], Path(path).parent
-    for racer in utils.read_json(beside(path, "_race.json"), list, "--results"):
+    for racer in utils.read_json(outputs.beside(path, "_race.json"), list, "--results"):
         rungs = [
             *racer["rungs"][: len(RUNGS)],
             *[racer["whole"]] * (len(RUNGS) - len(racer["rungs"])),

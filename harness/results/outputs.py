@@ -224,3 +224,8 @@ def write(path, data, kind, flag="", failure=utils.UserError):
     check(path, kind, flag)
     with new_file(path, flag, failure) as temporary:
         temporary.write_bytes(data.encode("utf-8", "replace") if isinstance(data, str) else data)
+
+
+def beside(results, ending):
+    """A file beside the results CSV: mine.csv -> mine_rungs.csv, whose rows are of short runs and few examples."""
+    return str(Path(results).with_name(Path(results).stem + ending))

@@ -201,11 +201,8 @@ def strategy(champion):
 def unlike(champion, best):
     """Words on what two Champions do not have in common, besides the strategy: base model and number of labels."""
     shown = names.models([champion["model"], best["model"]])
-    lines = (
-        [f"on {shown[champion['model']] or 'no model'} against {shown[best['model']] or 'no model'}"]
-        if len(shown) > 1
-        else []
-    )
+    ours, theirs = (shown[found["model"]] or "no model" for found in (champion, best))
+    lines = [f"on {ours} against {theirs}"] if ours != theirs else []
     used = [found.configuration.mean("labels_used") for found in (champion, best)]
     if used[0] != used[1]:
         amounts = ["an unknown number of" if n is None else f"{n:,.0f}" for n in used]

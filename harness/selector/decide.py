@@ -6,7 +6,7 @@ from collections import Counter
 from pathlib import Path
 
 import utils
-from harness.results import commands, configurations, done_runs
+from harness.results import commands, configurations, done_runs, outputs
 from harness.selector import candidates, from_data, lessons, promises, rules, serving
 from harness.selector.candidates import NEAR
 from harness.selector.decision import Decision, Undecided, data_of, flags_of_data, limits_of
@@ -77,14 +77,13 @@ def no_time_for(rows, dropped, args):
 
 def never_begun(args):
     """[names] of what a race on the named data set has not even begun, as it says beside the results."""
-    path = Path(args.results or "").with_suffix("")
-    path = path.with_name(f"{path.name}_race.json")
-    told = utils.read_json(str(path), list, "--results") if path.is_file() else []
+    path = outputs.beside(args.results, "_race.json") if args.results else ""
+    told = utils.read_json(path, list, "--results") if Path(path).is_file() else []
     late = (one for one in told if (one["dropped"] or "").startswith("dropped for time") and not any(one["whole"]))
     return [
         one["name"]
         for one in late
-        if Path(one["data"]).name == data_of(args) and not any(run for rung in one["rungs"] for run in rung)
+        if Path(one.get("data", "")).name == data_of(args) and not any(run for rung in one["rungs"] for run in rung)
     ]
 
 

@@ -18,11 +18,6 @@ from harness.sweeps.racer import Racer, learns
 FOR_TIME = "dropped for time"
 
 
-def beside(results, ending):
-    """A file beside the results CSV: mine.csv -> mine_rungs.csv, whose rows are of short runs and few examples."""
-    return str(Path(results).with_name(Path(results).stem + ending))
-
-
 class Race:
     """A race of cells."""
 
@@ -31,7 +26,7 @@ class Race:
         args.results.
         """
         self.args, self.run_cells, self.began, groups = args, run_cells, time.monotonic(), {}
-        self.small_args = argparse.Namespace(**{**vars(args), "results": beside(args.results, "_rungs.csv")})
+        self.small_args = argparse.Namespace(**{**vars(args), "results": outputs.beside(args.results, "_rungs.csv")})
         for cell in cells:
             without = {name: value for name, value in cell.args.items() if name not in configurations.SEEDS}
             groups.setdefault(identity(cell.script, without), []).append(cell)
@@ -250,7 +245,9 @@ class Race:
             about = {"name": racer.name, "data": racer.cells[0].args["dataset"], "learns": racer.learns}
             about["dropped"] = racer.dropped
             told.append({**about, "rungs": racer.runs, "whole": ids})
-        outputs.write(beside(self.args.results, "_race.json"), json.dumps(told, indent=2) + "\n", "race", "--results")
+        outputs.write(
+            outputs.beside(self.args.results, "_race.json"), json.dumps(told, indent=2) + "\n", "race", "--results"
+        )
 
     def summary(self):
         """Say what the race has taken, and what the whole suite would have taken."""

@@ -345,7 +345,8 @@ def test_what_a_race_never_began_is_told(capsys, tmp_path):
         "whole": [None],
     }
     others = [{**late, "name": "4 begun", "rungs": [["x"]]}, {**late, "name": "5 other", "data": "data/e"}]
-    (tmp_path / "r_race.json").write_text(json.dumps([late, *others]))
+    old = {name: value for name, value in late.items() if name != "data"}  # as races wrote it before
+    (tmp_path / "r_race.json").write_text(json.dumps([late, *others, old]))
     told = " ".join(decide("--dataset data/d", capsys, path)["cautions"])
     assert "no time to run these whole, which may be better: 3 full_lm" in told
     assert "4 begun" not in told and "5 other" not in told
