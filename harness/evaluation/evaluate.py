@@ -390,6 +390,6 @@ def workload(found, kind):
 def _scored(outcome, found, lost, room):
     """The Outcome with the token counts and warnings of LabelScores."""
     outcome.cells.update(prompt_tokens=found.prompt_tokens, generated_tokens=0, batch_size=found.batch_size)
-    outcome.workload = workload(found, "packed")
+    outcome.workload = workload(found, "packed") | {"positions": found.positions}
     outcome.warnings += remarks.truncation(room, *lost, found.truncated)
     return outcome

@@ -137,7 +137,7 @@ def joined(parts):
         missing = [((0, 0), (0, width - part.total.shape[1])) for part in parts]
         padded = [np.pad(getattr(part, name), more, constant_values=filler) for part, more in zip(parts, missing)]
         tables[name] = np.concatenate(padded)
-    return scoring.LabelScores(**tables, **whole)
+    return scoring.LabelScores(**tables, **whole, positions=max(part.positions for part in parts))
 
 
 def _finished(read, tokens, ended, stop, opened):

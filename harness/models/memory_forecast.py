@@ -177,18 +177,18 @@ def inference(config, kind, shape, *, precision="fp32", peft_config=None, device
     return Forecast(weights, 0.0, 0.0, layer, cache, 2 * logits * (4 / DTYPE_BYTES[compute]) + unpacked)
 
 
-def predict_inference(run, model, batch_size, longest, kind, shared=0):
+def predict_inference(run, model, batch_size, longest, kind, shared=0, positions=1):
     """predicted_gb of a run that trains nothing, from its configuration and its longest batch.
 
     longest: tokens of the longest row; kind: packed (label words behind a shared prefix), generated or classified;
-    shared: tokens of the shared prefix.
+    shared: tokens of the shared prefix; positions: of one pass whose logits are read, where it is packed.
     """
     if run.row.get("train_seconds") is not None or engine.is_engine(model):
         return
     packed = batching.PACK_TOKENS[run.row["device"]]
     kind = "classified" if kind == "packed" and model.config.is_encoder_decoder else kind  # those have no packed rows
     shape = {
-        "packed": Shape(1, max(packed, longest - shared), batch_size, packed + longest),
+        "packed": Shape(1, max(packed, longest - shared), positions, packed + longest),
         "generated": Shape(batch_size, longest - shared, 1, batch_size * longest),
         "classified": Shape(batch_size, longest),
     }[kind]

@@ -14,6 +14,8 @@ from transformers.modeling_outputs import BaseModelOutput
 import utils
 from harness.models import batching, engine, memory_forecast, prefix_cache, properties
 
+TEXTS_AT_ONCE = 512  # of one call of a tokenizer
+
 
 @dataclass
 class LabelScores:
@@ -29,6 +31,7 @@ class LabelScores:
         list  # token ids that all prompts begin with, at least one fewer than the shortest has; [] for encoder-decoders
     )
     batch_size: int  # the most examples of one pass; of examples with one label each where rows cannot be packed
+    positions: int = 1  # the most K of one pass
 
 
 def check_finite(values):
@@ -84,10 +87,12 @@ def score_labels(
     first = [len(context) - 1 for context, some in zip(contexts, sets) for _ in some]  # predicts the first label token
     ends = [end for group in continuations for end in group]
     wanted = [range(at, at + len(end)) for at, end in zip(first, ends)]
-    total = np.zeros(len(rows))
+    total, positions = np.zeros(len(rows)), 1
     shared = min(prefix_cache.common_prefix(contexts), min(map(len, contexts)) - 1)  # a token is left to predict from
 
     def read(some, logits, places):  # row indices, logits [K, V], the places in K of their label tokens
+        nonlocal positions
+        positions = max(positions, len(logits))
         log_probs = logits.float().log_softmax(-1)
         picked = [(i, k, token) for i, (r, row) in enumerate(zip(some, places)) for k, token in zip(row, ends[r])]
         values = log_probs[[k for _, k, _ in picked], [token for _, _, token in picked]].double().cpu().numpy()
@@ -114,7 +119,7 @@ def score_labels(
 
         budget = 2 * batching.PACK_TOKENS[model.device.type]
         largest = batching.in_batches(list(map(len, distinct)), batch_size, budget, work, progress)
-    sizes = sum(map(len, contexts)), truncated, longest, contexts[0][:shared], max(1, largest)
+    sizes = sum(map(len, contexts)), truncated, longest, contexts[0][:shared], max(1, largest), positions
     return LabelScores(*_table(total, continuations), *sizes)
 
 
@@ -155,8 +160,8 @@ def encode(model, tokenizer, prompts, sets, add_special_tokens):
     """(token ids of the contexts [N], those of the labels behind them [N][L], number of contexts cut on the left)."""
     limit, truncated = properties.context_length(model), 0
     end = _end_token(tokenizer, plain=add_special_tokens)
-    texts = [prompt + label for prompt, labels in zip(prompts, sets) for label in ("", *labels)]
-    encoded = iter(tokenizer(texts, add_special_tokens=add_special_tokens, verbose=False).input_ids)
+    texts = (prompt + label for prompt, labels in zip(prompts, sets) for label in ("", *labels))
+    encoded = token_ids(tokenizer, texts, add_special_tokens)
     contexts, continuations = [], []
     for labels in sets:
         alone, *whole = itertools.islice(encoded, len(labels) + 1)
@@ -170,6 +175,14 @@ def encode(model, tokenizer, prompts, sets, add_special_tokens):
         contexts.append(context)
         continuations.append(_ended(ends, end))
     return contexts, continuations, truncated
+
+
+def token_ids(tokenizer, texts, add_special_tokens):
+    """The token ids of an iterable of texts, some at a time: a tokenizer keeps about a hundred bytes for each token
+    until it has given back the ids of all texts of a call.
+    """
+    while some := list(itertools.islice(texts, TEXTS_AT_ONCE)):
+        yield from tokenizer(some, add_special_tokens=add_special_tokens, verbose=False).input_ids
 
 
 def _ended(ends, token):

@@ -216,3 +216,25 @@ def test_scores_that_are_no_numbers_are_refused():
     for value in (float("nan"), float("inf"), [0.0, float("-inf")]):
         with pytest.raises(utils.RunFailed, match="NaN or infinite"):
             scoring.check_finite(value)
+
+
+def test_many_texts_are_tokenized_some_at_a_time(tiny_llama, monkeypatch):
+    """A tokenizer keeps a hundred bytes a token until its call ends, which is more than a model for many classes."""
+    tokenizer, texts, sizes = utils.load_tokenizer(tiny_llama), review_prompts(13), []
+
+    def seen(some, **options):
+        sizes.append(len(some))
+        return tokenizer(some, **options)
+
+    monkeypatch.setattr(scoring, "TEXTS_AT_ONCE", 5)
+    assert list(scoring.token_ids(seen, iter(texts), True)) == tokenizer(texts).input_ids
+    assert sizes == [5, 5, 3]
+
+
+def test_the_positions_of_a_pass_are_those_whose_logits_are_read(tiny_llama):
+    model, tokenizer = load_exact(tiny_llama)
+    contexts, ends, _ = scoring.encode(model, tokenizer, review_prompts(13), [LABELS] * 13, True)
+    nodes = {(*context, *end[:n]) for context, some in zip(contexts, ends) for end in some for n in range(len(end))}
+    found = scoring.score_labels(model, tokenizer, review_prompts(13), LABELS)
+    assert len(nodes) > 13 and found.positions == len(nodes)
+    assert scoring.score_labels(model, tokenizer, review_prompts(13), LABELS, 4).positions < len(nodes)
