@@ -12,8 +12,7 @@ no model: seconds on a CPU. Writes benchmarks/results/bench_landmark.json.
 from pathlib import Path
 
 import numpy as np
-from bench_selector import bootstrap
-from common import ROOT, markdown, publish
+from common import ROOT, bootstrap, markdown, publish
 
 import utils
 from harness import flags

@@ -30,32 +30,24 @@ that of the configuration that is chosen. Intervals are by bootstrap over data s
 Needs no GPU and no model: a minute on a CPU. Writes benchmarks/results/bench_selector.json.
 """
 
-import argparse
 import dataclasses
 import itertools
-import random
 from pathlib import Path
 
-import numpy as np
-from common import ROOT, markdown, publish
+from choosers import LEARNERS, Learner, plain_choices, settings
+from common import ROOT, bootstrap, markdown, mean_of, publish
 
 import utils
 from harness import flags
 from harness.results import configurations, store
-from harness.selector import landmark, predictor, rules
-from harness.selector.candidates import Limits, choose, measured, obstacles
-from harness.selector.spec import data_of_rows, spec
+from harness.selector import landmark, predictor
+from harness.selector.candidates import Limits, measured, obstacles
+from harness.selector.spec import data_of_rows
 
-LATENCIES = (None, 2000, 1000, 500, 200, 100, 50, 20)  # ms
-MEMORIES = (None, 4, 3, 2, 1.5, 1)  # GB
-LABELS = (0, 16, 100, 500, 2000)
-SCORES = (None, 0.2, 0.5, 0.6, 0.7, 0.75, 0.8, 0.9)
-LEARNERS = {"selector": predictor.REGRESSION, "ridge": "ridge", "gp": "gp"}
 CHOOSERS = ("selector", "sure", "ridge", "gp", "rows", "rules", "probe", "or_nothing", "cheapest", "random", "nothing")
 KEYS = ("right", "held", "kept", "lost", "behind")
 SHOWN = ("right", "ahead", "held", "kept", "lost", "spared", "behind")
 BINS = (0.5, 0.7, 0.85, 0.95, 1.0)  # of stated probabilities
-DRAWS = 2000  # of the bootstrap
 
 
 def parse_args(argv=None):
@@ -76,102 +68,11 @@ def parse_args(argv=None):
     return parser.parse_args(argv)
 
 
-def settings():
-    """All Limits."""
-    for latency, memory, labels, score in itertools.product(LATENCIES, MEMORIES, LABELS, SCORES):
-        yield Limits(memory, latency, labels, score)
-
-
 def rest_of(group, found, leave_out, fresh=()):
     """What may be learnt from where a group is left out. fresh: data sets from which nothing is learnt."""
     found = [(g, c) for g, c in found if g[0] not in fresh]
     same = {"group": lambda g: g == group, "data": lambda g: g[0] == group[0], "model": lambda g: g[1] == group[1]}
     return [(g, c) for g, c in found if not same[leave_out](g)]
-
-
-# ------------------------------------------------------------------------------------------------------- the choosers
-
-
-def by_rules(limits, candidates):
-    """The candidate that the rules' best strategy means: at its precision, with the most labels allowed."""
-    args = argparse.Namespace(
-        memory_gb=limits.memory_gb,
-        latency_ms=limits.latency_ms,
-        data_size=limits.data_size,
-        params_b=max(c.configuration.mean("total_params") or 0 for c in candidates) / 1e9,
-        required_accuracy=limits.required_accuracy,
-        knowledge_heavy=any(c.configuration["strategy"] == "rag" for c in candidates),
-        model=None,
-        dataset=None,
-        task=None,
-    )
-    for strategy, _, _ in rules.decide(args)[0]:
-        precision = rules.best_precision(strategy, args)
-        means = {strategy, "quantized"} if strategy == "prompting" else {strategy}
-        alike = [c for c in candidates if c.configuration["strategy"] in means]
-        if alike:
-            return max(alike, key=lambda c: (c.configuration["precision"] == precision, c.labels))
-    return None
-
-
-def plain_choices(limits, candidates, seed):
-    """{chooser: Candidate} of those that learn nothing. candidates: those that have not too many labels."""
-    cheapest = min(candidates, key=lambda c: (c.configuration.mean("total_params") or 0, c.labels))
-    probes = [c for c in candidates if c.strategy == "probe" and c.configuration.mean("total_params")]
-    return {
-        "rows": choose(candidates, limits)[0],
-        "rules": by_rules(limits, candidates),
-        "probe": max(probes, key=lambda c: c.labels, default=cheapest),
-        "cheapest": cheapest,
-        "random": random.Random(seed).choice(candidates),
-        "nothing": None,
-    }
-
-
-class Learner:
-    """The selector's choice, with one kind of regression."""
-
-    def __init__(self, regression, rest, known, group, candidates):
-        """known: {data set: Data}, the judged one's as far as it is known before a run."""
-        self.candidates, self.guesses = candidates, []
-        try:
-            learned = predictor.Predictor(rest, known, regression)
-        except utils.UserError:
-            return
-        for i, c in enumerate(candidates):
-            wanted = spec(c.configuration, known[group[0]])
-            if learned.refusal(wanted) is None:
-                self.guesses.append((i, learned.candidate(wanted, str(i), c.configuration)))
-        # limits are independent: the probability of all is the product
-        self.tables = {
-            name: {value: self._chances(**{name: value}) for value in values}
-            for name, values in (("latency_ms", LATENCIES), ("memory_gb", MEMORIES), ("required_accuracy", SCORES))
-        }
-
-    def _chances(self, **limit):
-        return np.array([predictor.chance(guess, Limits(**limit)) for _, guess in self.guesses])
-
-    def chances(self, limits):
-        """[G] probabilities of the guesses to be within the limits."""
-        enough = np.array([guess.labels <= limits.data_size for _, guess in self.guesses], dtype=float)
-        parts = (self.tables[name][getattr(limits, name)] for name in self.tables)
-        return enough * np.prod(list(parts), axis=0)
-
-    def chance(self, candidate, limits):
-        """Its stated probability to be within the limits, None where it is not predicted."""
-        chances = zip(self.guesses, self.chances(limits)) if self.guesses else ()
-        return next((float(chance) for (i, _), chance in chances if self.candidates[i] is candidate), None)
-
-    def choose(self, limits):
-        """(Candidate or None for nothing, stated probability); (None, None) where nothing is in reach."""
-        if not self.guesses:
-            return None, None
-        chances = self.chances(limits).tolist()
-        choice, stated, _ = predictor.choose_predicted([guess for _, guess in self.guesses], limits, chances=chances)
-        return (None if choice is None or stated < predictor.NOTHING else self.candidates[int(choice.name)]), stated
-
-
-# ------------------------------------------------------------------------------------------------------------ judging
 
 
 def judge(choice, feasible, limits):
@@ -229,17 +130,6 @@ def outcomes_of(rows, args):
     return outcomes, stated
 
 
-def bootstrap(by_data, statistic, seed=0):
-    """95 % interval of a statistic over data sets drawn with replacement. by_data: [D] lists of records."""
-    rng = np.random.default_rng(seed)
-    values = []
-    for _ in range(DRAWS):
-        drawn = [by_data[i] for i in rng.integers(0, len(by_data), len(by_data))]
-        value = statistic(drawn)
-        values += [] if value is None else [value]
-    return np.percentile(values, [2.5, 97.5]).tolist() if values else [None, None]
-
-
 def summed(outcomes, name, key):
     """[D] of (sum, number) of a chooser's judgement over each data set's settings, those where it is known."""
     by_data = {}
@@ -250,12 +140,6 @@ def summed(outcomes, name, key):
             by_data[outcome["data"]][0] += value
             by_data[outcome["data"]][1] += 1
     return list(by_data.values())
-
-
-def mean_of(parts):
-    """The mean over data sets of their means, so that each counts the same; None without any."""
-    means = [total / n for total, n in parts if n]
-    return float(np.mean(means)) if means else None
 
 
 def report(outcomes, stated):

@@ -14,6 +14,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # a benchmark is started by its path, so the project's modules are not found without this
 
+import numpy as np  # noqa: E402
 import torch  # noqa: E402
 from transformers import LlamaConfig, LlamaForCausalLM  # noqa: E402
 
@@ -25,6 +26,7 @@ from harness.results import provenance  # noqa: E402
 from harness.results.run import OOM_EXIT_CODE  # noqa: E402
 
 markdown = markdown_table.table  # of the sections that `publish` writes
+DRAWS = 2000  # of the bootstrap
 
 
 def add_model_args(parser):
@@ -196,3 +198,20 @@ def publish(name, text, data, readme, output=None):
             sys.exit(f"{readme} has no marks for {name}: {begin} and {end}")
         head, rest = page.split(begin)
         Path(readme).write_text(f"{head}{begin}\n{text}\n{end}{rest.split(end)[1]}", encoding="utf-8")
+
+
+def bootstrap(by_data, statistic, seed=0):
+    """95 % interval of a statistic over data sets drawn with replacement. by_data: [D] lists of records."""
+    rng = np.random.default_rng(seed)
+    values = []
+    for _ in range(DRAWS):
+        drawn = [by_data[i] for i in rng.integers(0, len(by_data), len(by_data))]
+        value = statistic(drawn)
+        values += [] if value is None else [value]
+    return np.percentile(values, [2.5, 97.5]).tolist() if values else [None, None]
+
+
+def mean_of(parts):
+    """The mean over data sets of their means, so that each counts the same; None without any."""
+    means = [total / n for total, n in parts if n]
+    return float(np.mean(means)) if means else None

@@ -31,8 +31,7 @@ from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
-from bench_selector import bootstrap, mean_of
-from common import ROOT, markdown, publish
+from common import ROOT, bootstrap, markdown, mean_of, publish
 from race_ladders import SHARES, collected, merged, read_ladders
 from scipy.stats import beta
 

@@ -14,7 +14,8 @@ from harness.selector.candidates import Candidate, Limits
 def bench(monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     yield pytest.importorskip("bench_selector")
-    sys.modules.pop("bench_selector", None)
+    for name in ("bench_selector", "choosers"):
+        sys.modules.pop(name, None)
 
 
 def test_a_choice_is_right_within_the_limits_or_where_there_is_nothing(bench):
@@ -40,9 +41,8 @@ def test_each_data_set_counts_the_same(bench):
 
 def test_it_learns_from_the_other_data_sets_alone(bench, tmp_path, monkeypatch):
     path, out = results_csv(tmp_path / "r.csv", made_up_rows()), tmp_path / "b.json"
-    monkeypatch.setattr(bench, "LATENCIES", (None, 50, 10))
-    monkeypatch.setattr(bench, "MEMORIES", (None, 2))
-    monkeypatch.setattr(bench, "SCORES", (None, 0.7))
+    for name, values in (("LATENCIES", (None, 50, 10)), ("MEMORIES", (None, 2)), ("SCORES", (None, 0.7))):
+        monkeypatch.setattr(f"choosers.{name}", values)
     seen, rest_of = set(), bench.rest_of
 
     def watched(group, *rest):
@@ -65,7 +65,7 @@ def test_it_learns_from_the_other_data_sets_alone(bench, tmp_path, monkeypatch):
 
 def test_rows_to_judge_on_are_not_learnt_from(bench, tmp_path, monkeypatch, capsys):
     for name, values in (("LATENCIES", (None, 50)), ("MEMORIES", (None,)), ("SCORES", (None, 0.7))):
-        monkeypatch.setattr(bench, name, values)
+        monkeypatch.setattr(f"choosers.{name}", values)
     fresh, rows, seen, rest_of = ("data/d4", "data/d5"), made_up_rows(), {}, bench.rest_of
     judged = results_csv(tmp_path / "judged.csv", [row for row in rows if row["dataset"] in fresh])
     learnt = results_csv(tmp_path / "learnt.csv", [row for row in rows if row["dataset"] not in fresh])
