@@ -66,7 +66,11 @@ def parsed(script, settings, args):
         with contextlib.redirect_stderr(message), contextlib.redirect_stdout(io.StringIO()):
             values = vars(commands.parse(script, argv))
     except SystemExit:
-        raise utils.UserError(message.getvalue().strip() or "it prints the help and runs nothing") from None
+        said = message.getvalue().strip()
+        told = (
+            said.partition(": error: ")[2] or said or "it prints the help and runs nothing"
+        )  # without sweep.py's name
+        raise utils.UserError(told) from None
     if values.get("trust_remote_code"):
         raise utils.UserError("a suite may not set trust_remote_code; run such a command by hand")
     if values.get("repeats", 1) > 1:
