@@ -14,6 +14,8 @@ inputs, share of the most frequent class, the memory forecast. Measured rows jud
     ridge, gp   as the selector, with ridge regression or a Gaussian process in place of nearest neighbours
     selector    nearest neighbours, errors as on data sets that were left out
     rows        the selector where it has the judged rows themselves: what its choice costs that is no prediction
+    three_cheapest, three_random    the best of three ways to answer (a strategy's variant with one base model) once
+                they are measured: those with fewest parameters, or any three; judged where there are more than three
     sure        the selector where it calls its choice likely to be within the limits (90 %), else "nothing"
 
 A chooser that learns answers "nothing" where no configuration is within the limits with a probability of 50 %, as
@@ -45,6 +47,7 @@ from harness.selector.candidates import Limits, measured, obstacles
 from harness.selector.spec import data_of_rows
 
 CHOOSERS = ("selector", "sure", "ridge", "gp", "rows", "rules", "probe", "or_nothing", "cheapest", "random", "nothing")
+CHOOSERS += ("three_cheapest", "three_random")
 KEYS = ("right", "held", "kept", "lost", "behind")
 SHOWN = ("right", "ahead", "held", "kept", "lost", "spared", "behind")
 BINS = (0.5, 0.7, 0.85, 0.95, 1.0)  # of stated probabilities
@@ -130,11 +133,15 @@ def outcomes_of(rows, args):
     return outcomes, stated
 
 
-def summed(outcomes, name, key):
-    """[D] of (sum, number) of a chooser's judgement over each data set's settings, those where it is known."""
+def summed(outcomes, name, key, less=None):
+    """[D] of (sum, number) of a chooser's judgement over each data set's settings, those where it is known; less the
+    judgement of another chooser, where both are.
+    """
     by_data = {}
     for outcome in outcomes:
-        value = outcome[name][key]
+        value = outcome.get(name, {}).get(key)
+        other = outcome[less][key] if less else 0.0
+        value = None if other is None or value is None else value - other
         by_data.setdefault(outcome["data"], [0.0, 0])
         if value is not None:
             by_data[outcome["data"]][0] += value
@@ -153,9 +160,8 @@ def report(outcomes, stated):
         for key in KEYS:
             parts = summed(outcomes, name, key)
             choosers[name][key] = [mean_of(parts), *bootstrap(parts, mean_of)]
-        for ahead, key, sign in (("ahead", "right", 1), ("spared", "lost", -1)):
-            pairs = zip(summed(outcomes, "selector", key), summed(outcomes, name, key), strict=True)
-            both = [(sign * (a - b), n) for (a, n), (b, _) in pairs]
+        for ahead, key, sign in (("ahead", "right", -1), ("spared", "lost", 1)):
+            both = [(sign * total, n) for total, n in summed(outcomes, name, key, less="selector")]
             choosers[name][ahead] = [mean_of(both), *bootstrap(both, mean_of)]
     bins = []
     for low, high in itertools.pairwise(BINS):

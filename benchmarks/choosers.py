@@ -15,6 +15,7 @@ LATENCIES = (None, 2000, 1000, 500, 200, 100, 50, 20)  # ms
 MEMORIES = (None, 4, 3, 2, 1.5, 1)  # GB
 LABELS = (0, 16, 100, 500, 2000)
 SCORES = (None, 0.2, 0.5, 0.6, 0.7, 0.75, 0.8, 0.9)
+MEASURED = 3  # ways to answer
 LEARNERS = {"selector": predictor.REGRESSION, "ridge": "ridge", "gp": "gp"}
 
 
@@ -46,11 +47,26 @@ def by_rules(limits, candidates):
     return None
 
 
+def params(candidate):
+    return candidate.configuration.mean("total_params") or 0
+
+
+def ways_of(candidates):
+    """[Candidates]: of each way to answer, a strategy's variant with one base model, that with most labels."""
+    ways = {}
+    for c in sorted(candidates, key=lambda c: -c.labels):
+        ways.setdefault((c.strategy, c.configuration["variant"], c.configuration["model"]), c)
+    return list(ways.values())
+
+
 def plain_choices(limits, candidates, seed):
-    """{chooser: Candidate} of those that learn nothing. candidates: those that have not too many labels."""
-    cheapest = min(candidates, key=lambda c: (c.configuration.mean("total_params") or 0, c.labels))
-    probes = [c for c in candidates if c.strategy == "probe" and c.configuration.mean("total_params")]
-    return {
+    """{chooser: Candidate} of those that learn nothing. candidates: those that have not too many labels.
+
+    Without three_cheapest and three_random where there are no more ways than they measure.
+    """
+    cheapest = min(candidates, key=lambda c: (params(c), c.labels))
+    probes = [c for c in candidates if c.strategy == "probe" and params(c)]
+    chosen = {
         "rows": choose(candidates, limits)[0],
         "rules": by_rules(limits, candidates),
         "probe": max(probes, key=lambda c: c.labels, default=cheapest),
@@ -58,6 +74,11 @@ def plain_choices(limits, candidates, seed):
         "random": random.Random(seed).choice(candidates),
         "nothing": None,
     }
+    ways = ways_of(candidates)
+    if len(ways) > MEASURED:
+        chosen["three_cheapest"] = choose(sorted(ways, key=params)[:MEASURED], limits)[0]
+        chosen["three_random"] = choose(random.Random(seed).sample(ways, MEASURED), limits)[0]
+    return chosen
 
 
 class Learner:

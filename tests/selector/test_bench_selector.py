@@ -1,13 +1,16 @@
 """The benchmark of the selector judges as it says."""
 
+import dataclasses
 import json
 import sys
 
 import pytest
 from helpers import ROOT
-from row_helpers import made_up_rows, results_csv
+from row_helpers import made_up_rows, result_row, results_csv
 
-from harness.selector.candidates import Candidate, Limits
+from harness.results import store
+from harness.results.configurations import Configuration
+from harness.selector.candidates import Candidate, Limits, measured
 
 
 @pytest.fixture
@@ -39,6 +42,39 @@ def test_each_data_set_counts_the_same(bench):
     assert bench.mean_of(parts) == 0.5 and bench.bootstrap(parts, bench.mean_of) == [0.0, 1.0]
 
 
+def test_what_is_measured_is_chosen_from_as_far_as_it_was_measured(bench, tmp_path):
+    """Three ways, each with most of the labels that there are; without them where there are no more than three."""
+    import choosers
+
+    def ways(n):
+        rows = [
+            result_row(score=0.5 + 0.1 * i, labels_used=labels, total_params=10 - i, variant=f"v{i}", train_seconds=1)
+            for i in range(n)
+            for labels in (10, 100)
+        ]
+        found = store.read_results(results_csv(tmp_path / f"{n}.csv", rows))[-2 * n :]
+        return measured([Configuration([row], row["variant"]) for row in found])
+
+    limits = Limits(data_size=100)
+    four = choosers.plain_choices(limits, ways(4), 0)
+    assert (four["rows"].score, four["three_cheapest"].score) == (pytest.approx(0.8), pytest.approx(0.8))
+    dear = [dataclasses.replace(c, score=c.score + 0.5 * (c.configuration.mean("total_params") == 10)) for c in ways(4)]
+    best = choosers.plain_choices(limits, dear, 0)
+    assert best["rows"].score == pytest.approx(1.0) and best["three_cheapest"].score == pytest.approx(0.8)
+    assert best["three_cheapest"].labels == 100
+    assert "three_cheapest" not in choosers.plain_choices(limits, ways(3), 0)
+    assert choosers.plain_choices(Limits(latency_ms=1e-3, data_size=100), ways(4), 0)["three_random"] is None
+
+
+def test_a_difference_is_taken_where_both_are_judged(bench):
+    outcomes = [{"data": "a", "x": {"right": 1.0}, "selector": {"right": 0.5}}] * 2
+    outcomes += [
+        {"data": "a", "selector": {"right": 0.0}},
+        {"data": "b", "x": {"right": None}, "selector": {"right": 1}},
+    ]
+    assert bench.summed(outcomes, "x", "right", less="selector") == [[1.0, 2], [0.0, 0]]
+
+
 def test_it_learns_from_the_other_data_sets_alone(bench, tmp_path, monkeypatch):
     path, out = results_csv(tmp_path / "r.csv", made_up_rows()), tmp_path / "b.json"
     for name, values in (("LATENCIES", (None, 50, 10)), ("MEMORIES", (None, 2)), ("SCORES", (None, 0.7))):
@@ -55,12 +91,13 @@ def test_it_learns_from_the_other_data_sets_alone(bench, tmp_path, monkeypatch):
     everything = {f"d{i}" for i in range(6)}
     assert seen == {(name, frozenset(everything - {name})) for name in everything}
     found = json.loads(out.read_text())
-    right = {name: cells["right"][0] for name, cells in found["choosers"].items()}
-    ahead = {name: cells["ahead"][0] for name, cells in found["choosers"].items()}
+    judged = {name: cells for name, cells in found["choosers"].items() if not name.startswith("three_")}
+    right = {name: cells["right"][0] for name, cells in judged.items()}
+    ahead = {name: cells["ahead"][0] for name, cells in judged.items()}
     assert ahead == pytest.approx({name: right["selector"] - share for name, share in right.items()})
     assert right["nothing"] == pytest.approx(found["nothing"] / found["settings"], abs=0.05)
     assert right["selector"] > 0.8 > right["random"], "the rows follow a law that can be learnt"
-    assert set(right) == set(bench.CHOOSERS) and found["nothing"] > 0
+    assert set(found["choosers"]) == set(bench.CHOOSERS) and found["nothing"] > 0
 
 
 def test_rows_to_judge_on_are_not_learnt_from(bench, tmp_path, monkeypatch, capsys):
