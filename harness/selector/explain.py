@@ -92,6 +92,8 @@ def text(decision, source, skipped):
         lines.append(f"Rows used: {used}" if decision.basis == "rows" else f"Measured on other data by: {used}")
     if decision.command:
         lines.append(f"{'Run it again' if decision.basis == 'rows' else 'Measure it'}: {decision.command}")
+    if decision.compare:
+        lines.append(f"Measure every way, which is surer: {decision.compare}")
     if decision.serve:
         lines.append(f"Serve it: {decision.serve}")
     return "\n".join(lines)
@@ -142,7 +144,8 @@ def short_text(decision):
         ]
     else:
         sentences = by_numbers(decision)
-    return "\n".join(filter(None, [question(decision), *sentences]))
+    compare = f"Surer than this: measure every way on your data with {decision.compare}" if decision.compare else ""
+    return "\n".join(filter(None, [question(decision), *sentences, compare]))
 
 
 def by_rules(decision):

@@ -3,13 +3,15 @@
 import dataclasses
 import json
 import math
+import shlex
 
 import pytest
-from helpers import write_jsonl
+from helpers import ROOT, write_jsonl
 from row_helpers import made_up_rows, result_row, results_csv
 from selector_helpers import decide
 
 import adaptive_selector
+import sweep
 from harness.results import configurations, store
 from harness.selector import predictor
 from harness.selector.candidates import Candidate, Limits
@@ -53,6 +55,31 @@ def test_the_command_has_all_labels_where_predictions_end_before(path, capsys):
     assert not any(
         "predicted for" in c for c in decide(f"--dataset new --data_size 900 {TOLD}", capsys, path)["cautions"]
     )
+
+
+def test_where_no_row_decides_the_command_measures_every_way(path, tmp_path, capsys, monkeypatch):
+    """The command is one that sweep.py reads; where rows decide there is none, nor without data or labels."""
+    rows = [
+        {"body": f"the {'good' if i % 2 else 'bad'} film " * 8 + str(i), "verdict": "ab"[i % 2]} for i in range(200)
+    ]
+    data = tmp_path / "mine.jsonl"
+    write_jsonl(data, rows)
+    flags = f"--dataset {data} --text_column body --label_column verdict --data_size 60 --latency_ms 1000"
+    found = decide(flags, capsys, path)
+    assert found["basis"] == "model", found["not_used"]
+    words = shlex.split(found["compare"])
+    monkeypatch.chdir(ROOT)
+    sweep.main([*words[2:], "--dry_run"])
+    said = capsys.readouterr().out
+    assert words[1] == "sweep.py" and "--label_budget 60" in said and "--text_column body" in said
+    assert "--latency_ms 1000" in found["compare"]
+    assert decide(f"{flags} --basis rules", capsys, path)["compare"] == found["compare"]
+    for other in (
+        f"--dataset d0 --data_size 500 {TOLD}",
+        f"{TOLD} --data_size 60",
+        f"--dataset new --data_size 0 {TOLD}",
+    ):
+        assert decide(other, capsys, path)["compare"] is None
 
 
 def test_where_nothing_is_likely_nothing_is_chosen(path, capsys):
