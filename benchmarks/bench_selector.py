@@ -9,21 +9,23 @@ inputs, share of the most frequent class, the memory forecast. Measured rows jud
     random      any configuration that has not too many labels
     cheapest    fewest parameters, then fewest labels
     probe       the probe with most labels, else the cheapest
-    or_nothing  that probe, or "nothing" where the selector gives it less than even chances
+    or_nothing  that probe, or "nothing" where the selector gives it less than two thirds
     rules       the selector's rules of thumb
     ridge, gp   as the selector, with ridge regression or a Gaussian process in place of nearest neighbours
     selector    nearest neighbours, errors as on data sets that were left out
+    predicted   the same, judged where it predicts: not where the rules answer for it
     rows        the selector where it has the judged rows themselves: what its choice costs that is no prediction
     three_cheapest, three_random    the best of three ways to answer (a strategy's variant with one base model) once
                 they are measured: those with fewest parameters, or any three; judged where there are more than three
     sure        the selector where it calls its choice likely to be within the limits (90 %), else "nothing"
 
-A chooser that learns answers "nothing" where no configuration is within the limits with a probability of 50 %, as
-adaptive_selector.py does; the others always choose. The simple learner's score on the new data (see
-harness/selector/landmark.py) is known where there are labels for it. "Held" is the share of its choices that are within
-the limits. What a chooser loses where something is within the limits: the best score there less that of its choice, or
-less the share of the most frequent class where its choice is not within them or is nothing. The stated probability is
-that of the configuration that is chosen. Intervals are by bootstrap over data sets.
+A chooser that learns answers "nothing" where no configuration is within the limits with a probability of two thirds,
+as adaptive_selector.py does; where data are outside what it knows, the rules answer for it. The others always choose.
+The simple learner's score on the new data (see harness/selector/landmark.py) is known where there are labels for it.
+"Held" is the share of its choices that are within the limits. What a chooser loses where something is within them: the
+best score there less that of its choice, or less the share of the most frequent class where its choice is not within
+them or is nothing. The stated probability is that of the configuration that is chosen. Intervals are by
+bootstrap over data sets.
 
     python benchmarks/bench_selector.py --results sample_results.csv --readme docs/selector.md
     python benchmarks/bench_selector.py --judge benchmarks/results/fresh_rows.csv --readme docs/selector.md
@@ -46,11 +48,23 @@ from harness.selector import landmark, predictor
 from harness.selector.candidates import Limits, measured, obstacles
 from harness.selector.spec import data_of_rows
 
-CHOOSERS = ("selector", "sure", "ridge", "gp", "rows", "rules", "probe", "or_nothing", "cheapest", "random", "nothing")
-CHOOSERS += ("three_cheapest", "three_random")
+CHOOSERS = (
+    "selector",
+    "predicted",
+    "sure",
+    "ridge",
+    "gp",
+    "rows",
+    "rules",
+    "probe",
+    "or_nothing",
+    "cheapest",
+    "random",
+)
+CHOOSERS += ("nothing", "three_cheapest", "three_random")
 KEYS = ("right", "held", "kept", "lost", "behind")
 SHOWN = ("right", "ahead", "held", "kept", "lost", "spared", "behind")
-BINS = (0.5, 0.7, 0.85, 0.95, 1.0)  # of stated probabilities
+BINS = (predictor.NOTHING, 0.85, 0.95, 1.0)  # of stated probabilities
 
 
 def parse_args(argv=None):
@@ -124,6 +138,7 @@ def outcomes_of(rows, args):
                 choice, sure = learner.choose(limits)
                 chosen[name] = chosen["rules"] if sure is None else choice
                 if name == "selector":
+                    chosen |= {"predicted": choice} if sure is not None else {}
                     chosen["sure"] = choice if sure is not None and sure >= predictor.CONFIDENCE else None
                 limited = limits != Limits(data_size=limits.data_size)
                 if name == "selector" and sure is not None and choice is not None and limited:
@@ -172,7 +187,9 @@ def report(outcomes, stated):
             part[0], part[1], part[2] = part[0] + p, part[1] + kept, part[2] + 1
         if inside:
             said, held = ([(part[i], part[2]) for part in by_data.values()] for i in (0, 1))
-            bins.append([f"{low:g} to {high:g}", len(inside), mean_of(said), mean_of(held), *bootstrap(held, mean_of)])
+            bins.append(
+                [f"{low:.2g} to {high:.2g}", len(inside), mean_of(said), mean_of(held), *bootstrap(held, mean_of)]
+            )
     return choosers, bins
 
 

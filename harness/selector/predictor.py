@@ -18,7 +18,7 @@ from harness.selector.spec import Spec, spec
 
 MIN_CONFIGURATIONS, MIN_SETS = 20, 3  # that the predictor needs to learn from
 TIE_POINTS = 0.01  # predicted scores closer than this are ties
-NOTHING = 0.5  # probability of being within the limits below which nothing is recommended
+NOTHING = 2 / 3  # probability of being within the limits below which nothing is recommended
 CONFIDENCE = 0.9  # probability of being within the limits that a prediction needs to be recommended as likely
 BEYOND = 2  # a size may lie outside the measured range by this factor
 REGRESSION = "knn"  # of regression.REGRESSIONS
