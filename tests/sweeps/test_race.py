@@ -142,9 +142,10 @@ def test_a_short_run_that_fails_goes_on_and_a_whole_one_does_not(held, capsys):
     assert "its short run failed; it goes on" in capsys.readouterr().out
 
 
-def test_limits_come_first_and_no_step_is_made_twice(held):
+def test_limits_come_first_and_no_step_is_made_twice(held, monkeypatch):
     _, made, _ = held("--latency_ms", "1000")
     assert made["good"][0] == ("limits", 1, 100) and made["searched"][0][0] == "rung_1"
+    monkeypatch.setitem(race.dropping.LARGEST, "max_steps", 1 / 4)
     few = SUITE.replace("epochs: 40", "max_steps: 80").replace("epochs: 60", "max_steps: 60")
     _, made, _ = held(text=few)
     assert [steps for _, steps, _ in made["good"]] == [20, 80], "a sixteenth and a quarter are 20 at least: one run"
