@@ -123,7 +123,8 @@ def pick(racers):
 
 
 def replay(racers, known, allowed=RISK):
-    """{"share": of the whole suite's seconds, "behind": the whole suite's pick less the race's, "dropped", "rungs"}.
+    """{"share": of the whole suite's seconds, "alone": of them what its pick takes, "behind": the whole suite's pick less
+    the race's, "dropped", "rungs"}.
 
     racers: {configuration: Ladder}; known: of `gains`; allowed: the risk.
     """
@@ -140,8 +141,10 @@ def replay(racers, known, allowed=RISK):
     left = {name: one for name, one in left.items() if name not in out}
     spent += sum(one.seconds[-1] for one in left.values())
     wanted, got = pick(racers), pick(left)
+    whole = sum(one.seconds[-1] for one in racers.values())
     return {
-        "share": spent / sum(one.seconds[-1] for one in racers.values()),
+        "share": spent / whole,
+        "alone": wanted.seconds[-1] / whole,
         "behind": wanted.mean(-1) - got.mean(-1),
         "dearer": got.cost / wanted.cost,
         "dropped": 1 - len(left) / len(racers),
@@ -206,7 +209,12 @@ def table_of_risks(races):
 def by_data(races):
     """[rows]: each race with the default risk."""
     return [
-        [race["data"], race["budget"], race["of"], *(f"{race[name]:.1%}" for name in ("share", "dropped", "behind"))]
+        [
+            race["data"],
+            race["budget"],
+            race["of"],
+            *(f"{race[name]:.1%}" for name in ("share", "alone", "dropped", "behind")),
+        ]
         for race in sorted(races, key=lambda race: race["data"])
         if race["allowed"] == RISK
     ]
@@ -266,7 +274,8 @@ def main(argv=None):
         f"The whole suites, with the default risk of {RISK:.0%}:",
         "",
         markdown(
-            ["data set", "labels", "configurations", SECONDS, "dropped", "pick behind the suite's"], by_data(whole)
+            ["data set", "labels", "configurations", SECONDS, "the pick alone", "dropped", "pick behind the suite's"],
+            by_data(whole),
         ),
     ]
     data = {"gains": measured, "data_sets": sets, "races": whole}
