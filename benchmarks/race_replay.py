@@ -123,8 +123,8 @@ def pick(racers):
 
 
 def replay(racers, known, allowed=RISK):
-    """{"share": of the whole suite's seconds, "alone": of them what its pick takes, "behind": the whole suite's pick less
-    the race's, "dropped", "rungs"}.
+    """{"share": of the whole suite's seconds, "alone": of them those of its pick, "behind": the suite's pick less the
+    race's, "dropped", "rungs"}.
 
     racers: {configuration: Ladder}; known: of `gains`; allowed: the risk.
     """
