@@ -257,8 +257,7 @@ def run_once(args, about=None, folder=None):
             return texts_of(examples, task, tokenizer, chat)
 
         longest, tokens = count_cuts(run, extract, texts(task.evaluation))
-        if not args.tune or about:  # the forecast is of a pass without gradients
-            features.forecast(run, extract, longest)
+        features.forecast(run, extract, longest, tuned=bool(args.tune and not about))
 
         # 5. adapt
         if head is None:

@@ -9,6 +9,7 @@ import torch
 from sentence_transformers import SentenceTransformer
 
 import utils
+from harness.arguments import PAIRS_A_STEP
 from harness.models import (
     batching,
     loading,
@@ -143,9 +144,12 @@ def last_states(model, rows, batch_size="auto", progress=None):
     return np.stack(states), largest
 
 
-def forecast(run, extract, longest):
-    """predicted_gb of a run that computes features, which is all that takes memory here; nothing for TF-IDF."""
+def forecast(run, extract, longest, tuned=False):
+    """predicted_gb of a run that computes features, or, where the embedder is tuned, of the texts of a step of pairs;
+    nothing for TF-IDF.
+    """
     if extract.model is not None:
-        config, shape = extract.model.config, extract.shape(longest)
+        how = memory_forecast.training if tuned else memory_forecast.inference
+        shape = memory_forecast.Shape(2 * PAIRS_A_STEP, longest) if tuned else extract.shape(longest)
         options = {"precision": extract.precision, "device": run.row["device"]}
-        memory_forecast.record(run, memory_forecast.inference, config, "classifier", shape, **options)
+        memory_forecast.record(run, how, extract.model.config, "classifier", shape, **options)
