@@ -169,6 +169,8 @@ def manual_section(_, sources):
     groups = {}
     for number, name in MANUAL.items():
         pages = sorted((sources / f"usr/share/man/man{number}").glob(f"*.{number}*.gz"))
+        if not pages:
+            raise FileNotFoundError(2, "not found", str(sources / f"usr/share/man/man{number}"))
         heads = [re.search(r"^\.SH \"?NAME\"?\n(.+?)^\.SH", page(path), re.M | re.S) for path in pages]
         lines = {" ".join(head[1].split()).partition("\\- ")[2].replace("\\", "") for head in heads if head}
         groups[name] = sorted(line for line in lines if line)

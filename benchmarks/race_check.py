@@ -1,7 +1,7 @@
 """What real races took and picked, beside the whole suites: of each, the CSV of a race and that of the suite run whole.
 
     OMP_NUM_THREADS=1 python sweep.py suites/compare.yaml --dataset assets/data/fresh/hans --race --results hans.csv \\
-        --set bf16=true precision=bf16 label_budget=125
+        --set bf16=true precision=bf16 label_budget=125    # 500 on arc_easy
     cp hans.csv hans_whole.csv
     OMP_NUM_THREADS=1 python sweep.py suites/compare.yaml --dataset assets/data/fresh/hans --results hans_whole.csv \\
         --set bf16=true precision=bf16 label_budget=125

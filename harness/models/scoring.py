@@ -178,9 +178,10 @@ def encode(model, tokenizer, prompts, sets, add_special_tokens):
 
 
 def token_ids(tokenizer, texts, add_special_tokens):
-    """The token ids of an iterable of texts, some at a time: a tokenizer keeps about a hundred bytes for each token
+    """The token ids of texts, some at a time: a tokenizer keeps about a hundred bytes for each token
     until it has given back the ids of all texts of a call.
     """
+    texts = iter(texts)
     while some := list(itertools.islice(texts, TEXTS_AT_ONCE)):
         yield from tokenizer(some, add_special_tokens=add_special_tokens, verbose=False).input_ids
 

@@ -9,7 +9,7 @@ import utils
 from harness.results import commands, configurations, done_runs, outputs
 from harness.selector import candidates, from_data, lessons, promises, rules, serving
 from harness.selector.candidates import NEAR
-from harness.selector.decision import Decision, Undecided, compare_command, data_of, flags_of_data, limits_of
+from harness.selector.decision import Decision, Undecided, data_of, flags_of_data, limits_of
 
 LISTED = 10  # further candidates that a Decision lists
 
@@ -45,7 +45,7 @@ def decide(rows, args, failed=(), dropped=()):
         try:
             found = dataclasses.replace(answers[basis](), not_used=not_used)
             hurried = no_time_for(rows, dropped, args) if basis == "rows" else []
-            compare = compare_command(rows, args) if basis != "rows" else None
+            compare = from_data.compare_command(rows, args) if basis != "rows" else None
             return dataclasses.replace(found, cautions=[*found.cautions, *hurried, *stale], compare=compare)
         except Undecided as reason:
             not_used.append(str(reason))

@@ -1,6 +1,5 @@
 """The Decision: what every basis fills in and explain.py puts into words."""
 
-import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -69,7 +68,7 @@ class Decision:
     break_even: str | None = None
     cost: str | None = None  # of the choice, with --price_per_hour
     command: str | None = None  # that measures the choice
-    compare: str | None = None  # the command that measures every way to answer on the named data, where no row did
+    compare: str | None = None  # the command that measures every way to answer, on named data that no row measures
     serve: str | None = None  # the command of a server that answers as the choice does, where there is one
     data: str | None = None  # of the rows: data set, metric, number of evaluation examples, hardware
     metric: str = "score"
@@ -125,24 +124,3 @@ def command_for(configuration, rows, args, labels=None):
     if row["model"] and (args.model or args.params_b):  # TF-IDF has none
         changes[model] = args.model or rules.YOUR_MODEL
     return commands.command(row, always=commands.NAMED, **changes)
-
-
-def compare_command(rows, args):
-    """`sweep.py suites/compare.yaml ..` of the data and limits of the flags; None where no data set is named, or there
-    are no labels.
-    """
-    if not args.dataset or args.data_size == 0:
-        return None
-    told = {**flags_of_data(rows, args), **({"label_budget": args.data_size} if args.data_size else {})}
-    changes = [f"{name}={','.join(map(str, v)) if isinstance(v, list) else v}" for name, v in told.items()]
-    limits = [(f"--{name}", f"{getattr(args, name):g}") for name in ("latency_ms", "memory_gb") if getattr(args, name)]
-    words = [
-        "python",
-        "sweep.py",
-        "suites/compare.yaml",
-        "--dataset",
-        args.dataset,
-        *(["--set", *changes] * bool(changes)),
-    ]
-    words += ["--race", *(word for pair in limits for word in pair), "--minutes", "15", "--results", "compare.csv"]
-    return shlex.join(words)

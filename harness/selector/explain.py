@@ -94,6 +94,7 @@ def text(decision, source, skipped):
         lines.append(f"{'Run it again' if decision.basis == 'rows' else 'Measure it'}: {decision.command}")
     if decision.compare:
         lines.append(f"Measure every way, which is surer: {decision.compare}")
+        lines.append("  and ask again with --results compare.csv")
     if decision.serve:
         lines.append(f"Serve it: {decision.serve}")
     return "\n".join(lines)
@@ -144,7 +145,8 @@ def short_text(decision):
         ]
     else:
         sentences = by_numbers(decision)
-    compare = f"Surer than this: measure every way on your data with {decision.compare}" if decision.compare else ""
+    compare = f"Surer than this: measure every way on your data with {decision.compare}" * bool(decision.compare)
+    compare += ", and ask again with --results compare.csv." * bool(decision.compare)
     return "\n".join(filter(None, [question(decision), *sentences, compare]))
 
 

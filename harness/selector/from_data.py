@@ -1,15 +1,18 @@
 """Predictions for a data set that no row measures: what is known of it, and which configurations could be run on it."""
 
+import contextlib
 import dataclasses
+import shlex
 from collections import Counter
 from pathlib import Path
 
 import utils
+from harness import suites
 from harness.errors import short
 from harness.results import configurations, names
 from harness.selector import landmark, predictor
 from harness.selector.candidates import nearest, obstacles
-from harness.selector.decision import Decision, Undecided, command_for, data_of, limits_of
+from harness.selector.decision import Decision, Undecided, command_for, data_of, flags_of_data, limits_of
 from harness.selector.spec import CHARS_A_TOKEN, Data, data_of_rows, steps_of
 
 EXAMPLES = 400  # that a landmark is scored on
@@ -59,19 +62,51 @@ def about_data(args, known):
 
 def read_data(args):
     """(Data, what was read) of --dataset. UserError where it cannot be read."""
-    from harness.data import tasks  # a decision from rows reads no data
-
-    columns = {name: value for name, value in vars(args).items() if name.endswith("_column") or name == "encoding"}
-    task = tasks.load_task(args.dataset, args.subset, **columns)
+    task = load(args)
     cells, scored = task.row(), None
     labels = len(task.train) if args.data_size is None else min(args.data_size, len(task.train))
     if task.kind == "classification" and labels >= landmark.LABELS:
         few = {"label_budget": landmark.LABELS, "max_eval_samples": EXAMPLES}
-        scored = landmark.of_task(tasks.load_task(args.dataset, args.subset, **columns, **few))
+        scored = landmark.of_task(load(args, **few))
     found = Data(cells["input_chars"], cells.get("n_classes", 1), cells.get("majority_baseline"), scored)
     classes = f"{found.classes} classes, the largest {found.majority:.0%}, " if found.majority else ""
     learnt = f"; TF-IDF learns {scored:.3f} of them from {landmark.LABELS} labels" if scored is not None else ""
     return found, f"read from {args.dataset}: {classes}{found.chars:.0f} characters an input{learnt}"
+
+
+def load(args, **few):
+    """The Task of --dataset. few: label_budget and the like. UserError where it cannot be read."""
+    from harness.data import tasks  # a decision from rows reads no data
+
+    columns = {name: value for name, value in vars(args).items() if name.endswith("_column") or name == "encoding"}
+    return tasks.load_task(args.dataset, args.subset, **columns, **few)
+
+
+def compare_command(rows, args):
+    """`sweep.py suites/compare.yaml ..` with the data and limits of the flags. None where rows measure the data, none is
+    named, there are no labels, only a model's size is known, or --set would read a value as something else.
+    """
+    measured = any(configurations.data_name(row) == data_of(args) for row in rows)
+    if measured or not args.dataset or args.data_size == 0 or (args.params_b and not args.model):
+        return None
+    told = flags_of_data(rows, args)
+    if args.data_size:
+        told["label_budget"] = args.data_size
+        with contextlib.suppress(utils.UserError):  # a label budget that a file does not have is refused
+            if Path(args.dataset).exists():
+                task = load(args, label_budget=1)
+                told["label_budget"] = min(args.data_size, len(task.train) + len(task.unlabelled))
+    changes = {name: ",".join(map(str, v)) if isinstance(v, list) else str(v) for name, v in told.items() if v}
+    if any(suites.as_typed(suites.value_of(text)) != text for text in changes.values()):
+        return None
+    words = ["python", "sweep.py", "suites/compare.yaml", "--dataset", args.dataset]
+    words += ["--model", args.model] if args.model else []
+    words += ["--set", *(f"{name}={text}" for name, text in changes.items())] if changes else []
+    words += ["--race"]
+    for name in ("latency_ms", "memory_gb"):
+        if getattr(args, name) and not (name == "latency_ms" and args.cached):  # a race times requests without a cache
+            words += [f"--{name}", f"{getattr(args, name):g}"]
+    return shlex.join([*words, "--minutes", "15", "--results", "compare.csv"])
 
 
 def decide(rows, args, recommended):

@@ -34,8 +34,8 @@ MARGIN = 0.01  # a pick within this of the whole suite's counts as the same
 LEAST_LABELS, LABELS_A_CLASS, LEAST_STEPS, LEAST_EXAMPLES = 16, 2, 20, 64  # of a rung
 # share of a whole run's steps or labels that a rung makes at most; where the least is more, there is no rung
 LARGEST = {"max_steps": 1 / 8, "label_budget": 1 / 4, "max_train_samples": 1 / 4}
-EXAMPLES, TIMED = "max_eval_samples", "latency_runs"
-REQUESTS = 20  # after which limits are checked, and that a short run times
+EXAMPLES = "max_eval_samples"
+REQUESTS = 20  # after which limits are checked
 REQUESTS_SERVED = 30_000  # over which costs are compared, as adaptive_selector.py does by default
 
 
@@ -93,8 +93,7 @@ def allowed(number, risk=RISK):
 
 
 def whole_of(args, size, learns):
-    """{flag: number} of what a cell's cost grows with: steps or labels, inputs without labels, evaluation examples,
-    requests that are timed.
+    """{flag: number} of what a cell's cost grows with: steps or labels, inputs without labels, evaluation examples.
 
     args: {flag: value} of the cell; size: the cells.Size of its data; learns: what its script's cost grows with most,
     "steps", "labels", "nothing" of these but the examples, or "at_once" where nothing is saved; then it is {}.
@@ -110,8 +109,6 @@ def whole_of(args, size, learns):
         whole[budget] = labels
     if args.get("unlabelled"):
         whole["unlabelled"] = min(args["unlabelled"], size.train)
-    if (args.get(TIMED) or 0) > REQUESTS:
-        whole[TIMED] = args[TIMED]
     return whole
 
 
@@ -119,9 +116,9 @@ def for_limits(whole):
     """{flag: number} that makes of a cell REQUESTS examples, and one step where it makes some; {} where it runs whole
     at once or learns from its labels in another way.
     """
-    if not whole.keys() <= {"max_steps", EXAMPLES, TIMED}:
+    if not whole.keys() <= {"max_steps", EXAMPLES}:
         return {}
-    fewer = {name: min(1 if name == "max_steps" else REQUESTS, n) for name, n in whole.items()}
+    fewer = {name: min({"max_steps": 1, EXAMPLES: REQUESTS}[name], n) for name, n in whole.items()}
     return fewer if fewer != whole else {}
 
 
@@ -135,8 +132,6 @@ def at_rung(whole, rung, classes, timed=False):
     for name, n in whole.items():
         share = rung.examples if name == EXAMPLES else rung.training
         fewer[name] = max(least.get(name, LEAST_EXAMPLES), round(n * share))
-    if TIMED in whole:
-        fewer[TIMED] = REQUESTS
     trained = [name for name in fewer if name in least]
     if not timed and (not trained or any(fewer[n] > max(LARGEST[n], rung.training) * whole[n] for n in trained)):
         return {}
@@ -319,17 +314,13 @@ def training_seconds(row, whole):
     whole_of.
     """
     flags = configurations.flags(row)
-    longer = (n / flags[name] for name, n in whole.items() if flags.get(name) and name not in (EXAMPLES, TIMED))
+    longer = (n / flags[name] for name, n in whole.items() if flags.get(name) and name != EXAMPLES)
     return (configurations.value(row, "train_seconds") or 0.0) * next(longer, 1.0)
 
 
 def whole_seconds(row, whole):
-    """Seconds that a whole run would take, from a row of a rung: scoring in proportion to the examples, and as many
-    requests as it times.
-    """
+    """Seconds that a whole run would take, from a row of a rung: scoring in proportion to the examples."""
     training, scoring = (configurations.value(row, name) or 0.0 for name in ("train_seconds", "eval_seconds"))
     scored = configurations.value(row, "n_eval")
     more = whole.get(EXAMPLES, scored) / scored - 1 if scored else 0.0
-    timed = whole.get(TIMED, REQUESTS) - REQUESTS
-    requests_alone = timed * (configurations.value(row, "latency_ms_p50") or 0.0) / 1000
-    return progress.seconds_of(row) + training_seconds(row, whole) - training + scoring * more + requests_alone
+    return progress.seconds_of(row) + training_seconds(row, whole) - training + scoring * more

@@ -227,7 +227,7 @@ def test_many_texts_are_tokenized_some_at_a_time(tiny_llama, monkeypatch):
         return tokenizer(some, **options)
 
     monkeypatch.setattr(scoring, "TEXTS_AT_ONCE", 5)
-    assert list(scoring.token_ids(seen, iter(texts), True)) == tokenizer(texts).input_ids
+    assert list(scoring.token_ids(seen, texts, True)) == tokenizer(texts).input_ids
     assert sizes == [5, 5, 3]
 
 

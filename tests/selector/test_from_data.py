@@ -1,5 +1,6 @@
 """Predictions for data that no row measures: what is in reach of them, and what is said where nothing is likely."""
 
+import argparse
 import dataclasses
 import json
 import math
@@ -13,7 +14,7 @@ from selector_helpers import decide
 import adaptive_selector
 import sweep
 from harness.results import configurations, store
-from harness.selector import predictor
+from harness.selector import from_data, predictor
 from harness.selector.candidates import Candidate, Limits
 from harness.selector.spec import data_of_rows
 
@@ -58,7 +59,7 @@ def test_the_command_has_all_labels_where_predictions_end_before(path, capsys):
 
 
 def test_where_no_row_decides_the_command_measures_every_way(path, tmp_path, capsys, monkeypatch):
-    """The command is one that sweep.py reads; where rows decide there is none, nor without data or labels."""
+    """The command is one that sweep.py reads; where rows measure the data there is none, nor without data or labels."""
     rows = [
         {"body": f"the {'good' if i % 2 else 'bad'} film " * 8 + str(i), "verdict": "ab"[i % 2]} for i in range(200)
     ]
@@ -74,7 +75,18 @@ def test_where_no_row_decides_the_command_measures_every_way(path, tmp_path, cap
     assert words[1] == "sweep.py" and "--label_budget 60" in said and "--text_column body" in said
     assert "--latency_ms 1000" in found["compare"]
     assert decide(f"{flags} --basis rules", capsys, path)["compare"] == found["compare"]
+    every = decide(flags.replace("--data_size 60", "--data_size 200 --cached --model b/lm"), capsys, path)["compare"]
+    asked = argparse.Namespace(dataset=data, subset=None, text_column="body", label_column="verdict")
+    labels = 200 - len(from_data.load(asked).evaluation)
+    assert f"label_budget={labels}" in every and labels < 200, "evaluation examples are no labels to train on"
+    sweep.main([*shlex.split(every)[2:], "--dry_run"])
+    capsys.readouterr()
+    assert "--model b/lm" in every and "latency_ms" not in every
+    odd = f"{flags.replace('text_column body', 'text_column [body]')} --basis rules"
     for other in (
+        odd,
+        f"{flags} --params_b 8 --basis rules",
+        f"--dataset d0 --data_size 500 --basis model {TOLD}",
         f"--dataset d0 --data_size 500 {TOLD}",
         f"{TOLD} --data_size 60",
         f"--dataset new --data_size 0 {TOLD}",

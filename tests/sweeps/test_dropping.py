@@ -66,22 +66,18 @@ def test_a_rung_is_a_share_of_steps_or_labels_and_of_examples():
     assert at_rung(prompt, RUNG, 12, timed=True) == {"max_eval_samples": 64}, "to know what the whole run takes"
     assert at_rung({}, RUNG, 12, timed=True) == {}
     assert whole_of(args, size, "at_once") == at_rung({}, RUNG, 2) == for_limits({}) == {}, "a probe"
-    timed = whole_of({"max_steps": 320, "max_eval_samples": 400, "latency_runs": 100}, size, "steps")
-    assert at_rung(timed, RUNG, 12) == {"max_steps": 20, "max_eval_samples": 100, "latency_runs": 20}
-    assert for_limits(timed) == {"max_steps": 1, "max_eval_samples": 20, "latency_runs": 20}
-    assert whole_of({"max_eval_samples": 400, "latency_runs": 20}, size, "nothing") == {"max_eval_samples": 400}
     few = whole_of({"label_budget": 100}, Size(2000, 60, 12, "classification"), "labels")
     assert at_rung(few, RUNG, 12) == {"label_budget": 24}, "two labels a class; 60 examples are few already"
     assert at_rung(few, RUNG, 60) == {}, "where 100 labels are fewer than two a class nothing is saved"
 
 
 def test_a_whole_run_is_put_from_its_short_one():
-    """10 s to start, 40 of training, 30 of scoring, 20 requests of half a second."""
-    cells = {"run_seconds": 90.0, "train_seconds": 40, "eval_seconds": 30, "n_eval": 100, "latency_ms_p50": 500}
+    """10 s to start, 40 of training, 30 of scoring."""
+    cells = {"run_seconds": 80.0, "train_seconds": 40, "eval_seconds": 30, "n_eval": 100}
     short = {name: "" for name in ("cpu_seconds", "load_seconds")} | {name: str(n) for name, n in cells.items()}
-    row = {**short, "device": "cpu", "args": json.dumps({"max_steps": 20, "max_eval_samples": 100, "latency_runs": 20})}
-    whole = {"max_steps": 320, "max_eval_samples": 400, "latency_runs": 100}
-    assert whole_seconds(row, whole) == pytest.approx(10 + 16 * 40 + 4 * 30 + 100 * 0.5)
+    row = {**short, "device": "cpu", "args": json.dumps({"max_steps": 20, "max_eval_samples": 100})}
+    whole = {"max_steps": 320, "max_eval_samples": 400}
+    assert whole_seconds(row, whole) == pytest.approx(10 + 16 * 40 + 4 * 30)
     assert training_seconds(row, whole) == 16 * 40
 
 
