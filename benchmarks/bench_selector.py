@@ -13,14 +13,14 @@ inputs, share of the most frequent class, the memory forecast. Measured rows jud
     rules       the selector's rules of thumb
     ridge, gp   as the selector, with ridge regression or a Gaussian process in place of nearest neighbours
     selector    nearest neighbours, errors as on data sets that were left out
-    predicted   the same, judged where it predicts: not where the rules answer for it
     rows        the selector where it has the judged rows themselves: what its choice costs that is no prediction
     three_cheapest, three_random    the best of three ways to answer (a strategy's variant with one base model) once
-                they are measured: those with fewest parameters, or any three; judged where there are more than three
+                they are measured: those that are measured soonest, or any three; judged where there are six or more
     sure        the selector where it calls its choice likely to be within the limits (90 %), else "nothing"
 
 A chooser that learns answers "nothing" where no configuration is within the limits with a probability of two thirds,
-as adaptive_selector.py does; where data are outside what it knows, the rules answer for it. The others always choose.
+as adaptive_selector.py does; where data are outside what it knows, the rules answer for it. So there is a second table
+of the settings in which the selector predicts. "rows" and the three choose by the measurements that judge them.
 The simple learner's score on the new data (see harness/selector/landmark.py) is known where there are labels for it.
 "Held" is the share of its choices that are within the limits. What a chooser loses where something is within them: the
 best score there less that of its choice, or less the share of the most frequent class where its choice is not within
@@ -38,7 +38,7 @@ import dataclasses
 import itertools
 from pathlib import Path
 
-from choosers import LEARNERS, Learner, plain_choices, settings
+from choosers import LEARNERS, MEASURING, Learner, plain_choices, settings
 from common import ROOT, bootstrap, markdown, mean_of, publish
 
 import utils
@@ -48,20 +48,8 @@ from harness.selector import landmark, predictor
 from harness.selector.candidates import Limits, measured, obstacles
 from harness.selector.spec import data_of_rows
 
-CHOOSERS = (
-    "selector",
-    "predicted",
-    "sure",
-    "ridge",
-    "gp",
-    "rows",
-    "rules",
-    "probe",
-    "or_nothing",
-    "cheapest",
-    "random",
-)
-CHOOSERS += ("nothing", "three_cheapest", "three_random")
+CHOOSERS = ("selector", "sure", "ridge", "gp", "rows", "rules", "probe", "or_nothing", "cheapest", "random", "nothing")
+CHOOSERS += ("three_cheapest", "three_random")
 KEYS = ("right", "held", "kept", "lost", "behind")
 SHOWN = ("right", "ahead", "held", "kept", "lost", "spared", "behind")
 BINS = (predictor.NOTHING, 0.85, 0.95, 1.0)  # of stated probabilities
@@ -138,13 +126,15 @@ def outcomes_of(rows, args):
                 choice, sure = learner.choose(limits)
                 chosen[name] = chosen["rules"] if sure is None else choice
                 if name == "selector":
-                    chosen |= {"predicted": choice} if sure is not None else {}
+                    predicts = sure is not None
                     chosen["sure"] = choice if sure is not None and sure >= predictor.CONFIDENCE else None
                 limited = limits != Limits(data_size=limits.data_size)
                 if name == "selector" and sure is not None and choice is not None and limited:
                     stated.append((group[0], sure, not obstacles(choice, limits)))
             judged = {name: judge(choice, feasible, limits) for name, choice in chosen.items()}
-            outcomes.append({"data": group[0], "feasible": bool(feasible), **judged})
+            for name in MEASURING:
+                judged.get(name, {}).pop("held", None)  # always, by what they know
+            outcomes.append({"data": group[0], "feasible": bool(feasible), "predicts": predicts, **judged})
     return outcomes, stated
 
 
@@ -164,8 +154,8 @@ def summed(outcomes, name, key, less=None):
     return list(by_data.values())
 
 
-def report(outcomes, stated):
-    """({chooser: {one of KEYS, or "ahead", "spared": [mean, low, high]}}, [rows of the calibration table]).
+def report(outcomes):
+    """{chooser: {one of KEYS, or "ahead", "spared": [mean, low, high]}}.
 
     ahead: how much more often the selector is right, on the same settings; spared: how much less it loses.
     """
@@ -178,6 +168,13 @@ def report(outcomes, stated):
         for ahead, key, sign in (("ahead", "right", -1), ("spared", "lost", 1)):
             both = [(sign * total, n) for total, n in summed(outcomes, name, key, less="selector")]
             choosers[name][ahead] = [mean_of(both), *bootstrap(both, mean_of)]
+    return choosers
+
+
+def calibration(stated):
+    """[rows of the table]: what the selector states, and how often its choices are within the limits. stated: as of
+    `outcomes_of`.
+    """
     bins = []
     for low, high in itertools.pairwise(BINS):
         inside = [(data, p, kept) for data, p, kept in stated if low <= p < high or p == high == 1.0]
@@ -190,7 +187,30 @@ def report(outcomes, stated):
             bins.append(
                 [f"{low:.2g} to {high:.2g}", len(inside), mean_of(said), mean_of(held), *bootstrap(held, mean_of)]
             )
-    return choosers, bins
+    return bins
+
+
+def table(outcomes):
+    """(the `report` of outcomes, [lines])."""
+    choosers, n = report(outcomes), len(outcomes)
+    header = [
+        "chooser",
+        "right",
+        "the selector is right more often by",
+        "held",
+        "within the limits, where something is",
+    ]
+    header += ["lost there", "the selector loses less by", "behind the best, where within"]
+    rows = [
+        [name, *(told(cells[key], key not in ("lost", "spared", "behind")) for key in SHOWN)]
+        for name, cells in choosers.items()
+    ]
+    sets, empty = {outcome["data"] for outcome in outcomes}, sum(not outcome["feasible"] for outcome in outcomes)
+    return choosers, [
+        f"{n:,} settings on {len(sets)} data sets, {empty:,} within which there is nothing:",
+        "",
+        markdown(header, rows),
+    ]
 
 
 def told(values, percent=True):
@@ -218,40 +238,29 @@ def main(argv=None):
         outcomes, stated = outcomes + some[0], stated + some[1]
     if not outcomes:
         raise utils.UserError(f"{args.results} has no group of two configurations or more on known data")
-    choosers, bins = report(outcomes, stated)
-    sets, n = {outcome["data"] for outcome in outcomes}, len(outcomes)
-    empty = sum(not outcome["feasible"] for outcome in outcomes)
-    source = f"left out in turn: {args.leave_out}; rows: `{Path(args.results).name}`"
+    source = f"Left out in turn: {args.leave_out}; rows: `{Path(args.results).name}`"
     if args.judge:
-        source = f"rows to choose from: `{Path(args.judge).name}`, to learn from: `{Path(args.results).name}`"
+        source = f"Rows to choose from: `{Path(args.judge).name}`, to learn from: `{Path(args.results).name}`"
+    where, bins = [outcome for outcome in outcomes if outcome["predicts"]], calibration(stated)
+    (choosers, first), (predicted, second) = map(table, (outcomes, where))
     lines = [
-        f"{n:,} settings on {len(sets)} data sets ({empty:,} within which there is nothing); {source}. Means over data "
-        "sets, each counted the same, with 95 % intervals by bootstrap over them.",
+        f"{source}. Means over data sets, each counted the same, with 95 % intervals by bootstrap over them.",
         "",
-        markdown(
-            [
-                "chooser",
-                "right",
-                "the selector is right more often by",
-                "held",
-                "within the limits, where something is",
-                "lost there",
-                "the selector loses less by",
-                "behind the best, where within",
-            ],
-            [
-                [name, *(told(cells[key], key not in ("lost", "spared", "behind")) for key in SHOWN)]
-                for name, cells in choosers.items()
-            ],
-        ),
+        *first,
+        "",
+        "Where the selector predicts, and rules do not answer for it:",
+        "",
+        *second,
         "",
         markdown(
             ["the selector states", "choices", "mean stated", "kept"],
             [[name, f"{count:,}", f"{said:.1%}", told(held)] for name, count, said, *held in bins],
         ),
     ]
-    data = {"results": Path(args.results).name, "leave_out": args.leave_out, "settings": n, "nothing": empty}
-    data |= {"choosers": choosers, "calibration": bins, "data_sets": sorted(sets)}
+    data = {"results": Path(args.results).name, "leave_out": args.leave_out, "settings": len(outcomes)}
+    data |= {"nothing": sum(not outcome["feasible"] for outcome in outcomes), "choosers": choosers}
+    data |= {"where_it_predicts": {"settings": len(where), "choosers": predicted}, "calibration": bins}
+    data["data_sets"] = sorted({outcome["data"] for outcome in outcomes})
     name = "bench_selector" + ("_fresh" if args.judge else "" if args.leave_out == "data" else f"_{args.leave_out}")
     publish(name, "\n".join(lines), data, args.readme, args.output)
 

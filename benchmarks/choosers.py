@@ -15,7 +15,8 @@ LATENCIES = (None, 2000, 1000, 500, 200, 100, 50, 20)  # ms
 MEMORIES = (None, 4, 3, 2, 1.5, 1)  # GB
 LABELS = (0, 16, 100, 500, 2000)
 SCORES = (None, 0.2, 0.5, 0.6, 0.7, 0.75, 0.8, 0.9)
-MEASURED = 3  # ways to answer
+MEASURED = 3  # ways to answer, of twice as many or more
+MEASURING = ("rows", "three_cheapest", "three_random")  # choosers that know the rows that judge them
 LEARNERS = {"selector": predictor.REGRESSION, "ridge": "ridge", "gp": "gp"}
 
 
@@ -47,10 +48,6 @@ def by_rules(limits, candidates):
     return None
 
 
-def params(candidate):
-    return candidate.configuration.mean("total_params") or 0
-
-
 def ways_of(candidates):
     """[Candidates]: of each way to answer, a strategy's variant with one base model, that with most labels."""
     ways = {}
@@ -62,8 +59,12 @@ def ways_of(candidates):
 def plain_choices(limits, candidates, seed):
     """{chooser: Candidate} of those that learn nothing. candidates: those that have not too many labels.
 
-    Without three_cheapest and three_random where there are no more ways than they measure.
+    Without three_cheapest and three_random where there are few ways.
     """
+
+    def params(c):
+        return c.configuration.mean("total_params") or 0
+
     cheapest = min(candidates, key=lambda c: (params(c), c.labels))
     probes = [c for c in candidates if c.strategy == "probe" and params(c)]
     chosen = {
@@ -75,8 +76,9 @@ def plain_choices(limits, candidates, seed):
         "nothing": None,
     }
     ways = ways_of(candidates)
-    if len(ways) > MEASURED:
-        chosen["three_cheapest"] = choose(sorted(ways, key=params)[:MEASURED], limits)[0]
+    if len(ways) >= 2 * MEASURED:
+        quickest = sorted(ways, key=lambda c: c.cost_seconds(c.configuration.n_eval))
+        chosen["three_cheapest"] = choose(quickest[:MEASURED], limits)[0]
         chosen["three_random"] = choose(random.Random(seed).sample(ways, MEASURED), limits)[0]
     return chosen
 

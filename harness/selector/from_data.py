@@ -83,8 +83,8 @@ def load(args, **few):
 
 
 def compare_command(rows, args):
-    """`sweep.py suites/compare.yaml ..` with the data and limits of the flags. None where rows measure the data, none is
-    named, there are no labels, only a model's size is known, or --set would read a value as something else.
+    """`sweep.py suites/compare.yaml ..` with the data and limits of the flags. None where rows measure the data, none
+    are named, there are no labels, only a model's size is known, or --set would read a value as something else.
     """
     measured = any(configurations.data_name(row) == data_of(args) for row in rows)
     if measured or not args.dataset or args.data_size == 0 or (args.params_b and not args.model):

@@ -1,7 +1,9 @@
 import argparse
+import types
 
 import pytest
 
+import utils
 from harness.models import loading, memory_forecast, meta_device
 
 
@@ -57,6 +59,17 @@ def test_the_meta_device_counts_what_a_real_pass_saves(method, tiny_llama):
         loading.load_model(tiny_llama).train(), input_ids=torch.zeros(3, 96, dtype=torch.long), attention_mask=mask
     )
     assert flash < plain and flash == pytest.approx(sdpa, rel=0.1)
+
+
+def test_the_logits_of_all_positions_of_a_pass_are_forecast(tiny_llama):
+    """A hundred classes are read at more positions than there are examples."""
+    model = loading.load_model(tiny_llama, device="cpu")
+    run = types.SimpleNamespace(row={"device": "cpu", "precision": "fp32"})
+    found = []
+    for positions in (1, 501):
+        memory_forecast.predict_inference(run, model, 4, 50, "packed", shared=10, positions=positions)
+        found.append(run.row.pop("predicted_gb"))
+    assert (found[1] - found[0]) * utils.GB == pytest.approx(2 * 500 * model.config.vocab_size * 4, rel=1e-6)
 
 
 def test_packed_weights_and_the_cache_are_as_large_as_forecast(tiny_llama):

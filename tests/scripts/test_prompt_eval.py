@@ -12,7 +12,7 @@ import utils
 from harness.data import tasks
 from harness.data.examples import draw
 from harness.data.prompts import fill, render
-from harness.evaluation import metrics, prompting
+from harness.evaluation import metrics, prompting, record
 from harness.models import loading, scoring
 from harness.results import store
 
@@ -103,6 +103,15 @@ def tokens_of_forwards(monkeypatch):
 
     monkeypatch.setattr(loading, "load_model", loaded)
     return seen
+
+
+def test_the_forecast_knows_at_how_many_positions_labels_are_read(sentiment, tiny_llama, out, monkeypatch):
+    told = {}
+    monkeypatch.setattr(record.memory_forecast, "predict_inference", lambda *args, **kwargs: told.update(kwargs))
+    words = "not good at all,very good indeed"
+    flags = ["--model", tiny_llama, "--dataset", sentiment, "--label_words", words, "--max_eval_samples", "6"]
+    prompt_eval.main([*flags, "--calibrate", "none", *out])
+    assert told["positions"] > told["batch_size"] == 6, "each token of a label is predicted at a position of its own"
 
 
 def test_cached_requests_leave_the_shared_prefix_out(sentiment, tiny_llama, out, only_row, monkeypatch):

@@ -1,6 +1,5 @@
 """The benchmark of the selector judges as it says."""
 
-import dataclasses
 import json
 import sys
 
@@ -48,22 +47,35 @@ def test_what_is_measured_is_chosen_from_as_far_as_it_was_measured(bench, tmp_pa
 
     def ways(n):
         rows = [
-            result_row(score=0.5 + 0.1 * i, labels_used=labels, total_params=10 - i, variant=f"v{i}", train_seconds=1)
+            result_row(score=0.5 + 0.1 * i, labels_used=labels, total_params=10 - i, variant=f"v{i}", train_seconds=i)
             for i in range(n)
             for labels in (10, 100)
         ]
         found = store.read_results(results_csv(tmp_path / f"{n}.csv", rows))[-2 * n :]
         return measured([Configuration([row], row["variant"]) for row in found])
 
-    limits = Limits(data_size=100)
-    four = choosers.plain_choices(limits, ways(4), 0)
-    assert (four["rows"].score, four["three_cheapest"].score) == (pytest.approx(0.8), pytest.approx(0.8))
-    dear = [dataclasses.replace(c, score=c.score + 0.5 * (c.configuration.mean("total_params") == 10)) for c in ways(4)]
-    best = choosers.plain_choices(limits, dear, 0)
-    assert best["rows"].score == pytest.approx(1.0) and best["three_cheapest"].score == pytest.approx(0.8)
-    assert best["three_cheapest"].labels == 100
-    assert "three_cheapest" not in choosers.plain_choices(limits, ways(3), 0)
-    assert choosers.plain_choices(Limits(latency_ms=1e-3, data_size=100), ways(4), 0)["three_random"] is None
+    limits, some = Limits(data_size=100), ways(6)
+    found = choosers.plain_choices(limits, some, 0)
+    assert found["rows"].score == pytest.approx(1.0)
+    assert (found["three_cheapest"].score, found["three_cheapest"].labels) == (pytest.approx(0.7), 100)
+    assert found["cheapest"].score == pytest.approx(1.0), "fewest parameters"
+    drawn = {choosers.plain_choices(limits, some, seed)["three_random"].score for seed in range(30)}
+    assert {round(score, 1) for score in drawn} == {0.7, 0.8, 0.9, 1.0}, "the best of any three of six"
+    assert "three_cheapest" not in choosers.plain_choices(limits, ways(5), 0)
+
+
+def test_where_rules_answer_is_told_apart(bench, tmp_path, monkeypatch):
+    """The models of one data set are larger by far than any that was learnt from."""
+    for name, values in (("LATENCIES", (None, 50)), ("MEMORIES", (None,)), ("SCORES", (None, 0.7))):
+        monkeypatch.setattr(f"choosers.{name}", values)
+    rows = made_up_rows()
+    far = [{**row, "dataset": "data/far", "eval_id": "far", "total_params": 10**13} for row in rows[:7]]
+    path, out = results_csv(tmp_path / "r.csv", [*rows, *far]), tmp_path / "b.json"
+    bench.main(["--results", path, "--output", str(out)])
+    found = json.loads(out.read_text())
+    assert "far" in found["data_sets"] and found["where_it_predicts"]["settings"] == found["settings"] * 6 / 7
+    right = [one["choosers"]["selector"]["right"][0] for one in (found, found["where_it_predicts"])]
+    assert right[1] > right[0] and found["choosers"]["rows"]["held"][0] is None
 
 
 def test_a_difference_is_taken_where_both_are_judged(bench):
