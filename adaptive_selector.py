@@ -40,7 +40,7 @@ def parse_args(argv=None):
     )
     add("--latency_ms", type=flags.positive, help="of one answer, median (default: no limit)")
     add("--cached", action="store_true", help="latencies with the prompt's beginning in a cache, where rows have them")
-    add("--data_size", type=flags.whole_number, help="labelled examples you have (default: no limit)")
+    add("--data_size", type=flags.whole_number, help="labelled examples to learn from (default: no limit)")
     add("--knowledge_heavy", action="store_true", help="answers depend on facts that stand in documents")
     add("--required_accuracy", type=flags.share, help="the score needed, from 0 to 1 (default: no limit)")
 

@@ -187,10 +187,14 @@ def obstacles(candidate, limits):
             broken.append((limit, None, math.inf, f"its {quantity} was not measured"))
         else:
             over = value - allowed
-            broken.append((limit, value, over / allowed if allowed else value, f"over by {unit.format(over)}"))
+            broken.append(
+                (limit, value, over / allowed if allowed else value, f"{quantity} over by {unit.format(over)}")
+            )
     if limits.required_accuracy is not None and candidate.score < limits.required_accuracy:
         short = limits.required_accuracy - candidate.score
-        broken.append(("required_accuracy", candidate.score, short / limits.required_accuracy, f"short by {short:.3f}"))
+        broken.append(
+            ("required_accuracy", candidate.score, short / limits.required_accuracy, f"score short by {short:.3f}")
+        )
     return broken
 
 

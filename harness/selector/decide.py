@@ -46,6 +46,8 @@ def decide(rows, args, failed=(), dropped=()):
             found = dataclasses.replace(answers[basis](), not_used=not_used)
             hurried = no_time_for(rows, dropped, args) if basis == "rows" else []
             compare = from_data.compare_command(rows, args) if basis != "rows" else None
+            if compare and found.command:  # so that what it measures is found again
+                found = dataclasses.replace(found, command=f"{found.command} --results {from_data.COMPARED}")
             return dataclasses.replace(found, cautions=[*found.cautions, *hurried, *stale], compare=compare)
         except Undecided as reason:
             not_used.append(str(reason))

@@ -89,12 +89,12 @@ def text(decision, source, skipped):
     lines += [f"Break-even: {decision.break_even}"] if decision.break_even else []
     if chosen:
         used = " ".join(row["run_id"] for row in chosen.configuration.rows)
-        lines.append(f"Rows used: {used}" if decision.basis == "rows" else f"Measured on other data by: {used}")
+        lines += [f"Rows used: {used}"] if decision.basis == "rows" else []
     if decision.command:
         lines.append(f"{'Run it again' if decision.basis == 'rows' else 'Measure it'}: {decision.command}")
     if decision.compare:
-        lines.append(f"Measure every way, which is surer: {decision.compare}")
-        lines.append("  and ask again with --results compare.csv")
+        lines.append(f"Surer, compare all ways in 15 minutes: {decision.compare}")
+        lines.append("  and ask again with --results compare.csv; without --minutes the same command goes on")
     if decision.serve:
         lines.append(f"Serve it: {decision.serve}")
     return "\n".join(lines)
@@ -145,8 +145,8 @@ def short_text(decision):
         ]
     else:
         sentences = by_numbers(decision)
-    compare = f"Surer than this: measure every way on your data with {decision.compare}" * bool(decision.compare)
-    compare += ", and ask again with --results compare.csv." * bool(decision.compare)
+    compare = f"Surer, compare all ways on your data in 15 minutes: {decision.compare}" * bool(decision.compare)
+    compare += "\nThen ask again with --results compare.csv." * bool(decision.compare)
     return "\n".join(filter(None, [question(decision), *sentences, compare]))
 
 
@@ -167,14 +167,17 @@ def by_numbers(decision):
     """Sentences on a measured or predicted choice."""
     chosen, metric = decision.configuration, decision.metric
     measured = f"measured on {decision.n} examples of {decision.data}, {decision.hardware}"
-    where = measured if decision.basis == "rows" else f"predicted from other data, for {decision.hardware}"
+    predicted = decision.basis != "rows"
+    where = "predicted from other data" if predicted else measured
     name = f"{metric} ({MEANING[metric]})" if metric in MEANING else metric
     cached = f" {IN_CACHE}" * (chosen.latency_column == CACHED)
     needs = [
-        f"an answer takes {chosen.latency_ms:.0f} ms" + cached if chosen.latency_ms is not None else "",
+        f"an answer takes {chosen.latency_ms:.0f} ms" + cached + f" on {decision.hardware}" * predicted
+        if chosen.latency_ms is not None
+        else "",
         f"the peak memory is {chosen.memory_gb:.1f} GB" if chosen.memory_gb is not None else "",
         f"serving takes {chosen.serving_gb:.1f} GB" if chosen.serving_gb not in (None, chosen.memory_gb) else "",
-        f"{chosen.labels:.0f} labelled examples were used" if chosen.labels else "",
+        f"{chosen.labels:.0f} labelled examples {'would be' if predicted else 'were'} used" if chosen.labels else "",
     ]
     needed = ", ".join(filter(None, needs))
     sentences = [
@@ -188,7 +191,8 @@ def by_numbers(decision):
         sentences.append(f"Within the noise {n} others do as well, so the one that {why} was taken.")
     sentences += [f"It costs {decision.cost}."] if decision.cost else []
     sentences += [f"Break-even: {decision.break_even}."] if decision.break_even else []
-    return sentences + [f"Note: {caution}." for caution in decision.cautions]
+    sentences += [f"Note: {caution}." for caution in decision.cautions]
+    return sentences + ([f"Measure it: {decision.command}"] if predicted and decision.command else [])
 
 
 def as_json(decision):

@@ -1,7 +1,10 @@
 """Predictions for a data set that no row measures: what is known of it, and which configurations could be run on it."""
 
+import argparse
 import contextlib
 import dataclasses
+import functools
+import json
 import shlex
 from collections import Counter
 from pathlib import Path
@@ -16,6 +19,8 @@ from harness.selector.decision import Decision, Undecided, command_for, data_of,
 from harness.selector.spec import CHARS_A_TOKEN, Data, data_of_rows, steps_of
 
 EXAMPLES = 400  # that a landmark is scored on
+COMPARED = "compare.csv"  # the results of `compare_command`
+LISTED = 4  # names in a caution
 VAGUE = 0.15  # half a 95 % interval of a predicted score
 
 
@@ -70,16 +75,33 @@ def read_data(args):
         scored = landmark.of_task(load(args, **few))
     found = Data(cells["input_chars"], cells.get("n_classes", 1), cells.get("majority_baseline"), scored)
     classes = f"{found.classes} classes, the largest {found.majority:.0%}, " if found.majority else ""
-    learnt = f"; TF-IDF learns {scored:.3f} of them from {landmark.LABELS} labels" if scored is not None else ""
+    learnt = (
+        f"; TF-IDF trained on {landmark.LABELS} labels has an accuracy of {scored:.3f}" if scored is not None else ""
+    )
     return found, f"read from {args.dataset}: {classes}{found.chars:.0f} characters an input{learnt}"
 
 
 def load(args, **few):
     """The Task of --dataset. few: label_budget and the like. UserError where it cannot be read."""
+    columns = {name: value for name, value in vars(args).items() if name.endswith("_column") or name == "encoding"}
+    return _load(json.dumps([str(args.dataset), args.subset, {**columns, **few}], sort_keys=True))
+
+
+@functools.cache
+def _load(key):
     from harness.data import tasks  # a decision from rows reads no data
 
-    columns = {name: value for name, value in vars(args).items() if name.endswith("_column") or name == "encoding"}
-    return tasks.load_task(args.dataset, args.subset, **columns, **few)
+    dataset, subset, options = json.loads(key)
+    return tasks.load_task(dataset, subset, **options)
+
+
+def labels_there(args):
+    """Examples of the data set of the flags that can be learnt from; None where no file says."""
+    if not args.dataset or not Path(args.dataset).exists():
+        return None
+    with contextlib.suppress(utils.UserError):
+        task = load(args, label_budget=1)
+        return len(task.train) + len(task.unlabelled)
 
 
 def compare_command(rows, args):
@@ -90,12 +112,8 @@ def compare_command(rows, args):
     if measured or not args.dataset or args.data_size == 0 or (args.params_b and not args.model):
         return None
     told = flags_of_data(rows, args)
-    if args.data_size:
-        told["label_budget"] = args.data_size
-        with contextlib.suppress(utils.UserError):  # a label budget that a file does not have is refused
-            if Path(args.dataset).exists():
-                task = load(args, label_budget=1)
-                told["label_budget"] = min(args.data_size, len(task.train) + len(task.unlabelled))
+    if args.data_size:  # a label budget that a file does not have is refused
+        told["label_budget"] = min(args.data_size, labels_there(args) or args.data_size)
     changes = {name: ",".join(map(str, v)) if isinstance(v, list) else str(v) for name, v in told.items() if v}
     if any(suites.as_typed(suites.value_of(text)) != text for text in changes.values()):
         return None
@@ -106,7 +124,7 @@ def compare_command(rows, args):
     for name in ("latency_ms", "memory_gb"):
         if getattr(args, name) and not (name == "latency_ms" and args.cached):  # a race times requests without a cache
             words += [f"--{name}", f"{getattr(args, name):g}"]
-    return shlex.join([*words, "--minutes", "15", "--results", "compare.csv"])
+    return shlex.join([*words, "--minutes", "15", "--results", COMPARED])
 
 
 def decide(rows, args, recommended):
@@ -116,6 +134,10 @@ def decide(rows, args, recommended):
     """
     learned, known, machines = learn(rows, args)
     data, told = about_data(args, known)
+    there = labels_there(args)
+    if there is not None and there < (args.data_size or 0):
+        told.append(f"{there:,} of the {args.data_size:,} labelled examples can be learnt from, the others evaluate")
+        args = argparse.Namespace(**{**vars(args), "data_size": there})
     limits, found = limits_of(args), within_reach(learned, args, data)
     members = [learned.candidate(wanted, name, c) for name, c, wanted in found]
     choice, probability, others = predictor.choose_predicted(members, limits, args.prefer)
@@ -129,6 +151,7 @@ def decide(rows, args, recommended):
         hardware=machines,
         probability=probability,
         cautions=["predicted, not measured", *told],
+        metric=(choice or members[0]).configuration["metric"],
     )
     labels = {id(c.configuration): all_labels(wanted, args) for c, (*_, wanted) in zip(members, found)}
 
@@ -146,6 +169,11 @@ def decide(rows, args, recommended):
     if choice.train_seconds and choice.labels < labels[id(choice.configuration)]:
         times = f"{predictor.BEYOND} times what was measured"
         cautions.append(f"predicted for {choice.labels:,.0f} labels, {times}; the command uses all that there are")
+    fewer = [c.name for c in others if c.train_seconds and c.labels < choice.labels]
+    if fewer:
+        cautions.append(f"predicted for fewer labels than it, so that they may be better: {'; '.join(fewer[:LISTED])}")
+    if (limits.latency_ms, limits.memory_gb, limits.serving_memory_gb) != (None, None, None):
+        cautions.append(f"latency and memory are those of {machines}: another machine needs rows of its own")
     decision = dataclasses.replace(decision, cautions=[f"{decision.cautions[0]}; {cautions[0]}", *told, *cautions[1:]])
     return recommended(decision, args, choice, [], others, on_this_data)
 
@@ -154,9 +182,8 @@ def nothing_likely(decision, members, best, command):
     """The Decision where no Candidate is within the limits with a probability of NOTHING. best: the likeliest, None
     where none can be.
     """
-    near, relaxed, alone = nearest(members, decision.limits)
-    if best is not None:
-        near = best
+    near, relaxed, alone = nearest([predictor.cautious(c, decision.limits) for c in members], decision.limits)
+    near = best or next(c for c in members if c.name == near.name)
     over = [text for *_, text in obstacles(near, decision.limits)]
     return dataclasses.replace(
         decision,

@@ -175,6 +175,25 @@ def chance(candidate, limits):
     return float(p)
 
 
+def cautious(candidate, limits):
+    """The Candidate with worse figures: it is as good as these in all that is limited with a probability of NOTHING, so
+    that it is likely enough to be within limits that are relaxed to them.
+    """
+    asked = (limits.latency_ms, limits.memory_gb, limits.serving_memory_gb, limits.required_accuracy)
+    quantile = float(t.ppf(NOTHING ** (1 / max(1, sum(limit is not None for limit in asked))), candidate.degrees))
+
+    def above(value, error):
+        return value and value * math.exp(quantile * error)
+
+    return dataclasses.replace(
+        candidate,
+        score=candidate.score - quantile * candidate.score_error,
+        latency_ms=above(candidate.latency_ms, candidate.latency_error),
+        memory_gb=above(candidate.memory_gb, candidate.memory_error),
+        serving_gb=above(candidate.serving_gb, candidate.error_of_serving),
+    )
+
+
 def choose_predicted(candidates, limits, prefer="accuracy", chances=None):
     """(choice or None if none can be within the limits, its probability to be, [others, best first]).
 

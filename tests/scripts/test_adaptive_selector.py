@@ -71,7 +71,7 @@ def test_nothing_fits_says_what_is_nearest_and_what_to_relax(basic, capsys):
     assert (
         found["choice"] is None
         and found["nearest"]["name"].startswith("0-shot prompt, m")
-        and found["over"] == ["over by 40 ms"]
+        and found["over"] == ["latency over by 40 ms"]
     )
     assert found["relaxed"] == {"latency_ms": 100, "data_size": 500}
     flags = ["--dataset", "d", "--data_size", "0", "--latency_ms", "60", "--required_accuracy", "0.7"]

@@ -98,7 +98,8 @@ def test_where_nothing_is_likely_nothing_is_chosen(path, capsys):
     for limits in ("--latency_ms 0.01", "--required_accuracy 0.99"):
         found = decide(f"--dataset new --data_size 500 {limits} {TOLD}", capsys, path)
         assert found["basis"] == "model" and found["choice"] is None and found["configuration"] is None
-        assert found["nearest"]["command"] == found["command"] and found["probability"] < 0.5
+        assert found["command"] == f"{found['nearest']['command']} --results compare.csv"
+        assert found["probability"] < 0.5
     adaptive_selector.main(["--dataset", "new", "--latency_ms", "0.01", *TOLD.split(), "--results", path])
     told = capsys.readouterr().out
     assert "Nothing is likely to fit. The nearest is" in told and "relax latency to" in told
@@ -106,6 +107,27 @@ def test_where_nothing_is_likely_nothing_is_chosen(path, capsys):
     assert "predicted from other data is likely to be within all limits" in capsys.readouterr().out
     found = decide(f"--dataset new --data_size 500 {TOLD}", capsys, path)
     assert found["choice"] and found["probability"] == 1.0
+
+
+@pytest.mark.parametrize("limits", ["--latency_ms 0.01", "--required_accuracy 0.99", "--latency_ms 4 --memory_gb 0.1"])
+def test_what_is_relaxed_as_told_has_an_answer(path, capsys, limits):
+    """Relaxed to a prediction itself a limit would be held with even chances, too few to recommend anything."""
+    found = decide(f"--dataset new --data_size 500 {limits} {TOLD}", capsys, path)
+    told = dict(zip(limits.split()[::2], limits.split()[1::2]))
+    assert found["choice"] is None and found["relaxed"]
+    for name, value in list(found["relaxed"].items())[: 1 if found["relax_one"] else None]:
+        told[f"--{name}"] = str(math.floor(1e4 * value) / 1e4 if name == "required_accuracy" else value + 1e-4)
+    again = decide(f"--dataset new --data_size 500 {' '.join(map(' '.join, told.items()))} {TOLD}", capsys, path)
+    assert again["choice"] and again["probability"] >= predictor.NOTHING
+
+
+def test_examples_that_evaluate_are_no_labels(path, tmp_path, capsys):
+    rows = [{"text": f"the {'good' if i % 2 else 'bad'} film " * 8 + str(i), "label": "ab"[i % 2]} for i in range(300)]
+    write_jsonl(tmp_path / "mine.jsonl", rows)
+    found = decide(f"--dataset {tmp_path / 'mine.jsonl'} --data_size 300", capsys, path)
+    there = from_data.labels_there(argparse.Namespace(dataset=tmp_path / "mine.jsonl", subset=None))
+    assert there < 300 and f"--label_budget {there} " in f"{found['command']} "
+    assert any(f"{there} of the 300 labelled examples can be learnt from" in caution for caution in found["cautions"])
 
 
 def test_a_prediction_is_for_the_machine_of_its_rows(path, capsys):

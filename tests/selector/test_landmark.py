@@ -87,7 +87,7 @@ def test_the_selector_measures_it_where_there_are_enough_labels(rows, sentiment,
         adaptive_selector.main(["--results", path, "--dataset", sentiment, "--tokens", "30", *flags])
         return capsys.readouterr().out
 
-    assert f"TF-IDF learns {measured:.3f} of them from 125 labels" in said("--data_size", "200")
+    assert f"TF-IDF trained on 125 labels has an accuracy of {measured:.3f}" in said("--data_size", "200")
     assert "TF-IDF" not in said("--data_size", "100")
     random.seed(0)
     lines = [f'{{"text": "{random.random()} film", "label": "{"ab"[i % 2]}"}}' for i in range(120)]
