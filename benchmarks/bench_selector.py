@@ -11,7 +11,7 @@ inputs, share of the most frequent class, the memory forecast. Measured rows jud
     probe       the probe with most labels, else the cheapest
     or_nothing  that probe, or "nothing" where the selector gives it less than two thirds
     rules       the selector's rules of thumb
-    ridge, gp   as the selector, with ridge regression or a Gaussian process in place of nearest neighbours
+    ridge, gp   as the selector, with ridge regression or (--gp) a Gaussian process in place of nearest neighbours
     selector    nearest neighbours, errors as on data sets that were left out
     rows        the selector where it has the judged rows themselves: what its choice costs that is no prediction
     three_cheapest, three_random    the best of three ways to answer (a strategy's variant with one base model) once
@@ -31,7 +31,7 @@ bootstrap over data sets.
     python benchmarks/bench_selector.py --judge benchmarks/results/fresh_rows.csv --readme docs/selector.md
 
 --judge chooses on the rows of another file, all learnt from --results alone: data sets on which nothing was chosen.
-Needs no GPU and no model: a minute on a CPU. Writes benchmarks/results/bench_selector.json.
+Needs no GPU and no model: a few minutes on a CPU. Writes benchmarks/results/bench_selector.json.
 """
 
 import dataclasses
@@ -68,6 +68,7 @@ def parse_args(argv=None):
     add("--judge", metavar="CSV", help="choose on these rows alone, and learn nothing from them")
     add("--only", nargs="+", metavar="DATA", help="judge on these data sets alone (default: all)")
     add("--without", nargs="+", metavar="DATA", default=[], help="data sets that are neither learnt from nor judged on")
+    add("--gp", action="store_true", help="judge a Gaussian process, too: half an hour")
     add("--output", metavar="FILE", help="the numbers (default: benchmarks/results/bench_selector.json)")
     add("--readme", metavar="FILE", help="put the table between its marks there")
     return parser.parse_args(argv)
@@ -98,7 +99,8 @@ def outcomes_of(rows, args):
     the selector's choices where there is a limit of more than labels.
     """
     found, known, outcomes, stated = predictor.groups_of(rows), data_of_rows(rows), [], []
-    found = [(group, c) for group, c in found if group[0] not in args.without]
+    found, kinds = [(group, c) for group, c in found if group[0] not in args.without], dict(LEARNERS)
+    kinds |= {"gp": "gp"} if args.gp else {}
     panels = {}
     for group, c in found:
         which = group if args.leave_out != "data" else (group[0], None)
@@ -110,7 +112,7 @@ def outcomes_of(rows, args):
         rest = rest_of(group, found, args.leave_out, args.only if args.judge else ())
         few = {**known, group[0]: dataclasses.replace(known[group[0]], landmark=None)}  # labels: too few for a landmark
         learners = {
-            enough: {name: Learner(kind, rest, about, group, candidates) for name, kind in LEARNERS.items()}
+            enough: {name: Learner(kind, rest, about, group, candidates) for name, kind in kinds.items()}
             for enough, about in ((True, known), (False, few))
         }
         for number, limits in enumerate(settings()):
@@ -161,6 +163,8 @@ def report(outcomes):
     """
     choosers = {}
     for name in CHOOSERS:
+        if not any(name in outcome for outcome in outcomes):
+            continue
         choosers[name] = {}
         for key in KEYS:
             parts = summed(outcomes, name, key)

@@ -99,7 +99,7 @@ def test_it_learns_from_the_other_data_sets_alone(bench, tmp_path, monkeypatch):
         return kept
 
     monkeypatch.setattr(bench, "rest_of", watched)
-    bench.main(["--results", path, "--output", str(out)])
+    bench.main(["--results", path, "--output", str(out), "--gp"])
     everything = {f"d{i}" for i in range(6)}
     assert seen == {(name, frozenset(everything - {name})) for name in everything}
     found = json.loads(out.read_text())
@@ -109,7 +109,8 @@ def test_it_learns_from_the_other_data_sets_alone(bench, tmp_path, monkeypatch):
     assert ahead == pytest.approx({name: right["selector"] - share for name, share in right.items()})
     assert right["nothing"] == pytest.approx(found["nothing"] / found["settings"], abs=0.05)
     assert right["selector"] > 0.8 > right["random"], "the rows follow a law that can be learnt"
-    assert set(found["choosers"]) == set(bench.CHOOSERS) and found["nothing"] > 0
+    three = {"three_cheapest", "three_random"}  # there are too few ways
+    assert set(found["choosers"]) == set(bench.CHOOSERS) - three and found["nothing"] > 0
 
 
 def test_rows_to_judge_on_are_not_learnt_from(bench, tmp_path, monkeypatch, capsys):
