@@ -103,7 +103,7 @@ def test_the_sample_log_is_drawn_and_reported(tmp_path, capsys, monkeypatch):
     plot_results.main(["--results", str(sample), "--output_dir", str(page.parent), "--report", str(page)])
     text = page.read_text()
     assert text.count("\n## ") >= 4 and "saved" in capsys.readouterr().out
-    assert len(set(checked)) == len(checked) and "learning_curves_movie_reviews.png" in checked
+    assert len(set(checked)) == len(checked) and "learning_curves_dolly_category.png" in checked
     for file in page.parent.glob("*.png"):
         assert f"]({file.name})" in text
         with Image.open(file) as image:

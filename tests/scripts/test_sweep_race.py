@@ -32,7 +32,7 @@ OTHERS = ["the", "a", "film", "plot", "it", "was", "and", "of", "in", "this"]
 RUNS = """
 runs:
   - {script: probe.py, flags: &f {latency_runs: 20, label_budget: 320}, experiments: [{name: words, features: tfidf}]}
-  - {script: finetune.py, flags: {<<: *f, model: MODEL, max_steps: 80}, experiments: [{name: f, learning_rate: 1.0e-6}]}
+  - {script: finetune.py, flags: {<<: *f, model: MODEL, max_steps: 160}, experiments: [{name: f, learning_rate: 1e-6}]}
 """
 
 
