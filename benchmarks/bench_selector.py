@@ -14,7 +14,7 @@ inputs, share of the most frequent class, the memory forecast. Measured rows jud
     ridge, gp   as the selector, with ridge regression or (--gp) a Gaussian process in place of nearest neighbours
     selector    nearest neighbours, errors as on data sets that were left out
     rows        the selector where it has the judged rows themselves: what its choice costs that is no prediction
-    three_cheapest, three_random    the best of three ways to answer (a strategy's variant with one base model) once
+    three_soonest, three_random    the best of three ways to answer (a strategy's variant with one base model) once
                 they are measured: those that are measured soonest, or any three; judged where there are six or more
     sure        the selector where it calls its choice likely to be within the limits (90 %), else "nothing"
 
@@ -49,7 +49,7 @@ from harness.selector.candidates import Limits, measured, obstacles
 from harness.selector.spec import data_of_rows
 
 CHOOSERS = ("selector", "sure", "ridge", "gp", "rows", "rules", "probe", "or_nothing", "cheapest", "random", "nothing")
-CHOOSERS += ("three_cheapest", "three_random")
+CHOOSERS += ("three_soonest", "three_random")
 KEYS = ("right", "held", "kept", "lost", "behind")
 SHOWN = ("right", "ahead", "held", "kept", "lost", "spared", "behind")
 BINS = (predictor.NOTHING, 0.85, 0.95, 1.0)  # of stated probabilities

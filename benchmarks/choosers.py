@@ -17,7 +17,7 @@ MEMORIES = (None, 4, 3, 2, 1.5, 1)  # GB
 LABELS = (0, 16, 100, 500, 2000)
 SCORES = (None, 0.2, 0.5, 0.6, 0.7, 0.75, 0.8, 0.9)
 MEASURED = 3  # ways to answer, of twice as many or more
-MEASURING = ("rows", "three_cheapest", "three_random")  # choosers that know the rows that judge them
+MEASURING = ("rows", "three_soonest", "three_random")  # choosers that know the rows that judge them
 LEARNERS = {"selector": predictor.REGRESSION, "ridge": "ridge"}
 
 
@@ -60,7 +60,7 @@ def ways_of(candidates):
 def plain_choices(limits, candidates, seed):
     """{chooser: Candidate} of those that learn nothing. candidates: those that have not too many labels.
 
-    Without three_cheapest and three_random where there are few ways.
+    Without three_soonest and three_random where there are few ways.
     """
 
     def params(c):
@@ -79,7 +79,7 @@ def plain_choices(limits, candidates, seed):
     ways = ways_of(candidates)
     if len(ways) >= 2 * MEASURED:
         quickest = sorted(ways, key=lambda c: c.cost_seconds(c.configuration.n_eval))
-        chosen["three_cheapest"] = choose(quickest[:MEASURED], limits)[0]
+        chosen["three_soonest"] = choose(quickest[:MEASURED], limits)[0]
         chosen["three_random"] = choose(random.Random(seed).sample(ways, MEASURED), limits)[0]
     return chosen
 

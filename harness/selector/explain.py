@@ -93,7 +93,7 @@ def text(decision, source, skipped):
     if decision.command:
         lines.append(f"{'Run it again' if decision.basis == 'rows' else 'Measure it'}: {decision.command}")
     if decision.compare:
-        lines.append(f"Surer, compare all ways in 15 minutes: {decision.compare}")
+        lines.append(f"Surer: compare all ways in about 15 minutes with {decision.compare}")
         lines.append("  and ask again with --results compare.csv; without --minutes the same command goes on")
     if decision.serve:
         lines.append(f"Serve it: {decision.serve}")
@@ -145,9 +145,10 @@ def short_text(decision):
         ]
     else:
         sentences = by_numbers(decision)
-    compare = f"Surer, compare all ways on your data in 15 minutes: {decision.compare}" * bool(decision.compare)
-    compare += "\nThen ask again with --results compare.csv." * bool(decision.compare)
-    return "\n".join(filter(None, [question(decision), *sentences, compare]))
+    if decision.compare:
+        sentences.append(f"Surer: compare all ways on your data in about 15 minutes with {decision.compare}")
+        sentences.append("Then ask again with --results compare.csv.")
+    return "\n".join(filter(None, [question(decision), *sentences]))
 
 
 def by_rules(decision):

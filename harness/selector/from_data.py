@@ -1,7 +1,6 @@
 """Predictions for a data set that no row measures: what is known of it, and which configurations could be run on it."""
 
 import argparse
-import contextlib
 import dataclasses
 import functools
 import json
@@ -13,14 +12,13 @@ import utils
 from harness import suites
 from harness.errors import short
 from harness.results import configurations, names
-from harness.selector import landmark, predictor
+from harness.selector import landmark, predictor, promises
 from harness.selector.candidates import nearest, obstacles
 from harness.selector.decision import Decision, Undecided, command_for, data_of, flags_of_data, limits_of
 from harness.selector.spec import CHARS_A_TOKEN, Data, data_of_rows, steps_of
 
 EXAMPLES = 400  # that a landmark is scored on
 COMPARED = "compare.csv"  # the results of `compare_command`
-LISTED = 4  # names in a caution
 VAGUE = 0.15  # half a 95 % interval of a predicted score
 
 
@@ -99,9 +97,11 @@ def labels_there(args):
     """Examples of the data set of the flags that can be learnt from; None where no file says."""
     if not args.dataset or not Path(args.dataset).exists():
         return None
-    with contextlib.suppress(utils.UserError):
-        task = load(args, label_budget=1)
-        return len(task.train) + len(task.unlabelled)
+    try:
+        task = load(args, label_budget=1)  # under a budget what is not labelled is left, not evaluated on
+    except utils.UserError:
+        return None
+    return len(task.train) + len(task.unlabelled)
 
 
 def compare_command(rows, args):
@@ -169,9 +169,7 @@ def decide(rows, args, recommended):
     if choice.train_seconds and choice.labels < labels[id(choice.configuration)]:
         times = f"{predictor.BEYOND} times what was measured"
         cautions.append(f"predicted for {choice.labels:,.0f} labels, {times}; the command uses all that there are")
-    fewer = [c.name for c in others if c.train_seconds and c.labels < choice.labels]
-    if fewer:
-        cautions.append(f"predicted for fewer labels than it, so that they may be better: {'; '.join(fewer[:LISTED])}")
+    cautions += promises.fewer_labels(choice, others, "predicted for")
     if (limits.latency_ms, limits.memory_gb, limits.serving_memory_gb) != (None, None, None):
         cautions.append(f"latency and memory are those of {machines}: another machine needs rows of its own")
     decision = dataclasses.replace(decision, cautions=[f"{decision.cautions[0]}; {cautions[0]}", *told, *cautions[1:]])

@@ -46,13 +46,15 @@ def with_fewer_labels(choice, others, limits):
     told = []
     if choice.train_seconds and choice.labels and limits.data_size and choice.labels < limits.data_size:
         told.append(f"it was measured with {choice.labels:,.0f} of the {limits.data_size:,} labels that you have")
+    return [*told, *fewer_labels(choice, others, "measured with")]
+
+
+def fewer_labels(choice, others, how):
+    """[a remark] on other Candidates that are trained with fewer labels than the choice. how: measured with, .."""
     fewer = [c.name for c in others if c.train_seconds and c.labels and choice.labels and c.labels < choice.labels]
-    if fewer:
-        more = f" and {len(fewer) - LISTED} more" if len(fewer) > LISTED else ""
-        told.append(
-            f"measured with fewer labels than it, so that they may be better: {'; '.join(fewer[:LISTED])}{more}"
-        )
-    return told
+    more = f" and {len(fewer) - LISTED} more" if len(fewer) > LISTED else ""
+    names = f"{'; '.join(fewer[:LISTED])}{more}"
+    return [f"{how} fewer labels than it, so that they may be better: {names}"] if fewer else []
 
 
 def cautions_of(choice, promise, considered, limits):

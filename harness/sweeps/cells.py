@@ -67,10 +67,8 @@ def parsed(script, settings, args):
             values = vars(commands.parse(script, argv))
     except SystemExit:
         said = message.getvalue().strip()
-        told = (
-            said.partition(": error: ")[2] or said or "it prints the help and runs nothing"
-        )  # without sweep.py's name
-        raise utils.UserError(told) from None
+        said = said.partition(": error: ")[2] or said  # without the name of this script, sweep.py
+        raise utils.UserError(said or "it prints the help and runs nothing") from None
     if values.get("trust_remote_code"):
         raise utils.UserError("a suite may not set trust_remote_code; run such a command by hand")
     if values.get("repeats", 1) > 1:

@@ -57,11 +57,11 @@ def test_what_is_measured_is_chosen_from_as_far_as_it_was_measured(bench, tmp_pa
     limits, some = Limits(data_size=100), ways(6)
     found = choosers.plain_choices(limits, some, 0)
     assert found["rows"].score == pytest.approx(1.0)
-    assert (found["three_cheapest"].score, found["three_cheapest"].labels) == (pytest.approx(0.7), 100)
+    assert (found["three_soonest"].score, found["three_soonest"].labels) == (pytest.approx(0.7), 100)
     assert found["cheapest"].score == pytest.approx(1.0), "fewest parameters"
     drawn = {choosers.plain_choices(limits, some, seed)["three_random"].score for seed in range(30)}
     assert {round(score, 1) for score in drawn} == {0.7, 0.8, 0.9, 1.0}, "the best of any three of six"
-    assert "three_cheapest" not in choosers.plain_choices(limits, ways(5), 0)
+    assert "three_soonest" not in choosers.plain_choices(limits, ways(5), 0)
 
 
 def test_where_rules_answer_is_told_apart(bench, tmp_path, monkeypatch):
@@ -109,7 +109,7 @@ def test_it_learns_from_the_other_data_sets_alone(bench, tmp_path, monkeypatch):
     assert ahead == pytest.approx({name: right["selector"] - share for name, share in right.items()})
     assert right["nothing"] == pytest.approx(found["nothing"] / found["settings"], abs=0.05)
     assert right["selector"] > 0.8 > right["random"], "the rows follow a law that can be learnt"
-    three = {"three_cheapest", "three_random"}  # there are too few ways
+    three = {"three_soonest", "three_random"}  # there are too few ways
     assert set(found["choosers"]) == set(bench.CHOOSERS) - three and found["nothing"] > 0
 
 
