@@ -172,6 +172,8 @@ def chosen_teacher(args, run, task, model, tokenizer, chat):
 
     It has demonstrations, unless the student is another model: without any there is nothing to distil.
     """
+    fixed = [f"--calibrate {args.calibrate}"] if args.calibrate not in (None, "none") else []
+    few_shot.check_enough_labels(task, fixed)
     chosen = prompt_search.choose(
         model,
         tokenizer,
@@ -296,6 +298,8 @@ def run_once(args):
             model = students.load_language_model(args, of_teacher, device, precision, engine=two_models(args))
         run.row.update(load.load_columns())
         run.note(f"the teacher is asked by {model.name}" if engines.is_engine(model) else None)
+        if engines.is_engine(model) and task.kind == "classification" and not model.tells_likelihoods:
+            raise utils.UserError("--engine: this server tells no log-probabilities, which the student learns from")
         if model.config.is_encoder_decoder and not two_models(args):
             raise utils.UserError(f"{args.model} is an encoder-decoder; context distillation here is for causal models")
         if args.student == "full" and not two_models(args):
@@ -308,8 +312,6 @@ def run_once(args):
             examples = distillation.unlabelled_inputs(task, demonstrations, args)
         prior = prompting.label_prior(args.calibrate, task, examples[: flags.CALIBRATION_CAP])
         outcome = evaluate_prompted(model, tokenizer, task, args, chat, other, demonstrations, prior)
-        if engines.is_engine(model) and task.kind == "classification" and not model.tells_likelihoods:
-            raise utils.UserError("--engine: this server tells no log-probabilities, which the student learns from")
         sides = {"teacher": record.side(run, task, outcome, "teacher", other)}
         args.model, kept = of_student, forgetting.Forgetting(args, run)
         if two_models(args):
@@ -360,11 +362,11 @@ def run_once(args):
 
 def import_heavy():
     """Import what takes seconds, once the arguments are known to be right: --help and a wrong flag answer at once."""
-    global adapters, distillation, draw, engines, evaluate, forgetting, layers, loading, precisions, prompt_search
-    global prompting, properties, record, serving, students, tasks, trainer
+    global adapters, distillation, draw, engines, evaluate, few_shot, forgetting, layers, loading, precisions
+    global prompt_search, prompting, properties, record, serving, students, tasks, trainer
     from harness.data import tasks
     from harness.data.examples import draw
-    from harness.evaluation import evaluate, forgetting, prompt_search, prompting, record, serving
+    from harness.evaluation import evaluate, few_shot, forgetting, prompt_search, prompting, record, serving
     from harness.models import adapters, engines, layers, loading, precisions, properties
     from harness.training import distillation, students, trainer
 

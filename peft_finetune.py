@@ -11,9 +11,9 @@ adapter is saved in peft's own format; it is scored and timed merged into the ba
     rslora         scaled by alpha / sqrt(rank) (Kalajdzievski 2023)                                 1.5e-3     2e-4
     adalora        ranks moved to where they matter during training (Zhang et al. 2023)                5e-3     2e-3
     ia3            a factor for each key, value and inner MLP activation (Liu et al. 2022)             1e-2     5e-3
-    shira          a sparse share of the weights themselves (Bhardwaj et al. 2024)                     3e-3     5e-4
-    miss           one small matrix, added to the weights shard by shard (Kang and Yin 2025)           3e-3     5e-4
-    oft            rotations of blocks of the inputs (Qiu et al. 2023)                                 3e-3     5e-4
+    shira          a sparse share of the weights themselves (Bhardwaj et al. 2024)                     3e-3     5e-3
+    miss           one small matrix, added to the weights shard by shard (Kang and Yin 2025)           3e-3     2e-3
+    oft            rotations of blocks of the inputs (Qiu et al. 2023)                                 3e-3     2e-3
     vera           scales of random matrices that layers share (Kopiczko et al. 2024)                  1e-2     5e-3
     prompt_tuning  embeddings before the text (Lester et al. 2021)                                        -     3e-2
     prefix_tuning  keys and values before the text, in every layer (Li and Liang 2021)                    -     1e-2
@@ -141,7 +141,8 @@ def save_adapter(run, model, tokenizer, task, begin=None):
     new_adapters.save(model, run.path("adapter"), begin)
     tokenizer.save_pretrained(run.path("adapter"))
     if task.labels:
-        run.write_json("adapter/labels.json", task.labels)
+        places = properties.label_order(model, task.labels)
+        run.write_json("adapter/labels.json", sorted(task.labels, key=lambda label: places[task.labels.index(label)]))
         run.write_json("adapter/head.json", {"pooling": getattr(model.config, "classifier_pooling", None)})
     run.row["artifact_mb"] = utils.folder_mb(run.path("adapter"), "adapter_model.safetensors")
 

@@ -158,6 +158,9 @@ def saved_probe(args):
         raise utils.UserError(f"--probe {folder / 'probe.json'} says nothing of {', '.join(missing)}")
     if about["tune"] and args.model:
         raise utils.UserError(f"--probe {folder} has an encoder of its own; leave out --model")
+    if args.model and Path(args.model).name != Path(about["model"] or "").name:
+        on = about["model"] or "TF-IDF, without a model"
+        raise utils.UserError(f"--probe {folder} was trained on {on}; --model {args.model} is another; leave it out")
     own = str(folder / ENCODER) if about["tune"] else about["model"]
     known = {**{name: about[name] for name in OWN}, "model": args.model or own}
     return argparse.Namespace(**{**vars(args), **known}), about, folder

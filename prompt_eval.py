@@ -280,7 +280,7 @@ def run_once(args):
         shown = few_shot.drawn_demonstrations(args, run, pool.train)
         if classifier:
             tasks.require_kind(task, "classification", "a model with a classification head")
-            labels, assumed = adapters.head_labels(args.model, args.adapter, task.labels)
+            labels, assumed = adapters.head_labels(args.model, args.adapter, task.labels, args.trust_remote_code)
             if assumed:
                 run.note(assumed)
                 print(f"{args.adapter or args.model}: {assumed}", file=sys.stderr)

@@ -173,7 +173,7 @@ def load_options(args, task, tokenizer, run):
         tasks.require_kind(task, "classification", "a model with a classification head")
         if args.compile:
             raise utils.UserError("--compile is for language models here, whose requests have one length")
-        labels, assumed = adapters.head_labels(args.model, args.adapter, task.labels)
+        labels, assumed = adapters.head_labels(args.model, args.adapter, task.labels, args.trust_remote_code)
         run.note(assumed)
         options.update(kind="classifier", labels=labels, pad_token_id=tokenizer.pad_token_id)
     elif args.runtime in SERVED:

@@ -18,6 +18,8 @@ of whole runs with the start of their processes: of the processor on a CPU.
 
 A whole run's seconds are known to the replay from the start; a race puts them from its short run.
 
+No race takes less than one that knows its pick (an oracle): the rungs of all, and whole the pick and what has no rung.
+
 The pick is the selector's without limits, among what is left and in the whole suite: the cheapest of those within a
 standard error of the best. The interval of "within 1 point" is the exact binomial one, each data set counted once.
 
@@ -123,8 +125,8 @@ def pick(racers):
 
 
 def replay(racers, known, allowed=RISK):
-    """{"share": of the whole suite's seconds, "alone": of them those of its pick, "behind": the suite's pick less the
-    race's, "dropped", "rungs"}.
+    """{"share": of the whole suite's seconds, "alone": of them those of its pick, "oracle": of a race that knows it,
+    "behind": the suite's pick less the race's, "dropped", "rungs"}.
 
     racers: {configuration: Ladder}; known: of `gains`; allowed: the risk.
     """
@@ -145,6 +147,8 @@ def replay(racers, known, allowed=RISK):
     return {
         "share": spent / whole,
         "alone": wanted.seconds[-1] / whole,
+        "oracle": sum(sum(one.seconds[:-1]) or one.seconds[-1] for one in racers.values() if one is not wanted) / whole
+        + sum(wanted.seconds) / whole,
         "behind": wanted.mean(-1) - got.mean(-1),
         "dearer": got.cost / wanted.cost,
         "dropped": 1 - len(left) / len(racers),
@@ -213,11 +217,21 @@ def by_data(races):
             race["data"],
             race["budget"],
             race["of"],
-            *(f"{race[name]:.1%}" for name in ("share", "alone", "dropped", "behind")),
+            *(f"{race[name]:.1%}" for name in ("share", "oracle", "alone", "dropped", "behind")),
         ]
         for race in sorted(races, key=lambda race: race["data"])
         if race["allowed"] == RISK
     ]
+
+
+def means_of(races):
+    """The means of by_data in a sentence."""
+    share, oracle, alone = (told(races, lambda race, name=name: race[name]) for name in ("share", "oracle", "alone"))
+    worded = ["{:.0%} [{:.0%}, {:.0%}]".format(*one) for one in (share, oracle, alone)]
+    return (
+        f"In the mean {worded[0]} of the suite's seconds, {worded[1]} for a race that knew its pick after the rung, "
+        f"{worded[2]} for the pick alone."
+    )
 
 
 def cells_of(races, whole):
@@ -274,9 +288,20 @@ def main(argv=None):
         f"The whole suites, with the default risk of {RISK:.0%}:",
         "",
         markdown(
-            ["data set", "labels", "configurations", SECONDS, "the pick alone", "dropped", "pick behind the suite's"],
+            [
+                "data set",
+                "labels",
+                "configurations",
+                SECONDS,
+                "if it knew its pick",
+                "the pick alone",
+                "dropped",
+                "behind",
+            ],
             by_data(whole),
         ),
+        "",
+        means_of([race for race in whole if race["allowed"] == RISK]),
     ]
     data = {"gains": measured, "data_sets": sets, "races": whole}
     publish("race_replay", "\n".join(lines), {**data, "table": rows}, args.readme, args.output)

@@ -33,7 +33,7 @@ def option_columns(names):
 
 
 def options_of(row, column):
-    """(texts, their names or None) of the options in a row; ((), None) for none.
+    """(texts, their names or None) of the options in a row; ((), None) for none. An empty one keeps its place, as "".
 
     column: one column with a list, lines of text, {"text": [..], "label": [..]} or {name: text}; or a tuple of columns
     with an option each.
@@ -55,9 +55,10 @@ def options_of(row, column):
         names = tuple(str(item.get("label", item.get("key", ""))) for item in value)
         value, names = [item["text"] for item in value], names if all(names) else None
     else:
-        names, value = None, value.split("\n") if isinstance(value, str) else value
+        names, value = None, list(filter(str.strip, value.split("\n"))) if isinstance(value, str) else value
     value = value if isinstance(value, (list, tuple)) else [value]
-    return tuple(filter(None, (cells.text(item, where).strip() for item in value))), names
+    texts = tuple(cells.text(item, where).strip() for item in value)
+    return (texts, names) if any(texts) else ((), None)
 
 
 def rule(rows, answer, options):
@@ -93,7 +94,7 @@ def resolve(value, texts, names, chosen, where):
     """The answers (texts) of a cell whose answers name options as `rule` found.
 
     texts, names: of the row's options; chosen: of `rule`. None where a letter or place is beyond the options. A text
-    that is neither is itself.
+    that is neither is itself. None, too, where it names an empty option.
     """
     answers = cells.texts(_place(value), where)
     if chosen is None or not texts:
@@ -103,6 +104,8 @@ def resolve(value, texts, names, chosen, where):
         itself = chosen[1] and _same(answer, texts)
         index = None if itself else _index(answer, texts, names, chosen[0])
         if index is None and not _same(answer, texts) and (answer.isdigit() or LETTER.fullmatch(answer)):
+            return None
+        if index is not None and not texts[index]:
             return None
         found.append(answer if index is None else texts[index])
     return tuple(found)

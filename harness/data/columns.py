@@ -215,10 +215,11 @@ def _question(row, chosen):
     if "\\n" in question:
         question, options, context = split_unifiedqa(question)
     listed, names = choices.options_of(row.row, row.columns["options"]) if row.columns["options"] else ((), None)
-    options = listed or options
+    listed = listed or options
+    options = tuple(filter(None, listed))
     if row.columns["context"]:
         context = row.text("context", join="\n") or None
-    references = choices.resolve(row.need("answer"), options, names, chosen, row.name("answer"))
+    references = choices.resolve(row.need("answer"), listed, names, chosen, row.name("answer"))
     if references is None:
         shown = f"{row.get('answer')!r}"[:60]
         raise utils.UserError(f"{row.name('answer')} {shown} names none of the {len(options)} options of the row")

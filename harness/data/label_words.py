@@ -35,7 +35,9 @@ def descriptions(path, labels):
         rows = readers.read_table(path, named=["label", "description"])
         if rows and not {"label", "description"} <= set(rows[0]):
             raise utils.UserError(f"{flag}: the columns label and description are wanted, not {', '.join(rows[0])}")
-        pairs = [("" if row["label"] is None else str(row["label"]).strip(), row["description"]) for row in rows]
+        pairs = [
+            ("" if row.get("label") is None else str(row["label"]).strip(), row.get("description")) for row in rows
+        ]
     found = {str(label): str(text or "").strip() for label, text in pairs}
     if len(found) < len(pairs):
         raise utils.UserError(f"{flag}: a label appears twice")

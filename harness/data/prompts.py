@@ -8,7 +8,8 @@ from harness.data import label_words as words_for
 
 # sorted label names -> (instruction, template, words in the same order); words are what a language model reads and says
 TEMPLATES = {
-    # chosen on training examples: SmolLM2-135M scores higher with the quotation marks and without an instruction
+    # chosen on training examples of film reviews, which labels_used does not count (docs/prompts.md): SmolLM2-135M
+    # scores higher with the quotation marks and without an instruction
     ("negative", "positive"): ("", 'Review: "{text}"\nSentiment:', ("negative", "positive")),
     ("contradiction", "entailment", "neutral"): (
         "Does the premise imply the hypothesis? Answer yes, no or maybe.",

@@ -68,7 +68,8 @@ def load_task(
         raise utils.UserError(f"{dataset or files}: every split is empty")
     roles_given = {f"{role}_column": name for role, name in zip(FORCED, given)}
     names, examples, kind, empty, more = _examples(splits, declared, kind, roles_given)
-    train, validation, evaluation, eval_split, notes = _make_splits(examples, data_seed, validate=label_budget is None)
+    validate = label_budget is None and max_validation_samples != 0
+    train, validation, evaluation, eval_split, notes = _make_splits(examples, data_seed, validate)
     notes += [*told, *more]
     if empty:
         notes.append(f"{empty} rows without a text, label or answer left out")

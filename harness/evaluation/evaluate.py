@@ -46,7 +46,7 @@ def by_head(model, tokenizer, task, batch_size, latency_runs, max_length=None, o
     The head may have its labels (model.config.id2label) in another order than the task. max_length: tokens an input is
     cut to; other: an OutOfDomain, classified as well; labelled: examples whose labels may be used, for a temperature.
     """
-    order = [model.config.label2id[label] for label in task.labels]
+    order = properties.label_order(model, task.labels)
     batch_size = 32 if batch_size == "auto" else batch_size
 
     def classify(examples, size, progress=None):

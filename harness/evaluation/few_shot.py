@@ -120,19 +120,24 @@ def calibration_inputs(args, run, task, pool, shown):
     return inputs
 
 
+def check_enough_labels(task, fixed):
+    """UserError where so few labels choose nothing, but flags say what shall be chosen. fixed: [flags]."""
+    if fixed and len(task.train) < prompt_search.LEAST:
+        raise utils.UserError(
+            f"--label_budget: of {len(task.train)} labels, fewer than {prompt_search.LEAST}, all are demonstrations "
+            f"and nothing is chosen; leave out {', '.join(fixed)}, or give --k_shots"
+        )
+
+
 def chosen_prompt(args, run, task, nearest, model, tokenizer, chat, by_likelihood):
     """(task with its template, demonstrations, prior) of the best prompt that the label budget buys; see prompt_search.
 
     nearest: a Nearest, or None.
     """
-    few, fixed = prompt_search.LEAST, [f"--calibrate {args.calibrate}"] if args.calibrate not in (None, "none") else []
+    fixed = [f"--calibrate {args.calibrate}"] if args.calibrate not in (None, "none") else []
     fixed += ["--demos nearest"] if nearest is not None else []
     fixed += ["--search"] if args.search else []
-    if len(task.train) < few and fixed:
-        raise utils.UserError(
-            f"--label_budget: of {len(task.train)} labels, fewer than {few}, all are demonstrations and nothing is "
-            f"chosen; leave out {', '.join(fixed)}, or give --k_shots"
-        )
+    check_enough_labels(task, fixed)
     search = (args.search, forms(task, args.instruction, args.template and task.template)) if args.search else None
     chosen = prompt_search.choose(
         model,

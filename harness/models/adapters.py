@@ -10,7 +10,6 @@ from peft import PeftConfig, PeftModel, get_peft_model_state_dict
 from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from transformers import AutoConfig
 
 import utils
 from harness import inputs
@@ -50,13 +49,19 @@ def adapter_config(adapter):
     return config
 
 
-def other_base(adapter, name):
-    """The base model that an adapter names, None if its last part is that of `name`."""
+def check_base(adapter, name):
+    """UserError where an adapter names another base model than `name`, by its last part: the same shapes do not make
+    the same weights.
+    """
     base = str(adapter_config(adapter).get("base_model_name_or_path") or name)
-    return None if Path(base).name == Path(name).name else base
+    if Path(base).name != Path(name).name:
+        raise utils.UserError(
+            f"--adapter {adapter} was made for another base ({base}) than {name}; load that base, or correct "
+            "base_model_name_or_path in adapter_config.json if it has a new name"
+        )
 
 
-def head_labels(name, adapter, labels):
+def head_labels(name, adapter, labels, trust_remote_code=False):
     """(labels, remark): the task's labels in the order of a trained head, and a remark for the row where it is assumed.
 
     An adapter names them in labels.json, a checkpoint in its configuration; a head without names (LABEL_0, ...) is
@@ -67,10 +72,7 @@ def head_labels(name, adapter, labels):
         file = adapter_folder(adapter) / "labels.json"
         names = [str(label) for label in inputs.read_json(file, list, "--adapter")] if file.is_file() else None
     else:
-        by_index = AutoConfig.from_pretrained(name).id2label
-        names = [str(by_index[i]) for i in sorted(by_index)]  # some count from 1
-        if all(name.startswith("LABEL_") for name in names) and len(names) == len(labels):
-            names = None
+        names = _names_of_head(folder.configuration(name, trust_remote_code), len(labels))
     if names is None:
         return list(labels), f"the head names no labels, assumed in the data's order: {', '.join(labels)}"
     task_names = {label.lower(): label for label in labels}
@@ -79,6 +81,24 @@ def head_labels(name, adapter, labels):
             f"{adapter or name} was trained for the labels {', '.join(names)}; the data have {', '.join(labels)}"
         )
     return [task_names[name.lower()] for name in names], None
+
+
+def _names_of_head(config, n_labels):
+    """[L] names of a head's labels in its order; None where they are numbers."""
+    names = [str(config.id2label[i]) for i in sorted(config.id2label)]  # some count from 1
+    return None if all(name.startswith("LABEL_") for name in names) and len(names) == n_labels else names
+
+
+def labels_to_train(name, labels, trust_remote_code=False):
+    """[L] the task's labels in the order that the head of a checkpoint has them in, where it has just these; else in
+    their own order, for a new head.
+    """
+    config = folder.configuration(name, trust_remote_code)
+    names = _names_of_head(config, len(labels)) if folder.kind_of(config) == "classifier" else None
+    places = {name.lower(): i for i, name in enumerate(names or ())}
+    if len(places) != len(labels) or set(places) != {label.lower() for label in labels}:
+        return list(labels)
+    return sorted(labels, key=lambda label: places[label.lower()])
 
 
 def head_pooling(adapter):
@@ -93,12 +113,7 @@ def load_adapter(model, adapter, trainable=False):
     UserError unless each of its weights has its place in the model; RunFailed if one is no number.
     """
     adapter, name = adapter_folder(adapter), model.config._name_or_path
-    other = other_base(adapter, name)
-    if other:  # the same shapes do not make the same weights
-        raise utils.UserError(
-            f"--adapter {adapter} was made for another base ({other}) than {name}; load that base, or correct "
-            "base_model_name_or_path in adapter_config.json if it has a new name"
-        )
+    check_base(adapter, name)
     wrong = f"--adapter {adapter} is damaged or was made for another base than {name}"
     shapes = saved_weights(adapter)
     resize_embeddings(model, shapes)
@@ -218,8 +233,12 @@ def untie(model):
 
 
 def changes_outputs(model, tokenizer):
-    """True if the adapter of a PeftModel changes the hidden states of its base for a text."""
-    ids = tokenizer("The quick brown fox jumps over the lazy dog.", return_tensors="pt").input_ids.to(model.device)
+    """True if the adapter of a PeftModel changes the hidden states of its base for a text and the tokens that it
+    trains.
+    """
+    trained = [i for config in model.peft_config.values() for i in getattr(config, "token_indices", None) or ()]
+    ids = tokenizer("The quick brown fox jumps over the lazy dog.").input_ids
+    ids = torch.tensor([[*trained, *ids]], device=model.device)
     options = {"decoder_input_ids": ids} if model.config.is_encoder_decoder else {}
 
     @torch.inference_mode()

@@ -24,6 +24,11 @@ def base_model(model):
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
+def label_order(model, labels):
+    """[L] the place of each of the task's labels in the model's head."""
+    return [model.config.label2id[label] for label in labels]
+
+
 def size_columns(model, trained=False):
     """The size cells of a results row. trained: True if this run trains the parameters that require gradients.
 

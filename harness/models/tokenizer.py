@@ -55,7 +55,8 @@ def _read(name, trust_remote_code, **options):
 def _of_adapter(adapter, base, config, trust_remote_code):
     """The tokenizer beside an adapter if it has tokens that the base's lacks, else None.
 
-    A token for padding alone, which is masked, is no reason. A chat template alone goes to a base that has none.
+    A token for padding alone, which is masked, is no reason. A chat template alone goes to a base that has none, and
+    the length that a classifier's inputs were cut to.
     UserError if it gives the base's tokens other numbers.
     """
     place = adapters.adapter_folder(adapter)
@@ -68,6 +69,8 @@ def _of_adapter(adapter, base, config, trust_remote_code):
     known, vocabulary = base.get_vocab(), own.get_vocab()
     if not set(vocabulary) - set(known) - {own.pad_token}:
         base.chat_template = base.chat_template or own.chat_template
+        if adapters.adapter_config(adapter).get("task_type") == "SEQ_CLS":  # its training cut the inputs alike
+            base.model_max_length = min(base.model_max_length, own.model_max_length)
         return None
     other = next((token for token, i in known.items() if vocabulary.get(token, i) != i), None)
     if other is not None:

@@ -1,13 +1,11 @@
 """vLLM's offline class (Kwon et al. 2023) as an Engine."""
 
 import importlib
-import json
 import os
 import sys
-from pathlib import Path
 
 import utils
-from harness.models import properties
+from harness.models import adapters, properties
 from harness.models.engine import Engine
 
 
@@ -32,6 +30,9 @@ class VllmEngine(Engine):
                 f"--precision {precision}: with --engine vllm give fp32, bf16 or fp16, or a checkpoint that is "
                 "quantized"
             )
+        if adapter:
+            adapters.check_base(adapter, name)
+            adapter = adapters.adapter_folder(adapter).resolve()
         context = {"max_model_len": properties.context_length(self)}
         options = {"enable_lora": True, "max_lora_rank": _rank(adapter)} if adapter else {}
         # vLLM on a CPU looks into every module that is loaded, and stumbles over llvmlite's (of numba, of bm25s)
@@ -53,7 +54,7 @@ class VllmEngine(Engine):
             raise utils.UserError(f"--engine vllm cannot load {name}: {' '.join(str(error).split())[:300]}") from None
         finally:
             sys.modules.update(hidden)
-        self.adapter = self.lora.LoRARequest("adapter", 1, str(Path(adapter).resolve())) if adapter else None
+        self.adapter = self.lora.LoRARequest("adapter", 1, str(adapter)) if adapter else None
 
     def _likelihoods(self, requests):
         parameters = [
@@ -105,5 +106,5 @@ class VllmEngine(Engine):
 
 def _rank(adapter):
     """The smallest rank that vLLM takes and that holds the adapter's."""
-    rank = json.loads((Path(adapter) / "adapter_config.json").read_text(encoding="utf-8")).get("r") or 8
+    rank = adapters.adapter_config(adapter).get("r") or 8
     return next((size for size in (8, 16, 32, 64, 128, 256, 320, 512) if size >= rank), rank)

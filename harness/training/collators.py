@@ -23,8 +23,9 @@ class Data:
 
 
 def classification_data(model, tokenizer, task, args, device):
-    """Token ids and labels for a classification head, tokenized in batches; padded to the longest row of a batch."""
+    """Token ids and labels, by their places in the head, tokenized in batches; padded to the longest row of a batch."""
     limit = scoring.classifier_length(model, tokenizer, args.max_length)
+    order = properties.label_order(model, task.labels)
 
     def encode(examples):
         if not examples:
@@ -33,7 +34,7 @@ def classification_data(model, tokenizer, task, args, device):
             {
                 "text": [ex.text for ex in examples],
                 "text_pair": [ex.text_pair for ex in examples],
-                "labels": [ex.label for ex in examples],
+                "labels": [order[ex.label] for ex in examples],
             }
         )
 

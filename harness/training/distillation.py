@@ -249,9 +249,11 @@ def head_data(model, tokenizer, task, pairs, n_validation, args, device):
         task, train=pseudo_labelled(pairs[n_validation:]), validation=pseudo_labelled(pairs[:n_validation])
     )
     data = collators.classification_data(model, tokenizer, told, args, device)
+    order = np.argsort(properties.label_order(model, task.labels))  # the task's label at each place of the head
 
     def with_targets(rows, some):
-        return rows and rows.remove_columns("labels").add_column("labels", [list(target) for _, target in some])
+        targets = [[target[i] for i in order] for _, target in some]
+        return rows and rows.remove_columns("labels").add_column("labels", targets)
 
     train, validation = (
         with_targets(data.train, pairs[n_validation:]),
@@ -285,14 +287,27 @@ def own_data(student, teacher, tokenizer, task, examples, args, chat):
     items, targets = make(student, teacher, tokenizer, task, examples, args, chat)
     for i, item in enumerate(items):
         item.update({"example": examples[i]} if online else {"target": targets[i]})
-        item["input_ids"] = item["input_ids"][-(args.max_length or 512) :]
+    note = cut_prompts(items, student, args.max_length)
     items = [item for item in items if classes or item["answer"]]
     cap = flags.VALIDATION_CAP if args.max_validation_samples is None else args.max_validation_samples
     cut = min(len(items) // 10, cap)
     ask = (teacher.targets if classes else teacher.token_targets) if online else None
     batches = (LabelBatches if classes else AnswerBatches)(tokenizer.pad_token_id, ask)
     loss = (label_loss if classes else answer_loss)(args.temperature)
-    return collators.Data(items[cut:], items[:cut] or None, batches), loss
+    return collators.Data(items[cut:], items[:cut] or None, batches, note), loss
+
+
+def cut_prompts(items, student, max_length=None):
+    """Cut the students' prompts to their last max_length tokens (512 by default), and to what its context leaves beside
+    the answer or the longest label. Returns a note of how many; None where all fit.
+    """
+    most, context, n_cut = max_length or 512, properties.context_length(student), 0
+    for item in items:
+        rest = len(item["answer"]) if "answer" in item else max(map(len, item["ends"]))
+        room = min(most, context - rest) if context else most
+        n_cut += len(item["input_ids"]) > room
+        item["input_ids"] = item["input_ids"][-max(room, 1) :]
+    return f"{n_cut} inputs were cut to their last tokens to train the student, {most} at most" if n_cut else None
 
 
 def label_items(student, teacher, tokenizer, task, examples, args, chat):

@@ -88,9 +88,10 @@ def prepare(student, tokenizer, task, pairs, args, run, device):
     if task.kind == "classification":
         items = distillation.label_rows(student, tokenizer, task, [ex for ex, _ in pairs], chat)
         for item, (_, target) in zip(items, pairs):
-            item.update(input_ids=item["input_ids"][-(args.max_length or 512) :], target=target)
+            item["target"] = target
+        note = distillation.cut_prompts(items, student, args.max_length)
         batches = distillation.LabelBatches(tokenizer.pad_token_id)
-        data = collators.Data(items[n_validation:], items[:n_validation] or None, batches)
+        data = collators.Data(items[n_validation:], items[:n_validation] or None, batches, note)
         return data, distillation.label_loss(args.temperature)
     answered = [replace(ex, references=(text,)) for ex, text in pairs]
     told = replace(task, train=answered[n_validation:], validation=answered[:n_validation])

@@ -18,7 +18,7 @@ import utils
 from harness.arguments import MOST_CHECKS, auto_epochs
 from harness.evaluation import metrics
 from harness.flags import FLASH
-from harness.models import folder, loading, memory_forecast, properties, scoring
+from harness.models import adapters, folder, loading, memory_forecast, properties, scoring
 from harness.training import collators, curves, loop, one_device, resume, sharding
 
 WIDTH = 384  # hidden size of MiniLM, on which the rates of heads were searched
@@ -47,7 +47,7 @@ def load_base(args, task, tokenizer, device, precision, name=None, to_share=Fals
         model = loading.load_model(
             name or args.model,
             "classifier" if head else "auto",
-            labels=task.labels if head else None,
+            labels=adapters.labels_to_train(name or args.model, task.labels, args.trust_remote_code) if head else None,
             device="cpu" if by_one else device,
             pad_token_id=tokenizer.pad_token_id,
             head_reads=args.head_reads,
@@ -157,9 +157,6 @@ def train(
     if not keep_last:
         run.use_labels(task.validation)  # they choose the checkpoint
     data, options = prepare(model, tokenizer, task, args, device, chat)
-    if data.note:
-        print(data.note)
-        run.note(data.note)
     options.update(reload=reload, keep_last=keep_last)
     if measure:
         measure(model, tokenizer)
@@ -177,8 +174,9 @@ def prepare(model, tokenizer, task, args, device, chat):
 
 
 def first_batches(model, tokenizer, task, args, n):
-    """The first n batches of the training examples, in their order."""
-    data, _ = prepare(model, tokenizer, task, args, model.device.type, uses_chat(args, task, tokenizer))
+    """The first n batches of the training examples, in their order, padded."""
+    padded = argparse.Namespace(**{**vars(args), "padding_free": False})
+    data, _ = prepare(model, tokenizer, task, padded, model.device.type, uses_chat(args, task, tokenizer))
     loader = torch.utils.data.DataLoader(data.train, args.batch_size, collate_fn=data.collate)
     return list(itertools.islice(loader, n))
 
@@ -245,6 +243,9 @@ def fit(
     best. Fills in the row's train_seconds (evaluations left out) and memory, and writes training_history.json and
     training_curves.png. RunFailed if the loss is no longer a number.
     """
+    if data.note:
+        print(data.note)
+        run.note(data.note)
     choose = data.validation is not None
     if args.early_stopping and not choose:
         raise utils.UserError("--early_stopping needs validation examples, and there are none")

@@ -80,3 +80,24 @@ def test_places_that_may_be_counted_from_0_or_from_1(tmp_path, column):
     assert references(tmp_path, [*texts, rows[0]])[0][4] == ("1",)  # a text beside its options
     short = [*rows, {"choices": OPTIONS[:3], column: 3}]  # the last of its row
     assert references(tmp_path, short)[0] == [("rome",), ("paris",), ("oslo",), ("oslo",)]
+
+
+@pytest.mark.parametrize(
+    "choices, answer",
+    [
+        ({"text": ["", "paris", "oslo", "bern"], "label": ["A", "B", "C", "D"]}, "C"),
+        ([{"text": "", "label": "A"}, *({"text": t, "label": x} for t, x in zip(OPTIONS[1:], "BCD"))], "C"),
+        (["", "paris", "oslo", "bern"], "C"),
+    ],
+)
+def test_an_empty_option_keeps_its_place(tmp_path, choices, answer):
+    full = {"choices": OPTIONS, "answer": "C"}
+    found, _, task = references(tmp_path, [{"choices": choices, "answer": answer}, full, full])
+    assert found == [("oslo",)] * 3
+    assert next(ex for ex in task.evaluation if ex.text == "q0").options == ("paris", "oslo", "bern")
+
+
+def test_an_empty_option_is_no_answer(tmp_path):
+    rows = [{"choices": ["rome", "", "oslo"], "answer": answer} for answer in "ABC"]
+    with pytest.raises(utils.UserError, match="answer 'B' names none of the 2 options"):
+        references(tmp_path, rows)

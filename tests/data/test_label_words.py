@@ -82,3 +82,9 @@ def test_a_table_of_descriptions_says_each_label_once(tmp_path):
     (tmp_path / "about.csv").write_text("name,description\na,first\n")
     with pytest.raises(utils.UserError, match="columns label and description"):
         descriptions(tmp_path / "about.csv", ("a", "b"))
+
+
+def test_a_row_without_a_description_is_one_line(tmp_path):
+    write_jsonl(tmp_path / "about.jsonl", [{"label": "a", "description": "first"}, {"label": "b"}])
+    with pytest.raises(utils.UserError, match="no description of 'b'"):
+        descriptions(tmp_path / "about.jsonl", ("a", "b"))

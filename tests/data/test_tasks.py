@@ -106,3 +106,13 @@ def test_the_demo_reviews_are_split_without_overlap():
     task = tasks.load_task(str(folder), data_seed=random.randrange(1000))
     assert (len(task.train), len(task.validation), len(task.evaluation), task.notes) == (9000, 566, 1000, [])
     assert len(keys(task.train) | keys(task.validation) | keys(task.evaluation)) == 10566
+
+
+def test_no_validation_wanted_takes_no_training_examples(tmp_path):
+    rows = [{"text": f"text {i}", "label": "ab"[i % 2]} for i in range(120)]
+    write_jsonl(tmp_path / "train.jsonl", rows[:100])
+    write_jsonl(tmp_path / "test.jsonl", rows[100:])
+    task = tasks.load_task(str(tmp_path), max_validation_samples=0)
+    assert (len(task.train), len(task.validation)) == (100, 0)
+    task = tasks.load_task(str(tmp_path))
+    assert (len(task.train), len(task.validation)) == (90, 10)

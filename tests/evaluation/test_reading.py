@@ -59,6 +59,10 @@ def test_an_empty_label_word_is_in_no_answer():
         ("none", None),
         ("", None),
         ("-0", "0"),
+        ("The answer is .5", "0.5"),
+        ("$.75", "0.75"),
+        ("-.5", "-0.5"),
+        ("version 1.2.3", "1.2"),
         ("1e3 or 20", "20"),
     ],
 )

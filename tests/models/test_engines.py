@@ -9,6 +9,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+import context_distill
 import prompt_eval
 import utils
 from harness.evaluation import agreement
@@ -219,3 +220,14 @@ def test_vllm_scores_and_answers_as_transformers(tiny_llama):
     assert np.abs(scores_of(model, tokenizer).total - scores_of(served, tokenizer).total).max() < 1e-3
     ours, theirs = (generation.generate(each, tokenizer, PROMPTS, 8, stop=("\n",)) for each in (model, served))
     assert theirs.texts == ours.texts and theirs.ids == ours.ids
+
+
+def test_a_student_needs_log_probabilities(endpoint, tiny_llama, tiny_bert, sentiment, out, capsys):
+    """Refused before the teacher is asked."""
+    endpoint.answer = Server(tiny_llama, None)
+    endpoint.listed = 200, json.dumps({"data": [{"id": "one"}]})
+    engine = ["--engine", f"http://127.0.0.1:{endpoint.server_port}/v1", "--served_model", "one"]
+    flags = ["--teacher", tiny_llama, "--student", tiny_bert, "--dataset", sentiment, *engine, *out]
+    with pytest.raises(SystemExit) as stopped:
+        context_distill.main(flags)
+    assert stopped.value.code == 2 and "which the student learns from" in capsys.readouterr().err

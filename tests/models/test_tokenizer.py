@@ -1,5 +1,6 @@
 import json
 import shutil
+from pathlib import Path
 
 import peft
 import pytest
@@ -135,3 +136,17 @@ def test_an_adapters_tokenizer_of_another_vocabulary_is_refused(model, tmp_path)
     other.add_tokens(["<new>"])
     with pytest.raises(utils.UserError, match="another number than its base's; delete"):
         loading.load_tokenizer(str(model), adapter=adapter_of(model, tmp_path / "a", other))
+
+
+@pytest.mark.parametrize("task_type, limit", [("SEQ_CLS", 64), ("CAUSAL_LM", 512)])
+def test_a_classifiers_adapter_cuts_as_its_training_did(model, task_type, limit, tmp_path):
+    own = loading.load_tokenizer(str(model))
+    adapter = Path(adapter_of(model, tmp_path / "a", own))
+    own.model_max_length = 64
+    own.save_pretrained(adapter)
+    base = loading.load_tokenizer(str(model))
+    base.model_max_length = 512
+    base.save_pretrained(model)
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    (adapter / "adapter_config.json").write_text(json.dumps({**config, "task_type": task_type}))
+    assert loading.load_tokenizer(str(model), adapter=str(adapter)).model_max_length == limit

@@ -208,3 +208,20 @@ def test_an_encoder_generates_no_answers(questions, tiny_llama, tiny_bert, out, 
     with pytest.raises(SystemExit) as stopped:
         context_distill.main(["--teacher", tiny_llama, "--student", tiny_bert, "--dataset", questions, *out])
     assert stopped.value.code == 2 and "generates no answers" in capsys.readouterr().err
+
+
+def test_too_few_labels_calibrate_nothing(sentiment, tiny_llama, out, capsys):
+    flags = ["--model", tiny_llama, "--dataset", sentiment, "--label_budget", "4", "--calibrate", "batch", *out]
+    with pytest.raises(SystemExit) as stopped:
+        context_distill.main(flags)
+    assert stopped.value.code == 2 and "leave out --calibrate batch" in capsys.readouterr().err
+
+
+def test_prompts_that_are_cut_are_counted(tiny_llama):
+    model = loading.load_model(tiny_llama)
+    items = [{"input_ids": list(range(n)), "answer": [1] * 5} for n in (10, 30)]
+    assert "1 inputs were cut to their last tokens" in distillation.cut_prompts(items, model, 20)
+    assert [item["input_ids"] for item in items] == [list(range(10)), list(range(10, 30))]
+    assert distillation.cut_prompts(items, model, 20) is None
+    items = [{"input_ids": list(range(2000)), "ends": [[1], [1, 2, 3]]}]  # of a model of 1,024 positions
+    assert distillation.cut_prompts(items, model, 2000) and len(items[0]["input_ids"]) == 1021

@@ -16,6 +16,7 @@ from harness.data import tasks
 from harness.models import loading, scoring
 from harness.results import store
 from harness.results.run import OOM_EXIT_CODE
+from harness.training import collators, trainer
 
 
 @pytest.mark.gpu
@@ -250,3 +251,24 @@ def test_without_validation_the_last_checkpoint_is_kept(sentiment, tiny_bert, ou
     history = json.loads((Path(only_row()["run_dir"]) / "training_history.json").read_text())
     assert not any("eval_loss" in entry for entry in history)
     assert len(tasks.load_task(sentiment, max_validation_samples=5).validation) == 5
+
+
+def test_a_trained_head_keeps_its_labels(sentiment, tiny_classifier, tmp_path, out):
+    """It names them good, bad, the data bad, good: a training that moves nothing leaves its predictions."""
+    flags = ["--model", tiny_classifier, "--dataset", str(tmp_path), *out]
+    texts = [json.loads(line) for line in (Path(sentiment) / "test.jsonl").read_text().splitlines()]
+    rows = [{**row, "label": {"positive": "good", "negative": "bad"}[row["label"]]} for row in texts]
+    write_jsonl(tmp_path / "train.jsonl", rows[:30])
+    write_jsonl(tmp_path / "test.jsonl", rows[30:])
+    prompt_eval.main([*flags, "--results", str(tmp_path / "before.csv")])
+    finetune.main([*flags, "--max_steps", "1", "--learning_rate", "1e-12", "--results", str(tmp_path / "after.csv")])
+    before, after = (store.read_results(tmp_path / f"{name}.csv")[0] for name in ("before", "after"))
+    scores = [[p["scores"] for p in predictions(row)] for row in (before, after)]
+    assert [pytest.approx(one, abs=1e-5) for one in scores[0]] == scores[1]
+    tokenizer = loading.load_tokenizer(tiny_classifier)
+    args = finetune.parse_args(flags)
+    task = tasks.load_task(str(tmp_path))
+    model = trainer.load_base(args, task, tokenizer, "cpu", "fp32")
+    assert task.labels == ("bad", "good") and model.config.id2label == {0: "good", 1: "bad"} and not model.new_layers
+    data = collators.classification_data(model, tokenizer, task, args, "cpu")
+    assert data.train["labels"] == [1 - ex.label for ex in task.train]

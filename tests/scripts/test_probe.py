@@ -201,3 +201,16 @@ def test_pairs_of_texts_are_refused_where_one_text_is_needed(flags, nli, tiny_em
     with pytest.raises(SystemExit) as stopped:
         probe.main(["--dataset", str(nli / "mnli"), "--model", tiny_embedder, *out, *flags.split()])
     assert stopped.value.code == 2 and "examples of one text" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("features", ["embedder", "tfidf"])
+def test_a_saved_probe_stays_with_its_model(
+    features, sentiment, tiny_embedder, tiny_bert, out, tmp_path, capsys
+):
+    model = ["--model", tiny_embedder] if features == "embedder" else []
+    probe.main(["--dataset", sentiment, "--features", features, *model, "--max_train_samples", "20", *out])
+    (row,) = store.read_results(tmp_path / "results.csv")
+    with pytest.raises(SystemExit) as stopped:
+        probe.main(["--probe", row["run_dir"], "--model", tiny_bert, "--dataset", sentiment, *out])
+    assert stopped.value.code == 2 and "is another; leave it out" in capsys.readouterr().err
+    assert len(store.read_results(tmp_path / "results.csv")) == 1
