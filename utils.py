@@ -26,6 +26,7 @@ __all__ = ["RunFailed", "UserError", "clean_exit", "exists", "expand_path", "is_
 __all__ += ["look", "read_json", "system_message", "without_credentials"]
 
 GB, MB = 2**30, 2**20
+INSTRUCTIONS = {"amx_bf16": "AMX", "avx512f": "AVX-512", "avx2": "AVX2"}  # of x86 processors, the widest first
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # its import warns of an optional kernel, in every run
 
 
@@ -282,16 +283,20 @@ def device_columns(device):
 
 
 def device_name(device):
-    """The GPU's name, or the processor's with the cores this process may use."""
+    """The GPU's name, or the processor's with the cores this process may use and its widest instructions: a virtual
+    machine may call very different processors by one name.
+    """
     if device != "cpu":
         torch = sys.modules["torch"]  # pick_device has imported it
         return torch.backends.mps.get_name() if device == "mps" else getattr(torch, device).get_device_name()
-    name = platform.processor() or platform.machine()
+    name, widest = platform.processor() or platform.machine(), None
     with contextlib.suppress(OSError):
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         name = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), name)
+        known = next((line.split() for line in lines if line.startswith("flags")), ())
+        widest = next((words for flag, words in INSTRUCTIONS.items() if flag in known), None)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return f"{name}, {cores} cores"
+    return ", ".join(filter(None, (name, f"{cores} cores", widest)))
 
 
 def folder_mb(folder, pattern="*"):

@@ -22,9 +22,14 @@ A chooser that learns answers "nothing" where no configuration is within the lim
 as adaptive_selector.py does; where data are outside what it knows, the rules answer for it. So there is a second table
 of the settings in which the selector predicts. "rows" and the three choose by the measurements that judge them.
 The simple learner's score on the new data (see harness/selector/landmark.py) is known where there are labels for it.
-"Held" is the share of its choices that are within the limits. What a chooser loses where something is within them: the
-best score there less that of its choice, or less the share of the most frequent class where its choice is not within
-them or is nothing. The stated probability is that of the configuration that is chosen. Intervals are by
+right           the choice is within all limits, or "nothing" where nothing is
+limits kept     of its choices, the share within all limits ("held" in the JSON)
+finds one       where something is within them, the share of its choices that are ("kept")
+regret          there, the best score within them less that of its choice, or less the share of the most frequent class
+                where its choice is not within them or is nothing ("lost")
+gap to the best the same, where its choice is within them ("behind")
+
+The stated probability is that of the configuration that is chosen. Intervals are by
 bootstrap over data sets.
 
     python benchmarks/bench_selector.py --results sample_results.csv --readme docs/selector.md
@@ -48,10 +53,31 @@ from harness.selector import landmark, predictor
 from harness.selector.candidates import Limits, measured, obstacles
 from harness.selector.spec import data_of_rows
 
-CHOOSERS = ("selector", "sure", "ridge", "gp", "rows", "rules", "probe", "or_nothing", "cheapest", "random", "nothing")
-CHOOSERS += ("three_soonest", "three_random")
+CHOOSERS = {  # name -> in the table
+    "selector": "selector",
+    "sure": "selector where it is 90 % sure, else nothing",
+    "ridge": "selector with ridge regression",
+    "gp": "selector with a Gaussian process",
+    "or_nothing": "probe, or nothing",
+    "probe": "always the probe",
+    "rules": "rules of thumb",
+    "cheapest": "always the cheapest",
+    "random": "at random",
+    "nothing": "always nothing",
+    "three_soonest": "measured: best of the three fastest",
+    "three_random": "measured: best of any three",
+    "rows": "measured: best of all",
+}
 KEYS = ("right", "held", "kept", "lost", "behind")
-SHOWN = ("right", "ahead", "held", "kept", "lost", "spared", "behind")
+SHOWN = {  # key -> title, in percent or points
+    "right": "right",
+    "ahead": "selector ahead by",
+    "held": "limits kept",
+    "kept": "finds one",
+    "lost": "regret",
+    "spared": "selector's is lower by",
+    "behind": "gap to the best",
+}
 BINS = (predictor.NOTHING, 0.85, 0.95, 1.0)  # of stated probabilities
 
 
@@ -197,32 +223,27 @@ def calibration(stated):
 def table(outcomes):
     """(the `report` of outcomes, [lines])."""
     choosers, n = report(outcomes), len(outcomes)
-    header = [
-        "chooser",
-        "right",
-        "the selector is right more often by",
-        "held",
-        "within the limits, where something is",
-    ]
-    header += ["lost there", "the selector loses less by", "behind the best, where within"]
     rows = [
-        [name, *(told(cells[key], key not in ("lost", "spared", "behind")) for key in SHOWN)]
+        [
+            CHOOSERS[name],
+            *("" if name == "selector" and key in ("ahead", "spared") else told(cells[key]) for key in SHOWN),
+        ]
         for name, cells in choosers.items()
     ]
     sets, empty = {outcome["data"] for outcome in outcomes}, sum(not outcome["feasible"] for outcome in outcomes)
     return choosers, [
         f"{n:,} settings on {len(sets)} data sets, {empty:,} within which there is nothing:",
         "",
-        markdown(header, rows),
+        markdown(["chooser", *SHOWN.values()], rows),
     ]
 
 
-def told(values, percent=True):
+def told(values):
+    """[mean, low, high] in percent."""
     if values[0] is None:
         return ""
-    if values[1] is None:
-        return f"{values[0]:.1%}" if percent else f"{values[0]:.3f}"
-    return "{:.1%} [{:.1%}, {:.1%}]".format(*values) if percent else "{:.3f} [{:.3f}, {:.3f}]".format(*values)
+    mean, *interval = (None if value is None else f"{100 * value:.1f}" for value in values)
+    return mean if interval[0] is None else f"{mean} [{', '.join(interval)}]"
 
 
 @utils.clean_exit
@@ -248,17 +269,16 @@ def main(argv=None):
     where, bins = [outcome for outcome in outcomes if outcome["predicts"]], calibration(stated)
     (choosers, first), (predicted, second) = map(table, (outcomes, where))
     lines = [
-        f"{source}. Means over data sets, each counted the same, with 95 % intervals by bootstrap over them.",
+        f"{source}. Percent; means over data sets, each counted the same, with 95 % intervals by bootstrap over them.",
         "",
         *first,
         "",
-        "Where the selector predicts, and rules do not answer for it:",
+        "It predicts in all of them." if len(where) == len(outcomes) else "Where it predicts:",
         "",
-        *second,
-        "",
+        *([] if len(where) == len(outcomes) else [*second, ""]),
         markdown(
-            ["the selector states", "choices", "mean stated", "kept"],
-            [[name, f"{count:,}", f"{said:.1%}", told(held)] for name, count, said, *held in bins],
+            ["stated probability", "choices", "its mean, %", "limits kept, %"],
+            [[name, f"{count:,}", f"{100 * said:.1f}", told(held)] for name, count, said, *held in bins],
         ),
     ]
     data = {"results": Path(args.results).name, "leave_out": args.leave_out, "settings": len(outcomes)}

@@ -5,7 +5,7 @@
     cp hans.csv hans_whole.csv
     OMP_NUM_THREADS=1 python sweep.py suites/compare.yaml --dataset assets/data/fresh/hans --results hans_whole.csv \\
         --set bf16=true precision=bf16 label_budget=125
-    python benchmarks/race_check.py hans.csv --readme docs/selector.md
+    python benchmarks/race_check.py hans.csv --readme docs/sweeps.md
 
 RACED_whole.csv is beside RACED.csv. Seconds are those of the runs with the start of their processes, of the processor
 on a CPU. What survived the race is the same run in both. The pick is the selector's without limits: the cheapest of

@@ -22,10 +22,13 @@ from helpers import BAD, GOOD, ROOT, THINGS, bert_parts, bpe, reviews, save, wri
 
 from harness.results import store
 
+LONGEST = "test_gpu_command"  # minutes
+
 
 def pytest_collection_modifyitems(items):
     import torch
 
+    items.sort(key=lambda item: LONGEST not in item.nodeid)  # begun first, so that no worker waits for it at the end
     for item in items:
         if "gpu" in item.keywords and not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason="no CUDA GPU"))

@@ -61,7 +61,7 @@ def choose(model, tokenizer, task, seed, chat, *, search=None, demos="balanced",
     demonstrations; options: of `Trials`.
     """
     with utils.measure() as spent:
-        trials = Trials(model, tokenizer, task, chat, seed, **options)
+        trials = Trials(model, tokenizer, task, chat, seed, shared=nearest is None, **options)
         chosen = trials.choose(search, demos == "balanced", nearest, least)
     chosen.seconds = spent.seconds
     return chosen
@@ -93,18 +93,29 @@ class Trials:
     """The candidates and what they score on the held-out labels."""
 
     def __init__(
-        self, model, tokenizer, task, chat, seed, batch_size="auto", likelihood=True, per_token=False, calibrations=None
+        self,
+        model,
+        tokenizer,
+        task,
+        chat,
+        seed,
+        batch_size="auto",
+        likelihood=True,
+        per_token=False,
+        calibrations=None,
+        shared=True,
     ):
         """likelihood: label words or options are scored, so the criterion is accuracy; else answers are generated, and
         it is the log-likelihood of the references per token, which needs no generation. calibrations: to try (default:
-        none, and batch for classes).
+        none, and for classes batch, and contextual where inputs share their demonstrations); shared: do they.
         """
         self.model, self.tokenizer, self.task, self.chat, self.batch_size = model, tokenizer, task, chat, batch_size
         self.per_token, self.seed = per_token, seed
         self.classes = task.kind == "classification" and likelihood
         self.options = task.kind == "qa" and likelihood
         self.seen = []  # a dict for each Trial
-        self.calibrations = calibrations or (("none", "batch") if self.classes else ("none",))
+        usual = ["none", *["contextual"] * shared, "batch"] if self.classes else ["none"]
+        self.calibrations = calibrations or usual
 
     def choose(self, search=None, balanced=True, nearest=None, least=0):
         """The Chosen prompt, its seconds not filled in. search, nearest, least: as for the function choose."""

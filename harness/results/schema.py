@@ -85,7 +85,9 @@ COLUMNS = (
            about="Of the first `--engine_check` examples, the share that transformers answers in the same way; ties of "
                  "label words count as the same."),
     Column("device", "str", "setting", about="`cpu`, `cuda`, `xpu` or `mps`."),
-    Column("device_name", "str", "setting", about="The GPU, or the processor with its number of usable cores."),
+    Column("device_name", "str", "setting",
+           about="The GPU, or the processor with its number of usable cores and its widest vector instructions (older "
+                 "rows lack these)."),
     Column("tf32", "bool", "setting", about="`true` where products of fp32 matrices are computed in TF32; empty "
                                             "without CUDA."),
     Column("batch_size", "int", "setting", about="Examples of one pass; of `--batch_size auto`, the size found."),

@@ -9,7 +9,7 @@ from harness.data.examples import Example, draw
 from harness.data.prompts import forms
 from harness.evaluation import evaluate, prompt_search
 from harness.evaluation.demonstrations import Nearest
-from harness.evaluation.prompting import batch_prior, label_prior
+from harness.evaluation.prompting import CONTENT_FREE, batch_prior, label_prior
 
 
 def test_labels_are_divided_into_disjoint_sets_of_demonstrations_and_held_out_ones():
@@ -37,16 +37,28 @@ def test_the_chosen_prompt_is_the_best_of_all_candidates(sentiment, name, reques
     chosen = prompt_search.choose(model, tokenizer, task, 0, False)
     (demonstrations,), held_out = prompt_search.divide(task.train, 0)
     task.evaluation, values = held_out, {}
+    content_free = dataclasses.replace(
+        task, evaluation=[Example(str(i), text, label=0) for i, text in enumerate(CONTENT_FREE)]
+    )
     for k in (0, 4, 8, 16):
-        found = evaluate.by_likelihood(model, tokenizer, task, "auto", 0, False, demonstrations[:k])
-        shifted = found.log_probs - prompt_search.left_out_priors(found.log_probs)
-        for calibrate, log_probs in (("none", found.log_probs), ("batch", shifted)):
+        found, blank = (
+            evaluate.by_likelihood(model, tokenizer, some, "auto", 0, False, demonstrations[:k])
+            for some in (task, content_free)
+        )
+        priors = {"contextual": batch_prior(blank.log_probs), "batch": batch_prior(found.log_probs)}
+        shifted = {
+            "none": found.log_probs,
+            "contextual": found.log_probs - priors["contextual"],
+            "batch": found.log_probs - prompt_search.left_out_priors(found.log_probs),
+        }
+        for calibrate, log_probs in shifted.items():
             right = np.mean(log_probs.argmax(axis=1) == [ex.label for ex in held_out])
-            values[right, -k, calibrate == "none"] = (k, calibrate, batch_prior(found.log_probs))
+            values.setdefault((right, -k, calibrate == "none"), (k, calibrate, priors.get(calibrate)))
     k, calibrate, prior = values[max(values)]
     assert chosen.demonstrations == demonstrations[:k] and chosen.calibrate == calibrate
     assert (chosen.prior is None) == (calibrate == "none")
-    if calibrate == "batch":
+    assert len(chosen.trials) == 4 * 3
+    if calibrate != "none":
         assert chosen.prior == pytest.approx(prior, abs=1e-4)
     assert {ex.id for ex in chosen.used} == {ex.id for ex in task.train} and chosen.seconds > 0
 
@@ -63,9 +75,15 @@ def test_the_best_of_random_prompts(sentiment, tiny_llama):
     assert len({(its.instruction, its.template) for its, _ in tried}) > 2 < len({len(shown) for _, shown in tried})
     scores = []
     for its, shown in tried:
+        blank = dataclasses.replace(
+            its, evaluation=[Example(str(i), text, label=0) for i, text in enumerate(CONTENT_FREE)]
+        )
         its = dataclasses.replace(its, evaluation=held_out)
-        log_probs = evaluate.by_likelihood(model, tokenizer, its, "auto", 0, False, shown).log_probs
-        for some in (log_probs, log_probs - prompt_search.left_out_priors(log_probs)):
+        log_probs, content_free = (
+            evaluate.by_likelihood(model, tokenizer, some, "auto", 0, False, shown).log_probs for some in (its, blank)
+        )
+        for prior in (0.0, batch_prior(content_free), prompt_search.left_out_priors(log_probs)):
+            some = log_probs - prior
             scores.append(np.mean(some.argmax(axis=1) == [ex.label for ex in held_out]))
     assert f"accuracy there {max(scores):.3f}" in chosen.note and "best of 12 random" in chosen.note
     assert [trial["value"] for trial in chosen.trials] == pytest.approx(scores)

@@ -204,9 +204,7 @@ def test_pairs_of_texts_are_refused_where_one_text_is_needed(flags, nli, tiny_em
 
 
 @pytest.mark.parametrize("features", ["embedder", "tfidf"])
-def test_a_saved_probe_stays_with_its_model(
-    features, sentiment, tiny_embedder, tiny_bert, out, tmp_path, capsys
-):
+def test_a_saved_probe_stays_with_its_model(features, sentiment, tiny_embedder, tiny_bert, out, tmp_path, capsys):
     model = ["--model", tiny_embedder] if features == "embedder" else []
     probe.main(["--dataset", sentiment, "--features", features, *model, "--max_train_samples", "20", *out])
     (row,) = store.read_results(tmp_path / "results.csv")
