@@ -31,7 +31,7 @@ compare: assets
 	@$(PY) adaptive_selector.py --basis rules $(LIMITS) > /dev/null # a limit that is none is told before the work
 	$(PY) sweep.py suites/compare.yaml --dataset "$(DATA)" $(if $(SET),--set $(SET)) --results "$(OUT)/results.csv" --runs_dir "$(OUT)/runs" $(if $(RACE)$(MINUTES),--race $(RACE_LIMITS)) $(if $(MINUTES),--minutes $(MINUTES)) --continue_on_error $(FLAGS) || [ $$? -eq 1 ]
 	-$(PY) plot_results.py --results "$(OUT)/results.csv" --output_dir "$(OUT)" --report "$(OUT)/RESULTS.md"
-	$(PY) adaptive_selector.py --dataset "$(DATA)" $(LIMITS) --results "$(OUT)/results.csv"
+	$(PY) adaptive_selector.py --dataset "$(DATA)" $(patsubst subset=%,--subset %,$(filter subset=%,$(SET))) $(LIMITS) --results "$(OUT)/results.csv"
 
 gpu: assets
 	-$(PY) -m pip install --quiet -r benchmarks/requirements.txt -c constraints.txt

@@ -189,6 +189,8 @@ def run_all(name, cells, args, clock):
             with claimed(cell, args, stop) as lock:
                 if lock is None:
                     return
+                if args.launcher:  # what ended while no sweep watched
+                    jobs.Job(logs / "jobs" / key_of(cell, args)).collect(args.results)
                 _, _, wanted = plan([cell], args, DoneRuns(store.read_if_there(args.results)))[0]
                 if wanted:
                     tqdm.write(cell.command)
@@ -204,6 +206,7 @@ def run_all(name, cells, args, clock):
             devices.put(device)
         if not wanted:
             tqdm.write(f"    {cell.name}: meanwhile done by another process")
+            ended.append(cell)
             return
         if children.ended.is_set() or code is None:
             return
@@ -266,7 +269,7 @@ def main(argv=None):
     if args.launcher:
         args.workers = args.workers or len(cells)
         args.launcher = jobs.check_launcher(args.launcher)
-        for cell in () if args.dry_run else cells:  # what ended while no sweep watched
+        for cell in () if args.dry_run else cells:  # so that the plan below counts them as done
             jobs.Job(Path(args.runs_dir) / "sweeps" / "jobs" / key_of(cell, args)).collect(args.results)
     rows = store.read_if_there(args.results)
     done = DoneRuns(rows)
@@ -285,7 +288,8 @@ def main(argv=None):
     if args.dry_run or not todo:
         return
     for flag in MODELS:  # a name that is none is told before the first run, not at the one that needs it
-        for model in dict.fromkeys(cell.args.get(flag) for cell in todo):
+        named = [cell.args.get(flag) for cell in todo]  # several of chat_eval.py
+        for model in dict.fromkeys(one for some in named for one in (some if isinstance(some, list) else [some])):
             hub.check_names({f"--{flag}": model})
     for dataset in dict.fromkeys(cell.args.get("dataset") for cell in todo):
         hub.check_names({}, {"--dataset": dataset})

@@ -3,13 +3,13 @@
 It leaves out one data set at a time (--leave_out model: a model; group: what one model has done on one data set),
 learns from the rest, and chooses among the configurations that were left out, for many settings of round limits, also
 those within which there is nothing. Each chooser knows what is known before a run: sizes, flags, classes, length of the
-inputs, share of the most frequent class, the memory forecast. Measured rows judge the choice.
+inputs, share of the most frequent class. Measured rows judge the choice.
 
     nothing     always says that nothing is within the limits
     random      any configuration that has not too many labels
     cheapest    fewest parameters, then fewest labels
     probe       the probe with most labels, else the cheapest
-    or_nothing  that probe, or "nothing" where the selector gives it less than two thirds
+    or_nothing  that probe, or "nothing" where the selector gives it less than three quarters
     rules       the selector's rules of thumb
     ridge, gp   as the selector, with ridge regression or (--gp) a Gaussian process in place of nearest neighbours
     selector    nearest neighbours, errors as on data sets that were left out
@@ -18,7 +18,7 @@ inputs, share of the most frequent class, the memory forecast. Measured rows jud
                 they are measured: those that are measured soonest, or any three; judged where there are six or more
     sure        the selector where it calls its choice likely to be within the limits (90 %), else "nothing"
 
-A chooser that learns answers "nothing" where no configuration is within the limits with a probability of two thirds,
+A chooser that learns answers "nothing" where no configuration is within the limits with a probability of three quarters,
 as adaptive_selector.py does; where data are outside what it knows, the rules answer for it. So there is a second table
 of the settings in which the selector predicts. "rows" and the three choose by the measurements that judge them.
 The simple learner's score on the new data (see harness/selector/landmark.py) is known where there are labels for it.
@@ -29,8 +29,8 @@ regret          there, the best score within them less that of its choice, or le
                 where its choice is not within them or is nothing ("lost")
 gap to the best the same, where its choice is within them ("behind")
 
-The stated probability is that of the configuration that is chosen. Intervals are by
-bootstrap over data sets.
+The stated probability is that of the configuration that is chosen. Intervals are
+Student's t over data sets, since a bootstrap of few is too narrow.
 
     python benchmarks/bench_selector.py --results sample_results.csv --readme docs/selector.md
     python benchmarks/bench_selector.py --judge benchmarks/results/fresh_rows.csv --readme docs/selector.md
@@ -44,7 +44,7 @@ import itertools
 from pathlib import Path
 
 from choosers import LEARNERS, MEASURING, Learner, plain_choices, settings
-from common import ROOT, bootstrap, markdown, mean_of, publish
+from common import ROOT, interval, markdown, mean_of, publish
 
 import utils
 from harness import flags
@@ -114,7 +114,7 @@ def judge(choice, feasible, limits):
     kept = choice is not None and not obstacles(choice, limits)
     best = max(feasible, key=lambda c: c.score, default=None)
     behind = best.score - choice.score if kept else None
-    lost = best and (best.score - (best.majority or 0.0) if behind is None else behind)
+    lost = best and (max(0.0, best.score - (best.majority or 0.0)) if behind is None else behind)
     right = kept or (choice is None and not feasible)
     held = None if choice is None else kept
     return {"right": right, "held": held, "kept": kept if feasible else None, "lost": lost, "behind": behind}
@@ -132,7 +132,7 @@ def outcomes_of(rows, args):
         which = group if args.leave_out != "data" else (group[0], None)
         panels.setdefault((which, c["eval_id"], c["metric"]), []).append(c)
     for (group, _, _), members in panels.items():
-        candidates = measured(members)
+        candidates = [c for c in measured(members) if c.labels is not None]
         if len(candidates) < 2 or group[0] not in known or (args.only and group[0] not in args.only):
             continue
         rest = rest_of(group, found, args.leave_out, args.only if args.judge else ())
@@ -194,10 +194,10 @@ def report(outcomes):
         choosers[name] = {}
         for key in KEYS:
             parts = summed(outcomes, name, key)
-            choosers[name][key] = [mean_of(parts), *bootstrap(parts, mean_of)]
+            choosers[name][key] = [mean_of(parts), *interval(parts, 0.0, 1.0)]
         for ahead, key, sign in (("ahead", "right", -1), ("spared", "lost", 1)):
             both = [(sign * total, n) for total, n in summed(outcomes, name, key, less="selector")]
-            choosers[name][ahead] = [mean_of(both), *bootstrap(both, mean_of)]
+            choosers[name][ahead] = [mean_of(both), *interval(both)]
     return choosers
 
 
@@ -215,7 +215,7 @@ def calibration(stated):
         if inside:
             said, held = ([(part[i], part[2]) for part in by_data.values()] for i in (0, 1))
             bins.append(
-                [f"{low:.2g} to {high:.2g}", len(inside), mean_of(said), mean_of(held), *bootstrap(held, mean_of)]
+                [f"{low:.2g} to {high:.2g}", len(inside), mean_of(said), mean_of(held), *interval(held, 0.0, 1.0)]
             )
     return bins
 
@@ -242,8 +242,8 @@ def told(values):
     """[mean, low, high] in percent."""
     if values[0] is None:
         return ""
-    mean, *interval = (None if value is None else f"{100 * value:.1f}" for value in values)
-    return mean if interval[0] is None else f"{mean} [{', '.join(interval)}]"
+    mean, *both = (None if value is None else f"{100 * value:.1f}" for value in values)
+    return mean if both[0] in (None, both[1]) else f"{mean} [{', '.join(both)}]"  # all data sets alike: none is known
 
 
 @utils.clean_exit
@@ -269,7 +269,8 @@ def main(argv=None):
     where, bins = [outcome for outcome in outcomes if outcome["predicts"]], calibration(stated)
     (choosers, first), (predicted, second) = map(table, (outcomes, where))
     lines = [
-        f"{source}. Percent; means over data sets, each counted the same, with 95 % intervals by bootstrap over them.",
+        f"{source}. Percent; means over data sets, each counted the same, with 95 % intervals by Student's t over "
+        "them.",
         "",
         *first,
         "",

@@ -33,7 +33,7 @@ from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
-from common import ROOT, bootstrap, markdown, mean_of, publish
+from common import ROOT, interval, markdown, mean_of, publish
 from race_ladders import SHARES, collected, merged, read_ladders
 from scipy.stats import beta
 
@@ -272,7 +272,7 @@ def told(races, value):
     for race in races:
         part = by_data[race["data"]]
         part[0], part[1] = part[0] + value(race), part[1] + 1
-    return [mean_of(by_data.values()), *bootstrap(list(by_data.values()), mean_of)]
+    return [mean_of(by_data.values()), *interval(list(by_data.values()))]
 
 
 @utils.clean_exit
@@ -300,8 +300,8 @@ def main(argv=None):
     rows = table_of_risks(races)
     lines = [
         f"Races on {len(sets)} data sets. Gains of the rungs from all of them: {'; '.join(map(worded, measured))} "
-        "(each race is held with those of the other data sets). Means over data sets, with 95 % intervals by bootstrap "
-        "over them.",
+        "(each race is held with those of the other data sets). Means over data sets, with 95 % intervals by "
+        "Student's t over them; that of the pick within 1 point is the exact binomial one.",
         "",
         markdown(["risk", "suites", "races", SECONDS, "dropped", "pick within 1 point", "worst pick"], rows),
         "",

@@ -6,7 +6,7 @@ import math
 import statistics
 from dataclasses import dataclass, field
 
-from scipy.stats import t
+from scipy.stats import norm, t
 
 from harness.results import configurations
 
@@ -93,6 +93,19 @@ def latency_column(configuration, cached):
     return CACHED if known else "latency_ms_p50"
 
 
+def score_error(configuration):
+    """Standard error of the mean score; where all its examples have one score, what the 95 % interval says of it."""
+    if configuration.standard_error:
+        return configuration.standard_error
+    low, high = configuration.interval
+    return 0.0 if low is None else (high - low) / 2 / norm.ppf(0.975)
+
+
+def amount(x):
+    """Two significant digits, without an exponent."""
+    return f"{x:,.0f}" if x >= 100 else f"{x:.2g}"
+
+
 def measured(members, cached=False):
     """The Candidates of one panel's Configurations; one whose runs are all degenerate is none. cached: as for
     latency_column.
@@ -108,7 +121,7 @@ def measured(members, cached=False):
             c.mean("memory"),
             c.mean("labels_used"),
             c.mean("train_seconds") or 0.0,
-            c.standard_error or 0.0,
+            score_error(c),
             majority=configurations.value(c.rows[0], "majority_baseline"),
             configuration=c,
             serving_gb=c.mean("memory") if c.mean("serving_memory") is None else c.mean("serving_memory"),
@@ -280,8 +293,8 @@ def endpoint_sentence(candidate, requests, price_in, price_out):
     wrote = (c.mean("generated_tokens") or 0.0) / c.n_eval
     each = (read * price_in + wrote * price_out) / 1e6
     return (
-        f"{1000 * each:.2g} for 1,000 requests at an endpoint ({read:.0f} tokens in and {wrote:.0f} out each, at "
-        f"{price_in:g} and {price_out:g} a million), {each * requests:.2g} over the horizon"
+        f"{amount(1000 * each)} for 1,000 requests at an endpoint ({read:.0f} tokens in and {wrote:.0f} out each, at "
+        f"{price_in:g} and {price_out:g} a million), {amount(each * requests)} over the horizon"
     )
 
 
@@ -292,9 +305,10 @@ def cost_sentence(candidate, requests_per_day, horizon_days, price_per_hour):
     if price_per_hour is None or candidate.latency_ms is None:
         return None
     price, requests = price_per_hour / 3600, requests_per_day * horizon_days
-    training = f"{candidate.train_seconds * price:.2g} to train, " if candidate.train_seconds else ""
-    text = f"{training}{candidate.latency_ms * price:.2g} for 1,000 requests one by one"  # so many ms each: as many s
-    over = f"{candidate.cost_seconds(requests) * price:.2g} over {horizon_days:g} days"
+    training = f"{amount(candidate.train_seconds * price)} to train, " if candidate.train_seconds else ""
+    thousand = candidate.latency_ms * price  # so many ms each: as many s
+    text = f"{training}{amount(thousand)} for 1,000 requests one by one"
+    over = f"{amount(candidate.cost_seconds(requests) * price)} over {horizon_days:g} days"
     return f"{text}, {over}, at {price_per_hour:g} an hour"
 
 
@@ -318,6 +332,6 @@ def break_even_sentence(choice, others, requests_per_day, horizon_days, price_pe
     if None not in tokens:
         fewer = tokens[1] - tokens[0]
         text += f" and read {abs(fewer):.0f} tokens {'fewer' if fewer >= 0 else 'more'}"
-    text += f"; paid back after {math.ceil(requests):,} requests, {days:.2g} days at {requests_per_day:g} a day"
+    text += f"; paid back after {math.ceil(requests):,} requests, {amount(days)} days at {requests_per_day:g} a day"
     text += f"; over {horizon_days:g} days it {'saves' if saved > 0 else 'loses'} {abs(saved):.1f} machine hours"
-    return text if price_per_hour is None else f"{text}, which cost {abs(saved) * price_per_hour:.2g}"
+    return text if price_per_hour is None else f"{text}, which cost {amount(abs(saved) * price_per_hour)}"

@@ -30,7 +30,7 @@ def decide(rows, args, failed=(), dropped=()):
     Without --dataset no data set's rows decide, and nothing is predicted unless --basis model asks for it. UserError if
     the only basis that is allowed cannot answer.
     """
-    args = argparse.Namespace(**{**vars(args), "task": task_of(rows, args)})
+    args = argparse.Namespace(**{**vars(args), "task": task_of([*rows, *dropped], args)})
     rows, stale = fresh(rows, args)
     dropped, _ = fresh(dropped, args)
     answers = {
@@ -280,6 +280,8 @@ def distinct(members, names):
 def from_rules(rows, args, failed=()):
     """The Decision from the rules of thumb, with what the rows say in general. failed: rows that ran out of memory."""
     params_b, data_size = args.params_b or rules.USUAL_PARAMS_B, args.data_size or 0
+    there = from_data.labels_there(args) if data_size else None
+    data_size = data_size if there is None else min(data_size, there)
     known = argparse.Namespace(**{**vars(args), "params_b": params_b, "data_size": data_size})
     ranked, against = rules.decide(known)
     rejected = {name: [text for _, text in broken] for name, broken in against.items()}

@@ -153,14 +153,16 @@ def short_text(decision):
 
 def by_rules(decision):
     """Sentences on a Decision by rules of thumb."""
-    sentences = ["Nothing comparable has been measured yet, so this is experience, not evidence."]
+    why = f" ({decision.not_used[-1]})" if decision.not_used else ""
+    sentences = [f"This is experience, not evidence: rules of thumb decide{why}."]
     if decision.choice is None:
         name = rules.NAMES[decision.nearest]
-        return [*sentences, f"Nothing fits; the nearest is {name}. More memory or labelled examples would change that."]
+        return [*sentences, f"Nothing fits; the nearest is {name}: {', '.join(decision.over)}."]
     sentences.append(f"Begin with {rules.NAMES[decision.choice]}: {decision.reasons[0]}.")
     if decision.runner_up:
         sentences.append(f"The runner-up is {rules.NAMES[decision.runner_up]}.")
     sentences += [f"In measurements on other data, {lesson}." for lesson in decision.lessons]
+    sentences += [f"Note: {caution}." for caution in decision.cautions]
     return [*sentences, f"Measure it before you decide: {decision.command}"]
 
 

@@ -121,9 +121,10 @@ def compare_command(rows, args):
     words += ["--model", args.model] if args.model else []
     words += ["--set", *(f"{name}={text}" for name, text in changes.items())] if changes else []
     words += ["--race"]
-    for name in ("latency_ms", "memory_gb"):
-        if getattr(args, name) and not (name == "latency_ms" and args.cached):  # a race times requests without a cache
-            words += [f"--{name}", f"{getattr(args, name):g}"]
+    memory = max(args.memory_gb, args.serving_memory_gb or 0.0) if args.memory_gb else None  # of training or serving
+    latency = None if args.cached else args.latency_ms  # a race times requests without a cache
+    for name, limit in (("latency_ms", latency), ("memory_gb", memory)):
+        words += [f"--{name}", f"{limit:g}"] if limit else []
     return shlex.join([*words, "--minutes", "15", "--results", COMPARED])
 
 
@@ -153,7 +154,7 @@ def decide(rows, args, recommended):
         cautions=["predicted, not measured", *told],
         metric=(choice or members[0]).configuration["metric"],
     )
-    labels = {id(c.configuration): all_labels(wanted, args) for c, (*_, wanted) in zip(members, found)}
+    labels = {id(c.configuration): all_labels(wanted, args, there) for c, (*_, wanted) in zip(members, found)}
 
     def on_this_data(configuration):
         return command_for(configuration, rows, args, labels.get(id(configuration)))
@@ -193,9 +194,10 @@ def nothing_likely(decision, members, best, command):
     )
 
 
-def all_labels(wanted, args):
-    """Labels of the command that measures a Spec: all that there are where it is trained."""
-    return wanted.labels if args.data_size is None or not wanted.steps else args.data_size
+def all_labels(wanted, args, there=None):
+    """Labels of the command that measures a Spec: all that one has where it is trained, and no more than there are."""
+    labels = wanted.labels if args.data_size is None or not wanted.steps else args.data_size
+    return labels if there is None else min(labels, there)
 
 
 def within_reach(learned, args, data):
@@ -223,7 +225,6 @@ def within_reach(learned, args, data):
             steps=steps_of(configuration.rows[0], trained_on),
             params=known.params * scale,
             trainable=known.trainable * scale,
-            predicted_gb=known.predicted_gb and known.predicted_gb * scale,
         )
         refusal = learned.refusal(wanted)
         if refusal:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -13,12 +14,12 @@ import utils
 from harness.results import configurations
 from harness.selector import landmark
 from harness.selector.candidates import Candidate, Limits, choose, eligible
-from harness.selector.regression import Regression
+from harness.selector.regression import NEIGHBOURS, Regression
 from harness.selector.spec import Spec, spec
 
 MIN_CONFIGURATIONS, MIN_SETS = 20, 3  # that the predictor needs to learn from
 TIE_POINTS = 0.01  # predicted scores closer than this are ties
-NOTHING = 2 / 3  # probability of being within the limits below which nothing is recommended
+NOTHING = 3 / 4  # probability of being within the limits below which nothing is recommended
 CONFIDENCE = 0.9  # probability of being within the limits that a prediction needs to be recommended as likely
 BEYOND = 2  # a size may lie outside the measured range by this factor
 REGRESSION = "knn"  # of regression.REGRESSIONS
@@ -29,17 +30,18 @@ class Predictor:
 
     def __init__(self, groups, data, regression=REGRESSION):
         """groups: [((data set, model), Configuration)]. data: from spec.data_of_rows. UserError if they are too few."""
-        known = [(group, c, spec(c, data[group[0]])) for group, c in groups if group[0] in data and eligible(c)]
+        usable = [(group, c) for group, c in groups if group[0] in data and eligible(c)]
+        known = [(group, c, spec(c, data[group[0]])) for group, c in usable if c.mean("labels_used") is not None]
         self.known = [(group, c, s) for group, c, s in known if s.kind]
         self.sets = sorted({group[0] for group, _, _ in self.known})
-        if len(self.known) < MIN_CONFIGURATIONS or len(self.sets) < MIN_SETS:
-            raise utils.UserError(
-                f"the rows are too few to predict from: {len(self.known)} configurations on {len(self.sets)} data "
-                f"sets, at least {MIN_CONFIGURATIONS} and {MIN_SETS} are needed"
-            )
         self.regression = regression
         self.specs = [s for _, _, s in self.known]
-        self.score = self._fit(Spec.vector, above_majority)
+        self.score = self._fit(Spec.vector, above_majority) if len(self.known) >= MIN_CONFIGURATIONS else None
+        if self.score is None:
+            raise utils.UserError(
+                f"the rows are too few to predict from: {len(self.known)} configurations on {len(self.sets)} data "
+                f"sets; at least {MIN_CONFIGURATIONS} on {MIN_SETS} are needed, {NEIGHBOURS} of them beside the largest"
+            )
         known = [one for one in self.known if one[2].data.landmark is not None and not landmark.is_it(one[1].rows[0])]
         self.by_landmark = self._fit(Spec.vector_by_landmark, above_landmark, known)
         self.latency = self._fit_log(Spec.work, "latency_ms_p50")
@@ -49,12 +51,13 @@ class Predictor:
         self._fit_region()
 
     def _fit(self, features, target, some=None):
-        """(what makes features of a Spec, the Regression of some), None where these are of too few data sets.
+        """(what makes features of a Spec, the Regression of some), None where these, or their data sets, are too few.
 
         some: of self.known (default: all).
         """
         some = self.known if some is None else some
-        if len({group[0] for group, _, _ in some}) < MIN_SETS:
+        sets = Counter(group[0] for group, _, _ in some)
+        if len(sets) < MIN_SETS or len(some) - max(sets.values()) < NEIGHBOURS:  # each is predicted from the others
             return None
         columns = zip(*((features(s), target(c, s), group[0], s.family) for group, c, s in some))
         return features, Regression(self.regression, *columns)

@@ -38,7 +38,6 @@ class Spec:
     passages: float
     new_tokens: float
     steps: float  # of the optimizer; 0 without training
-    predicted_gb: float | None
     encoder: bool  # a classification head on the text, no prompt
     calibrated: bool = False  # label scores are divided by the label prior
     searched: bool = False  # a prompt that is chosen on the labels
@@ -107,16 +106,14 @@ class Spec:
         return [math.log10(1 + read), math.log10(1 + written), read_by_class, *bits, *flags]
 
     def room(self):
-        """Features of memory."""
-        quantized = float(self.precision in ("int8", "nf4"))  # their peaks are further above the forecast
-        forecast = self.predicted_gb or self.params * 4 / 1e9
-        return [
-            math.log10(self.params),
-            math.log10(forecast),
-            float(self.steps > 0),
-            float(self.passages > 0),
-            quantized,
-        ]
+        """Features of memory: bytes of fp32 weights, gradients and Adam's moments of what is trained, and what tells
+        how far they are from the peak. The forecast of a run is none: it depends on the longest inputs of its data.
+        """
+        trained = 12 * self.trainable if self.steps else 0.0
+        flags = [self.steps > 0, self.searched, self.encoder, self.passages > 0]
+        flags += [self.precision in some for some in (("int8", "nf4"), ("bf16", "fp16"))]
+        sizes = [math.log10(4 * self.params + trained), math.log10(1 + self.trainable), math.log10(1 + self.tokens())]
+        return [*sizes, *map(float, flags), *(float(self.strategy == name) for name in STRATEGIES)]
 
     def effort(self):
         """Features of the seconds of training."""
@@ -194,7 +191,6 @@ def spec(configuration, data):
         flags.get("k") or 0 if row["strategy"] == "rag" else 0,
         0 if kind == "classification" else flags.get("max_new_tokens") or 32,
         steps_of(row, configuration.mean("n_train") or 0),
-        configuration.mean("predicted_gb"),
         encoder,
         flags.get("calibrate") not in (None, "none"),
         searched,

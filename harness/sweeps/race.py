@@ -256,19 +256,20 @@ class Race:
         finals = sum(seconds_of(row) for row in whole if row)
         out = [racer for racer in self.racers if racer not in self.left()]
         hurried = [racer for racer in out if racer.dropped.startswith(FOR_TIME)]
-        begun = [racer.name for racer in hurried if any(racer.rows)]
-        never = [racer.name for racer in hurried if not any(racer.rows)]
+        begun = [racer.name for racer in hurried if any(racer.rows) and not racer.failed]
+        never = [racer.name for racer in hurried if not any(racer.rows) or racer.failed]
         known = [racer for racer in out if racer.runs and any(racer.rows)]  # more than its first requests
         suite = finals + sum(racer.whole_seconds() for racer in known)
         lines = [
             f"race: {len(out)} of {len(self.racers)} configurations dropped",
-            f"took {words(finals + self.seconds)}, {words(self.seconds)} of it short runs; whole, the "
-            f"{len(known) + len(self.left())} that were timed would have taken about {words(suite)}",
+            f"its runs, also those that were there already, took {words(finals + self.seconds)} one after the other, "
+            f"{words(self.seconds)} of it short runs; whole, the {len(known) + len(self.left())} that were timed would "
+            f"have taken about {words(suite)}",
             f"a loser is better, by more than what ties, with a probability of at most "
             f"{max(self.risks.values(), default=0.0):.1%}, by what few data sets have gained",
         ]
         if begun:
             lines.append(f"no time to finish {', '.join(begun)}: the likeliest is better with {self.likeliest:.0%}")
         if never:
-            lines.append(f"no time to begin {', '.join(never)}: nothing is known of what they score")
+            lines.append(f"no time to begin {', '.join(never)}, or their short runs failed: nothing is known of them")
         tqdm.write("\n    ".join(lines))

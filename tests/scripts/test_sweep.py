@@ -250,3 +250,13 @@ def test_a_run_that_was_killed_may_have_had_no_memory(code, killed, sentiment, t
         sweep.main([path, "--dataset", sentiment, "--results", str(tmp_path / "r.csv"), "--runs_dir", str(tmp_path)])
     told = capsys.readouterr().out
     assert f"FAILED with exit code {code}" in told and ("no memory left" in told) == killed
+
+
+def test_several_models_of_one_run_are_checked_by_name(tmp_path, tiny_llama, capsys):
+    flags = f"{{model: [{tiny_llama}, {tmp_path / 'typo'}], prompts: {tmp_path / 'p.jsonl'}}}"
+    path = suite(
+        tmp_path / "s.yaml", f"suite_name: s\nscript: chat_eval.py\nflags: {flags}\nexperiments: [{{name: a}}]\n"
+    )
+    with pytest.raises(SystemExit) as stopped:
+        sweep.main([path, "--results", str(tmp_path / "r.csv")])
+    assert stopped.value.code == 2 and "typo" in capsys.readouterr().err

@@ -3,6 +3,7 @@
 import json
 import sys
 
+import numpy as np
 import pytest
 from helpers import ROOT
 from row_helpers import made_up_rows, result_row, results_csv
@@ -38,7 +39,7 @@ def test_a_choice_is_right_within_the_limits_or_where_there_is_nothing(bench):
 def test_each_data_set_counts_the_same(bench):
     outcomes = [{"data": "a", "x": {"right": True}}] * 90 + [{"data": "b", "x": {"right": False}}] * 10
     parts = bench.summed(outcomes, "x", "right")
-    assert bench.mean_of(parts) == 0.5 and bench.bootstrap(parts, bench.mean_of) == [0.0, 1.0]
+    assert bench.mean_of(parts) == 0.5 and bench.interval(parts, 0.0, 1.0) == [0.0, 1.0]
 
 
 def test_what_is_measured_is_chosen_from_as_far_as_it_was_measured(bench, tmp_path):
@@ -131,3 +132,11 @@ def test_rows_to_judge_on_are_not_learnt_from(bench, tmp_path, monkeypatch, caps
     with pytest.raises(SystemExit):
         bench.main(["--results", judged, "--judge", judged, "--output", str(tmp_path / "b.json")])
     assert "judged.csv: d4, d5 is in" in capsys.readouterr().err
+
+
+def test_the_interval_of_few_data_sets_covers(bench):
+    """Of a normal mean of four data sets, in 95 % of the draws; a percentile bootstrap would in 80 %."""
+    draws = np.random.default_rng(0).normal(size=(2000, 4))
+    bounds = [bench.interval([(x, 1) for x in some]) for some in draws.tolist()]
+    assert np.mean([low <= 0 <= high for low, high in bounds]) == pytest.approx(0.95, abs=0.015)
+    assert bench.interval([(1, 1)]) == [None, None]

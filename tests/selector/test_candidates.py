@@ -2,13 +2,17 @@ import dataclasses
 import random
 
 import pytest
+from row_helpers import result_row, results_csv
 
+from harness.results import configurations, store
 from harness.selector.candidates import (
     Candidate,
     Limits,
+    amount,
     break_even,
     choose,
     cost_sentence,
+    measured,
     nearest,
     obstacles,
     surely_within,
@@ -110,3 +114,14 @@ def test_a_latency_that_varies_across_the_limit_is_not_surely_within():
     assert (
         not surely_within(tight, limits) and surely_within(tight, Limits(memory_gb=2, serving_memory_gb=None)) is False
     )
+
+
+def test_examples_that_all_have_one_score_are_no_certainty(tmp_path):
+    row = result_row(score=1.0, accuracy=1.0, score_low=0.839, score_high=1.0, n_eval=20)
+    kept, _ = configurations.select(store.read_results(results_csv(tmp_path / "r.csv", [row])))
+    (found,) = measured(configurations.group_seeds(kept))
+    assert found.score_error == pytest.approx(0.161 / 2 / 1.96, abs=1e-3)
+
+
+def test_amounts_have_no_exponent():
+    assert [amount(x) for x in (0.0123, 9.96, 99.4, 960.2, 1234567)] == ["0.012", "10", "99", "960", "1,234,567"]

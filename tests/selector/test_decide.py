@@ -350,3 +350,21 @@ def test_what_a_race_never_began_is_told(capsys, tmp_path):
     told = " ".join(decide("--dataset data/d", capsys, path)["cautions"])
     assert "no time to run these whole, which may be better: 3 full_lm" in told
     assert "4 begun" not in told and "5 other" not in told
+
+
+def test_questions_of_which_a_race_dropped_all_are_questions(capsys, tmp_path):
+    rows = [{**answered("q", 0.3, variant=f"k{k}_flat"), "status": "dropped", "note": "n"} for k in (1, 4)]
+    found = decide("--dataset data/q --latency_ms 5", capsys, results_csv(tmp_path / "r.csv", rows))
+    assert (found["basis"], found["task"]) == ("rows", "qa") and found["relaxed"] == {"latency_ms": 900}
+
+
+def test_rules_in_words_say_what_they_did_not_check(capsys, tmp_path):
+    path = results_csv(tmp_path / "r.csv", BASIC)
+    flags = "--basis rules --dataset data/d --latency_ms 1 --required_accuracy 0.99 --data_size 500 --explain"
+    adaptive_selector.main([*flags.split(), "--results", path])
+    said = capsys.readouterr().out
+    assert "its latency was not checked" in said and "its score was not checked" in said
+    assert "Nothing comparable has been measured" not in said
+    flags = "--basis rules --memory_gb 0.1 --data_size 500000 --explain"
+    adaptive_selector.main([*flags.split(), "--results", path])
+    assert "labelled examples would" not in capsys.readouterr().out

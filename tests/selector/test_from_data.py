@@ -207,3 +207,49 @@ def test_an_interval_can_be_made_of_the_json(path, capsys):
     assert found["degrees"] == 5 and found["score_error"] > 0
     measured = json.loads(json.dumps(decide("--dataset data/d0 --data_size 500", capsys, path)))["configuration"]
     assert measured["degrees"] is None or math.isfinite(measured["degrees"])
+
+
+@pytest.mark.parametrize("rare", ["data sets", "serving_rss_gb"])
+def test_few_rows_beside_the_largest_data_set_predict_nothing(rare, tmp_path, capsys):
+    """Where a data set is left out, five rows are left to predict it from, of each column."""
+    rows = made_up_rows()
+    if rare == "data sets":
+        first = rows[0]["dataset"]
+        names = list(dict.fromkeys(row["dataset"] for row in rows))[1:3]
+        rows = [row for row in rows if row["dataset"] == first]
+        others = [next(row for row in made_up_rows() if row["dataset"] == name) for name in names]
+        rows = [
+            *[{**row, "run_id": f"{row['run_id']}{i}", "variant": f"v{i}"} for i in range(9) for row in rows],
+            *others,
+        ]
+    else:
+        seen = set()
+        for row in rows:
+            row[rare] = 1.0 if len(seen) < 3 and row["dataset"] not in seen else None
+            seen.add(row["dataset"])
+    found = decide(f"--dataset new {TOLD}", capsys, results_csv(tmp_path / "r.csv", rows))
+    assert found["basis"] == ("rules" if rare == "data sets" else "model")
+    assert rare != "data sets" or any("too few to predict from" in why for why in found["not_used"])
+
+
+def test_rows_that_do_not_say_what_labels_they_used_teach_nothing(tmp_path):
+    rows = made_up_rows()
+    kept = learnt([{**row, "labels_used": None} if i % 9 == 0 else row for i, row in enumerate(rows)], tmp_path)
+    assert 0 < len(kept.known) < len(learnt(rows, tmp_path).known)
+    assert all(c.mean("labels_used") is not None for _, c, _ in kept.known)
+
+
+@pytest.mark.parametrize("flags, limit", [("--memory_gb 1 --serving_memory_gb 8", "8"), ("--memory_gb 1", "1")])
+def test_a_race_drops_nothing_that_the_selector_allows(flags, limit, path, capsys):
+    """With a limit of serving apart, --memory_gb is that of training alone."""
+    words = shlex.split(decide(f"--dataset new {TOLD} {flags}", capsys, path)["compare"])
+    assert words[words.index("--memory_gb") + 1] == limit
+
+
+@pytest.mark.parametrize("flags", ["--data_size 500 --basis rules", "", "--data_size 500"])
+def test_no_command_asks_for_more_labels_than_there_are(flags, path, tmp_path, capsys):
+    rows = [{"text": f"text {i} " + "word " * 25, "label": "ab"[i % 2]} for i in range(60)]
+    write_jsonl(tmp_path / "mine.jsonl", rows)
+    found = decide(f"--dataset {tmp_path / 'mine.jsonl'} {flags}", capsys, path)
+    words = shlex.split(found["command"])
+    assert "--label_budget" not in words or int(words[words.index("--label_budget") + 1]) <= 42, found["command"]
