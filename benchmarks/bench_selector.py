@@ -18,9 +18,10 @@ inputs, share of the most frequent class. Measured rows judge the choice.
                 they are measured: those that are measured soonest, or any three; judged where there are six or more
     sure        the selector where it calls its choice likely to be within the limits (90 %), else "nothing"
 
-A chooser that learns answers "nothing" where no configuration is within the limits with a probability of three quarters,
-as adaptive_selector.py does; where data are outside what it knows, the rules answer for it. So there is a second table
-of the settings in which the selector predicts. "rows" and the three choose by the measurements that judge them.
+A chooser that learns answers "nothing" where no configuration is within the limits with a probability of three
+quarters, as adaptive_selector.py does; where data are outside what it knows, the rules answer for it. So there is a
+second table of the settings in which the selector predicts. "rows" and the three choose by the measurements that judge
+them.
 The simple learner's score on the new data (see harness/selector/landmark.py) is known where there are labels for it.
 right           the choice is within all limits, or "nothing" where nothing is
 limits kept     of its choices, the share within all limits ("held" in the JSON)

@@ -31,9 +31,7 @@ def parse_args(argv=None):
 
 def pick(rows):
     """The Candidate that the selector takes of finished rows without limits."""
-    candidates = measured(configurations.group_seeds(rows))
-    name = choose(candidates, Limits())[0].name
-    return next(one for one in candidates if one.name == name)
+    return choose(measured(configurations.group_seeds(rows)), Limits())[0]
 
 
 def checked(path):
@@ -46,8 +44,8 @@ def checked(path):
     got, best = pick(rows), pick(wanted)
     return {
         "data": configurations.data_name(rows[0]),
-        "of": len(wanted),
-        "dropped": len(wanted) - len(rows),
+        "of": len(configurations.group_seeds(wanted)),
+        "dropped": len(configurations.group_seeds(wanted)) - len(configurations.group_seeds(rows)),
         "race_seconds": sum(map(seconds, [*rows, *short])),
         "suite_seconds": sum(map(seconds, wanted)),
         "pick": got.name,
