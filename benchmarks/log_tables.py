@@ -52,7 +52,7 @@ def parse_args(argv=None):
     add("--results", default=str(ROOT / "sample_results.csv"), help="the rows (default: sample_results.csv)")
     add("--labels", type=flags.positive_int, default=125, metavar="N", help="label budget (default: %(default)s)")
     add("--data", nargs="+", metavar="NAME", help="a column for each of these data sets, a line for each method")
-    add("--output", metavar="FILE", help="the numbers (default: benchmarks/results/log_tables.json)")
+    add("--output", metavar="FILE", help="the numbers (default: benchmarks/results/log_tables.json, or .._by_method)")
     add("--readme", metavar="FILE", help="put the tables between their marks there")
     return parser.parse_args(argv)
 
@@ -61,7 +61,7 @@ class Log:
     """The rows of a CSV by data set, method and label budget."""
 
     def __init__(self, rows):
-        self.cells, self.about, self.panels = defaultdict(list), {}, defaultdict(Counter)
+        self.cells, self.about, self.panels = defaultdict(list), {}, defaultdict(Counter)  # about: {eval_id: a row}
         for row in rows:
             panel = (row["metric"], row["n_eval"], row["eval_id"])
             self.panels[configurations.data_name(row)][panel] += 1
@@ -79,6 +79,8 @@ class Log:
         return found
 
     def rows(self, eval_id, title, labels, methods=METHODS):
+        if title in TUNED and configurations.data_name(self.about[eval_id]) in SEARCHED:
+            return []
         return self.cells.get((eval_id, methods[title], None if title in UNLABELLED else labels), [])
 
     def score(self, eval_id, title, labels, methods=METHODS):
@@ -106,6 +108,8 @@ def widest(log, sets, labels):
     rows = [row for _, eval_id in sets for title in METHODS for row in log.rows(eval_id, title, labels)]
     half = max(max(float(r["score_high"]) - float(r["score"]), float(r["score"]) - float(r["score_low"])) for r in rows)
     used = [float(r["labels_used"]) for r in rows if float(r["labels_used"] or 0)]
+    if not used:
+        raise utils.UserError(f"--labels {labels}: no row has this label budget")
     return half, f"{min(used):.0f} to {max(used):.0f}"
 
 
@@ -118,8 +122,8 @@ def note(log, sets, labels):
             f"), or left out: full fine-tuning and LoRA on {', '.join(searched)}, whose examples chose their defaults.",
         )
     return (
-        f"Accuracy with a budget of {labels} labels ({used} used); half of a 95 % interval is {half:.3f} at most. "
-        "majority: the share of the most frequent class. Bold: the best of its data set, by its score alone. "
+        f"Accuracy with a budget of {labels} labels ({used} used; zero-shot none); half a 95 % interval is {half:.3f} "
+        "at most. majority: the share of the most frequent class. Bold: the best of its data set, by its score alone. "
         f"°: nearly one class only. {missing}"
     )
 
@@ -128,8 +132,7 @@ def by_data(log, labels):
     """A line for each data set."""
     sets, rows, data = [], [], {}
     for name, eval_id in log.data_sets("accuracy"):
-        titles = [title for title in METHODS if name not in SEARCHED or title not in TUNED]
-        scores = dict.fromkeys(METHODS) | {title: log.score(eval_id, title, labels) for title in titles}
+        scores = {title: log.score(eval_id, title, labels) for title in METHODS}
         about, best = log.about[eval_id], best_of(scores.values())
         majority = float(about["majority_baseline"])
         rows.append((sum(s is not None for s in scores.values()), name, about, majority, scores, best))
@@ -179,7 +182,11 @@ def answers(rows):
             for labels in sorted({budget for (one, _, budget) in log.cells if one == eval_id and budget}) or [""]:
                 scores = [log.score(eval_id, title, labels or None, ANSWERS) for title in ANSWERS]
                 lines.append([name, n, labels, *(worded(s, best_of(scores)) for s in scores)])
-    return ["Questions, SmolLM2-135M: token F1.", "", markdown(["data set", "n", "labels", *ANSWERS], lines)]
+    return [
+        "Questions, SmolLM2-135M: token F1. Zero-shot uses no labels, four-shot four.",
+        "",
+        markdown(["data set", "n", "labels", *ANSWERS], lines),
+    ]
 
 
 @utils.clean_exit
@@ -189,7 +196,8 @@ def main(argv=None):
     log = Log(rows)
     if args.data:
         lines, data = by_method(log, args.data, args.labels)
-        publish("log_tables", "\n".join(lines), data, args.readme, args.output)
+        by_methods = args.output or ROOT / "benchmarks" / "results" / "log_tables_by_method.json"
+        publish("log_tables", "\n".join(lines), data, args.readme, by_methods)
         return
     lines, data = by_data(log, args.labels)
     lines += ["", *curves(log), "", *answers(rows)]

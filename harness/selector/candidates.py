@@ -6,6 +6,7 @@ import math
 import statistics
 from dataclasses import dataclass, field
 
+import numpy as np
 from scipy.stats import norm, t
 
 from harness.results import configurations
@@ -103,7 +104,7 @@ def score_error(configuration):
 
 def amount(x):
     """Two significant digits, without an exponent."""
-    return f"{x:,.0f}" if x >= 100 else f"{x:.2g}"
+    return f"{x:,.0f}" if x >= 99.5 else np.format_float_positional(x, 2, fractional=False, trim="-")
 
 
 def measured(members, cached=False):

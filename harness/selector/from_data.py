@@ -139,7 +139,7 @@ def decide(rows, args, recommended):
     if there is not None and there < (args.data_size or 0):
         told.append(f"{there:,} of the {args.data_size:,} labelled examples can be learnt from, the others evaluate")
         args = argparse.Namespace(**{**vars(args), "data_size": there})
-    limits, found = limits_of(args), within_reach(learned, args, data)
+    limits, found = limits_of(args), within_reach(learned, args, data, there)
     members = [learned.candidate(wanted, name, c) for name, c, wanted in found]
     choice, probability, others = predictor.choose_predicted(members, limits, args.prefer)
     decision = Decision(
@@ -200,11 +200,12 @@ def all_labels(wanted, args, there=None):
     return labels if there is None else min(labels, there)
 
 
-def within_reach(learned, args, data):
+def within_reach(learned, args, data, there=None):
     """[(name, Configuration, Spec for the new data)] within the range that the predictor knows. Undecided without any.
 
     A Spec is that of a measured configuration on these data, with --params_b in place of its own size, and what is
-    trained has all labels that there are: as many as --data_size says, or as were measured at most.
+    trained has all labels that there are: as many as --data_size says, or as were measured at most. there: labels that
+    the data have, where that is known.
     """
     alike = [(c, s) for _, c, s in learned.known if s.kind == args.task]
     most = {}
@@ -217,6 +218,7 @@ def within_reach(learned, args, data):
         labels = known.labels
         if args.data_size is not None and known.steps and known.labels:
             labels = min(args.data_size, predictor.BEYOND * most[known.family])
+        labels = labels if there is None else min(labels, there)
         trained_on = (configuration.mean("n_train") or 0) * (labels / known.labels if known.labels else 1)
         wanted = dataclasses.replace(
             known,

@@ -231,3 +231,4 @@ def test_a_student_needs_log_probabilities(endpoint, tiny_llama, tiny_bert, sent
     with pytest.raises(SystemExit) as stopped:
         context_distill.main(flags)
     assert stopped.value.code == 2 and "which the student learns from" in capsys.readouterr().err
+    assert len(endpoint.bodies) < 5, "the engine tries what the server tells, and nothing else is asked"

@@ -124,4 +124,5 @@ def test_examples_that_all_have_one_score_are_no_certainty(tmp_path):
 
 
 def test_amounts_have_no_exponent():
-    assert [amount(x) for x in (0.0123, 9.96, 99.4, 960.2, 1234567)] == ["0.012", "10", "99", "960", "1,234,567"]
+    numbers = (0, 0.000041, 0.0123, 2.5, 9.96, 99.4, 99.6, 960.2, 1234567)
+    assert [amount(x) for x in numbers] == ["0", "0.000041", "0.012", "2.5", "10", "99", "100", "960", "1,234,567"]

@@ -251,5 +251,6 @@ def test_no_command_asks_for_more_labels_than_there_are(flags, path, tmp_path, c
     rows = [{"text": f"text {i} " + "word " * 25, "label": "ab"[i % 2]} for i in range(60)]
     write_jsonl(tmp_path / "mine.jsonl", rows)
     found = decide(f"--dataset {tmp_path / 'mine.jsonl'} {flags}", capsys, path)
-    words = shlex.split(found["command"])
+    words, choice = shlex.split(found["command"]), found["configuration"]
+    assert choice is None or choice["labels"] <= 42
     assert "--label_budget" not in words or int(words[words.index("--label_budget") + 1]) <= 42, found["command"]
