@@ -36,7 +36,7 @@ class Race:
         for some in groups.values():
             size = about_data(some[0])[1]
             name = " ".join(word for word in some[0].name.split() if word.split("=")[0] not in configurations.SEEDS)
-            kind = learns(some[0])
+            kind = learns(some[0], bool(args.minutes))
             whole = dropping.whole_of(some[0].args, size, kind)
             self.racers.append(Racer(f"{len(self.racers) + 1} {name}", some, size, kind, whole))
 

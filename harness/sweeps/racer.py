@@ -9,12 +9,14 @@ from harness.sweeps import dropping
 from harness.sweeps.cells import Size, changed, examples_of, make_cell
 
 
-def learns(cell):
-    """What a cell's run is shortened by, as dropping.whole_of takes it."""
+def learns(cell, timed=False):
+    """What a cell's run is shortened by, as dropping.whole_of takes it. timed: what may take minutes has a short run
+    that tells how long.
+    """
     budget = cell.args.get("label_budget") or cell.args.get("max_train_samples")
     if cell.script == "probe.py" and not cell.args.get("tune"):
-        on_all = cell.args["features"] == "lm" and not budget
-        return "labels" if on_all else "at_once"  # else it takes seconds
+        slow = cell.args["features"] == "lm" and (timed or not budget)
+        return "labels" if slow else "at_once"  # else it takes seconds
     searched = cell.script == "prompt_eval.py" and cell.args.get("label_budget") and cell.args["k_shots"] is None
     if searched or cell.script == "context_distill.py":
         return "labels"

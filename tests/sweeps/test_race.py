@@ -219,3 +219,16 @@ def test_no_run_is_asked_for_twice(held):
     held(text=SUITE.replace("epochs: 40", "max_steps: 60"))
     whole = [name for name, results in held.asked if results.endswith("/r.csv")]
     assert len(whole) == len(set(whole)) and any(name.startswith("good") for name in whole)
+
+
+def test_a_probe_on_a_language_models_states_is_timed_where_time_is_short(tmp_path, sentiment):
+    """With --minutes: on a slow processor it takes minutes, and its short run says so. Other probes take seconds."""
+    text = f"flags: {{label_budget: 100, dataset: {sentiment}}}\nruns:\n"
+    for name, flags in (("states", "features: lm"), ("words", "features: tfidf"), ("embeddings", "latency_runs: 5")):
+        text += f"  - {{script: probe.py, flags: {{{flags}}}, experiments: [{{name: {name}}}]}}\n"
+    path = suite(tmp_path / "s.yaml", text)
+    for flags, kinds in (([], ["at_once"] * 3), (["--minutes", "5"], ["labels", "at_once", "at_once"])):
+        args = sweep.parse_args([path, "--race", *flags, "--results", str(tmp_path / "r.csv")])
+        held = race.Race(make_cells(path, args)[1], args, None)
+        assert [racer.learns for racer in held.racers] == kinds
+        assert ("label_budget" in held.racers[0].whole) == bool(flags)
