@@ -172,8 +172,7 @@ def chosen_teacher(args, run, task, model, tokenizer, chat):
 
     It has demonstrations, unless the student is another model: without any there is nothing to distil.
     """
-    fixed = [f"--calibrate {args.calibrate}"] if args.calibrate not in (None, "none") else []
-    few_shot.check_enough_labels(task, fixed)
+    few_shot.check_enough_labels(args, task)
     chosen = prompt_search.choose(
         model,
         tokenizer,

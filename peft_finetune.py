@@ -141,8 +141,7 @@ def save_adapter(run, model, tokenizer, task, begin=None):
     new_adapters.save(model, run.path("adapter"), begin)
     tokenizer.save_pretrained(run.path("adapter"))
     if task.labels:
-        places = properties.label_order(model, task.labels)
-        run.write_json("adapter/labels.json", sorted(task.labels, key=lambda label: places[task.labels.index(label)]))
+        run.write_json("adapter/labels.json", [model.config.id2label[i] for i in range(len(task.labels))])
         run.write_json("adapter/head.json", {"pooling": getattr(model.config, "classifier_pooling", None)})
     run.row["artifact_mb"] = utils.folder_mb(run.path("adapter"), "adapter_model.safetensors")
 

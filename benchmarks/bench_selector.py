@@ -23,6 +23,8 @@ quarters, as adaptive_selector.py does; where data are outside what it knows, th
 second table of the settings in which the selector predicts. "rows" and the three choose by the measurements that judge
 them.
 The simple learner's score on the new data (see harness/selector/landmark.py) is known where there are labels for it.
+The columns:
+
 right           the choice is within all limits, or "nothing" where nothing is
 limits kept     of its choices, the share within all limits ("held" in the JSON)
 finds one       where something is within them, the share of its choices that are ("kept")
@@ -79,7 +81,7 @@ SHOWN = {  # key -> title, in percent or points
     "spared": "selector's is lower by",
     "behind": "gap to the best",
 }
-BINS = (predictor.NOTHING, 0.85, 0.95, 1.0)  # of stated probabilities
+BINS = (0.85, 0.95, 1.0)  # of stated probabilities, the first from predictor.NOTHING on
 
 
 def parse_args(argv=None):
@@ -95,6 +97,12 @@ def parse_args(argv=None):
     add("--judge", metavar="CSV", help="choose on these rows alone, and learn nothing from them")
     add("--only", nargs="+", metavar="DATA", help="judge on these data sets alone (default: all)")
     add("--without", nargs="+", metavar="DATA", default=[], help="data sets that are neither learnt from nor judged on")
+    add(
+        "--least",
+        type=float,
+        metavar="P",
+        help="probability to recommend from, of all that learn (default: the tool's)",
+    )
     add("--gp", action="store_true", help="judge a Gaussian process, too: half an hour")
     add("--output", metavar="FILE", help="the numbers (default: benchmarks/results/bench_selector.json)")
     add("--readme", metavar="FILE", help="put the table between its marks there")
@@ -207,7 +215,7 @@ def calibration(stated):
     `outcomes_of`.
     """
     bins = []
-    for low, high in itertools.pairwise(BINS):
+    for low, high in itertools.pairwise((predictor.NOTHING, *BINS)):
         inside = [(data, p, kept) for data, p, kept in stated if low <= p < high or p == high == 1.0]
         by_data = {}
         for data, p, kept in inside:
@@ -251,6 +259,7 @@ def told(values):
 def main(argv=None):
     args = parse_args(argv)
     rows = store.read_results(args.results)
+    predictor.NOTHING = args.least or predictor.NOTHING
     if args.judge:
         judged = store.read_results(args.judge)
         args.only = sorted({configurations.data_name(row) for row in judged})
@@ -288,6 +297,7 @@ def main(argv=None):
     data |= {"where_it_predicts": {"settings": len(where), "choosers": predicted}, "calibration": bins}
     data["data_sets"] = sorted({outcome["data"] for outcome in outcomes})
     name = "bench_selector" + ("_fresh" if args.judge else "" if args.leave_out == "data" else f"_{args.leave_out}")
+    name += f"_from_{args.least:g}" if args.least else ""
     publish(name, "\n".join(lines), data, args.readme, args.output)
 
 

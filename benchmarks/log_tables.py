@@ -115,16 +115,13 @@ def widest(log, sets, labels):
 
 def note(log, sets, labels):
     half, used = widest(log, sets, labels)
-    missing = "Empty: not run, or not possible (SetFit on pairs of texts)."
+    why = ["not run", "not possible (SetFit on pairs of texts)"]
     if searched := [name for name, _ in sets if name in SEARCHED]:
-        missing = missing.replace(
-            ").",
-            f"), or left out: full fine-tuning and LoRA on {', '.join(searched)}, whose examples chose their defaults.",
-        )
+        why.append(f"left out: full fine-tuning and LoRA on {', '.join(searched)}, whose examples chose their defaults")
     return (
         f"Accuracy with a budget of {labels} labels ({used} used; zero-shot none); half a 95 % interval is {half:.3f} "
         "at most. majority: the share of the most frequent class. Bold: the best of its data set, by its score alone. "
-        f"°: nearly one class only. {missing}"
+        f"°: nearly one class only. Empty: {', or '.join(why)}."
     )
 
 

@@ -120,8 +120,10 @@ def calibration_inputs(args, run, task, pool, shown):
     return inputs
 
 
-def check_enough_labels(task, fixed):
-    """UserError where so few labels choose nothing, but flags say what shall be chosen. fixed: [flags]."""
+def check_enough_labels(args, task, *more):
+    """UserError where so few labels choose nothing, but --calibrate or more flags say what shall be chosen."""
+    fixed = [f"--calibrate {args.calibrate}"] if args.calibrate not in (None, "none") else []
+    fixed += more
     if fixed and len(task.train) < prompt_search.LEAST:
         raise utils.UserError(
             f"--label_budget: of {len(task.train)} labels, fewer than {prompt_search.LEAST}, all are demonstrations "
@@ -134,10 +136,7 @@ def chosen_prompt(args, run, task, nearest, model, tokenizer, chat, by_likelihoo
 
     nearest: a Nearest, or None.
     """
-    fixed = [f"--calibrate {args.calibrate}"] if args.calibrate not in (None, "none") else []
-    fixed += ["--demos nearest"] if nearest is not None else []
-    fixed += ["--search"] if args.search else []
-    check_enough_labels(task, fixed)
+    check_enough_labels(args, task, *["--demos nearest"] * (nearest is not None), *["--search"] * bool(args.search))
     search = (args.search, forms(task, args.instruction, args.template and task.template)) if args.search else None
     chosen = prompt_search.choose(
         model,
