@@ -1,7 +1,6 @@
 """LoRA on every architecture of the tables: one step of training, saved, put on its base again with another seed."""
 
 import architectures
-import numpy as np
 import pytest
 import torch
 from helpers import reviews, write_jsonl
@@ -23,7 +22,7 @@ def train(folder, tmp_path, rows, monkeypatch, *flags):
     places = ["--results", str(tmp_path / "results.csv"), "--runs_dir", str(tmp_path / "runs"), "--device", "cpu"]
     small = ["--batch_size", "4", "--latency_runs", "0", "--prompt_format", "plain", "--max_new_tokens", "2"]
     step = ["--max_steps", "1", "--learning_rate", "0.1", "--warmup", "0", "--max_validation_samples", "0"]
-    step += ["--head_start", "random"]  # whose logits are small enough to be compared to the fifth digit
+    step += ["--head_start", "random"]  # whose logits are small enough to be compared
     peft_finetune.main(["--model", folder, "--dataset", str(tmp_path), *places, *small, *step, "--seed", "5", *flags])
     ((model, tokenizer),) = trained
     (run,) = (tmp_path / "runs").iterdir()
@@ -34,12 +33,14 @@ def train(folder, tmp_path, rows, monkeypatch, *flags):
 def test_a_head_and_the_new_layers_before_it_are_loaded_again(name, tmp_path, monkeypatch):
     folder = architectures.save_body(name, tmp_path / name)
     model, tokenizer, adapter = train(folder, tmp_path, reviews(1, 16), monkeypatch)
-    before = scoring.classify(model, tokenizer, TEXTS)
     head = {"labels": LABELS, "pad_token_id": tokenizer.pad_token_id}
+    untouched = loading.load_model(folder, "classifier", **head)
+    before = scoring.classify(model, tokenizer, TEXTS)
+    assert abs(scoring.classify(untouched, tokenizer, TEXTS) - before).max() > 0.1
     for seed in (6, 7):
         torch.manual_seed(seed)
         again = loading.load_model(folder, "classifier", adapter=adapter, **head)
-        assert np.allclose(scoring.classify(again, tokenizer, TEXTS), before, rtol=1e-5, atol=1e-5)
+        assert abs(scoring.classify(again, tokenizer, TEXTS) - before).max() < 1e-3  # T5 enlarges rounding, to 1e-4
     merged, _ = adapters.merge_adapter(again)
     assert abs(scoring.classify(merged, tokenizer, TEXTS) - before).max() < 1e-3
 

@@ -59,7 +59,7 @@ def test_rag_eval_serves_it_with_the_same_prompts(script, questions, tiny_llama,
     assert [p["prediction"] for p in predictions(again)] == [p["prediction"] for p in predictions(row)]
     assert [p["cluster"] for p in predictions(again)] == [p["cluster"] for p in predictions(row)]
     assert again["score"] == row["score"] and again["eval_id"] == row["eval_id"]
-    assert again["labels_used"] == row["labels_used"] == "18"
+    assert again["labels_used"] == row["labels_used"] == "20"
 
 
 @pytest.mark.parametrize(
