@@ -27,8 +27,9 @@ from harness.results import configurations, names, store
 FASTER, FLOOR, COMPILED, NEAR, SHARE = 10, 1.2, 1.8, 0.1, 0.9  # the targets
 K = 16  # demonstrations at which scoring is compared
 LONG = 800  # words of an input that is cut to 512 tokens
-TINY = {"precisions": "[fp32, bf16]", "halves": "[bf16]", "compiled": "[false]", "quantized": "[none]"}
-TINY |= {"length": "128", "steps": "2", "n": "4", "labels": "16", "epochs": "1", "shots": "[0, 2]"}
+TINY = {"precisions": "[bf16]", "halves": "[bf16]", "compiled": "[false]", "quantized": "[none]"}
+TINY |= {"length": "128", "steps": "2", "n": "4", "labels": "16", "epochs": "1", "shots": "[2]"}
+TINY |= {"latency_runs": "2", "max_new_tokens": "4"}
 
 
 def parse_args(argv=None):

@@ -75,7 +75,7 @@ def test_it_runs_to_its_end(pretended, steps, tiny_llama, tiny_embedder, sentime
         return
     rows = store.read_results(tmp_path / "gpu_trial.csv")
     assert {row["status"] for row in rows} <= {"ok", "degenerate"}, [row["note"] for row in rows]
-    assert {row["device"] for row in rows} == {"cuda"} and len(rows) == 14
+    assert {row["device"] for row in rows} == {"cuda"} and len(rows) == 12
     assert {"finetune.py", "peft_finetune.py", "probe.py", "rag_eval.py"} < {row["script"] for row in rows}
     shape = json.loads((tmp_path / "gpu_trial" / "random-llama" / "SOURCE.json").read_text())
     assert shape["layers"] == 2 and any("random weights" in row["model_source"] for row in rows)
