@@ -44,7 +44,6 @@ from harness.results import store
 
 ROOT = Path(__file__).resolve().parent
 SHORTCUTS = ("dataset", "model", "embed_model")  # of --set
-MODELS = ("model", "gen_model", "embed_model", "reranker", "teacher")  # flags that name one
 LOCK_SECONDS = 0.2  # between two looks at a cell that another process runs
 
 
@@ -287,7 +286,7 @@ def main(argv=None):
             print(f"{name}: {old} of them have rows from other code; --ignore_code counts those as done")
     if args.dry_run or not todo:
         return
-    for flag in MODELS:  # a name that is none is told before the first run, not at the one that needs it
+    for flag in hub.MODELS:  # a name that is none is told before the first run, not at the one that needs it
         named = [cell.args.get(flag) for cell in todo]  # several of chat_eval.py
         for model in dict.fromkeys(one for some in named for one in (some if isinstance(some, list) else [some])):
             hub.check_names({f"--{flag}": model})

@@ -9,6 +9,7 @@ from pathlib import Path
 import utils
 
 FILE_TYPES = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".txt", ".md")  # a name with such an ending is a file
+MODELS = ("model", "gen_model", "embed_model", "reranker", "teacher")  # flags that name one
 DEMO_MODELS = "assets/models/SmolLM2-135M-Instruct or assets/models/all-MiniLM-L6-v2"
 
 
@@ -33,6 +34,12 @@ def hub_answers(seconds=5.0):
     return bool(answered)
 
 
+def is_path(name):
+    """Whether a name can be no name of the hub."""
+    local = name.startswith((".", "/", "~", "assets/")) or name.count("/") > 1
+    return local or Path(name).suffix in FILE_TYPES
+
+
 def check_names(models=None, datasets=None):
     """UserError, with the offline way out, unless each name is a local path, cached, or the hub can be reached.
 
@@ -45,8 +52,7 @@ def check_names(models=None, datasets=None):
             raise utils.UserError(f"{flag}: the name is empty; give a folder or a hub name")
         if name is None or utils.exists(name):
             continue
-        local = name.startswith((".", "/", "~", "assets/")) or name.count("/") > 1
-        if local or Path(name).suffix in FILE_TYPES:
+        if is_path(name):
             hint = (
                 f" in {Path.cwd()}; run `python prepare_data.py demo` there first" if name.startswith("assets/") else ""
             )

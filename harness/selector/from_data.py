@@ -9,7 +9,7 @@ from collections import Counter
 from pathlib import Path
 
 import utils
-from harness import suites
+from harness import hub, suites
 from harness.errors import short
 from harness.results import configurations, names
 from harness.selector import landmark, predictor, promises
@@ -139,7 +139,9 @@ def decide(rows, args, recommended):
     if there is not None and there < (args.data_size or 0):
         told.append(f"{there:,} of the {args.data_size:,} labelled examples can be learnt from, the others evaluate")
         args = argparse.Namespace(**{**vars(args), "data_size": there})
-    limits, found = limits_of(args), within_reach(learned, args, data, there)
+    found, absent = at_hand(within_reach(learned, args, data, there), args)
+    told += [f"left out, since it is not here: {', '.join(absent)}"] if absent else []
+    limits = limits_of(args)
     members = [learned.candidate(wanted, name, c) for name, c, wanted in found]
     choice, probability, others = predictor.choose_predicted(members, limits, args.prefer)
     decision = Decision(
@@ -175,6 +177,24 @@ def decide(rows, args, recommended):
         cautions.append(f"latency and memory are those of {machines}: another machine needs rows of its own")
     decision = dataclasses.replace(decision, cautions=[f"{decision.cautions[0]}; {cautions[0]}", *told, *cautions[1:]])
     return recommended(decision, args, choice, [], others, on_this_data)
+
+
+def at_hand(found, args):
+    """(those of `within_reach` whose models are here or on the hub, the models that are not); all, where none are here.
+
+    found: as of `within_reach`.
+    """
+    told = ("model", "gen_model") if args.model else ()
+
+    def absent(configuration):
+        used = configurations.flags(configuration.rows[0])
+        names = (used.get(flag) for flag in hub.MODELS if flag not in told)
+        return [name for name in names if name and hub.is_path(name) and not utils.exists(name)]
+
+    missing = [absent(configuration) for _, configuration, _ in found]
+    if all(missing):
+        return found, []
+    return [one for one, some in zip(found, missing) if not some], sorted({name for some in missing for name in some})
 
 
 def nothing_likely(decision, members, best, command):

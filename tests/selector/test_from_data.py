@@ -41,6 +41,24 @@ def test_what_is_trained_needs_as_many_labels_as_were_measured(path, capsys, lab
         assert all("--label_budget 30" in one["command"] for one in named if one["strategy"] == "full_finetuning")
 
 
+def test_what_needs_a_model_that_is_not_here_is_left_out(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    rows = [{**row, "model": f"models/sized/{row['total_params']}"} for row in made_up_rows()]
+    rows = [{**row, "args": json.dumps({**json.loads(row["args"]), "model": row["model"]})} for row in rows]
+    path, asked = results_csv(tmp_path / "r.csv", rows), f"--dataset new --data_size 900 {TOLD}"
+    none = decide(asked, capsys, path)
+    assert none["configuration"] and not any("not here" in caution for caution in none["cautions"])
+    large, small = rows[-1]["model"], rows[0]["model"]
+    (tmp_path / large).mkdir(parents=True)
+    found = decide(asked, capsys, path)
+    named = [found["configuration"], *found["others"]]
+    assert all(f"--model {large} " in one["command"] for one in named if one["command"])
+    assert f"--model {large} " in found["command"] and f"--model {small} " in none["command"]
+    (caution,) = [caution for caution in found["cautions"] if "not here" in caution]
+    assert small in caution and large not in caution
+    assert decide(f"{asked} --model {large}", capsys, path)["considered"] == none["considered"]
+
+
 def test_a_class_needs_a_label(tmp_path):
     learned = learnt(made_up_rows(), tmp_path)
     trained = min((s for s in learned.specs if s.steps), key=lambda s: (s.labels, s.params))
