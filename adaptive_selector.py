@@ -77,7 +77,7 @@ def parse_args(argv=None):
     )
     read = "for data that no row measures (default: read from --dataset)"
     add("--tokens", type=flags.positive, help=f"of one input, {read}")
-    add("--n_classes", type=flags.positive_int, help=read)
+    add("--n_classes", type=flags.positive_int, help=f"{read}; in a forecast: of the head (default: 2)")
     add("--majority_share", type=flags.share, help=f"of the most frequent class, {read}")
 
     add = parser.add_argument
@@ -109,7 +109,6 @@ def parse_args(argv=None):
     add("--gradient_checkpointing", action="store_true", help="compute activations again in the backward pass")
     add("--attn_implementation", choices=ATTENTION, default="sdpa", help="(default: %(default)s)")
     add("--optim", choices=flags.OPTIMIZERS, default="adamw_torch_fused", help="(default: %(default)s)")
-    add("--n_labels", type=flags.positive_int, default=2, help="of a classification head (default: %(default)s)")
     add("--device", choices=("cpu", "cuda", "xpu", "mps"), help="(default for a forecast: cuda; for a decision: any)")
 
     args = parser.parse_args(argv)

@@ -18,6 +18,7 @@ from harness.results import configurations, names, store
 
 MIN_ROWS = 5  # measured rows that a calibration needs
 FACTORS, SPREAD = (0.5, 2.0), 1.5  # bounds of a calibration's factor; largest / smallest forecast needed to fit one
+CLASSES = 2  # of a head, where --n_classes does not say
 TIGHT = 0.9  # share of the memory above which the error of a forecast decides
 QUANTIZED = {"qlora": "nf4", "int8_lora": "int8"}  # methods that fix the precision of the base
 
@@ -70,13 +71,13 @@ def calibrate(pairs):
     return float(solution[0]), float(solution[1])
 
 
-def configuration(model, task, n_labels, trust_remote_code=False):
+def configuration(model, task, n_classes, trust_remote_code=False):
     """(transformers configuration, kind) of a model; an encoder, or any for classification, gets a head."""
     loading.quiet()
     kind = loading.model_kind(model, trust_remote_code)
     config = AutoConfig.from_pretrained(model, trust_remote_code=trust_remote_code)
     if task == "classification" or kind in ("encoder", "classifier"):
-        config.num_labels, kind = n_labels, "classifier"
+        config.num_labels, kind = n_classes, "classifier"
         config.pad_token_id = config.pad_token_id if getattr(config, "pad_token_id", None) is not None else 0
     return config, kind
 
@@ -153,7 +154,7 @@ def answer(args, rows):
     """The Answer to --forecast. rows: all measured rows. UserError for a model that cannot be forecast."""
     device = args.device or "cuda"
     args = argparse.Namespace(**{**vars(args), "device": device})
-    config, kind = configuration(args.model, args.task, args.n_labels)
+    config, kind = configuration(args.model, args.task, args.n_classes or CLASSES)
     forecast = forecast_of(config, kind, args, args.batch_size)
     wide = QUANTIZED.get(args.method, args.weights) == "fp32"
     pairs = known_pairs(rows, device, "inference" if args.method == "inference" else "training", wide)
@@ -190,7 +191,7 @@ def as_json(result, args):
 
 def text(result, args, rows, source):
     """An Answer in lines: the parts of the peak, its calibration, whether it fits. source: the CSV of the rows."""
-    heads = {"classifier": f"a classification head of {args.n_labels} labels"}
+    heads = {"classifier": f"a classification head of {args.n_classes or CLASSES} classes"}
     head = heads.get(result.kind, "the language model's head")
     run = f"batch {args.batch_size} x {args.seq_len} tokens"
     lines = [f"{args.method} of {Path(args.model).name} with {head} on {result.device}, {run}"]

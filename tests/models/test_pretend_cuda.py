@@ -97,7 +97,8 @@ def test_a_head_over_two_cards(tiny_classifier, tiny_llama, tmp_path):
 @pytest.mark.parametrize("flags", [[], ["--prompt_lookup", "3"]])
 @pytest.mark.parametrize("data", ["sentiment", "questions"])
 def test_a_model_over_two_cards_is_measured(flags, data, tiny_llama, request, out, only_row):
-    words = ["--model", tiny_llama, "--dataset", str(request.getfixturevalue(data)), "--device_map", "balanced", *flags]
+    words = ["--model", tiny_llama, "--dataset", str(request.getfixturevalue(data)), "--max_new_tokens", "6", *flags]
+    words += ["--device_map", "balanced"]
     with cards(2, ROOT) as state:
         quantize_and_parallel.main([*words, *out, "--device", "cuda", "--max_eval_samples", "8", "--latency_runs", "2"])
         assert min(state.peak[0], state.peak[1]) > 0
@@ -133,27 +134,27 @@ def test_passages_are_found_and_read_on_two_cards(tiny_llama, tiny_embedder, que
 
 
 ENCODER, CAUSAL, SEQ2SEQ = "tiny_bert", "tiny_llama", "tiny_t5"
-FEW = ["--max_steps", "3"]
+FEW, BRIEF = ["--max_steps", "3"], ["--max_new_tokens", "6"]
 RUNS = [
     ("finetune", ENCODER, "sentiment", ["--fp16", *FEW]),
     ("finetune", ENCODER, "sentiment", ["--bf16", "--label_budget", "60", *FEW]),
     ("finetune", CAUSAL, "sentiment", ["--bf16", "--label_words", "auto", *FEW]),
-    ("finetune", CAUSAL, "questions", ["--bf16", "--padding_free", *FEW]),
-    ("finetune", SEQ2SEQ, "questions", FEW),
+    ("finetune", CAUSAL, "questions", ["--bf16", "--padding_free", *FEW, *BRIEF]),
+    ("finetune", SEQ2SEQ, "questions", [*FEW, *BRIEF]),
     ("peft_finetune", ENCODER, "sentiment", ["--bf16", "--gradient_checkpointing", *FEW]),
-    ("peft_finetune", CAUSAL, "questions", ["--method", "prefix_tuning", *FEW]),
-    ("peft_finetune", CAUSAL, "questions", ["--context", "retrieved", "--embed_model", "tiny_embedder", *FEW]),
-    ("peft_finetune", SEQ2SEQ, "questions", FEW),
+    ("peft_finetune", CAUSAL, "questions", ["--method", "prefix_tuning", *FEW, *BRIEF]),
+    ("peft_finetune", CAUSAL, "questions", ["--context", "retrieved", "--embed_model", "tiny_embedder", *FEW, *BRIEF]),
+    ("peft_finetune", SEQ2SEQ, "questions", [*FEW, *BRIEF]),
     ("context_distill", CAUSAL, "sentiment", ["--k_shots", "2", "--unlabelled", "24", "--targets", "online", *FEW]),
-    ("context_distill", CAUSAL, "questions", ["--k_shots", "2", "--unlabelled", "16", *FEW]),
+    ("context_distill", CAUSAL, "questions", ["--k_shots", "2", "--unlabelled", "16", *FEW, *BRIEF]),
     ("context_distill", CAUSAL, "sentiment", ["--student", "tiny_bert", "--unlabelled", "24", *FEW]),
     ("prompt_eval", CAUSAL, "sentiment", ["--k_shots", "4", "--calibrate", "contextual"]),
     ("prompt_eval", CAUSAL, "sentiment", ["--label_budget", "24"]),
-    ("prompt_eval", SEQ2SEQ, "questions", ["--k_shots", "2"]),
+    ("prompt_eval", SEQ2SEQ, "questions", ["--k_shots", "2", *BRIEF]),
     ("probe", "tiny_embedder", "sentiment", ["--max_train_samples", "40"]),
     ("probe", "tiny_embedder", "sentiment", ["--max_train_samples", "16", "--tune", "contrastive", *FEW]),
     ("probe", CAUSAL, "sentiment", ["--features", "lm", "--max_train_samples", "40"]),
-    ("quantize_and_parallel", CAUSAL, "questions", ["--bf16", "--prompt_lookup", "3"]),
+    ("quantize_and_parallel", CAUSAL, "questions", ["--bf16", "--prompt_lookup", "3", *BRIEF]),
     ("quantize_and_parallel", CAUSAL, "sentiment", ["--fp16"]),
     ("rag_eval", CAUSAL, "questions", ["--embed_model", "tiny_embedder"]),
     ("embed_finetune", "tiny_embedder", "questions", ["--label_budget", "16", "--epochs", "1"]),

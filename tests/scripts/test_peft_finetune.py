@@ -229,12 +229,16 @@ def test_any_configuration_of_peft(name, questions, tiny_llama, tmp_path, out, o
         ({"peft_type": "BOFT"}, "give its --learning_rate"),
     ],
 )
-def test_a_configuration_that_cannot_be_trained_is_one_line(settings, said, questions, tiny_llama, tmp_path, out):
+def test_a_configuration_that_cannot_be_trained_is_one_line(
+    settings, said, questions, tiny_llama, tmp_path, out, capsys
+):
     (tmp_path / "a.json").write_text(json.dumps(settings))
     rate = [] if "BOFT" in settings.values() else ["--learning_rate", "1e-3"]
     flags = ["--model", tiny_llama, "--dataset", questions, "--peft_config", str(tmp_path / "a.json"), *rate, *out]
-    run = subprocess.run([sys.executable, "peft_finetune.py", *flags], cwd=ROOT, capture_output=True, text=True)
-    assert run.returncode == 2 and said in run.stderr and "Traceback" not in run.stderr
+    with pytest.raises(SystemExit) as ended:
+        peft_finetune.main(flags)
+    error = capsys.readouterr().err
+    assert ended.value.code == 2 and said in error and "Traceback" not in error
 
 
 @pytest.mark.parametrize(
