@@ -14,6 +14,7 @@ thumb answer, with what the rows say in general. --forecast predicts the memory 
 """
 
 import json
+import math
 from pathlib import Path
 
 import utils
@@ -122,6 +123,8 @@ def parse_args(argv=None):
         parser.error("--json is for scripts, --explain for people; give one of them")
     if args.subset and not args.dataset:
         parser.error("--subset needs --dataset")
+    if math.isinf(args.requests_per_day * args.horizon_days):
+        parser.error("--requests_per_day times --horizon_days is no number of requests")
     if (args.price_in is None) != (args.price_out is None):
         parser.error("--price_in and --price_out belong together")
     return args
@@ -151,12 +154,16 @@ def main(argv=None):
         return
 
     # 3. decide
-    kept, skipped = configurations.select(rows)
-    failed, dropped = ([row for row in rows if row["status"] == status] for status in ("oom", "dropped"))
     known = any(configurations.data_name(row) == decide.data_of(args) for row in rows)
     if args.dataset and Path(args.dataset).suffix in hub.FILE_TYPES and not known and not Path(args.dataset).exists():
         raise utils.UserError(f"--dataset {args.dataset}: no such file, and no row measures it")
-    decision = decide.decide(kept, args, failed, dropped)
+    rows, stale = decide.fresh(rows, args)
+    kept, skipped = configurations.select(rows)
+    failed, dropped = ([row for row in rows if row["status"] in some] for some in (("oom", "failed"), ("dropped",)))
+    decision = decide.decide(kept, args, failed, dropped, stale)
+    if decision.basis == "rows":  # of other data they say nothing here
+        here = {row["run_id"] for row in rows if configurations.data_name(row) == decide.data_of(args)}
+        skipped = [(run_id, why) for run_id, why in skipped if run_id in here]
 
     # 4. report
     if args.json:

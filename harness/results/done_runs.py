@@ -3,8 +3,11 @@
 import collections
 import functools
 import json
+from pathlib import Path
 
-from harness.results import commands, provenance
+import utils
+from harness import hub
+from harness.results import commands, configurations, provenance
 
 
 @functools.cache
@@ -56,6 +59,18 @@ class DoneRuns:
             if (ignore_code or row["code_id"] == code_id(script)) and row["input_id"] == self.input_id(settings):
                 return row
         return None
+
+    def is_stale(self, row, dataset):
+        """Whether a row is of other contents than its models and a local data set of the same name have now. False
+        where that cannot be told: the data or a model are not here.
+        """
+        settings = configurations.flags(row)
+        if Path(str(settings.get("dataset"))).name == Path(dataset).name:
+            settings = {**settings, "dataset": str(dataset)}  # which may lie elsewhere now
+        models = [settings.get(flag) for flag in hub.MODELS]
+        gone = any(isinstance(name, str) and hub.is_path(name) and not utils.exists(name) for name in models)
+        known = row["input_id"] and utils.exists(dataset) and not gone
+        return bool(known and self.input_id(settings) != row["input_id"])
 
     def input_id(self, settings):
         """provenance.input_id, "" for None; cells of the same files hash them once."""

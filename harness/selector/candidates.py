@@ -107,6 +107,11 @@ def amount(x):
     return f"{x:,.0f}" if x >= 99.5 else np.format_float_positional(x, 2, fractional=False, trim="-")
 
 
+def milliseconds(x):
+    """In whole ones, from one on."""
+    return f"{x:.0f} ms" if x >= 0.995 else f"{amount(x)} ms"
+
+
 def measured(members, cached=False):
     """The Candidates of one panel's Configurations; one whose runs are all degenerate is none. cached: as for
     latency_column.
@@ -189,11 +194,11 @@ def obstacles(candidate, limits):
     broken, memory_gb = [], limits.memory_gb
     if limits.serving_memory_gb is not None and not candidate.train_seconds:
         memory_gb = None  # it needs no machine to train on
-    for limit, allowed, value, quantity, unit in (
-        ("memory_gb", memory_gb, candidate.memory_gb, "memory", "{:.2f} GB"),
-        ("serving_memory_gb", limits.serving_memory_gb, candidate.serving_gb, "memory of serving", "{:.2f} GB"),
-        ("latency_ms", limits.latency_ms, candidate.latency_ms, "latency", "{:.0f} ms"),
-        ("data_size", limits.data_size, candidate.labels, "number of labels", "{:.0f} labelled examples"),
+    for limit, allowed, value, quantity, told in (
+        ("memory_gb", memory_gb, candidate.memory_gb, "memory", "{:.2f} GB".format),
+        ("serving_memory_gb", limits.serving_memory_gb, candidate.serving_gb, "memory of serving", "{:.2f} GB".format),
+        ("latency_ms", limits.latency_ms, candidate.latency_ms, "latency", milliseconds),
+        ("data_size", limits.data_size, candidate.labels, "number of labels", "{:.0f} labelled examples".format),
     ):
         if allowed is None or (value is not None and value <= allowed):
             continue
@@ -201,9 +206,7 @@ def obstacles(candidate, limits):
             broken.append((limit, None, math.inf, f"its {quantity} was not measured"))
         else:
             over = value - allowed
-            broken.append(
-                (limit, value, over / allowed if allowed else value, f"{quantity} over by {unit.format(over)}")
-            )
+            broken.append((limit, value, over / allowed if allowed else value, f"{quantity} over by {told(over)}"))
     if limits.required_accuracy is not None and candidate.score < limits.required_accuracy:
         short = limits.required_accuracy - candidate.score
         broken.append(

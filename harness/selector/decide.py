@@ -24,19 +24,21 @@ def task_of(rows, args):
     return args.task or (usual if usual in answered or not answered else max(answered, key=answered.get))
 
 
-def decide(rows, args, failed=(), dropped=()):
-    """The Decision for the flags. rows: those that count. failed: those that ran out of memory. dropped: by races.
+def decide(rows, args, failed=(), dropped=(), stale=()):
+    """The Decision for the flags. rows: those that count. failed: that ran out of memory, or failed. dropped: by races.
+    stale: what `fresh` remarks.
 
     Without --dataset no data set's rows decide, and nothing is predicted unless --basis model asks for it. UserError if
     the only basis that is allowed cannot answer.
     """
     args = argparse.Namespace(**{**vars(args), "task": task_of([*rows, *dropped], args)})
-    rows, stale = fresh(rows, args)
-    dropped, _ = fresh(dropped, args)
+    oom = [row for row in failed if row["status"] == "oom"]
     answers = {
-        "rows": lambda: from_rows(rows, args) if not none_is_left(rows, dropped, args) else from_dropped(dropped, args),
+        "rows": lambda: (
+            from_dropped(dropped, args) if none_is_left(rows, dropped, args) else from_rows(rows, args, failed)
+        ),
         "model": lambda: from_data.decide(rows, args, recommended),
-        "rules": lambda: from_rules(rows, args, failed),
+        "rules": lambda: from_rules(rows, args, oom),
     }
     bases, not_used = list(answers) if args.basis == "auto" else [args.basis], []
     if args.basis == "auto" and not args.dataset:
@@ -58,36 +60,37 @@ def decide(rows, args, failed=(), dropped=()):
 
 
 def fresh(rows, args):
-    """(rows, [a remark]) without those of earlier contents of the file that --dataset names."""
-    if not (args.dataset and Path(args.dataset).is_file()):
-        return rows, []
-    done, kept = done_runs.DoneRuns([]), []
-    for row in rows:
-        same_file = configurations.data_name(row) == data_of(args) and row["input_id"]
-        if not same_file or done.input_id(configurations.flags(row)) == row["input_id"]:
-            kept.append(row)
-    n = len(rows) - len(kept)
-    return kept, [f"{n} rows are of other contents of {args.dataset}, or of its models, and not used"] if n else []
+    """(rows, [a remark]) without those of other contents of the file or folder that --dataset names: of earlier ones,
+    or of another file of this name.
+    """
+    done = done_runs.DoneRuns([])
+    here = [row for row in rows if args.dataset and configurations.data_name(row) == data_of(args)]
+    stale = {id(row) for row in here if done.is_stale(row, args.dataset)}
+    told = f"{len(stale)} rows are of other contents of {args.dataset}, or of its models, and not used"
+    return [row for row in rows if id(row) not in stale], [told] if stale else []
 
 
 def no_time_for(rows, dropped, args):
     """[a remark] on what a race had no time to run whole on the named data set, and nothing has run whole since."""
     here, out = ([row for row in some if configurations.data_name(row) == data_of(args)] for some in (rows, dropped))
     names = [short_name(row) for row in out if row["note"].startswith("dropped for time")]
-    names = [*sorted(set(names) - set(map(short_name, here))), *never_begun(args)]
+    names = [*sorted(set(names) - set(map(short_name, here))), *never_begun(here, args)]
     return [f"a race had no time to run these whole, which may be better: {'; '.join(names)}"] if names else []
 
 
-def never_begun(args):
-    """[names] of what a race on the named data set has not even begun, as it says beside the results."""
+def never_begun(rows, args):
+    """[names] of what a race on the named data set has not even begun, as it says beside the results, and what has no
+    row since.
+    """
     path = outputs.beside(args.results, "_race.json") if args.results else ""
-    told = utils.read_json(path, list, "--results") if Path(path).is_file() else []
-    late = (one for one in told if (one["dropped"] or "").startswith("dropped for time") and not any(one["whole"]))
-    return [
-        one["name"]
-        for one in late
-        if Path(one.get("data", "")).name == data_of(args) and not any(run for rung in one["rungs"] for run in rung)
-    ]
+    told, done = utils.read_json(path, list, "--results") if Path(path).is_file() else [], done_runs.DoneRuns(rows)
+    try:
+        late = [one for one in told if (one["dropped"] or "").startswith("dropped for time") and not any(one["whole"])]
+        late = [one for one in late if not any(run for rung in one["rungs"] for run in rung)]
+        here = [one for one in late if Path(one["data"]).name == data_of(args)]
+        return [one["name"] for one in here if not any(cell in done.rows for cell in one["cells"])]
+    except (KeyError, TypeError, AttributeError):
+        raise utils.UserError(f"{path}: this is not what sweep.py --race writes; remove it") from None
 
 
 def short_name(row):
@@ -112,8 +115,13 @@ def from_dropped(dropped, args):
     members, limits = candidates.measured(found, args.cached), limits_of(args)
     if not members:
         raise Undecided("a race dropped all that could be recommended")
-    near, relaxed, alone = candidates.nearest(members, limits)
-    over = [text for *_, text in candidates.obstacles(near, limits)]
+    within = [c for c in members if not candidates.obstacles(c, limits)]
+    if within:
+        near, relaxed, alone = max(within, key=lambda c: c.score), [], True
+        over = [f"{near.configuration['note']} (run the race again, with these limits or more --minutes)"]
+    else:
+        near, relaxed, alone = candidates.nearest(members, limits)
+        over = [text for *_, text in candidates.obstacles(near, limits)]
     caution = "all were dropped by a race: these figures are of short runs on few examples"
     return Decision(
         "rows",
@@ -128,7 +136,7 @@ def from_dropped(dropped, args):
         considered=len(members),
         elsewhere=remark,
         nearest=near,
-        over=over or ["dropped for its score"],
+        over=over,
         relaxed=relaxed,
         relax_one=alone,
         cautions=[caution],
@@ -189,8 +197,8 @@ def largest_panel(rows, args):
     return best, candidates.measured(found, args.cached), "; ".join(filter(None, [remark, told]))
 
 
-def from_rows(rows, args):
-    """The Decision from the measured rows of the named data set."""
+def from_rows(rows, args, failed=()):
+    """The Decision from the measured rows of the named data set. failed: rows of runs without a score."""
     alike, remark = comparable(rows, args)
     panel, members, others = largest_panel(alike, args)
     limits = limits_of(args)
@@ -211,13 +219,15 @@ def from_rows(rows, args):
     choice, ties, within = candidates.choose(members, limits, args.prefer)
 
     def again(configuration):
-        return commands.command(configuration.rows[0], always=commands.NAMED)
+        row = configuration.rows[0]
+        return commands.command(row, always=commands.NAMED) if row["args"] else None
 
+    without = [*gone(failed, rows, args), *(gone_seeds(choice.configuration, failed) if choice else [])]
     if choice:
         promise = promises.promised(members, choice, limits, args.prefer)
         others, sure = [c for c in within if c is not choice], promises.with_promise(choice, promise)
         cautions = promises.cautions_of(sure, promise, len(members), limits)
-        cautions += promises.with_fewer_labels(choice, others, limits)
+        cautions += [*promises.with_fewer_labels(choice, others, limits), *without]
         decision = dataclasses.replace(decision, cautions=cautions)
         found = recommended(decision, args, sure, ties, others, again)
         return dataclasses.replace(found, reasons=[*promises.how_scored(choice, promise), *found.reasons])
@@ -231,8 +241,32 @@ def from_rows(rows, args):
         relaxed=relaxed,
         relax_one=alone,
         untried=(thumb.choice, thumb.command) if new else None,
-        cautions=["nothing else was measured to compare it with"] if len(members) == 1 else [],
+        cautions=[*(["nothing else was measured to compare it with"] if len(members) == 1 else []), *without],
     )
+
+
+def gone(failed, rows, args):
+    """[a remark] on configurations of the named data set that have no score. failed, rows: without and with one."""
+    ran, names = {configuration_of(row) for row in rows}, {"oom": [], "failed": []}
+    for row in failed:
+        if configurations.data_name(row) == data_of(args) and configuration_of(row) not in ran:
+            names[row["status"]].append(short_name(row))
+    words = {"oom": "out of memory", "failed": "failed"}
+    told = [f"{words[status]}: {'; '.join(dict.fromkeys(some))}" for status, some in names.items() if some]
+    return [f"not compared, {', '.join(told)}"] if told else []
+
+
+def gone_seeds(configuration, failed):
+    """[a remark] on runs of a configuration with other seeds that have no score."""
+    ran, alike = {configuration_of(row, ()) for row in configuration.rows}, configuration_of(configuration.rows[0])
+    lost = {configuration_of(row, ()) for row in failed if configuration_of(row) == alike} - ran
+    return [f"{len(lost)} more of its runs failed or ran out of memory"] if lost else []
+
+
+def configuration_of(row, without=configurations.SEEDS):
+    """A text that rows of one configuration share, also those that ended before they could say what they evaluate."""
+    settings = {name: value for name, value in configurations.flags(row).items() if name not in without}
+    return done_runs.identity(row["script"], settings)
 
 
 def recommended(decision, args, choice, ties, others, command):

@@ -4,7 +4,7 @@ import dataclasses
 import math
 
 from harness.selector import rules
-from harness.selector.candidates import CACHED, Candidate
+from harness.selector.candidates import CACHED, Candidate, milliseconds
 
 MEANING = {
     "accuracy": "share of answers that are right",
@@ -25,9 +25,11 @@ RELAXED = {
 
 def words(candidate, metric):
     """A candidate in one line."""
-    parts = [f"{metric} {candidate.score:.3f} ± {candidate.half_interval:.3f}"]
+    error = f" ± {candidate.half_interval:.3f}" if candidate.score_error else ""  # 0: not known
+    parts = [f"{metric} {candidate.score:.3f}{error}"]
     cached = f", {IN_CACHE}" * (candidate.latency_column == CACHED)
-    parts += [f"{candidate.latency_ms:.0f} ms a request (median{cached})"] if candidate.latency_ms is not None else []
+    timed = candidate.latency_ms is not None
+    parts += [f"{milliseconds(candidate.latency_ms)} a request (median{cached})"] if timed else []
     parts += [f"{candidate.memory_gb:.2f} GB peak memory"] if candidate.memory_gb is not None else []
     apart = candidate.serving_gb not in (None, candidate.memory_gb)
     parts += [f"{candidate.serving_gb:.2f} GB to serve"] if apart else []
@@ -142,9 +144,12 @@ def short_text(decision):
         sentences = [
             f"None of the {decision.considered} configurations {which} within all limits. The nearest is {near}.",
             f"It becomes possible if you relax {relax(decision)}." if decision.relaxed else "",
+            *(f"Note: {caution}." for caution in decision.cautions),
         ]
     else:
         sentences = by_numbers(decision)
+    if decision.elsewhere:
+        sentences.append(f"Note: {decision.elsewhere}.")
     if decision.compare:
         sentences.append(f"Surer: compare all ways on your data in about 15 minutes with {decision.compare}")
         sentences.append("Then ask again with --results compare.csv.")
@@ -175,7 +180,7 @@ def by_numbers(decision):
     name = f"{metric} ({MEANING[metric]})" if metric in MEANING else metric
     cached = f" {IN_CACHE}" * (chosen.latency_column == CACHED)
     needs = [
-        f"an answer takes {chosen.latency_ms:.0f} ms" + cached + f" on {decision.hardware}" * predicted
+        f"an answer takes {milliseconds(chosen.latency_ms)}" + cached + f" on {decision.hardware}" * predicted
         if chosen.latency_ms is not None
         else "",
         f"the peak memory is {chosen.memory_gb:.1f} GB" if chosen.memory_gb is not None else "",
@@ -183,9 +188,10 @@ def by_numbers(decision):
         f"{chosen.labels:.0f} labelled examples {'would be' if predicted else 'were'} used" if chosen.labels else "",
     ]
     needed = ", ".join(filter(None, needs))
+    error = f", give or take {chosen.half_interval:.2f}" if chosen.score_error else ""
     sentences = [
         f"Of {decision.considered} configurations, we suggest {chosen.name}.",
-        f"Its {name} is {chosen.score:.2f}, give or take {chosen.half_interval:.2f}, {where}.",
+        f"Its {name} is {chosen.score:.2f}{error}, {where}.",
         f"{needed[0].upper()}{needed[1:]}." if needed else "",
     ]
     if decision.ties:

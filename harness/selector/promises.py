@@ -44,14 +44,21 @@ def with_fewer_labels(choice, others, limits):
     trained has fewer than the choice.
     """
     told = []
-    if choice.train_seconds and choice.labels and limits.data_size and choice.labels < limits.data_size:
+    if choice.train_seconds and choice.labels and limits.data_size and budget(choice) < limits.data_size:
         told.append(f"it was measured with {choice.labels:,.0f} of the {limits.data_size:,} labels that you have")
     return [*told, *fewer_labels(choice, others, "measured with")]
 
 
+def budget(candidate):
+    """Labels that a Candidate was given; those that it used are fewer where a search needed no more."""
+    given = None if candidate.predicted else candidate.configuration and candidate.configuration.flag("label_budget")
+    return given or candidate.labels
+
+
 def fewer_labels(choice, others, how):
     """[a remark] on other Candidates that are trained with fewer labels than the choice. how: measured with, .."""
-    fewer = [c.name for c in others if c.train_seconds and c.labels and choice.labels and c.labels < choice.labels]
+    trained = [c for c in others if c.train_seconds and c.labels and choice.labels]
+    fewer = [c.name for c in trained if budget(c) < budget(choice)]
     more = f" and {len(fewer) - LISTED} more" if len(fewer) > LISTED else ""
     names = f"{'; '.join(fewer[:LISTED])}{more}"
     return [f"{how} fewer labels than it, so that they may be better: {names}"] if fewer else []

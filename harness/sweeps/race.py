@@ -1,6 +1,7 @@
 """A race of a suite's configurations: rung after rung, the losers dropped. See dropping for the rule."""
 
 import argparse
+import contextlib
 import itertools
 import json
 import time
@@ -8,6 +9,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+import utils
 from harness.results import configurations, outputs, store
 from harness.results.done_runs import DoneRuns, identity
 from harness.sweeps import dropping
@@ -16,6 +18,11 @@ from harness.sweeps.progress import seconds_of, words
 from harness.sweeps.racer import Racer, learns
 
 FOR_TIME = "dropped for time"
+
+
+def data_of(cell):
+    """The data set of a cell, with its subset."""
+    return " ".join(filter(None, [cell.args["dataset"], cell.args.get("subset")]))
 
 
 class Race:
@@ -238,16 +245,21 @@ class Race:
         """RESULTS_race.json beside the results: each configuration's runs on the rungs, its whole ones, why it was
         dropped.
         """
+        path = outputs.beside(self.args.results, "_race.json")
         done, told = self.done(self.args), []
         for racer in self.racers:
             whole = [done.row(c.script, c.args, self.args.ignore_code) for c in racer.cells]
             ids = [row and row["run_id"] for row in whole]
-            about = {"name": racer.name, "data": racer.cells[0].args["dataset"], "learns": racer.learns}
+            about = {"name": racer.name, "data": data_of(racer.cells[0]), "learns": racer.learns}
+            about["cells"] = [identity(c.script, c.args) for c in racer.cells]
             about["dropped"] = racer.dropped
             told.append({**about, "rungs": racer.runs, "whole": ids})
-        outputs.write(
-            outputs.beside(self.args.results, "_race.json"), json.dumps(told, indent=2) + "\n", "race", "--results"
-        )
+        mine, before = {one["data"] for one in told}, []
+        with contextlib.suppress(utils.UserError):  # one that cannot be read is written anew
+            before = utils.read_json(path, list, "--results") if Path(path).is_file() else []
+        others = [one for one in before if isinstance(one, dict) and one.get("data") not in mine]
+        told = others + told  # of races on other data
+        outputs.write(path, json.dumps(told, indent=2) + "\n", "race", "--results")
 
     def summary(self):
         """Say what the race has taken, and what the whole suite would have taken."""
