@@ -321,7 +321,7 @@ def run_once(args):
             distillation.count_asking(run, asking, len(pairs))
             if engines.is_engine(model):
                 model.close()
-            del teacher, model
+            del outcome, teacher, model  # the Outcome can ask the model for answers out of domain
             utils.free_memory()
             student, tokenizer = other_student(args, run, task, pairs, device, kept)
         else:

@@ -124,7 +124,9 @@ def parse_args(argv=None):
         "(default: one greedy answer)",
     )
     group.add_argument(
-        "--max_new_tokens", type=flags.positive_int, help="of a generated answer (default: 32; reasons, numbers: 256)"
+        "--max_new_tokens",
+        type=flags.positive_int,
+        help="of a generated answer (default: 32; instructions, reasons, numbers: 256)",
     )
     group.add_argument(
         "--repeats",
@@ -167,14 +169,14 @@ def check_demonstrations(parser, args):
 
 
 def check_reasons(parser, args):
-    """Check --cot and --samples, and fill in --max_new_tokens."""
+    """Check --cot and --samples, and fill in --max_new_tokens of reasons."""
     for flag in [f for f, given in (("--cot", args.cot), ("--samples", args.samples > 1)) if given]:
         if args.scoring == "likelihood" or args.calibrate not in (None, "none"):
             parser.error(f"{flag} reads generated answers; leave out --scoring likelihood and --calibrate")
         if searches(args):
             parser.error(f"{flag}: a prompt is chosen by likelihoods, without reasons; give --k_shots (0 for classes)")
         args.scoring = "generate"
-    args.max_new_tokens = args.max_new_tokens or (256 if args.cot or args.answer_format == "number" else 32)
+    args.max_new_tokens = args.max_new_tokens or (256 if args.cot else None)
 
 
 def check_calibration(parser, args):
@@ -223,7 +225,8 @@ def score(model, tokenizer, task, args, chat, shown, other, prior):
     prompted = {**common, "chat": chat, "demonstrations": shown}
     per_token = args.normalise == "mean"
     if not scores_likelihood(args, task):
-        options = {"max_new_tokens": args.max_new_tokens, "reasons": args.cot, "samples": args.samples}
+        length = prompting.answer_length(args, task)
+        options = {"max_new_tokens": length, "reasons": args.cot, "samples": args.samples}
         return evaluate.by_generation(model, tokenizer, task, **prompted, **options)
     if task.kind == "qa":
         return evaluate.by_options(model, tokenizer, task, **prompted, per_token=per_token)

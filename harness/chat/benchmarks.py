@@ -11,7 +11,7 @@ from jinja2 import TemplateError
 import utils
 from harness import flags
 from harness.chat import instructions
-from harness.data import readers, tasks
+from harness.data import held_out, readers
 
 KINDS = tuple(flags.BENCHMARKS)
 
@@ -232,7 +232,7 @@ def _id(row, index):
     )
 
 
-def choose(questions, n, seed=tasks.EVAL_SEED):
+def choose(questions, n, seed=held_out.EVAL_SEED):
     """n questions (all for None), each group in its share, in the benchmark's order; a smaller n draws a subset."""
     if n is None or n >= len(questions):
         return questions

@@ -84,7 +84,7 @@ def texts(value, where):
     A text in brackets in any other file is one text. Also the answers of SQuAD, {"text": [..]} or [{"text": ..}], and
     of TriviaQA, {"value": .., "aliases": [..]}.
     """
-    found = _read(value)
+    found = read(value)
     if isinstance(found, dict):
         if not {"text", "value"} & set(found):
             raise utils.UserError(f"{where} holds an object ({_short(found)}); a text or a list of texts is wanted")
@@ -98,10 +98,10 @@ def texts(value, where):
 
 def is_written_list(value):
     """True for a cell of a CSV or TSV whose text `texts` reads as a list or an object of texts."""
-    return _read(value) is not value
+    return read(value) is not value
 
 
-def _read(value):
+def read(value):
     """What a Written cell writes down, unless that holds no answers, such as a matrix; any other value as it is."""
     found = parse(value) if isinstance(value, Written) else value
     return value if found is not value and _is_nested(found) else found

@@ -161,11 +161,19 @@ def to_examples(rows, split, kind, columns, label_index, no_label, chosen=None):
             example = _question(row_cells, chosen) if kind == "qa" else _instruction(row_cells)
         if example is None or not example.text.strip() or not (kind == "classification" or example.references):
             continue
-        group = row_cells.text("group", join=", ") if columns["group"] != columns["label"] else ""
+        group = _group(row_cells) if columns["group"] != columns["label"] else ""
         about = row_cells.get("cluster") if columns["cluster"] else None
         about = None if cells.is_empty(about) else str(about).strip()
         examples.append(replace(example, id=f"{split}-{number}", group=group or None, about=about or None))
     return examples
+
+
+def _group(row_cells):
+    """The text of a cell whose column nobody named; "" for what is no text."""
+    try:
+        return row_cells.text("group", join=", ")
+    except utils.UserError:
+        return ""
 
 
 class _Cells:

@@ -12,7 +12,7 @@ import datasets
 import utils
 from harness import flags
 from harness.data import cells, conversations, readers
-from harness.data.columns import column_names
+from harness.data.columns import ANSWER, OPTIONS, column_names
 from harness.results import store
 
 LICENCES = {
@@ -284,6 +284,13 @@ def split_file(args):
     rows = readers.read_table(path, columns, encoding=args.encoding)
     if not rows:
         raise utils.UserError(f"{path} has no rows")
+    lists = [name for name in column_names(rows) if name.lower() in (*ANSWER, *OPTIONS)]
+    classes = readers.class_names(path)
+    for row in rows:  # as loading the file itself reads them
+        row.update({name: cells.read(row[name]) for name in lists if name in row})
+        for name, names in classes.items():
+            number = row.get(name)
+            row[name] = names[number] if isinstance(number, int) and 0 <= number < len(names) else ""
     splits = split_rows(rows, args.fractions, args, dropped)
     facts = {**local_origin(path, [path]), "licence": "see its source", "fractions": list(args.fractions)}
     return splits, dropped, facts

@@ -40,6 +40,8 @@ def read(text, path, kind, columns=None, known=(), notes=None):
     names = [name.strip() for name in next(csv.reader([first_line], delimiter=delimiter, quoting=quoting), [])]
     has_header = not columns and (kind == "csv" or any(name in known or name.lower() in known for name in names))
     above = whole.count("\n", 0, len(whole) - len(text))  # lines that were left out
+    if not quoting and (swallowed := _swallowed_rows(text, above, delimiter)):
+        raise utils.UserError(f"{path} cannot be read as {kind}: {swallowed}")
     frame = _frame(text, path, kind, 0 if has_header else None, above, sep=delimiter, quoting=quoting)
     if not has_header:
         likely = _looks_like_header(frame)
@@ -93,6 +95,24 @@ def _too_many_cells(text, above, delimiter, quoting):
             last = rows.line_num
     except csv.Error:
         return None
+
+
+def _swallowed_rows(text, above, delimiter):
+    """A line that names a quotation mark which opens a cell of several lines and is closed within a word, as a lone one
+    is by the next lone one; None where there is none.
+    """
+    rows, last = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True), 0
+    while '"' in text:
+        try:
+            next(rows)
+        except StopIteration:
+            return None
+        except csv.Error as error:  # strict: text behind a closing quotation mark; the reader goes on behind the line
+            if rows.line_num > last + 1 and "expected after" in str(error):
+                place = f"line {above + last + 1}: a quotation mark there opens a cell of {rows.line_num - last} lines"
+                return f'{place}, and text follows where it is closed; double it ("") or take it out'
+        last = rows.line_num
+    return None
 
 
 def _delimiter(text, columns, known):
@@ -152,7 +172,7 @@ def is_quoted_tsv(text):
 def _looks_like_header(frame):
     """True if each cell of the first row reads like a name, and unlike the cells below it.
 
-    Below a name stand numbers, words that come again, or texts of several words.
+    Below a name stand numbers, words that come again, texts of several words, or of another script.
     """
     if len(frame) < 4:
         return False
@@ -165,6 +185,7 @@ def _looks_like_header(frame):
         numbers = rest.str.fullmatch(NUMBER).all()
         again = rest.nunique() <= len(rest) / 2
         longer = " " not in name and (rest.str.count(r"\s") > 0).mean() >= 0.9
+        longer |= name.isascii() and (~rest.map(str.isascii)).mean() >= 0.9  # a script that has no spaces
         if not (numbers or again or longer):
             return False
     return True

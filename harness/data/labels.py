@@ -69,6 +69,15 @@ def label_names(splits, column, declared):
     return ordered, {name: i for i, name in enumerate(ordered)}
 
 
+def spellings(names):
+    """[a note] on label names that differ in case or spaces alone."""
+    groups = {}
+    for name in names:
+        groups.setdefault(" ".join(name.lower().split()), []).append(name)
+    alike = [" and ".join(map(repr, some)) for some in groups.values() if len(some) > 1]
+    return [f"labels {'; '.join(alike)} count as different classes"] if alike else []
+
+
 def no_label(rows, column, declared):
     """The label texts that mean unlabelled. rows: after `tidy`.
 

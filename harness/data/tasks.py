@@ -8,11 +8,9 @@ from harness import flags
 from harness.data import cells, choices, conversations, labels, numbers, sources
 from harness.data.columns import FORCED, column_names, recognise, to_examples, yes_no
 from harness.data.examples import OutOfDomain, Task, draw, draw_in_proportion
+from harness.data.held_out import EVAL_SEED, make_splits, notes_on_copies
 from harness.data.label_words import descriptions
 from harness.data.prompts import with_prompt
-
-EVAL_SEED = 20240229  # chooses the evaluation examples, the same ones for every strategy and every --data_seed
-HELD_OUT = 400  # evaluation examples of data without any: with a tenth of 1,500, nothing differs from anything
 
 
 def load_task(
@@ -68,8 +66,9 @@ def load_task(
         raise utils.UserError(f"{dataset or files}: every split is empty")
     roles_given = {f"{role}_column": name for role, name in zip(FORCED, given)}
     names, examples, kind, empty, more = _examples(splits, declared, kind, roles_given)
+    more += _without_examples(splits, examples, files or {})
     validate = label_budget is None and max_validation_samples != 0
-    train, validation, evaluation, eval_split, notes = _make_splits(examples, data_seed, validate)
+    train, validation, evaluation, eval_split, notes = make_splits(examples, data_seed, validate)
     notes += [*told, *more]
     if empty:
         notes.append(f"{empty} rows without a text, label or answer left out")
@@ -87,6 +86,7 @@ def load_task(
         raise utils.UserError(f"--label_budget {label_budget}: {name} has {len(train)} labelled training examples")
     else:
         drawn = draw_in_proportion(train, label_budget, data_seed)
+    notes += notes_on_copies(drawn, validation, shuffled[:max_eval_samples])
     labelled = {ex.id for ex in drawn}
     task = Task(
         name,
@@ -123,6 +123,10 @@ def _examples(splits, declared, kind, given):
     if kind == "classification":
         labels.tidy(splits, column)
         names, index = labels.label_names(splits, column, declared.get(column))
+        if not index:
+            there = ", ".join(column_names(rows))
+            raise utils.UserError(f"no row to learn from has a label in the column {column}; there are {there[:300]}")
+        notes += labels.spellings(names)
     elif kind == "qa":
         written = sum(cells.is_written_list(row.get(roles["answer"])) for row in rows)
         if written:
@@ -132,10 +136,28 @@ def _examples(splits, declared, kind, given):
             notes.append(f"answers read as {choices.MEANT[chosen[0]]}")
     examples = {}
     for split, part in splits.items():
-        unlabelled = labels.no_label(part, column, declared.get(column)) if index else ()
+        unlabelled = labels.no_label(part, column, declared.get(column)) - set(index) if index else ()
         examples[split] = to_examples(part, split, kind, roles, index, unlabelled, chosen)
     empty = sum(len(part) - len(examples[split]) for split, part in splits.items() if examples[split])
     return names, examples, kind, empty, notes
+
+
+def _without_examples(splits, examples, files):
+    """[a note on splits of which no row has a label or answer]. files: {split: path} that flags name, of which that is
+    a UserError.
+    """
+    told = []
+    for split, rows in splits.items():
+        if examples.get(split):
+            continue
+        if split in files:
+            there = ", ".join(column_names(rows))[:300]
+            raise utils.UserError(
+                f"--{split}_file {files[split]}: no row has a label or answer in the column of the other files; it has "
+                f"{there}"
+            )
+        told.append(f"the {len(rows):,} rows of {split} have no label or answer and are not used")
+    return told
 
 
 def _recognise(splits, kind, given):
@@ -154,39 +176,6 @@ def _recognise(splits, kind, given):
     made, notes = conversations.as_instructions(splits, names)
     kind, roles = recognise(made, options)
     return made, roles, kind, notes
-
-
-def _make_splits(examples, data_seed, validate=True):
-    """{split: Examples} -> train, validation, evaluation, name of the evaluation split, notes.
-
-    The evaluation examples are the test split if it has labels, else validation, else chosen by EVAL_SEED: a tenth, or
-    HELD_OUT where that is fewer, but at most three tenths.
-    Examples of the evaluation split are taken out of the other two, and those of validation out of train. validate:
-    False for no validation examples.
-    """
-    examples = {split: some for split, some in examples.items() if some}
-    train = examples.get("train", examples.get("all", []))
-    eval_split = next((split for split in ("test", "validation") if split in examples), None)
-    if eval_split is None:
-        eval_split, shuffled = "held_out", list(train)
-        random.Random(EVAL_SEED).shuffle(shuffled)
-        n = max(1, len(train) // 10, min(HELD_OUT, 3 * len(train) // 10))
-        evaluation, train = shuffled[:n], sorted(shuffled[n:], key=lambda ex: int(ex.id.split("-")[-1]))
-    else:
-        evaluation = examples[eval_split]
-    validation = examples.get("validation", []) if eval_split == "test" and validate else []
-    if validate and not validation and len(train) > 1:
-        shuffled = list(train)
-        random.Random(data_seed).shuffle(shuffled)
-        n = max(1, min(flags.VALIDATION_CAP, len(shuffled) // 10))
-        validation, train = shuffled[:n], shuffled[n:]
-    seen = {ex.key() for ex in evaluation}
-    kept_validation = [ex for ex in validation if ex.key() not in seen]
-    seen |= {ex.key() for ex in kept_validation}
-    kept_train = [ex for ex in train if ex.key() not in seen]
-    dropped = len(validation) - len(kept_validation) + len(train) - len(kept_train)
-    notes = [f"{dropped} examples left out of training because they are in an evaluation split"] if dropped else []
-    return kept_train, kept_validation, evaluation, eval_split, notes
 
 
 def load_out_of_domain(dataset, task, max_eval_samples=None, encoding=None):

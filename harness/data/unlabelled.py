@@ -4,9 +4,16 @@ import os
 from pathlib import Path
 
 import utils
-from harness.data import readers
+from harness.data import cells, readers
 from harness.data.columns import input_columns
 from harness.data.examples import Example
+
+
+def inputs_of(task, label_budget):
+    """The training Examples of a Task as inputs, without those whose labels a budget pays for. Others were drawn by
+    their classes (--max_train_samples), so they are not taken alone.
+    """
+    return task.unlabelled if label_budget else [*task.train, *task.unlabelled]
 
 
 def read_inputs(path, task, text_column=None, text_pair_column=None, encoding=None):
@@ -25,11 +32,13 @@ def read_inputs(path, task, text_column=None, text_pair_column=None, encoding=No
             f"{path}: {'two columns of texts are' if paired else 'one column of texts is'} wanted, as {task.name} has; "
             "name them with --text_column and --text_pair_column"
         )
-    found = [
-        Example(f"unlabelled-{i}", str(row[text]), str(row[pair]) if pair else None)
-        for i, row in enumerate(rows)
-        if str(row.get(text) or "").strip() and (not pair or row.get(pair) is not None)
-    ]
+    found = []
+    for i, row in enumerate(rows):
+        texts = [
+            None if name is None else cells.text(row.get(name), f"{path} row {i}: {name}") for name in (text, pair)
+        ]
+        if texts[0].strip() and not (pair and cells.is_empty(row.get(pair))):
+            found.append(Example(f"unlabelled-{i}", *texts))
     if not found:
         raise utils.UserError(f"{path}: no row has a text")
     return found

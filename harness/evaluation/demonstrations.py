@@ -26,11 +26,12 @@ class Nearest:
         return self.k
 
     def __call__(self, examples):
-        """[N] lists of k Examples. An example of the pool never demonstrates itself."""
+        """[N] lists of k Examples. An example of the pool never demonstrates itself, nor a copy of itself."""
         if not self.k or not examples:
             return [[] for _ in examples]
         likeness = self.embed([text_of(ex) for ex in examples]) @ self.vectors.T  # [N, P]
-        own = np.array([[ex.id == other.id for other in self.pool] for ex in examples])
+        keys = [other.key() for other in self.pool]
+        own = np.array([[key == other for other in keys] for key in (ex.key() for ex in examples)])
         likeness[own] = -np.inf
         order = np.argsort(-likeness, axis=1, kind="stable")[:, : self.k]
         return [

@@ -259,12 +259,8 @@ def trained(model, tokenizer, task, args, chat, other, latency_runs=None):
     timed = args.latency_runs if latency_runs is None else latency_runs
     if task.kind == "classification":
         options = {"max_length": args.max_length, "other": other, "labelled": task.validation}
-        outcome = by_head(model, tokenizer, task, args.batch_size, timed, **options)
-    else:
-        length = prompting.answer_length(args, task)
-        outcome = by_generation(model, tokenizer, task, "auto", timed, chat, length)
-    outcome.cells["batch_size"] = args.batch_size  # that of training
-    return outcome
+        return by_head(model, tokenizer, task, args.batch_size, timed, **options)
+    return by_generation(model, tokenizer, task, "auto", timed, chat, prompting.answer_length(args, task))
 
 
 # -------------------------------------------------------------------------------------------------------------------

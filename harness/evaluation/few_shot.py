@@ -106,9 +106,13 @@ def calibration_inputs(args, run, task, pool, shown):
         return None
     shown = set() if callable(shown) else {ex.id for ex in shown}
     if file:
-        inputs = unlabelled.read_inputs(file[0], task, args.text_column, args.text_pair_column, args.encoding)
+        found = unlabelled.read_inputs(file[0], task, args.text_column, args.text_pair_column, args.encoding)
+        judged = {ex.key() for ex in task.evaluation}
+        inputs = [ex for ex in found if ex.key() not in judged]
+        left = len(found) - len(inputs)
+        run.note(f"{left} inputs of {file[0]} left out: they are evaluated on" if left else None)
     else:
-        rest = pool if where == "train" or not args.label_budget else task.unlabelled
+        rest = pool if where == "train" else unlabelled.inputs_of(task, args.label_budget)
         inputs = [ex for ex in rest if ex.id not in shown]
     inputs = draw(inputs, min(len(inputs), flags.CALIBRATION_CAP), args.data_seed, balanced=False)
     if not inputs:

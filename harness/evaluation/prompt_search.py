@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 import utils
-from harness.data.examples import Task, draw
+from harness.data.examples import Task, draw, draw_in_proportion
 from harness.evaluation import metrics, prompting
 from harness.models import generation, properties, scoring
 
@@ -68,13 +68,20 @@ def choose(model, tokenizer, task, seed, chat, *, search=None, demos="balanced",
 
 
 def divide(examples, seed, balanced=True):
-    """([sets of demonstrations], held-out examples) of the labels; the first set is what draw() gives for its size."""
+    """([sets of demonstrations], held-out examples) of the labels.
+
+    The held-out ones are drawn first, in the proportions of the classes: balanced sets would leave few of rare classes.
+    """
     largest = max(k for k in CANDIDATES if k <= len(examples) // 2)
     n_sets = min(SETS, len(examples) // 2 // largest)
-    drawn = draw(examples, largest * n_sets, seed, balanced)
-    shown = {ex.id for ex in drawn}
-    held_out = [ex for ex in examples if ex.id not in shown][:HELD_OUT]
-    return [drawn[i * largest : (i + 1) * largest] for i in range(n_sets)], held_out
+    held_out = draw_in_proportion(examples, min(HELD_OUT, len(examples) - largest * n_sets), seed)
+    apart = {ex.id for ex in held_out}
+    rest = [ex for ex in examples if ex.id not in apart]
+    if not balanced:
+        drawn = draw(rest, largest * n_sets, seed, balanced)
+        return [drawn[i * largest : (i + 1) * largest] for i in range(n_sets)], held_out
+    by_class = sorted(draw(rest, None, seed), key=lambda ex: (ex.label is None, ex.label))
+    return [draw(by_class[i::n_sets], largest, seed) for i in range(n_sets)], held_out
 
 
 def candidates(number, tasks, pool, seed, balanced, least=0):

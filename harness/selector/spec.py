@@ -189,7 +189,7 @@ def spec(configuration, data):
         row["precision"],
         configuration.mean("trainable_params") or 0.0,
         flags.get("k") or 0 if row["strategy"] == "rag" else 0,
-        0 if kind == "classification" else flags.get("max_new_tokens") or 32,
+        0 if kind == "classification" else flags.get("max_new_tokens") or (256 if kind == "instruction" else 32),
         steps_of(row, configuration.mean("n_train") or 0),
         encoder,
         flags.get("calibrate") not in (None, "none"),

@@ -42,7 +42,7 @@ def unlabelled_inputs(task, demonstrations, args):
         others = [ex for ex in others if ex.key() not in seen]
     else:
         shown = {ex.id for ex in demonstrations}
-        others = [*task.train, *(task.unlabelled if args.label_budget else ())]
+        others = [*task.train, *task.unlabelled]
         others = [ex for ex in others if ex.id not in shown]
     examples = draw(others, min(args.unlabelled, len(others)), args.data_seed + 1, balanced=False)
     if len(examples) < 12:

@@ -21,8 +21,10 @@ def pool():
 
 def test_the_nearest_stands_last_and_no_example_shows_itself():
     nearest = Nearest(embed, pool(), 2)
-    (shown,) = nearest([Example("test-0", "east")])
-    assert [ex.text for ex in shown] == ["north-east", "east"]
+    (shown,) = nearest([Example("test-0", "south\nfar")])  # one text, not the pair of the pool
+    assert shown[-1].text == "south"
+    (shown,) = nearest([Example("test-0", "east")])  # a copy of one of the pool
+    assert [ex.text for ex in shown] == ["north", "north-east"]
     (shown,) = nearest([pool()[0]])  # an example of the pool
     assert [ex.text for ex in shown] == ["north", "north-east"]
     (shown,) = nearest.of(5)([pool()[4]])

@@ -5,7 +5,7 @@ import pytest
 from helpers import loaded
 
 from harness.data import tasks
-from harness.data.examples import Example, draw
+from harness.data.examples import Example
 from harness.data.prompts import forms
 from harness.evaluation import evaluate, prompt_search
 from harness.evaluation.demonstrations import Nearest
@@ -20,7 +20,18 @@ def test_labels_are_divided_into_disjoint_sets_of_demonstrations_and_held_out_on
         assert len(held_out) == min(n - sum(sizes), prompt_search.HELD_OUT) >= n / 2 or n > 400
         everything = [ex.id for some in [*sets, held_out] for ex in some]
         assert len(set(everything)) == len(everything)
-        assert sets[0] == draw(examples, sizes[0], 3), "what --k_shots shows with the same seed"
+        assert all(sum(ex.label for ex in some) == len(some) / 2 for some in sets)
+
+
+def test_rare_classes_are_held_out_in_their_proportion_and_shared_among_the_sets():
+    examples = [Example(str(i), f"t{i}", label=int(i % 5 == 0)) for i in range(100)]
+    for seed in range(5):
+        sets, held_out = prompt_search.divide(examples, seed)
+        assert (len(held_out), sum(ex.label for ex in held_out)) == (52, 10)
+        assert [sum(ex.label for ex in some) for some in sets] in ([4, 3, 3], [3, 4, 3], [3, 3, 4])
+        assert all(sorted(ex.label for ex in some[:4]) == [0, 0, 1, 1] for some in sets), "first of each class in turn"
+        at_random, _ = prompt_search.divide(examples, seed, balanced=False)
+        assert len({ex.id for some in at_random for ex in some}) == 48
 
 
 def test_no_example_calibrates_itself():
