@@ -1,4 +1,5 @@
 import json
+import weakref
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from harness.data.examples import draw
 from harness.data.prompts import render
 from harness.models import loading, scoring
 from harness.results import store
-from harness.training import distillation
+from harness.training import distillation, students
 
 
 @pytest.mark.slow
@@ -132,6 +133,22 @@ def test_an_encoder_learns_from_a_language_model(sentiment, tiny_llama, tiny_ber
     again = store.read_results(tmp_path / "results.csv")[1]
     assert again["score"] == row["score"] and again["labels_used"] == "0", "a distilled head has seen no labels"
     assert again["strategy"] == "distillation"
+
+
+def test_the_teacher_is_gone_before_its_student_is_trained(sentiment, tiny_llama, tiny_bert, out, monkeypatch):
+    """Whose memory is measured then."""
+    teachers, alive, load, train = [], [], students.load_language_model, context_distill.other_student
+    monkeypatch.setattr(
+        students,
+        "load_language_model",
+        lambda *args, **options: teachers.append(weakref.ref(model := load(*args, **options))) or model,
+    )
+    monkeypatch.setattr(
+        context_distill, "other_student", lambda *args: alive.append(teachers[0]() is not None) or train(*args)
+    )
+    flags = ["--teacher", tiny_llama, "--student", tiny_bert, "--dataset", sentiment, *out, "--unlabelled", "24"]
+    context_distill.main([*flags, "--max_steps", "1", "--eval_ood", sentiment])
+    assert alive == [False]
 
 
 def test_inputs_of_a_file_and_the_length_that_is_kept(sentiment, tiny_llama, tiny_bert, tmp_path, out):
