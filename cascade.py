@@ -111,7 +111,7 @@ def thresholds_of(args, confidence, first, second, clusters):
     used = " and ".join(shown(each[half][0]) for half in (inside, ~inside))
     return each, (
         f"thresholds {used}, each chosen on the other half of the examples, "
-        + ("whose labels are not in labels_used" if args.max_share is None else "by confidence alone")
+        + ("whose labels labels_used counts" if args.max_share is None else "by confidence alone")
         + f"; a service would take {shown(service)}, from all of them"
     )
 
@@ -195,6 +195,8 @@ def run_once(args):
         if run.row["serving_rss_gb"] is not None and once is not None:
             run.row["serving_rss_gb"] -= once
         run.row["labels_used"], told = label_counts.of_runs(zip(args.runs, (a, b)))
+        if run.row["labels_used"] is not None and args.threshold is None and args.max_share is None:
+            run.row["labels_used"] += len(records)  # which choose the threshold
         if told:
             run.note(told)
 
