@@ -96,7 +96,8 @@ def _read_parquet(path, schema_only=False):
         declared = _declared(pyarrow.parquet.read_schema(place))
         # lists stay lists, where pandas would give arrays
         return [] if schema_only else pyarrow.parquet.ParquetFile(place).read().to_pylist(), declared
-    except (OSError, ValueError, pyarrow.ArrowException) as error:  # Arrow's ArrowInvalid is a ValueError
+    # a date beyond Python's is an OverflowError, Arrow's ArrowInvalid a ValueError
+    except (OSError, ValueError, OverflowError, pyarrow.ArrowException) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise utils.UserError(f"{path} cannot be read as parquet: {reason}") from None
 

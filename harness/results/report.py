@@ -1,5 +1,6 @@
 """The report that plot_results.py writes from the rows."""
 
+import collections
 import math
 import textwrap
 from pathlib import Path
@@ -51,8 +52,10 @@ def write(path, all_rows, kept, skipped, groups, charts, source, command):
         METHOD,
     ]
     numbered = {row["run_id"]: i for i, row in enumerate(kept, start=1)}
+    titles = collections.Counter(map(title, groups))
     for panel, members in groups.items():
-        lines += section(panel, members, numbered)
+        place = members[0]["dataset"] if titles[title(panel)] > 1 else None  # data sets of one name
+        lines += section(panel, members, numbered, place)
         for file, caption in charts.get(panel, {}).items():
             lines += ["", f"![{caption}]({link(file, path)})"]
     if skipped:
@@ -62,15 +65,21 @@ def write(path, all_rows, kept, skipped, groups, charts, source, command):
     outputs.write(path, "\n".join(lines) + "\n", "report", "--report")
 
 
-def section(panel, found, numbered):
-    """The lines of one panel: findings and the table of its Configurations. numbered: {run id: number of the row}."""
+def title(panel):
+    return f"{panel.data}: {panel.metric}, n = {panel.n_eval}"
+
+
+def section(panel, found, numbered, place=None):
+    """The lines of one panel: findings and the table of its Configurations. numbered: {run id: number of the row};
+    place: where the data lie, if that has to be told.
+    """
     table = [
         [*cells(c), " ".join(str(numbered[row["run_id"]]) for row in c.rows)]
         for c in sorted(found, key=lambda c: -c.mean())
     ]
     return [
         "",
-        f"## {panel.data}: {panel.metric}, n = {panel.n_eval}",
+        f"## {title(panel)}" + f" ({place})" * bool(place),
         "",
         f"{count(len(found), 'configuration')}, {count(sum(len(c.rows) for c in found), 'run')}, on {panel.device}. "
         + " ".join(what_varies(found)),

@@ -78,3 +78,13 @@ def test_a_report_says_what_its_intervals_count(tmp_path):
 def test_files_below_the_page_are_linked_relatively(tmp_path):
     assert str(report.link(tmp_path / "plots" / "a.png", tmp_path / "R.md")) == "plots/a.png"
     assert report.link(tmp_path / "a.png", tmp_path / "docs" / "R.md") == (tmp_path / "a.png").resolve()
+
+
+def test_data_sets_of_one_name_are_told_apart_by_their_paths(tmp_path):
+    rows = [result_row(score=0.5, dataset=f"{place}/d", eval_id=place, n_eval=n) for place, n in (("x", 9), ("y", 9))]
+    rows += [result_row(score=0.5, dataset="z/d", eval_id="z", n_eval=8)]
+    read = rows_as_read(tmp_path, rows)
+    groups = {panel: configurations.group_seeds(some) for panel, some in configurations.panels(read).items()}
+    report.write(tmp_path / "R.md", read, read, [], groups, {}, "r.csv", "command")
+    headings = [line for line in (tmp_path / "R.md").read_text().splitlines() if line.startswith("## d")]
+    assert headings == ["## d: accuracy, n = 9 (x/d)", "## d: accuracy, n = 9 (y/d)", "## d: accuracy, n = 8"]
