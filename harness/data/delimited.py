@@ -101,18 +101,22 @@ def _swallowed_rows(text, above, delimiter):
     """A line that names a quotation mark which opens a cell of several lines and is closed within a word, as a lone one
     is by the next lone one; None where there is none.
     """
+    if '"' not in text:
+        return None
     rows, last = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True), 0
-    while '"' in text:
+    while True:
         try:
             next(rows)
         except StopIteration:
             return None
         except csv.Error as error:  # strict: text behind a closing quotation mark; the reader goes on behind the line
-            if rows.line_num > last + 1 and "expected after" in str(error):
-                place = f"line {above + last + 1}: a quotation mark there opens a cell of {rows.line_num - last} lines"
+            n = rows.line_num - last
+            line = next(itertools.islice(io.StringIO(text, newline=""), rows.line_num - 1, None))
+            blank = re.search(rf'" +(?:{re.escape(delimiter)}|\r?$)', line)  # as some write it between cells
+            if n > 1 and "expected after" in str(error) and not blank:
+                place = f"line {above + last + 1}: a quotation mark there opens a cell of {n} lines"
                 return f'{place}, and text follows where it is closed; double it ("") or take it out'
         last = rows.line_num
-    return None
 
 
 def _delimiter(text, columns, known):

@@ -3,7 +3,6 @@
 import random
 from collections import Counter
 
-import utils
 from harness import flags
 
 EVAL_SEED = 20240229  # chooses the evaluation examples, the same ones for every strategy and every --data_seed
@@ -14,18 +13,18 @@ def make_splits(examples, data_seed, validate=True):
     """{split: Examples} -> train, validation, evaluation, name of the evaluation split, notes.
 
     The evaluation examples are the test split if it has labels, else validation, else chosen by EVAL_SEED: a tenth, or
-    HELD_OUT where that is fewer, but at most three tenths.
+    HELD_OUT where that is fewer, but at most three tenths, or the smallest named cluster where that is more.
     Examples of the evaluation split are taken out of the other two, and those of validation out of train. validate:
     False for no validation examples.
     """
-    examples = {split: some for split, some in examples.items() if some}
+    examples, notes = {split: some for split, some in examples.items() if some}, []
     train = examples.get("train", examples.get("all", []))
     eval_split = next((split for split in ("test", "validation") if split in examples), None)
     if eval_split is None:
         n = max(1, len(train) // 10, min(HELD_OUT, 3 * len(train) // 10))
-        if len(train) > 1 and train[0].about and len({ex.about for ex in train}) == 1:
-            raise utils.UserError("--cluster_column: all examples are of one cluster, so none can be held out")
-        evaluation, rest = _divide(train, n, EVAL_SEED)
+        evaluation, rest = _divide(train, n, EVAL_SEED, large=True)
+        if len(evaluation) > n:
+            notes.append(f"{len(evaluation)} of {len(train)} examples are held out, since no named cluster is smaller")
         eval_split, train = "held_out", sorted(rest, key=lambda ex: int(ex.id.split("-")[-1]))
     else:
         evaluation = examples[eval_split]
@@ -37,18 +36,20 @@ def make_splits(examples, data_seed, validate=True):
     seen |= {ex.key() for ex in kept_validation}
     kept_train = [ex for ex in train if ex.key() not in seen]
     dropped = len(validation) - len(kept_validation) + len(train) - len(kept_train)
-    notes = [f"{dropped} examples left out of training because they are in an evaluation split"] if dropped else []
+    if dropped:
+        notes.append(f"{dropped} examples left out of training because they are in an evaluation split")
     return kept_train, kept_validation, evaluation, eval_split, notes
 
 
-def _divide(examples, n, seed):
+def _divide(examples, n, seed, large=False):
     """(n of the Examples drawn by seed, the others); where a column names what they are about, whole clusters, n at
-    most, so that nothing is known of what is evaluated.
+    most, so that nothing is known of what is evaluated. large: the smallest cluster may be more than n.
     """
-    shuffled = list(examples)
+    shuffled, sizes = list(examples), Counter()
     random.Random(seed).shuffle(shuffled)
-    sizes = Counter(ex.cluster or ex.id for ex in shuffled)
-    if len(sizes) < 2 or all(ex.about is None for ex in examples):
+    if any(ex.about for ex in examples):
+        sizes.update(ex.cluster or ex.id for ex in shuffled)
+    if len(sizes) < 2 or (min(sizes.values()) > n and not large):
         return shuffled[:n], shuffled[n:]
     taken, size = set(), 0
     for name in sizes:
@@ -68,8 +69,8 @@ def notes_on_copies(train, validation, evaluation):
     copies = n - len({ex.key() for ex in evaluation})
     if copies:
         notes.append(f"{copies} of {n} evaluation examples repeat the input of another one")
-    known = {ex.cluster for ex in (*train, *validation) if ex.cluster}
-    shared = sum(ex.cluster in known for ex in evaluation)
+    known = set(filter(None, map(shared_text, (*train, *validation))))
+    shared = sum(shared_text(ex) in known for ex in evaluation)
     if shared:
         notes.append(
             f"{shared} of {n} evaluation examples share their passage, first text or cluster with training ones"
@@ -79,5 +80,14 @@ def notes_on_copies(train, validation, evaluation):
         seen.setdefault(ex.key(), set()).add(ex.label)
     several = sum(len(some) > 1 for some in seen.values())
     if several:
-        notes.append(f"{several} inputs have more than one label")
+        notes.append(f"several labels for one input: {several} times")
+    classes = {ex.label for ex in train}
+    unknown = sum(ex.label not in classes for ex in evaluation) if train else 0
+    if unknown:
+        notes.append(f"{unknown} of {n} evaluation examples are of classes without a training example")
     return notes
+
+
+def shared_text(example):
+    """What Example.cluster is a hash of."""
+    return example.about or example.context or (example.text if example.text_pair is not None else None)

@@ -125,7 +125,9 @@ def _examples(splits, declared, kind, given):
         names, index = labels.label_names(splits, column, declared.get(column))
         if not index:
             there = ", ".join(column_names(rows))
-            raise utils.UserError(f"no row to learn from has a label in the column {column}; there are {there[:300]}")
+            raise utils.UserError(
+                f"no row of the first split has a label in the column {column}; there are {there[:300]}"
+            )
         notes += labels.spellings(names)
     elif kind == "qa":
         written = sum(cells.is_written_list(row.get(roles["answer"])) for row in rows)
@@ -187,7 +189,10 @@ def load_out_of_domain(dataset, task, max_eval_samples=None, encoding=None):
     """
     options = {"kind": "classification", "max_eval_samples": max_eval_samples, "encoding": encoding}
     file = sources.only_file(dataset)
-    other = load_task(None, files={"test": file}, **options) if file else load_task(dataset, **options)
+    try:
+        other = load_task(None, files={"test": file}, **options) if file else load_task(dataset, **options)
+    except utils.UserError as error:
+        raise utils.UserError(f"--eval_ood {dataset}: {error}") from None
     paired = [any(ex.text_pair is not None for ex in some.evaluation) for some in (task, other)]
     if paired[0] != paired[1]:
         raise utils.UserError(

@@ -15,6 +15,9 @@ class Nearest:
         """embed: texts [N] -> unit vectors [N, D]; pool: the labelled Examples to choose from, at least k."""
         self.embed, self.pool, self.k = embed, pool, k
         self.vectors = embed([text_of(ex) for ex in pool])  # [P, D]
+        self.places = {}  # {Example.key: where it stands in the pool}
+        for i, ex in enumerate(pool):
+            self.places.setdefault(ex.key(), []).append(i)
 
     def of(self, k):
         """The same with another k; the pool is not embedded again."""
@@ -30,9 +33,8 @@ class Nearest:
         if not self.k or not examples:
             return [[] for _ in examples]
         likeness = self.embed([text_of(ex) for ex in examples]) @ self.vectors.T  # [N, P]
-        keys = [other.key() for other in self.pool]
-        own = np.array([[key == other for other in keys] for key in (ex.key() for ex in examples)])
-        likeness[own] = -np.inf
+        for n, ex in enumerate(examples):
+            likeness[n, self.places.get(ex.key(), [])] = -np.inf
         order = np.argsort(-likeness, axis=1, kind="stable")[:, : self.k]
         return [
             [self.pool[i] for i in reversed(row) if np.isfinite(likeness[n, i])] for n, row in enumerate(order.tolist())

@@ -24,10 +24,10 @@ class Forgetting:
     def __init__(self, args, run):
         """args: forgetting, dataset; what is missing is said in the run's note."""
         self.seen, self.task, self.texts = [], None, []  # seen: [(bits a byte, score)]
-        trained = (getattr(args, flag, None) for flag in ("dataset", "train_file"))
-        own = {folder for name in trained if name for folder in (Path(name).resolve(), Path(name).resolve().parent)}
-        name = next(name for name in TASKS if Path(name).resolve() not in own)
-        if not args.forgetting or Path(TEXTS).resolve().parent in own:
+        file = getattr(args, "train_file", None)  # instead of the data set
+        own = Path(file).resolve().parent if file else Path(getattr(args, "dataset", None) or "").resolve()
+        name = next(name for name in TASKS if Path(name).resolve() != own)
+        if not args.forgetting or Path(TEXTS).resolve().parent == own:
             return
         if not (inputs.exists(TEXTS) and inputs.exists(name)):
             run.note(f"forgetting not measured: {TEXTS} and {name} are not there (python prepare_data.py demo)")

@@ -9,6 +9,18 @@ import utils
 from harness import hub
 from harness.results import commands, configurations, provenance
 
+# flags that name files and folders of this machine, models and data aside
+FILES = (
+    "adapter",
+    "runs",
+    "docs",
+    "train_file",
+    "validation_file",
+    "test_file",
+    "unlabelled_file",
+    "label_descriptions",
+)
+
 
 @functools.cache
 def code_id(script):
@@ -61,16 +73,18 @@ class DoneRuns:
         return None
 
     def is_stale(self, row, dataset):
-        """Whether a row is of other contents than its models and a local data set of the same name have now. False
-        where that cannot be told: the data or a model are not here.
+        """Whether a row is of other contents than its models and a local data set of the same name have now. None
+        where that cannot be told: some of the files that its flags name are not here.
         """
         settings = configurations.flags(row)
         if Path(str(settings.get("dataset"))).name == Path(dataset).name:
             settings = {**settings, "dataset": str(dataset)}  # which may lie elsewhere now
-        models = [settings.get(flag) for flag in hub.MODELS]
-        gone = any(isinstance(name, str) and hub.is_path(name) and not utils.exists(name) for name in models)
-        known = row["input_id"] and utils.exists(dataset) and not gone
-        return bool(known and self.input_id(settings) != row["input_id"])
+        gone = not row["input_id"] or not utils.exists(dataset)
+        for flag, value in settings.items():
+            for name in value if isinstance(value, list) else [value]:
+                local = flag in FILES or (flag in hub.MODELS and isinstance(name, str) and hub.is_path(name))
+                gone |= bool(local and isinstance(name, str) and not utils.exists(name))
+        return None if gone else self.input_id(settings) != row["input_id"]
 
     def input_id(self, settings):
         """provenance.input_id, "" for None; cells of the same files hash them once."""

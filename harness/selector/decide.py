@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import json
 from collections import Counter
 from pathlib import Path
 
@@ -65,7 +66,10 @@ def fresh(rows, args):
     """
     done = done_runs.DoneRuns([])
     here = [row for row in rows if args.dataset and configurations.data_name(row) == data_of(args)]
-    stale = {id(row) for row in here if done.is_stale(row, args.dataset)}
+    known = {id(row): done.is_stale(row, args.dataset) for row in here}
+    present = {row["eval_id"] for row in here if known[id(row)] is False}
+    past = {row["eval_id"] for row in here if known[id(row)]} - present  # of which the others cannot be told
+    stale = {id(row) for row in here if known[id(row)] or (known[id(row)] is None and row["eval_id"] in past)}
     told = f"{len(stale)} rows are of other contents of {args.dataset}, or of its models, and not used"
     return [row for row in rows if id(row) not in stale], [told] if stale else []
 
@@ -87,8 +91,9 @@ def never_begun(rows, args):
     try:
         late = [one for one in told if (one["dropped"] or "").startswith("dropped for time") and not any(one["whole"])]
         late = [one for one in late if not any(run for rung in one["rungs"] for run in rung)]
-        here = [one for one in late if Path(one["data"]).name == data_of(args)]
-        return [one["name"] for one in here if not any(cell in done.rows for cell in one["cells"])]
+        here = [one for one in late if Path(one.get("data", "")).name == data_of(args)]
+        cells = {one["name"]: [done_runs.identity(*cell) for cell in one.get("cells", ())] for one in here}
+        return [name for name, some in cells.items() if not any(cell in done.rows for cell in some)]
     except (KeyError, TypeError, AttributeError):
         raise utils.UserError(f"{path}: this is not what sweep.py --race writes; remove it") from None
 
@@ -249,7 +254,8 @@ def gone(failed, rows, args):
     """[a remark] on configurations of the named data set that have no score. failed, rows: without and with one."""
     ran, names = {configuration_of(row) for row in rows}, {"oom": [], "failed": []}
     for row in failed:
-        if configurations.data_name(row) == data_of(args) and configuration_of(row) not in ran:
+        here = configurations.data_name(row) == data_of(args) and args.device in (None, row["device"])
+        if here and configuration_of(row) not in ran:
             names[row["status"]].append(short_name(row))
     words = {"oom": "out of memory", "failed": "failed"}
     told = [f"{words[status]}: {'; '.join(dict.fromkeys(some))}" for status, some in names.items() if some]
@@ -258,15 +264,19 @@ def gone(failed, rows, args):
 
 def gone_seeds(configuration, failed):
     """[a remark] on runs of a configuration with other seeds that have no score."""
-    ran, alike = {configuration_of(row, ()) for row in configuration.rows}, configuration_of(configuration.rows[0])
-    lost = {configuration_of(row, ()) for row in failed if configuration_of(row) == alike} - ran
+    one, alike = configurations.NO_CONFIGURATION, configuration_of(configuration.rows[0])
+    ran = {configuration_of(row, one) for row in configuration.rows}
+    lost = {configuration_of(row, one) for row in failed if configuration_of(row) == alike} - ran
     return [f"{len(lost)} more of its runs failed or ran out of memory"] if lost else []
 
 
-def configuration_of(row, without=configurations.SEEDS):
-    """A text that rows of one configuration share, also those that ended before they could say what they evaluate."""
-    settings = {name: value for name, value in configurations.flags(row).items() if name not in without}
-    return done_runs.identity(row["script"], settings)
+def configuration_of(row, without=configurations.CHANGES_NOTHING):
+    """A text that rows of one configuration share, also those that ended before they could say what they evaluate, and
+    at which precision.
+    """
+    given = json.loads(row["args"] or "{}").get("precision")
+    settings = {**configurations.flags(row), "precision": given}
+    return done_runs.identity(row["script"], {key: value for key, value in settings.items() if key not in without})
 
 
 def recommended(decision, args, choice, ties, others, command):

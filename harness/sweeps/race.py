@@ -21,8 +21,9 @@ FOR_TIME = "dropped for time"
 
 
 def data_of(cell):
-    """The data set of a cell, with its subset."""
-    return " ".join(filter(None, [cell.args["dataset"], cell.args.get("subset")]))
+    """The data set of a cell, with its subset; the folder of its files where it names these."""
+    file = cell.args.get("train_file")
+    return str(Path(file).parent) if file else " ".join(filter(None, [cell.args["dataset"], cell.args.get("subset")]))
 
 
 class Race:
@@ -251,14 +252,14 @@ class Race:
             whole = [done.row(c.script, c.args, self.args.ignore_code) for c in racer.cells]
             ids = [row and row["run_id"] for row in whole]
             about = {"name": racer.name, "data": data_of(racer.cells[0]), "learns": racer.learns}
-            about["cells"] = [identity(c.script, c.args) for c in racer.cells]
+            about["cells"] = [[c.script, c.args] for c in racer.cells]
             about["dropped"] = racer.dropped
             told.append({**about, "rungs": racer.runs, "whole": ids})
         mine, before = {one["data"] for one in told}, []
         with contextlib.suppress(utils.UserError):  # one that cannot be read is written anew
             before = utils.read_json(path, list, "--results") if Path(path).is_file() else []
         others = [one for one in before if isinstance(one, dict) and one.get("data") not in mine]
-        told = others + told  # of races on other data
+        told += others  # of races on other data
         outputs.write(path, json.dumps(told, indent=2) + "\n", "race", "--results")
 
     def summary(self):

@@ -35,8 +35,15 @@ def test_a_named_cluster_stays_on_one_side(tmp_path):
     large = [*by_author(1, 150), *by_author(3, 5)[5:]]  # one author has nearly all
     task = tasks.load_task(str(write_jsonl(tmp_path / "l.jsonl", large)), cluster_column="author")
     assert 0 < len(task.evaluation) <= 10 and "a0" in {ex.about for ex in task.train}
-    with pytest.raises(utils.UserError, match="all examples are of one cluster"):
-        tasks.load_task(str(write_jsonl(tmp_path / "one.jsonl", by_author(1))), cluster_column="author")
+    whole = tasks.load_task(str(write_jsonl(tmp_path / "w.jsonl", by_author(3, 40))), cluster_column="author")
+    assert (
+        len(whole.evaluation) == 40
+        and "40 of 120 examples are held out, since no named cluster is smaller" in whole.notes
+    )
+    assert len(whole.validation) == 8, "not the half of what is left"
+    columns = {"cluster_column": "author", "question_column": "text", "answer_column": "label"}
+    one = tasks.load_task(str(write_jsonl(tmp_path / "one.jsonl", by_author(1, 40))), kind="qa", **columns)
+    assert len(one.evaluation) == 12 and any("12 of 12 evaluation examples share" in note for note in one.notes)
 
 
 def test_what_is_less_than_independent_is_told(tmp_path):
@@ -46,7 +53,7 @@ def test_what_is_less_than_independent_is_told(tmp_path):
     write_jsonl(tmp_path / "test.jsonl", test)
     notes = tasks.load_task(str(tmp_path), cluster_column="author", label_budget=100).notes
     assert "2 of 57 evaluation examples repeat the input of another one" in notes
-    assert "1 inputs have more than one label" in notes
+    assert "several labels for one input: 1 times" in notes
     assert not any("share their passage" in note for note in notes), "authors 14 to 19 are not in training"
     write_jsonl(tmp_path / "train.jsonl", rows[:145])
     assert any(note.startswith("5 of 57 evaluation examples share") for note in
@@ -59,7 +66,9 @@ def test_a_file_without_the_others_label_column_is_refused_where_a_flag_names_it
     files[split] = str(tmp_path / f"{split}.jsonl")
     write_jsonl(tmp_path / f"{split}.jsonl", [{"text": row["text"], "gold": row["label"]} for row in by_author()])
     said = (
-        "no row to learn from has a label" if split == "train" else f"--{split}_file {files[split]}: no row has a label"
+        "no row of the first split has a label"
+        if split == "train"
+        else f"--{split}_file {files[split]}: no row has a label"
     )
     with pytest.raises(utils.UserError, match=said):
         tasks.load_task(None, files=files)
@@ -104,7 +113,7 @@ def test_a_lone_quotation_mark_swallows_no_rows(tmp_path):
     path.write_text("\n".join(["text,label", *lines]))
     with pytest.raises(utils.UserError, match="line 12: a quotation mark there opens a cell of 31 lines"):
         tasks.load_task(str(path))
-    lines[10], lines[40] = '"text 10" of several,a', '"two\nlines",b'
+    lines[10], lines[40] = '"text 10" of several,a', '"two\nlines" ,b'
     path.write_text("\n".join(["text,label", *lines]))
     task = tasks.load_task(str(path))
     assert len(task.train) + len(task.validation) + len(task.evaluation) == 60

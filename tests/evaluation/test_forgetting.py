@@ -50,8 +50,9 @@ def test_an_untouched_adapter_has_forgotten_exactly_nothing(general, tiny_llama)
 def test_the_task_is_not_the_one_that_was_trained_on(general, sentiment, choices, monkeypatch):
     assert measured([], sentiment)[0].task.name == choices and measured([], choices)[0].task.name == sentiment
     assert measured([], f"{sentiment}/../{Path(sentiment).name}/")[0].task.name == choices, "the same folder"
-    files = argparse.Namespace(forgetting=True, dataset=None, train_file=f"{sentiment}/train.jsonl")
-    assert forgetting.Forgetting(files, SimpleNamespace(row={}, note=print)).task.name == choices
+    for trained, asked in ((sentiment, choices), (choices, sentiment)):  # the data set is the flag's default then
+        files = argparse.Namespace(forgetting=True, dataset=sentiment, train_file=f"{trained}/train.jsonl")
+        assert forgetting.Forgetting(files, SimpleNamespace(row={}, note=print)).task.name == asked
     assert measured([], wanted=False)[0].task is None
     monkeypatch.setattr(forgetting, "TEXTS", "nowhere/corpus.jsonl")
     notes = []

@@ -7,7 +7,7 @@ from row_helpers import made_up_rows, result_row, results_csv, write_run
 from selector_helpers import BASIC, OWN, answered, decide, parsed
 
 import adaptive_selector
-from harness.results import done_runs, provenance
+from harness.results import provenance
 
 DOCUMENTED = "--memory_gb 8 --latency_ms 200 --data_size 5000 --knowledge_heavy --required_accuracy 0.9"
 
@@ -343,12 +343,13 @@ def test_what_a_race_never_began_is_told(capsys, tmp_path):
         "dropped": "dropped for time: half of it",
         "rungs": [[None]],
         "whole": [None],
-        "cells": ["finetune.py {}"],
+        "cells": [["finetune.py", {"epochs": 7}]],
     }
     others = [{**late, "name": "4 begun", "rungs": [["x"]]}, {**late, "name": "5 other", "data": "data/e"}]
-    since = [done_runs.identity(rows[0]["script"], json.loads(rows[0]["args"]))]
+    since = [[rows[0]["script"], json.loads(rows[0]["args"])]]
     others.append({**late, "name": "6 done since", "cells": since})
-    (tmp_path / "r_race.json").write_text(json.dumps([late, *others]))
+    old = {name: value for name, value in late.items() if name not in ("data", "cells")}  # of earlier versions
+    (tmp_path / "r_race.json").write_text(json.dumps([late, *others, old]))
     told = " ".join(decide("--dataset data/d", capsys, path)["cautions"])
     assert "no time to run these whole, which may be better: 3 full_lm" in told
     assert "4 begun" not in told and "5 other" not in told and "6 done" not in told

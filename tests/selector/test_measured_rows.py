@@ -105,3 +105,14 @@ def test_what_is_not_known_or_small_is_no_zero(capsys, tmp_path):
     adaptive_selector.main(["--dataset", "data/d", "--results", path])
     said = capsys.readouterr().out
     assert "accuracy 0.800, 0.44 ms a request" in said and "± 0.000" not in said
+
+
+def test_what_cannot_be_told_goes_with_what_can(capsys, tmp_path):
+    """Rows of a model that is not here, of the same examples as a row whose data are known to be others."""
+    other = measured_file(tmp_path / "d" / "mine.csv", "text,label\nx,y\n", score=0.6, eval_id="old")
+    lost = {"dataset": other["dataset"], "model": "models/gone/it"}
+    row = result_row(score=0.9, dataset=other["dataset"], eval_id="old", variant="v", input_id="12", flags=lost)
+    alone = {**row, "run_id": "alone", "eval_id": "x", "score": 0.7}
+    (tmp_path / "d" / "mine.csv").write_text("text,label\n")
+    path = results_csv(tmp_path / "r.csv", [other, row, alone])
+    assert decide(f"--dataset {other['dataset']}", capsys, path)["configuration"]["score"] == 0.7
