@@ -99,7 +99,7 @@ def parse_args(argv=None):
 
     add = parser.add_argument_group("generation").add_argument
     add("--prompt_format", choices=("plain", "chat", "auto"), default="auto", help="auto: chat if there is a template")
-    add("--max_new_tokens", **count, default=24, help="of an answer (default: %(default)s)")
+    add("--max_new_tokens", **count, help="of an answer (default: 32; numbers: 256)")
     add("--context_tokens", **count, help="most tokens of all passages (default: as many as the model takes)")
     add("--k_shots", **count, help="labelled questions to show before each, with their own passage and their answer")
     add("--citations", action="store_true", help="number the passages and ask for [1]; the marks are not scored")
@@ -110,6 +110,7 @@ def parse_args(argv=None):
 
 def check_args(parser, args):
     """Cross-checks that need no library. Returns args."""
+    args.max_new_tokens = args.max_new_tokens or (256 if args.answer_format == "number" else 32)
     measures = not (args.build_only or args.interactive)
     beir = measures and files.is_beir(files.data_folder(args))
     if beir and not args.chunk_tokens:
@@ -242,7 +243,7 @@ def run_once(args, mode, shared):
                     hf, n = agreement.hf_args(args), args.engine_check
                     theirs = Reader(hf, device, task)
                     theirs.demonstrations = reader.demonstrations
-                    asked = [ex.text for ex in task.evaluation[:n]], outcome.passages[:n], mode != "none"
+                    asked = task.evaluation[:n], outcome.passages[:n], mode != "none"
                     return evaluate.Outcome(theirs.answer(*asked)[0], {}, None, [])
 
                 found = evaluate.Outcome(outcome.texts, {}, None, [])

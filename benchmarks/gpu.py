@@ -29,7 +29,7 @@ K = 16  # demonstrations at which scoring is compared
 LONG = 800  # words of an input that is cut to 512 tokens
 TINY = {"precisions": "[bf16]", "halves": "[bf16]", "compiled": "[false]", "quantized": "[none]"}
 TINY |= {"length": "128", "steps": "2", "n": "4", "labels": "16", "epochs": "1", "shots": "[2]"}
-TINY |= {"latency_runs": "2", "max_new_tokens": "4"}
+TINY |= {"latency_runs": "2", "max_new_tokens": "4", "new_tokens": "4"}
 
 
 def parse_args(argv=None):

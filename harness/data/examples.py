@@ -61,6 +61,7 @@ class Task:
     eval_split: str = "test"
     notes: list = field(default_factory=list)
     passages: list = field(default_factory=list)  # the distinct contexts of all splits
+    retrieved: bool = False  # contexts are what was found for the question, not its own passage
 
     @property
     def eval_id(self):

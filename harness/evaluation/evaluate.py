@@ -14,7 +14,7 @@ from harness import flags
 from harness.data import numbers
 from harness.evaluation import calibration, metrics, perplexity, prompting, reading, remarks
 from harness.models import engine, generation, prefix_cache, properties, scoring
-from harness.results import stats
+from harness.results import configurations, stats
 
 
 @dataclass
@@ -278,13 +278,15 @@ def answered(task, answers, spent, latencies):
     UserError for a reference without a number where numbers are asked for.
     """
     clusters = [ex.cluster for ex in task.evaluation]
+    given = task.kind == "qa" and not task.retrieved and any(ex.context for ex in task.evaluation)
+    own = [configurations.OWN_PASSAGE] if given else []
     if task.answer_format == "number":
         said = [numbers.last_number(answer) or "" for answer in answers]
         scores, each = metrics.number_scores(said, numbers.reference_numbers(task), clusters)
-        return Outcome(said, scores, spent, latencies, each, group_metric="exact_match")
+        return Outcome(said, scores, spent, latencies, each, group_metric="exact_match", notes=own)
     scores, each = metrics.answer_scores(answers, [ex.references for ex in task.evaluation], clusters)
     contains = float(np.mean([example["contains_answer"] for example in each]))
-    outcome = Outcome(answers, scores, spent, latencies, each, group_metric="token_f1")
+    outcome = Outcome(answers, scores, spent, latencies, each, group_metric="token_f1", notes=own)
     outcome.notes.append(f"{contains:.3f} of the outputs contain a reference answer")
     return outcome
 

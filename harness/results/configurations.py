@@ -14,6 +14,7 @@ from harness.results import names, provenance, run_scores, seed_spread, stats, s
 
 SEEDS = ("seed", "data_seed")
 NO_CONFIGURATION = (*provenance.OUTPUT_FLAGS, "repeats")  # each of --repeats runs has a row of its own
+OWN_PASSAGE = "each question came with its own passage"  # in a row's note
 CHANGES_NOTHING = (*NO_CONFIGURATION, *SEEDS, "latency_runs")
 # {later flag: values as if it were not there}
 OLD = {"answer_format": ["text"], "cot": [False], "samples": [1], "runtime": ["torch"], "forgetting": [True, False]}

@@ -102,6 +102,10 @@ def what_varies(found):
         lines.append(f"The standard deviation over seeds is {deviation:.3f} ({pooled.degrees} degrees of freedom).")
     elif any(c.varies for c in found):
         lines.append("There are too few repeated runs to know the variance over seeds, so no interval counts it.")
+    given = [c.name for c in found if configurations.OWN_PASSAGE in c["note"]]
+    if 0 < len(given) < len(found):
+        alone = f"{configurations.OWN_PASSAGE}, which the others had to find or do without"
+        lines.append(f"Not like with like: {alone}: {'; '.join(given)}.")
     return lines
 
 

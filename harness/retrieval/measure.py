@@ -51,7 +51,8 @@ def questions(args, mode, task, retriever, reader, relevant, own):
         passages = passages_of(mode, retriever, task, ranked, args)
         if reader:
             required = mode != "none"  # a question without a passage is not given to the model
-            texts, answers, left_out = reader.answer(asked, passages, required, args.batch_size, f"answering, {mode}")
+            options = args.batch_size, f"answering, {mode}"
+            texts, answers, left_out = reader.answer(task.evaluation, passages, required, *options)
     if mode == "all" and reader:  # the rest was never shown
         passages = [hits[: max(1, len(hits) - left)] for hits, left in zip(passages, left_out)]
         left_out = [int(left == len(hits) > 0) for hits, left in zip(ranked, left_out)]
@@ -83,7 +84,7 @@ def time_requests(args, mode, task, retriever, reader, passages, own):
         if reader is None or (mode != "none" and not passages[i]):  # the generator is not asked
             ms, timed = utils.milliseconds(lambda: retrieve(i)), None
         else:
-            timed = reader.time(task.evaluation[i].text, lambda: retrieve(i))
+            timed = reader.time(task.evaluation[i], lambda: retrieve(i))
             ms = timed.total_ms
         return Request(ms, retriever.spent if mode in RANKING else {}, timed)
 

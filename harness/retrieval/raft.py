@@ -35,8 +35,8 @@ def with_passages(run, args, task, device):
     their passage and others, in the rest others only. UserError for data without passages.
     """
     tasks.require_kind(task, "qa", "--context")
-    if not all(ex.context for ex in task.train):
-        raise utils.UserError(f"{task.name}: --context needs the passage of each training question")
+    if not any(ex.context for ex in task.train):
+        raise utils.UserError(f"{task.name}: --context needs the passages of the training questions")
     settings, skipped = corpus.settings(args), Skipped()
     with utils.measure() as spent:
         documents = corpus.documents_of(settings, task, skipped)
@@ -50,8 +50,14 @@ def with_passages(run, args, task, device):
             return [shown(ex, hits) for ex, hits in zip(examples, ranked)]
 
         train, found = trained(args, task, retriever, documents)
-        made = replace(task, train=train, validation=served(task.validation), evaluation=served(task.evaluation))
-    what = "their own passage" if args.context == "gold" else f"{args.k} passages, the right one for {found}"
+        made = replace(
+            task, train=train, validation=served(task.validation), evaluation=served(task.evaluation), retrieved=True
+        )
+    what = (
+        f"their own passage, {found} have one"
+        if args.context == "gold"
+        else f"{args.k} passages, the right one for {found}"
+    )
     run.note(f"--context {args.context}: {len(train)} training questions with {what}")
     run.note(f"answered with the {args.k} passages that are retrieved; latency: rag_eval.py --adapter, or --gen_model")
     run.row["train_seconds"] = (run.row.get("train_seconds") or 0.0) + spent.seconds
@@ -63,12 +69,12 @@ def trained(args, task, retriever, documents):
     """([N] training Examples with their contexts, how many have the right passage)."""
     relevant = qrels.relevant_documents(replace(task, evaluation=task.train), documents, retriever.index.documents)
     if args.context == "gold":
-        return task.train, len(task.train)
+        return task.train, sum(bool(ex.context) for ex in task.train)
     rng, examples, found, rows = random.Random(args.seed), [], 0, rows_of(retriever.index)
     ranked = retriever.search([ex.text for ex in task.train], args.k + SPARE)
     for ex, hits, right in zip(task.train, ranked, relevant):
         others = [hit for hit in hits if hit.chunk.document not in right]
-        with_gold = rng.random() < args.gold_share
+        with_gold = rng.random() < args.gold_share and bool(ex.context)  # without one there are distractors alone
         own = [row for document in right for row in rows[document]]
         chosen = [gold_chunk(ex, own, hits, retriever.index)] if with_gold else []
         chosen += others[: args.k - len(chosen)]

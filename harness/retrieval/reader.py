@@ -2,6 +2,7 @@
 
 import bisect
 import re
+from dataclasses import replace
 
 from harness.data.examples import Example
 from harness.data.prompts import QA_CONTEXT_INSTRUCTION, QA_INSTRUCTION, render, with_instruction
@@ -41,16 +42,18 @@ class Reader:
         # tokens of a prompt, None for no limit; a decoder's answer takes from the same context
         self.room = limit and limit - (0 if self.model.config.is_encoder_decoder else args.max_new_tokens)
         self.options = {
-            "stop": prompting.answer_stop(self.model, self.tokenizer, task.kind, self.chat),
+            "stop": prompting.task_stop(self.model, self.tokenizer, task, self.chat),
             "add_special_tokens": not self.chat,
         }
 
     def prompt(self, question, hits):
         """(prompt, hits left out): with as many of the hits, best first, as fit into the model and --context_tokens.
+        question: a text, or an Example, whose options are shown.
 
         The best passage is the last one, next to the question: models use the middle of a long context least (Liu et
         al. 2024, "Lost in the middle").
         """
+        asked = question if isinstance(question, Example) else Example("question", question)
         texts = [hit.chunk.full for hit in hits]
         if self.args.citations:
             texts = [f"[{n}] {text}" for n, text in enumerate(texts, start=1)]
@@ -58,7 +61,7 @@ class Reader:
 
         def with_first(n):  # (context, prompt)
             context = join(texts[:n])
-            example = Example("question", question, context=context or None)
+            example = replace(asked, context=context or None)
             task = with_instruction(self.task, with_passages if n else QA_INSTRUCTION)
             return context, render(task, example, self.demonstrations, self.tokenizer if self.chat else None)[0]
 
@@ -77,7 +80,8 @@ class Reader:
     def answer(self, questions, passages, required, batch_size="auto", progress=None):
         """([Q] texts, generation.Answers of those that were generated or None, [Q] numbers of hits left out).
 
-        passages: [Q] lists of hits. required: a question without hits is answered with NOT_FOUND, without the model.
+        questions: [Q] as of `prompt`; passages: [Q] lists of hits. required: a question without hits is answered with
+        NOT_FOUND, without the model.
         """
         prompts = [self.prompt(question, hits) for question, hits in zip(questions, passages)]
         asked = [i for i, hits in enumerate(passages) if hits or not required]

@@ -1,6 +1,6 @@
 """From the outcome of a retrieval-augmented run to its row, its notes and predictions.jsonl."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -145,7 +145,7 @@ def answers(run, args, task, mode, reader, outcome):
         silent = len(outcome.requests) - len(timed)
         run.note(f"{silent} of the {len(outcome.requests)} timed requests generated nothing")
     latencies = [request.ms for request in outcome.requests]
-    found = evaluate.answered(task, texts, outcome.spent, latencies)
+    found = evaluate.answered(replace(task, retrieved=mode != "gold"), texts, outcome.spent, latencies)
     found.extras = extras
     if answers:
         found.cells = {

@@ -228,6 +228,8 @@ def from_rows(rows, args, failed=()):
         return commands.command(row, always=commands.NAMED) if row["args"] else None
 
     without = [*gone(failed, rows, args), *(gone_seeds(choice.configuration, failed) if choice else [])]
+    untimed = [c.name for c in members if limits.latency_ms is not None and c.latency_ms is None]
+    without += [f"not considered, since its latency was not measured: {'; '.join(untimed)}"] if untimed else []
     if choice:
         promise = promises.promised(members, choice, limits, args.prefer)
         others, sure = [c for c in within if c is not choice], promises.with_promise(choice, promise)

@@ -3,7 +3,7 @@
 import dataclasses
 import math
 
-from harness.results import champions
+from harness.results import champions, configurations
 from harness.selector import candidates
 
 LISTED = 4  # names in a caution
@@ -86,6 +86,8 @@ def cautions_of(choice, promise, considered, limits):
         cautions.append(f"{c.degenerate} of its {len(c.rows)} runs are degenerate; its score counts them")
     if c.varies and c.seeds is None:
         cautions.append("too few runs to know what other seeds change: its interval counts the examples alone")
+    if configurations.OWN_PASSAGE in c["note"]:
+        cautions.append(f"{configurations.OWN_PASSAGE}, as it has to do in use; retrieval (RAG, RAFT) had to find it")
     if considered == 1:
         cautions.append("nothing else was measured to compare it with")
     return cautions

@@ -97,7 +97,7 @@ def test_a_head_over_two_cards(tiny_classifier, tiny_llama, tmp_path):
 @pytest.mark.parametrize("flags", [[], ["--prompt_lookup", "3"]])
 @pytest.mark.parametrize("data", ["sentiment", "questions"])
 def test_a_model_over_two_cards_is_measured(flags, data, tiny_llama, request, out, only_row):
-    words = ["--model", tiny_llama, "--dataset", str(request.getfixturevalue(data)), "--max_new_tokens", "6", *flags]
+    words = ["--model", tiny_llama, "--dataset", str(request.getfixturevalue(data)), "--new_tokens", "6", *flags]
     words += ["--device_map", "balanced"]
     with cards(2, ROOT) as state:
         quantize_and_parallel.main([*words, *out, "--device", "cuda", "--max_eval_samples", "8", "--latency_runs", "2"])
@@ -154,7 +154,7 @@ RUNS = [
     ("probe", "tiny_embedder", "sentiment", ["--max_train_samples", "40"]),
     ("probe", "tiny_embedder", "sentiment", ["--max_train_samples", "16", "--tune", "contrastive", *FEW]),
     ("probe", CAUSAL, "sentiment", ["--features", "lm", "--max_train_samples", "40"]),
-    ("quantize_and_parallel", CAUSAL, "questions", ["--bf16", "--prompt_lookup", "3", *BRIEF]),
+    ("quantize_and_parallel", CAUSAL, "questions", ["--bf16", "--prompt_lookup", "3", "--new_tokens", "6"]),
     ("quantize_and_parallel", CAUSAL, "sentiment", ["--fp16"]),
     ("rag_eval", CAUSAL, "questions", ["--embed_model", "tiny_embedder"]),
     ("embed_finetune", "tiny_embedder", "questions", ["--label_budget", "16", "--epochs", "1"]),

@@ -112,7 +112,8 @@ def test_instruction_data(command, context, response, tmp_path, capsys):
     )
     task = tasks.load_task(str(tmp_path / "a"))
     assert (task.kind, len(task.train), len(task.validation), len(task.evaluation)) == ("instruction", 80, 10, 10)
-    assert {ex.context for ex in task.train} == {None, "c"} and not task.notes
+    assert {ex.context for ex in task.train} == {None, "c"}
+    assert task.notes == ["8 of 10 evaluation examples share their passage, first text or cluster with training ones"]
 
 
 def test_a_sample_is_drawn_before_the_split(tmp_path):

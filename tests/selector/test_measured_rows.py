@@ -7,7 +7,7 @@ from row_helpers import result_row, results_csv
 from selector_helpers import OWN, decide
 
 import adaptive_selector
-from harness.results import provenance
+from harness.results import configurations, provenance, report, store
 
 
 def test_what_has_no_score_is_told(capsys, tmp_path):
@@ -116,3 +116,23 @@ def test_what_cannot_be_told_goes_with_what_can(capsys, tmp_path):
     (tmp_path / "d" / "mine.csv").write_text("text,label\n")
     path = results_csv(tmp_path / "r.csv", [other, row, alone])
     assert decide(f"--dataset {other['dataset']}", capsys, path)["configuration"]["score"] == 0.7
+
+
+def test_who_was_given_the_passage_is_told(capsys, tmp_path):
+    own = {"note": "a; each question came with its own passage", "metric": "token_f1", "variant": "0_shot"}
+    rows = [result_row(score=0.8, script="prompt_eval.py", strategy="prompting", latency_ms_p50=9, flags=OWN, **own)]
+    rows.append(
+        result_row(score=0.7, script="rag_eval.py", strategy="rag", variant="k4_flat", metric="token_f1", flags=OWN)
+    )
+    rows.append({**rows[1], "variant": "lora_raft", "script": "peft_finetune.py", "strategy": "peft"})
+    rows[2]["latency_ms_p50"] = ""
+    rows = [{**row, "macro_f1": "", "run_id": str(i), "n_train": 0} for i, row in enumerate(rows)]
+    path = results_csv(tmp_path / "r.csv", rows)
+    told = decide("--dataset data/d --task qa --latency_ms 10", capsys, path)["cautions"]
+    assert "each question came with its own passage, as it has to do in use; retrieval (RAG, RAFT) had to find it" in (
+        told
+    )
+    assert any(c.startswith("not considered, since its latency was not measured: LoRA") for c in told)
+    found = configurations.group_seeds(store.read_results(path))
+    (line,) = [line for line in report.what_varies(found) if "passage" in line]
+    assert line.startswith("Not like with like: each question came") and line.endswith("0-shot prompt, m.")
