@@ -220,6 +220,7 @@ def run_once(args, mode, shared):
                 run.note(f"{len(own) - own.count(None)} queries are documents, too, and do not find themselves")
         if reader:
             index = retriever.index if searches else None
+            reader.fewer = set()
             reader.demonstrations = raft.demonstrations(demos, mode, task, shared.documents, index)
         run.row["variant"] = variant(mode, args, retriever, retrieval_only)
 

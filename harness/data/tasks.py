@@ -97,7 +97,7 @@ def load_task(
         validation=validation,
         unlabelled=[ex for ex in train if ex.id not in labelled],
         evaluation=shuffled[:max_eval_samples],
-        passages=list(dict.fromkeys(ex.context for ex in [*evaluation, *validation, *train] if ex.context)),
+        passages=list(dict.fromkeys(ex.context for part in examples.values() for ex in part if ex.context)),
         eval_split=eval_split,
         notes=notes,
         answer_format=answer_format,

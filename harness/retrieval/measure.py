@@ -56,9 +56,11 @@ def questions(args, mode, task, retriever, reader, relevant, own):
     if mode == "all" and reader:  # the rest was never shown
         passages = [hits[: max(1, len(hits) - left)] for hits, left in zip(passages, left_out)]
         left_out = [int(left == len(hits) > 0) for hits, left in zip(ranked, left_out)]
-    shown = [len(hits) if mode == "all" else args.k for hits in passages]
+    sizes = [len(hits) if mode == "all" else args.k for hits in passages]
+    lost = left_out if left_out and mode != "all" else [0] * len(asked)  # of all, passages are those that were shown
     scores = [
-        qrels.retrieval_scores(hits, known, n) if known else {} for hits, known, n in zip(ranked, relevant, shown)
+        qrels.retrieval_scores(hits, known, n, len(some) - left) if known else {}
+        for hits, known, n, some, left in zip(ranked, relevant, sizes, passages, lost)
     ]
     requests, memory = time_requests(args, mode, task, retriever, reader, passages, own)
     return RagOutcome(asked, ranked, passages, scores, texts, answers, left_out, spent, requests, memory)

@@ -93,13 +93,14 @@ def own_documents(examples, judgements, known):
     return [ex.id if ex.id in known and ex.id not in judgements[ex.id] else None for ex in examples]
 
 
-def retrieval_scores(hits, relevant, k):
+def retrieval_scores(hits, relevant, k, shown=None):
     """The retrieval cells for one question, by document; a document has the rank of its best chunk.
 
-    hits: best first, of which the first k are in the prompt; relevant: {document id: grade}.
+    hits: best first, of which the first k are for the prompt, and so many shown there (default: k) as fit into it;
+    relevant: {document id: grade}.
     """
     ranked = list(dict.fromkeys(hit.chunk.document for hit in hits))
-    in_prompt = list(dict.fromkeys(hit.chunk.document for hit in hits[:k]))
+    in_prompt = list(dict.fromkeys(hit.chunk.document for hit in hits[: k if shown is None else shown]))
     return {
         "recall_at_k": metrics.recall_at_k(in_prompt, relevant, k),
         "precision_at_k": metrics.precision_at_k(in_prompt, relevant, k),

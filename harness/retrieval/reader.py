@@ -26,6 +26,7 @@ class Reader:
     def __init__(self, args, device, task):
         self.args, self.task = args, task
         self.demonstrations = ()  # Examples that every prompt shows before its question
+        self.fewer = set()  # ids of questions whose prompts show fewer of them, so that more passages fit
         self.tokenizer = loading.load_tokenizer(args.gen_model, args.trust_remote_code, args.thinking, args.adapter)
         self.chat = loading.uses_chat(args.prompt_format, self.tokenizer)
         model = engines.load(
@@ -58,12 +59,13 @@ class Reader:
         if self.args.citations:
             texts = [f"[{n}] {text}" for n, text in enumerate(texts, start=1)]
         with_passages = CITING if self.args.citations else QA_CONTEXT_INSTRUCTION
+        shown = list(self.demonstrations)
 
         def with_first(n):  # (context, prompt)
             context = join(texts[:n])
             example = replace(asked, context=context or None)
             task = with_instruction(self.task, with_passages if n else QA_INSTRUCTION)
-            return context, render(task, example, self.demonstrations, self.tokenizer if self.chat else None)[0]
+            return context, render(task, example, shown, self.tokenizer if self.chat else None)[0]
 
         def too_long(n):
             context, prompt = with_first(n)
@@ -71,7 +73,19 @@ class Reader:
                 return True
             return self.room is not None and self._count(prompt) > self.room
 
-        n = bisect.bisect_left(range(1, len(texts) + 1), True, key=too_long)
+        def most():
+            return bisect.bisect_left(range(1, len(texts) + 1), True, key=too_long)
+
+        n = most()
+        if n < len(texts) and shown:  # demonstrations go before passages
+            everything, shown[:] = list(shown), []
+            n = most()
+            for first in range(len(everything) + 1):
+                shown[:] = everything[first:]
+                if most() == n:
+                    break
+            if first:
+                self.fewer.add(asked.id)
         return with_first(n)[1], len(texts) - n
 
     def _count(self, text):

@@ -140,6 +140,8 @@ def answers(run, args, task, mode, reader, outcome):
         run.note(
             f"{sum(map(bool, marks))} of {len(texts)} answers cite a passage, {wrong} of them one that was not given"
         )
+    if reader.fewer:
+        run.note(f"{len(reader.fewer)} prompts show fewer demonstrations, so that more passages fit")
     timed = [request.timed for request in outcome.requests if request.timed]
     if len(timed) < len(outcome.requests):
         silent = len(outcome.requests) - len(timed)
@@ -177,9 +179,10 @@ def _answer_in_context(task, used):
 def _note_passages(run, outcome):
     """Say and record how many passages did not fit, and how many questions had none."""
     lost, questions = sum(outcome.left_out), sum(map(bool, outcome.left_out))
+    bare = sum(left >= len(hits) > 0 for left, hits in zip(outcome.left_out, outcome.passages))
     unanswered = sum(not hits for hits in outcome.passages)
     for n, text in (
-        (lost, f"{lost} passages of {questions} questions did not fit the context and were left out"),
+        (lost, f"{lost} passages of {questions} questions did not fit the context and were left out, {bare} have none"),
         (unanswered, f"{unanswered} questions without a passage above --min_score, answered '{NOT_FOUND}'"),
     ):
         if n:

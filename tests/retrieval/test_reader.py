@@ -1,6 +1,7 @@
 from retrieval_helpers import arguments, sentences
 
 from harness.data import tasks
+from harness.data.examples import Example
 from harness.retrieval.chunking import Chunk
 from harness.retrieval.reader import Reader, without_citations
 from harness.retrieval.retriever import Hit
@@ -48,3 +49,22 @@ def test_demonstrations_stand_before_the_question(questions, tiny_llama, tiny_em
     assert places == sorted(places) and prompt.index(hits[0].chunk.text) > places[-1]
     instruction, question = alone.split("\n\n", 1)
     assert prompt.startswith(instruction) and prompt.endswith(question)
+
+
+def test_demonstrations_go_before_passages_and_options_are_shown(questions, tiny_llama, tiny_embedder):
+    args, task = (
+        arguments(tiny_embedder, "--gen_model", tiny_llama, "--prompt_format", "plain"),
+        tasks.load_task(questions),
+    )
+    reader, hits = Reader(args, "cpu", task), hits_of(3)
+    asked = Example("test-1", "what is the good film ?", options=("paris", "rome"))
+    alone, _ = reader.prompt(asked, hits)
+    assert "Question: what is the good film ?\nparis\nrome\nAnswer:" in alone
+    reader.demonstrations, reader.room = task.train[:3], len(reader.tokenizer(alone).input_ids) + 3
+    assert reader.prompt(asked, hits) == (alone, 0) and reader.fewer == {"test-1"}
+    reader.room, reader.fewer = None, set()
+    prompt, left = reader.prompt(asked, hits)
+    assert left == 0 and all(ex.text in prompt for ex in task.train[:3]) and not reader.fewer
+    args.context_tokens = 1
+    prompt, left = reader.prompt(asked, hits)
+    assert left == 3 and all(ex.text in prompt for ex in task.train[:3]), "which would make no room"

@@ -1,4 +1,5 @@
 import random
+import re
 
 import numpy as np
 import pandas as pd
@@ -247,6 +248,8 @@ def test_a_context_too_small_loses_passages_from_the_end(questions, tiny_llama, 
         "did not fit the context and were left out" in row["note"]
         and "did not fit the context" in capsys.readouterr().out
     )
+    shown, lost = 4 * int(row["n_eval"]), int(re.search(r"(\d+) passages of", row["note"])[1])
+    assert 0 < lost < shown and float(row["recall_at_k"]) < 1.0, "of what is shown"
 
 
 def test_citations_are_asked_for_counted_and_not_scored(questions, tiny_llama, tiny_embedder, out, only_row):
