@@ -139,7 +139,7 @@ def main(argv=None):
     # 1. settings
     args = parse_args(argv)
     from harness.results import configurations, store
-    from harness.selector import decide, explain
+    from harness.selector import decide, explain, missing
 
     # 2. rows
     path = args.results or next((name for name in ("results.csv", "sample_results.csv") if Path(name).is_file()), None)
@@ -157,7 +157,7 @@ def main(argv=None):
     known = any(configurations.data_name(row) == decide.data_of(args) for row in rows)
     if args.dataset and Path(args.dataset).suffix in hub.FILE_TYPES and not known and not Path(args.dataset).exists():
         raise utils.UserError(f"--dataset {args.dataset}: no such file, and no row measures it")
-    rows, stale = decide.fresh(rows, args)
+    rows, stale = missing.fresh(rows, args)
     kept, skipped = configurations.select(rows)
     failed, dropped = ([row for row in rows if row["status"] in some] for some in (("oom", "failed"), ("dropped",)))
     decision = decide.decide(kept, args, failed, dropped, stale)

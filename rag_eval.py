@@ -110,7 +110,6 @@ def parse_args(argv=None):
 
 def check_args(parser, args):
     """Cross-checks that need no library. Returns args."""
-    args.max_new_tokens = args.max_new_tokens or (256 if args.answer_format == "number" else 32)
     measures = not (args.build_only or args.interactive)
     beir = measures and files.is_beir(files.data_folder(args))
     if beir and not args.chunk_tokens:

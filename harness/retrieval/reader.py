@@ -39,9 +39,9 @@ class Reader:
             attention=args.attn_implementation,
         )
         self.model, self.merged = adapters.merge_adapter(model)  # merged: a remark for the row, or None
-        limit = properties.context_length(self.model)
+        self.new_tokens, limit = prompting.answer_length(args, task), properties.context_length(self.model)
         # tokens of a prompt, None for no limit; a decoder's answer takes from the same context
-        self.room = limit and limit - (0 if self.model.config.is_encoder_decoder else args.max_new_tokens)
+        self.room = limit and limit - (0 if self.model.config.is_encoder_decoder else self.new_tokens)
         self.options = {
             "stop": prompting.task_stop(self.model, self.tokenizer, task, self.chat),
             "add_special_tokens": not self.chat,
@@ -105,7 +105,7 @@ class Reader:
                 self.model,
                 self.tokenizer,
                 [prompts[i][0] for i in asked],
-                self.args.max_new_tokens,
+                self.new_tokens,
                 batch_size,
                 progress=progress,
                 **self.options,
@@ -117,11 +117,7 @@ class Reader:
     def time(self, question, retrieve):
         """A generation.Timed of this question alone, text in to answer out. retrieve: () -> hits, timed as well."""
         return generation.time_request(
-            self.model,
-            self.tokenizer,
-            lambda: self.prompt(question, retrieve())[0],
-            self.args.max_new_tokens,
-            **self.options,
+            self.model, self.tokenizer, lambda: self.prompt(question, retrieve())[0], self.new_tokens, **self.options
         )
 
 

@@ -2,13 +2,12 @@
 
 import argparse
 import dataclasses
-import json
 from collections import Counter
 from pathlib import Path
 
 import utils
-from harness.results import commands, configurations, done_runs, outputs
-from harness.selector import candidates, from_data, lessons, promises, rules, serving
+from harness.results import commands, configurations
+from harness.selector import candidates, from_data, lessons, missing, promises, rules, serving
 from harness.selector.candidates import NEAR
 from harness.selector.decision import Decision, Undecided, data_of, flags_of_data, limits_of
 
@@ -27,7 +26,7 @@ def task_of(rows, args):
 
 def decide(rows, args, failed=(), dropped=(), stale=()):
     """The Decision for the flags. rows: those that count. failed: that ran out of memory, or failed. dropped: by races.
-    stale: what `fresh` remarks.
+    stale: what `missing.fresh` remarks.
 
     Without --dataset no data set's rows decide, and nothing is predicted unless --basis model asks for it. UserError if
     the only basis that is allowed cannot answer.
@@ -47,7 +46,7 @@ def decide(rows, args, failed=(), dropped=(), stale=()):
     for basis in bases:
         try:
             found = dataclasses.replace(answers[basis](), not_used=not_used)
-            hurried = no_time_for(rows, dropped, args) if basis == "rows" else []
+            hurried = missing.no_time_for(rows, dropped, args) if basis == "rows" else []
             compare = from_data.compare_command(rows, args) if basis != "rows" else None
             if compare and found.command:  # so that what it measures is found again
                 found = dataclasses.replace(found, command=f"{found.command} --results {from_data.COMPARED}")
@@ -58,49 +57,6 @@ def decide(rows, args, failed=(), dropped=(), stale=()):
 
 
 # ---- from rows
-
-
-def fresh(rows, args):
-    """(rows, [a remark]) without those of other contents of the file or folder that --dataset names: of earlier ones,
-    or of another file of this name.
-    """
-    done = done_runs.DoneRuns([])
-    here = [row for row in rows if args.dataset and configurations.data_name(row) == data_of(args)]
-    known = {id(row): done.is_stale(row, args.dataset) for row in here}
-    present = {row["eval_id"] for row in here if known[id(row)] is False}
-    past = {row["eval_id"] for row in here if known[id(row)]} - present  # of which the others cannot be told
-    stale = {id(row) for row in here if known[id(row)] or (known[id(row)] is None and row["eval_id"] in past)}
-    told = f"{len(stale)} rows are of other contents of {args.dataset}, or of its models, and not used"
-    return [row for row in rows if id(row) not in stale], [told] if stale else []
-
-
-def no_time_for(rows, dropped, args):
-    """[a remark] on what a race had no time to run whole on the named data set, and nothing has run whole since."""
-    here, out = ([row for row in some if configurations.data_name(row) == data_of(args)] for some in (rows, dropped))
-    names = [short_name(row) for row in out if row["note"].startswith("dropped for time")]
-    names = [*sorted(set(names) - set(map(short_name, here))), *never_begun(here, args)]
-    return [f"a race had no time to run these whole, which may be better: {'; '.join(names)}"] if names else []
-
-
-def never_begun(rows, args):
-    """[names] of what a race on the named data set has not even begun, as it says beside the results, and what has no
-    row since.
-    """
-    path = outputs.beside(args.results, "_race.json") if args.results else ""
-    told, done = utils.read_json(path, list, "--results") if Path(path).is_file() else [], done_runs.DoneRuns(rows)
-    try:
-        late = [one for one in told if (one["dropped"] or "").startswith("dropped for time") and not any(one["whole"])]
-        late = [one for one in late if not any(run for rung in one["rungs"] for run in rung)]
-        here = [one for one in late if Path(one.get("data", "")).name == data_of(args)]
-        cells = {one["name"]: [done_runs.identity(*cell) for cell in one.get("cells", ())] for one in here}
-        return [name for name, some in cells.items() if not any(cell in done.rows for cell in some)]
-    except (KeyError, TypeError, AttributeError):
-        raise utils.UserError(f"{path}: this is not what sweep.py --race writes; remove it") from None
-
-
-def short_name(row):
-    """A row in a few words."""
-    return f"{row['strategy']} {row['variant']}, {Path(row['model']).name}"
 
 
 def none_is_left(rows, dropped, args):
@@ -227,7 +183,7 @@ def from_rows(rows, args, failed=()):
         row = configuration.rows[0]
         return commands.command(row, always=commands.NAMED) if row["args"] else None
 
-    without = [*gone(failed, rows, args), *(gone_seeds(choice.configuration, failed) if choice else [])]
+    without = [*missing.gone(failed, rows, args), *(missing.gone_seeds(choice.configuration, failed) if choice else [])]
     untimed = [c.name for c in members if limits.latency_ms is not None and c.latency_ms is None]
     without += [f"not considered, since its latency was not measured: {'; '.join(untimed)}"] if untimed else []
     if choice:
@@ -250,35 +206,6 @@ def from_rows(rows, args, failed=()):
         untried=(thumb.choice, thumb.command) if new else None,
         cautions=[*(["nothing else was measured to compare it with"] if len(members) == 1 else []), *without],
     )
-
-
-def gone(failed, rows, args):
-    """[a remark] on configurations of the named data set that have no score. failed, rows: without and with one."""
-    ran, names = {configuration_of(row) for row in rows}, {"oom": [], "failed": []}
-    for row in failed:
-        here = configurations.data_name(row) == data_of(args) and args.device in (None, row["device"])
-        if here and configuration_of(row) not in ran:
-            names[row["status"]].append(short_name(row))
-    words = {"oom": "out of memory", "failed": "failed"}
-    told = [f"{words[status]}: {'; '.join(dict.fromkeys(some))}" for status, some in names.items() if some]
-    return [f"not compared, {', '.join(told)}"] if told else []
-
-
-def gone_seeds(configuration, failed):
-    """[a remark] on runs of a configuration with other seeds that have no score."""
-    one, alike = configurations.NO_CONFIGURATION, configuration_of(configuration.rows[0])
-    ran = {configuration_of(row, one) for row in configuration.rows}
-    lost = {configuration_of(row, one) for row in failed if configuration_of(row) == alike} - ran
-    return [f"{len(lost)} more of its runs failed or ran out of memory"] if lost else []
-
-
-def configuration_of(row, without=configurations.CHANGES_NOTHING):
-    """A text that rows of one configuration share, also those that ended before they could say what they evaluate, and
-    at which precision.
-    """
-    given = json.loads(row["args"] or "{}").get("precision")
-    settings = {**configurations.flags(row), "precision": given}
-    return done_runs.identity(row["script"], {key: value for key, value in settings.items() if key not in without})
 
 
 def recommended(decision, args, choice, ties, others, command):
@@ -364,7 +291,7 @@ def rule_cautions(args, failed):
     """What the rules had to assume, and what ran out of memory."""
     cautions = []
     if failed:
-        names = dict.fromkeys(map(short_name, failed))
+        names = dict.fromkeys(map(missing.short_name, failed))
         cautions.append(f"out of memory in the rows: {'; '.join(list(names)[:5])}")
     if args.data_size is None:
         cautions.append("no --data_size was given: the rules assume that there are no labelled examples")

@@ -1,3 +1,4 @@
+import importlib
 from types import SimpleNamespace
 
 import pytest
@@ -59,8 +60,6 @@ def test_unlabelled_inputs_were_drawn_by_no_label_and_are_not_evaluated(tmp_path
 def test_answers_to_instructions_may_be_as_long_from_a_prompt_as_from_a_trained_model(
     script, tmp_path, tiny_llama, out, only_row
 ):
-    import importlib
-
     rows = [{"instruction": f"say {i}", "output": f"the film {i} was good"} for i in range(24)]
     write_jsonl(tmp_path / "d.jsonl", rows)
     flags = ["--model", tiny_llama, "--dataset", str(tmp_path / "d.jsonl"), "--max_eval_samples", "2", *out]

@@ -30,6 +30,12 @@ def test_what_has_no_score_is_told(capsys, tmp_path):
     assert told == ["not compared, failed: probe full, m", "1 more of its runs failed or ran out of memory"]
     adaptive_selector.main(["--dataset", "data/d", "--results", str(tmp_path / "r.csv")])
     assert "3 rows not used" in capsys.readouterr().out
+    adaptive_selector.main(["--dataset", "data/d", "--results", str(tmp_path / "r.csv"), "--explain"])
+    assert "Note: not compared, failed: probe full, m." in capsys.readouterr().out
+    asked = ["--dataset", "data/d", "--results", str(tmp_path / "r.csv"), "--latency_ms", "1", "--model", "x/y"]
+    adaptive_selector.main([*asked, "--explain"])
+    said = capsys.readouterr().out
+    assert "None of the 1" in said and "Note: not compared" in said and "no row measures y, these are other" in said
 
 
 def measured_file(path, text, **cells):

@@ -61,7 +61,7 @@ def held(sentiment, tmp_path, monkeypatch):
                 )
                 row |= {"run_id": f"{name}-{what}-{cell.args['seed']}", "train_seconds": 10.0, "n_eval": n}
                 row |= {"args": json.dumps(cell.args), "input_id": provenance.input_id(cell.args)}
-                (folder / row["run_id"]).mkdir()
+                (folder / row["run_id"]).mkdir(exist_ok=True)
                 right = 10 * (whole if what == "whole" else SCORES)[name]
                 row = write_run(folder / row["run_id"], row, [i % 10 < right for i in range(n)])
                 row |= {"status": "failed"} if failed else {}
@@ -232,3 +232,14 @@ def test_a_probe_on_a_language_models_states_is_timed_where_time_is_short(tmp_pa
         held = race.Race(make_cells(path, args)[1], args, None)
         assert [racer.learns for racer in held.racers] == kinds
         assert ("label_budget" in held.racers[0].whole) == bool(flags)
+
+
+def test_the_record_keeps_races_on_other_data_and_can_be_written_again(held, sentiment, tmp_path):
+    other = shutil.copytree(sentiment, tmp_path / "other")
+    (other / "train.jsonl").write_text((other / "train.jsonl").read_text() + "\n")
+    first, *_ = held()
+    both, *_ = held(again=True, data=str(other))
+    assert [one["data"] for one in both] == [str(other)] * 3 + [sentiment] * 3 and both[3:] == first
+    third, *_ = held(again=True)
+    assert [one["data"] for one in third] == [sentiment] * 3 + [str(other)] * 3
+    assert third[0]["cells"][0][0] == "finetune.py" and third[0]["cells"][0][1]["label_budget"] == 100
